@@ -1,0 +1,68 @@
+"""speedup: turn a pruned model and its masks into a physically smaller model that gives the same answers.
+
+    >>> from speedup import ModelSpeedup
+    >>> ModelSpeedup(model, dummy_input, "masks.pt").speedup_model()
+
+For plugins: ``Rule`` and ``Movement`` (see ``speedup.rule`` and ``speedup.axes``), ``hookimpl``, ``variants``.
+"""
+
+from speedup.build import Kept
+from speedup.errors import (
+    CheckError,
+    InputError,
+    MaskError,
+    PluginConflictError,
+    PluginError,
+    RuleError,
+    SignatureError,
+    SpeedupError,
+    TraceError,
+)
+from speedup.facts import Bools, Constant, Fact, Floats, Unused
+from speedup.graph import Node, Value
+from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
+from speedup.infer import NodeFacts
+from speedup.keep import NodeKeep
+from speedup.movement import Movement
+from speedup.names import op_name, variants
+from speedup.plan import ModelSpeedup, Plan, plan
+from speedup.regular import kept_shape
+from speedup.registry import Registry, default_registry
+from speedup.rule import Rule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "Bools",
+    "CheckError",
+    "Constant",
+    "Fact",
+    "Floats",
+    "InputError",
+    "Kept",
+    "MaskError",
+    "ModelSpeedup",
+    "Movement",
+    "Node",
+    "NodeFacts",
+    "NodeKeep",
+    "Plan",
+    "PluginConflictError",
+    "PluginError",
+    "Registry",
+    "Rule",
+    "RuleError",
+    "SignatureError",
+    "SpeedupError",
+    "TraceError",
+    "Unused",
+    "Value",
+    "default_registry",
+    "hookimpl",
+    "hookspec",
+    "kept_shape",
+    "op_name",
+    "plan",
+    "variants",
+]

@@ -1,0 +1,337 @@
+"""The axes signature: one line that says how the axes of an op's operands belong together.
+
+Grammar (white space separates axes, commas separate operands)::
+
+    signature := operand ("," operand)* "->" operand ("," operand)*
+    operand   := axis* ["?"]          "?" marks an operand that may be missing (a bias)
+    axis      := NAME                 an axis; one name is one axis wherever it stands
+               | "(" NAME NAME … ")"  one axis that is the row-major product of several: (g o)
+               | "*"                  any number of axes, entry for entry, broadcasting from the right
+               | "~" [COUNT]          COUNT (or any number of) axes whose entries mix: every output entry
+                                      may read every input entry, and sizes may differ (a convolution window)
+               | "~NAME"              one axis whose entries mix
+               | "1"                  an axis of size 1
+    "..."     as the last input operand: any number of further operands like the one before it
+
+What the engine reads off a signature:
+
+* a name in an input and in an output is *mapped*: entry j of one belongs to entry j of the other;
+* a name in inputs only is *contracted* (summed over): the operands that have it are multiplied, the rest are added;
+* ``~`` axes are *mixed*: they stay whole, and a fact counts only when it holds all along them.
+
+Example:
+    >>> layout = parse("* i, o i, o? -> * o").bind([(2, 3), (5, 3), None], [(2, 5)])
+    >>> layout.sizes["o"], sorted(layout.contracted)
+    (5, ['i'])
+
+The notation follows einops (https://einops.rocks); groups in parentheses mean the same there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from speedup.errors import SignatureError
+
+Shape = tuple[int, ...]
+Array = npt.NDArray[np.generic]
+
+_TOKEN = re.compile(r"\s*(\.\.\.|->|~?[A-Za-z_]\w*|~\d*|[*(),?1])")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One item of an operand: ``names`` of its factors; ``star`` and ``count`` for the variadic kinds."""
+
+    names: tuple[str, ...] = ()
+    star: bool = False
+    mixed: int | None = None  # None: not a bare "~"; -1: any number of mixed axes; else that many
+
+    @property
+    def variadic(self) -> bool:
+        return self.star or self.mixed == -1
+
+
+@dataclass(frozen=True)
+class Operand:
+    axes: tuple[Axis, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A parsed signature; ``bind`` fits it to actual shapes."""
+
+    text: str
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    repeated: bool = False
+
+    def bind(self, inputs: Sequence[Shape | None], outputs: Sequence[Shape]) -> Layout:
+        """Fit the signature to shapes; ``None`` stands for a missing optional operand.
+
+        Raises:
+            SignatureError: shapes that do not fit; the message restates the signature and the shapes.
+        """
+        specs = list(self.inputs)
+        if self.repeated:
+            specs += [specs[-1]] * (len(inputs) - len(specs))
+        if len(specs) < len(inputs) or any(not s.optional for s in specs[len(inputs) :]):
+            raise self._misfit(inputs, outputs, f"it has {len(specs)} input operands, the call {len(inputs)}")
+        if len(outputs) != len(self.outputs):
+            raise self._misfit(inputs, outputs, f"it has {len(self.outputs)} outputs, the call {len(outputs)}")
+        for number, (spec, shape) in enumerate(zip(specs, inputs, strict=False)):
+            if shape is None and not spec.optional:
+                raise self._misfit(inputs, outputs, f"operand {number} is missing and not marked with '?'")
+        rows: list[tuple[Operand, Shape | None]] = [*zip(specs, inputs, strict=False)]
+        rows += zip(self.outputs, outputs, strict=True)
+        try:
+            return _bind(rows, len(inputs))
+        except ValueError as error:
+            raise self._misfit(inputs, outputs, str(error)) from None
+
+    def _misfit(self, inputs: Sequence[Shape | None], outputs: Sequence[Shape], why: str) -> SignatureError:
+        shapes = ", ".join(str(s) for s in inputs) + " -> " + ", ".join(str(s) for s in outputs)
+        return SignatureError(f"signature {self.text!r} does not fit the shapes {shapes}: {why}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A signature bound to shapes: for every operand (inputs, then outputs) the names behind each of its axes.
+
+    The engine computes in *named space*: arrays with one axis per name, in the order of ``names``, of size 1 where
+    they do not vary. ``to_named`` and ``from_named`` go there and back.
+    """
+
+    names: tuple[str, ...]
+    sizes: dict[str, int]
+    operands: tuple[tuple[tuple[str, ...], ...] | None, ...]
+    n_inputs: int
+    mixed: frozenset[str]
+    contracted: frozenset[str] = field(default=frozenset())
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.operands) - self.n_inputs
+
+    def present(self, k: int) -> bool:
+        return self.operands[k] is not None
+
+    def names_of(self, k: int) -> frozenset[str]:
+        """The names that operand ``k`` varies along."""
+        return frozenset(n for dim in self.operands[k] or () for n in dim)
+
+    def shared(self, k: int) -> frozenset[str]:
+        """The names of operand ``k`` that are not private to it (mixed axes are)."""
+        return self.names_of(k) - self.mixed
+
+    def to_named(self, k: int, array: Array) -> Array:
+        """Bring an array that broadcasts to operand ``k`` into named space."""
+        dims = self.operands[k]
+        assert dims is not None
+        shape: list[int] = []
+        order: list[str] = []
+        for size, dim in zip(array.shape, dims, strict=True):
+            shape += [1] * len(dim) if size == 1 else [self.sizes[n] for n in dim]
+            order += dim
+        factored = array.reshape(shape)
+        by_name = dict(zip(order, range(len(order)), strict=True))
+        here = [n for n in self.names if n in by_name]
+        factored = factored.transpose([by_name[n] for n in here])
+        return factored.reshape([factored.shape[here.index(n)] if n in by_name else 1 for n in self.names])
+
+    def from_named(self, k: int, array: Array) -> Array:
+        """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
+        dims = self.operands[k]
+        assert dims is not None
+        flat = [n for dim in dims for n in dim]
+        array = array.transpose(
+            [self.names.index(n) for n in flat] + [p for p, n in enumerate(self.names) if n not in flat]
+        ).reshape([array.shape[self.names.index(n)] for n in flat])
+        shape: list[int] = []
+        wide: list[int] = []
+        at = 0
+        for dim in dims:
+            part = array.shape[at : at + len(dim)]
+            full = any(s > 1 for s in part)
+            wide += [self.sizes[n] if full else 1 for n in dim]
+            shape.append(prod(self.sizes[n] for n in dim) if full else 1)
+            at += len(dim)
+        return np.broadcast_to(array, wide).reshape(shape)
+
+    def axes(self, names: frozenset[str] | set[str]) -> tuple[int, ...]:
+        """Positions of ``names`` in named space."""
+        return tuple(p for p, n in enumerate(self.names) if n in names)
+
+    def project_any(self, k: int, array: Array) -> Array:
+        """Reduce a named bool array to the shared names of operand ``k``: true where any entry is."""
+        return array.any(axis=self.axes(set(self.names) - self.shared(k)), keepdims=True)
+
+    def project_all(self, k: int, array: Array) -> Array:
+        """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
+        return array.all(axis=self.axes(set(self.names) - self.shared(k)), keepdims=True)
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Signature:
+    """Parse a signature.
+
+    Raises:
+        SignatureError: a fault in the text; the message points at its position.
+    """
+    tokens: list[tuple[str, int]] = []
+    at = 0
+    while at < len(text.rstrip()):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise _fault(text, at, "this is no axis, operand or arrow")
+        tokens.append((match.group(1), match.start(1)))
+        at = match.end()
+    arrows = [i for i, (t, _) in enumerate(tokens) if t == "->"]
+    if len(arrows) != 1:
+        raise _fault(text, len(text), "a signature has exactly one '->'")
+    inputs, repeated = _operands(text, tokens[: arrows[0]])
+    outputs, more = _operands(text, tokens[arrows[0] + 1 :])
+    if more:
+        raise _fault(text, text.rfind("..."), "'...' may stand among the inputs only")
+    return Signature(text, inputs, outputs, repeated)
+
+
+def _operands(text: str, tokens: list[tuple[str, int]]) -> tuple[tuple[Operand, ...], bool]:
+    operands: list[Operand] = []
+    axes: list[Axis] = []
+    group: list[str] | None = None
+    optional = repeated = False
+    for token, at in [*tokens, (",", len(text))]:
+        if token == "(":
+            if group is not None:
+                raise _fault(text, at, "groups do not nest")
+            group = []
+        elif token == ")":
+            if not group:
+                raise _fault(text, at, "an empty group, or ')' without '('")
+            axes.append(Axis(tuple(group)))
+            group = None
+        elif group is not None:
+            if not token.lstrip("~").isidentifier():
+                raise _fault(text, at, "a group holds names only")
+            group.append(token)
+        elif token == ",":
+            if sum(a.variadic for a in axes) > 1:
+                raise _fault(text, at, "an operand has at most one '*' or '~' without a count")
+            if not repeated:
+                operands.append(Operand(tuple(axes), optional))
+            axes, optional = [], False
+        elif repeated:
+            raise _fault(text, at, "'...' stands last")
+        elif token == "...":
+            if not operands or axes:
+                raise _fault(text, at, "'...' repeats the operand before it and stands alone")
+            repeated = True
+        elif token == "?":
+            optional = True
+        elif token == "*":
+            axes.append(Axis(star=True))
+        elif token == "1":
+            axes.append(Axis())
+        elif token == "~" or token[1:].isdigit():
+            axes.append(Axis(mixed=int(token[1:] or -1)))
+        else:
+            axes.append(Axis((token,)))
+    if group is not None:
+        raise _fault(text, len(text), "'(' without ')'")
+    return tuple(operands), repeated
+
+
+def _fault(text: str, at: int, why: str) -> SignatureError:
+    return SignatureError(f"{why}\n    {text}\n    {' ' * at}^")
+
+
+def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int) -> Layout:
+    """Assign names to every axis of every operand, then solve for the sizes."""
+    bound: list[list[tuple[tuple[str, ...], int]] | None] = []
+    mixed: set[str] = set()
+    for k, (spec, shape) in enumerate(rows):
+        bound.append(None if shape is None else _bind_operand(spec, shape, k, mixed))
+    sizes = _solve(bound)
+    operands: list[tuple[tuple[str, ...], ...] | None] = []
+    for dims in bound:
+        if dims is None:
+            operands.append(None)
+            continue
+        # An axis of size 1 against a larger one broadcasts: the operand does not vary along that name.
+        operands.append(tuple(() if size == 1 and prod(sizes[n] for n in names) != 1 else names for names, size in dims))
+    order: dict[str, None] = {}
+    for named in operands:
+        for dim in named or ():
+            order.update(dict.fromkeys(dim))
+    produced = {n for named in operands[n_inputs:] for dim in named or () for n in dim}
+    contracted = frozenset(n for n in order if n not in produced and n not in mixed)
+    for dims, named in zip(bound, operands, strict=True):
+        for (_, size), dim in zip(dims or (), named or (), strict=True):
+            if dim and prod(sizes[n] for n in dim) != size:
+                raise ValueError(f"an axis of size {size} should be {' x '.join(f'{n}={sizes[n]}' for n in dim)}")
+    return Layout(
+        tuple(order), {n: sizes[n] for n in order}, tuple(operands), n_inputs, frozenset(mixed & set(order)), contracted
+    )
+
+
+def _bind_operand(spec: Operand, shape: Shape, k: int, mixed: set[str]) -> list[tuple[tuple[str, ...], int]]:
+    fixed = sum(max(a.mixed, 0) if a.mixed is not None else 1 for a in spec.axes if not a.variadic)
+    room = len(shape) - fixed
+    if room < 0 or (room > 0 and not any(a.variadic for a in spec.axes)):
+        raise ValueError(f"operand {k} has {len(shape)} axes, not {fixed}")
+    dims: list[tuple[tuple[str, ...], int]] = []
+    for axis in spec.axes:
+        if axis.star:
+            for right in range(room, 0, -1):
+                dims.append(((f"*{right}",), shape[len(dims)]))
+        elif axis.mixed is not None:
+            for number in range(room if axis.mixed == -1 else axis.mixed):
+                mixed.add(f"~{k}.{number}")
+                dims.append(((f"~{k}.{number}",), shape[len(dims)]))
+        else:
+            names = tuple(f"{n}@{k}" if n.startswith("~") else n for n in axis.names)
+            mixed.update(n for n in names if n.startswith("~"))
+            dims.append((names, shape[len(dims)]))
+    return dims
+
+
+def _solve(bound: list[list[tuple[tuple[str, ...], int]] | None]) -> dict[str, int]:
+    """Sizes of all names: single axes say theirs, a group with one unknown factor yields it."""
+    sizes: dict[str, int] = {}
+    groups: list[tuple[tuple[str, ...], int]] = []
+    for dims in bound:
+        for names, size in dims or ():
+            if len(names) == 1:
+                known = sizes.setdefault(names[0], size)
+                if known == 1:
+                    sizes[names[0]] = size
+                elif size not in (1, known):
+                    raise ValueError(f"axis {names[0]!r} has sizes {known} and {size}")
+            elif names:
+                groups.append((names, size))
+    while groups:
+        left = []
+        for names, size in groups:
+            unknown = [n for n in names if n not in sizes]
+            known = prod(sizes[n] for n in names if n in sizes)
+            if not unknown:
+                continue
+            if len(unknown) == 1:
+                if known == 0 or size % known:
+                    raise ValueError(f"an axis of size {size} cannot be split into {' x '.join(names)}")
+                sizes[unknown[0]] = size // known
+            else:
+                left.append((names, size))
+        if len(left) == len(groups):
+            raise ValueError(f"the sizes of {', '.join(left[0][0])} cannot be told apart")
+        groups = left
+    return sizes

@@ -1,0 +1,173 @@
+"""From keep sets to new tensors and modules, made beside the old ones: nothing of the model is touched here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import torch
+from torch import nn
+
+from speedup import fold
+from speedup.errors import RuleError, SpeedupError
+from speedup.facts import Bools
+from speedup.graph import Graph, Node, Value
+from speedup.keep import KeepSets, NodeKeep
+from speedup.regular import cut, kept_shape, ragged_axis
+from speedup.shell import shell_of
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a rule's ``replace`` is given.
+
+    Attributes:
+        module: the module to be replaced; it must not be changed.
+        tensors: the new parameters and buffers by attribute name, a gained bias included.
+    """
+
+    module: nn.Module
+    tensors: dict[str, torch.Tensor]
+    node: Node
+    sets: tuple[Bools, ...]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of operands and outputs in the small model."""
+        return [kept_shape(k, v.shape) for k, v in zip(self.sets, self.node.values, strict=True) if v is not None]
+
+    def size(self, names: str) -> int:
+        """The new size of an axis, or of a product of axes: ``keep.size("g o")``."""
+        return prod(self._one(n) for n in names.split())
+
+    def _one(self, name: str) -> int:
+        layout = self.node.layout
+        best = layout.sizes.get(name)
+        if best is None:
+            raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
+        for k, dims in enumerate(layout.operands):
+            if dims is None or name not in layout.names_of(k):
+                continue
+            named = layout.to_named(k, self.sets[k])
+            axis = layout.names.index(name)
+            if named.shape[axis] > 1 and named.any():
+                if ragged_axis(named) == axis:
+                    return int(named.sum(axis=axis).max())
+                return int(named.any(axis=tuple(a for a in range(named.ndim) if a != axis)).sum())
+        return best
+
+
+@dataclass(eq=False)
+class Parts:
+    """New modules by path, to be put in the place of the old ones; each stands for all paths of its old module."""
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    gained: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
+    """Make the new tensors and modules.
+
+    Raises:
+        RuleError: a rule raised in ``replace`` or returned no module.
+    """
+    parts = Parts()
+    folded, gained = _folds(graph, keeps)
+    fresh: dict[Value, torch.Tensor] = {}
+    for value in graph.sources:
+        keep = keeps.sets[value]
+        whole = bool(keep.all()) or not value.uses
+        if whole and value not in folded and value not in keeps.facts.masked:
+            continue
+        assert value.tensor is not None
+        tensor = folded.get(value, value.tensor.detach())
+        tensor = tensor.clone() if whole else cut(tensor, keep).contiguous()
+        fresh[value] = _like(value.tensor, tensor)
+        for name in value.names:
+            parts.tensors[name] = fresh[value]
+    _replace_modules(graph, keeps, model, fresh, gained, parts)
+    _replace_owners(model, parts)
+    return parts
+
+
+def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], dict[Node, dict[str, torch.Tensor]]]:
+    folded: dict[Value, torch.Tensor] = {}
+    gained: dict[Node, dict[str, torch.Tensor]] = {}
+    for node in graph.nodes:
+        if node.rule is None or not node.rule.folds(node):
+            continue
+        keep = NodeKeep(keeps, node)
+        for target, tensor in fold.fold(node.rule, node, keep).items():
+            if isinstance(target, Value):
+                folded[target] = tensor
+            else:
+                out = keep.sets[node.layout.n_inputs]
+                named = node.layout.to_named(node.layout.n_inputs, out)
+                chosen = torch.from_numpy(fold.flat_output(node, named).copy())
+                gained.setdefault(node, {})[target] = tensor[chosen.to(tensor.device)]
+    return folded, gained
+
+
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new tensor as a parameter like the old one, with its ``requires_grad`` and attributes."""
+    if not isinstance(old, nn.Parameter):
+        return new
+    made = nn.Parameter(new, requires_grad=old.requires_grad)
+    made.__dict__.update(old.__dict__)
+    return made
+
+
+def _replace_modules(
+    graph: Graph,
+    keeps: KeepSets,
+    model: nn.Module,
+    fresh: dict[Value, torch.Tensor],
+    gained: dict[Node, dict[str, torch.Tensor]],
+    parts: Parts,
+) -> None:
+    for node in graph.nodes:
+        if node.module is None or node.rule is None or node.path in parts.modules:
+            continue
+        held = {n: fresh[v] for n in node.attributes if (v := node.tensors[node.attributes[n]]) in fresh}
+        for name, tensor in gained.get(node, {}).items():
+            weight = next(v for v in node.operands if v is not None and v.is_source)
+            assert weight.tensor is not None
+            held[name] = nn.Parameter(tensor, requires_grad=weight.tensor.requires_grad)
+            parts.gained[f"{node.path}.{name}" if node.path else name] = held[name]
+        sets = tuple(keeps.sets[v] if v is not None else np.ones((), dtype=bool) for v in node.values)
+        if not held and all(s.all() for s in sets):
+            continue
+        try:
+            made = node.rule.replace(node, Kept(model.get_submodule(node.path), held, node, sets))
+        except SpeedupError:
+            raise
+        except Exception as error:
+            raise RuleError(f"rule {node.rule.name!r} raised in replace at {node.label} ({node.where}): {error!r}") from error
+        if not isinstance(made, nn.Module):
+            raise RuleError(f"rule {node.rule.name!r}: replace returned {made!r} at {node.label}, not a module")
+        parts.modules[node.path] = made
+
+
+def _replace_owners(model: nn.Module, parts: Parts) -> None:
+    """Put new tensors into the modules that own them and that no rule has replaced with them inside."""
+    shells: dict[int, nn.Module] = {}
+    for path, made in parts.modules.items():
+        shells[id(model.get_submodule(path))] = made
+    for name, tensor in parts.tensors.items():
+        path, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(path)
+        shell = shells.get(id(owner))
+        if shell is None:
+            shell = shells[id(owner)] = parts.modules[path] = shell_of(owner)
+        if isinstance(tensor, nn.Parameter):
+            if shell._parameters.get(attribute) is not tensor:
+                setattr(shell, attribute, tensor)
+        elif attribute in shell._buffers:
+            shell._buffers[attribute] = tensor
+
+
+def planned_shape(keeps: KeepSets, value: Value) -> tuple[int, ...]:
+    """The shape that a value should have in the small model."""
+    return kept_shape(keeps.sets[value], value.shape)

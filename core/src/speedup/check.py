@@ -1,0 +1,163 @@
+"""The check before anything is committed: the new model runs once and is compared with the plan and the masked model.
+
+Call by call the sizes, then the numbers of the outputs. A size that differs from the plan means that the forward holds a
+size of its own (a literal, an attribute): those indices are locked and planned again. Numbers that differ mean a wrong
+rule: the model is refused, and the first call that differs is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from speedup.errors import CheckError, SpeedupError
+from speedup.facts import nothing
+from speedup.graph import Graph, Node
+from speedup.keep import KeepSets, Lock
+from speedup.regular import cut, kept_shape
+from speedup.registry import Registry
+from speedup.trace.recorder import trace
+
+# Largest accepted difference, relative to the largest entry of the output.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+
+
+def check(
+    model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], graph: Graph, keeps: KeepSets, registry: Registry
+) -> list[Lock]:
+    """Run the changed model; the locks that its sizes ask for, none when it agrees with the plan.
+
+    Raises:
+        CheckError: the outputs differ.
+    """
+    try:
+        again = trace(model, *inputs, registry)
+    except SpeedupError:
+        raise
+    except Exception as error:
+        nodes, _ = getattr(error, "speedup_trace", ([], ""))
+        locks = _size_locks(graph, keeps, nodes)
+        if locks:
+            return locks
+        failed = next(iter(graph.nodes[len(nodes) : len(nodes) + 1]), None)
+        if failed is None:
+            raise CheckError(f"the small model raises {error!r}") from error
+        return _lock_call(failed, graph, keeps, _changed_axes(failed, keeps), f"the call fails on fewer indices: {error}")
+    locks = _size_locks(graph, keeps, again.nodes)
+    if locks:
+        return locks
+    worst = difference(graph.reference, again.reference)
+    if worst is not None:
+        raise CheckError(worst)
+    return []
+
+
+def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> str | None:
+    """What differs between two lists of outputs beyond rounding, None when nothing does."""
+    if len(wanted) != len(got):
+        return f"the small model returns {len(got)} tensors, the masked one {len(wanted)}"
+    for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"output {number} is {tuple(b.shape)} {b.dtype} instead of {tuple(a.shape)} {a.dtype}"
+        error, scale = _distance(a, b)
+        if error > _TOLERANCE.get(a.dtype, 0.0) * scale:
+            return f"output {number} differs by {error:.3g} (its largest entry is {scale:.3g})"
+    return None
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    if a.numel() == 0:
+        return 0.0, 0.0
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    a, b = a.detach().to("cpu", wide), b.detach().to("cpu", wide)
+    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
+    gap = torch.where(same, torch.zeros((), dtype=wide), a - b).abs()
+    finite = torch.where(torch.isfinite(a), a, torch.zeros((), dtype=wide)).abs()
+    error = float(torch.nan_to_num(gap, nan=float("inf")).max())
+    return error, float(finite.max())
+
+
+def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lock]:
+    for old, new in zip(graph.nodes, nodes, strict=False):
+        if old.op_name != new.op_name or len(old.outputs) != len(new.outputs):
+            return _lock_call(old, graph, keeps, None, "the small model takes another path from here")
+        for number, (a, b) in enumerate(zip(old.outputs, new.outputs, strict=True)):
+            planned = kept_shape(keeps.sets[a], a.shape)
+            if planned != b.shape:
+                axes = _stale_axes(a.shape, planned, b.shape)
+                return _lock_call(old, graph, keeps, (number, axes), _why(a.shape, planned, b.shape))
+    return []
+
+
+def _stale_axes(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) -> tuple[int, ...] | None:
+    if len(planned) != len(got):
+        return None
+    wrong = [a for a in range(len(full)) if planned[a] != got[a]]
+    stale = [a for a in wrong if got[a] == full[a]]
+    return tuple(stale or wrong)
+
+
+def _changed_axes(node: Node, keeps: KeepSets) -> tuple[int, tuple[int, ...]] | None:
+    """The axes of a call's only output that the plan makes smaller."""
+    if len(node.outputs) != 1:
+        return None
+    value = node.outputs[0]
+    planned = kept_shape(keeps.sets[value], value.shape)
+    return 0, tuple(a for a, (p, f) in enumerate(zip(planned, value.shape, strict=True)) if p != f)
+
+
+def _why(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) -> str:
+    return f"the code of the call holds a size: it gives {got} where {planned} is left of {full}"
+
+
+def _lock_call(
+    node: Node, graph: Graph, keeps: KeepSets, at: tuple[int, tuple[int, ...] | None] | None, why: str
+) -> list[Lock]:
+    """Lock a call, and all others from the same line of source, which hold the same size."""
+    locks = []
+    for other in graph.nodes:
+        same = other is node or (node.where and other.where == node.where and other.op_name == node.op_name)
+        if not same or len(other.outputs) != len(node.outputs):
+            continue
+        reason = f"{why} ({other.where})"
+        if at is not None and at[1] is not None:
+            locks.append(Lock(other.outputs[at[0]].number, at[1], reason))
+        else:
+            locks += [Lock(v.number, None, reason) for v in (*other.tensors, *other.outputs)]
+    new = [k for k in locks if not _held(k, graph, keeps)]
+    if not new:
+        new = [Lock(v.number, None, f"{why} ({node.where})") for v in (*node.tensors, *node.outputs)]
+        if all(_held(k, graph, keeps) for k in new):
+            raise CheckError(f"{node.label} cannot be planned: {why} ({node.where})")
+    return new
+
+
+def _held(lock: Lock, graph: Graph, keeps: KeepSets) -> bool:
+    """Whether a lock would change nothing."""
+    value = graph.values[lock.value]
+    keep = keeps.sets[value]
+    if lock.axes is None:
+        return bool(keep.all())
+    return all(bool(keep.any(axis=tuple(b for b in range(keep.ndim) if b != a)).all()) for a in lock.axes)
+
+
+def first_difference(graph: Graph, keeps: KeepSets, wanted: Sequence[list[torch.Tensor]], got: Sequence[list[torch.Tensor]]) -> str:
+    """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
+    for node, old, new in zip(graph.nodes, wanted, got, strict=False):
+        for value, a, b in zip(node.outputs, old, new, strict=False):
+            unused = keeps.facts.unused(value)
+            keep = keeps.sets[value]
+            a = torch.where(torch.from_numpy(np.broadcast_to(unused, a.shape).copy()).to(a.device), torch.zeros_like(a), a)
+            small = cut(a, keep)
+            if small.shape != b.shape:
+                return f"first at {node.label}, {node.where}"
+            idle = cut(torch.from_numpy(np.broadcast_to(unused | nothing(value.ndim), value.shape).copy()), keep)
+            worst = difference([small], [torch.where(idle.to(b.device), torch.zeros_like(b), b)])
+            if worst:
+                rule = f"rule {node.rule.name!r}" if node.rule is not None else "no rule"
+                return f"first at {node.label}, {rule}, {node.where}: {worst.replace('output 0', 'it')}"
+    return ""

@@ -1,0 +1,71 @@
+"""Putting new tensors and modules into the model, and taking them out again.
+
+Modules keep their identity: the contents of the new one move into the old one, so references, hooks and handles that
+the user holds stay good. Only a module of another class takes the old one's place in its parents.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from speedup.build import Parts
+from speedup.errors import SpeedupError
+from speedup.trace.sandbox import Attributes
+
+
+class Transaction:
+    """The changes of one ``Parts`` to one model; ``undo`` takes them back, bit for bit."""
+
+    def __init__(self, model: nn.Module, parts: Parts) -> None:
+        self.model = model
+        self.parts = parts
+        self._saved: list[Attributes] = []
+
+    def apply(self) -> None:
+        """Swap everything in; on any error everything is put back before it is raised."""
+        try:
+            targets = [(path, self.model.get_submodule(path), made) for path, made in self.parts.modules.items()]
+            for path, old, made in targets:
+                if type(made) is type(old):
+                    self._move_into(old, made)
+                else:
+                    self._put_in_place_of(path, old, made)
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        for attributes in reversed(self._saved):
+            attributes.restore()
+        self._saved.clear()
+
+    def _move_into(self, old: nn.Module, made: nn.Module) -> None:
+        self._saved.append(Attributes(old))
+        for name, value in made.__dict__.items():
+            current = old.__dict__.get(name)
+            if isinstance(current, dict) and isinstance(value, dict):
+                _update(current, value)
+            elif isinstance(current, list) and isinstance(value, list):
+                current[:] = value
+            elif name != "training":
+                old.__dict__[name] = value
+
+    def _put_in_place_of(self, path: str, old: nn.Module, made: nn.Module) -> None:
+        if old is self.model:
+            raise SpeedupError(f"the model itself cannot become a {type(made).__name__}; wrap it in a module")
+        made.training = old.training
+        for parent in self.model.modules():
+            names = [n for n, child in parent._modules.items() if child is old]
+            if names:
+                self._saved.append(Attributes(parent))
+                for name in names:
+                    parent._modules[name] = made
+
+
+def _update(current: dict[Any, Any], value: dict[Any, Any]) -> None:
+    if list(current) == list(value) and all(current[k] is value[k] for k in value):
+        return
+    current.clear()
+    current.update(value)

@@ -1,0 +1,127 @@
+"""The two facts that are known of a tensor, and the arrays that hold them.
+
+*constant* (flows forward): entries whose value does not depend on the model's input, with that value.
+*unused* (flows backward): entries that no output of the model depends on.
+
+Fact arrays *broadcast* to the tensor's shape: they have size 1 on every axis along which the fact does not vary, so a
+fact about the channels of a feature map is (1, C, 1, 1) and stays cheap whatever the image size.
+
+In the words of dataflow analysis: constant propagation and liveness, each with the lattice of sets of entries ordered
+by inclusion; a rule may only ever add entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Entries with a known value.
+
+    Attributes:
+        mask: bool, broadcasts to the tensor's shape; True where the entry is constant.
+        value: float64, same rule; what is not masked has no meaning.
+    """
+
+    mask: Bools
+    value: Floats
+
+    @property
+    def zero(self) -> Bools:
+        """Entries that are constant 0."""
+        return self.mask & (self.value == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Unused:
+    """Entries that this reader does not need.
+
+    Attributes:
+        mask: bool, broadcasts to the tensor's shape; True where the entry is not read.
+    """
+
+    mask: Bools
+
+
+Fact = Constant | Unused
+
+
+def compact_axes(*arrays: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.generic], ...]:
+    """Reduce every axis along which none of the arrays (of one shape) varies to size 1."""
+    if not arrays:
+        return ()
+    out = list(np.broadcast_arrays(*arrays))
+    for axis in sorted(range(out[0].ndim), key=lambda a: -out[0].shape[a]):
+        if out[0].shape[axis] == 1:
+            continue
+        first = [slice(None)] * out[0].ndim
+        first[axis] = slice(0, 1)
+        head = tuple(first)
+        if all(_same(a, a[head]) for a in out):
+            out = [a[head] for a in out]
+    return tuple(out)
+
+
+def _same(a: npt.NDArray[np.generic], head: npt.NDArray[np.generic]) -> bool:
+    if a.dtype.kind == "f":
+        return bool(((a == head) | ((a != a) & (head != head))).all())
+    return bool((a == head).all())
+
+
+def constant(mask: Bools, value: Floats) -> Constant | None:
+    """A Constant in compact form, or None where nothing is constant; entries that are not finite do not count."""
+    mask = mask & np.isfinite(value)
+    if not mask.any():
+        return None
+    small, values = compact_axes(mask, np.where(mask, value, 0.0))
+    return Constant(small.astype(bool, copy=False), values.astype(np.float64, copy=False))
+
+
+def nothing(ndim: int) -> Bools:
+    """The empty fact for a tensor of ``ndim`` axes."""
+    return np.zeros((1,) * ndim, dtype=bool)
+
+
+def everything(ndim: int) -> Bools:
+    """The full fact for a tensor of ``ndim`` axes."""
+    return np.ones((1,) * ndim, dtype=bool)
+
+
+def widen(array: Bools, axis: int, size: int) -> Bools:
+    """The same fact with ``axis`` written out to its full size."""
+    if array.shape[axis] == size:
+        return array
+    return np.repeat(array, size, axis=axis)
+
+
+def any_product(left: Bools, right: Bools, over: tuple[int, ...]) -> Bools:
+    """``(left & right).any(over)`` without building the product; arrays of equal rank with size-1 axes."""
+    for axis in over:
+        if left.shape[axis] == 1:
+            right = right.any(axis=axis, keepdims=True)
+        elif right.shape[axis] == 1:
+            left = left.any(axis=axis, keepdims=True)
+    if all(left.shape[a] == 1 for a in over):
+        return left & right
+    return sum_product(left.astype(np.float32), right.astype(np.float32), over) > 0
+
+
+def sum_product(left: npt.NDArray[Any], right: npt.NDArray[Any], over: tuple[int, ...]) -> npt.NDArray[Any]:
+    """``(left * right).sum(over)`` without building the product; size-1 axes of one operand broadcast."""
+    ndim = left.ndim
+    here = [a for a in range(ndim) if left.shape[a] > 1]
+    there = [a for a in range(ndim) if right.shape[a] > 1]
+    out = [a for a in range(ndim) if (a in here or a in there) and a not in over]
+    summed = np.einsum(
+        left.reshape([left.shape[a] for a in here]), here, right.reshape([right.shape[a] for a in there]), there, out,
+        optimize=True,
+    )
+    return np.asarray(summed).reshape([max(left.shape[a], right.shape[a]) if a in out else 1 for a in range(ndim)])

@@ -1,0 +1,349 @@
+"""The flow of both facts through an op, derived from its axes signature.
+
+Two kinds of op, told apart by the signature:
+
+* *pointwise*: every shared axis of the inputs is in the output. An output entry is constant where all operands are, or
+  where one that is 0 makes the others irrelevant (``annihilates``); its value is found by running the call.
+* *contraction*: out[o] = sum over i of x[i] · w[o, i] + bias[o]. A term is constant where a factor is 0 or all are
+  constant; an output is constant where all its terms are; x[i] is unused where every w[o, i] is 0 or out[o] unused.
+
+All of it is computed in named space (see ``speedup.axes``), where arrays have size 1 along names that do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from speedup.axes import Layout
+from speedup.facts import Bools, Constant, Fact, Floats, Unused, any_product, compact_axes, constant, sum_product
+from speedup.graph import Node
+
+if TYPE_CHECKING:
+    from speedup.infer import NodeFacts
+    from speedup.rule import Rule
+
+
+def from_weight(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+    """Constant outputs and unused inputs that the masks of the weights alone make."""
+    found = _constants(rule, node, _Named(node, facts, weights_only=True))
+    found.update(_unused(rule, node, _Named(node, facts, weights_only=True), outputs=False))
+    return found
+
+
+def from_input(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+    """Constant outputs."""
+    return _constants(rule, node, _Named(node, facts))
+
+
+def from_output(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+    """Unused operands."""
+    return _unused(rule, node, _Named(node, facts), outputs=True)
+
+
+class _Named:
+    """The facts at a node in named space; mixed axes are reduced: a fact must hold, and be the same, all along them."""
+
+    def __init__(self, node: Node, facts: NodeFacts, weights_only: bool = False) -> None:
+        self.node = node
+        self.facts = facts
+        self.layout: Layout = node.layout
+        self.weights_only = weights_only
+        self.inputs = [k for k in range(self.layout.n_inputs) if self.layout.present(k)]
+        self._nowhere = np.zeros((1,) * len(self.layout.names), dtype=bool)
+
+    def _known(self, k: int) -> bool:
+        return not self.weights_only or self.facts.is_weight(k)
+
+    def mask(self, k: int) -> Bools:
+        """Constant along all mixed axes with one value."""
+        if not self._known(k):
+            return self._nowhere
+        mask = self.facts.mask(k)
+        axes = self.layout.axes(self.layout.mixed)
+        if self.facts.is_weight(k):
+            return ~self._nowhere
+        named: Bools = self.layout.to_named(k, mask)
+        if not named.any():
+            return self._nowhere
+        value = self.layout.to_named(k, np.broadcast_to(self.facts.value(k), mask.shape))
+        same = np.where(named, value, 0)
+        same = same.max(axis=axes, keepdims=True) == same.min(axis=axes, keepdims=True)
+        return self.layout.project_all(k, named) & same
+
+    def value(self, k: int) -> Floats:
+        """Values where ``mask``, 0 elsewhere (weights: all of them, mixed axes included)."""
+        value = self.layout.to_named(k, self.facts.value(k))
+        if self.facts.is_weight(k):
+            return value
+        first = tuple(slice(0, 1) if n in self.layout.mixed else slice(None) for n in self.layout.names)
+        return np.where(self.mask(k), value[first], 0.0)
+
+    def zero(self, k: int) -> Bools:
+        if not self._known(k):
+            return self._nowhere
+        zero = self.facts.zero(k)
+        if not zero.any():
+            return self._nowhere
+        return self.layout.project_all(k, self.layout.to_named(k, zero))
+
+    def unused_output(self) -> Bools:
+        """Entries of the output(s) that nobody reads, per shared name."""
+        result = ~self._nowhere
+        for k in range(self.layout.n_inputs, len(self.layout.operands)):
+            result = result & self.layout.project_all(k, self.layout.to_named(k, self.facts.unused(k)))
+        return result
+
+
+# -- constants --------------------------------------------------------------------------------------------------------
+
+
+def _constants(rule: Rule, node: Node, named: _Named) -> dict[str, Fact]:
+    found = _contracted(rule, named) if named.layout.contracted else _pointwise(rule, named)
+    outputs = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
+    return {name: fact for name, fact in zip(outputs, found, strict=False) if fact is not None}
+
+
+def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
+    layout, inputs = named.layout, named.inputs
+    names = dict(zip(range(layout.n_inputs), named.node.operand_names, strict=False))
+    holds = ~named._nowhere
+    for k in inputs:
+        ok = named.mask(k)
+        for j in inputs:
+            if names[k] in rule.annihilates.get(names[j], ()):
+                ok = ok | named.zero(j)
+        holds = holds & ok
+        if not holds.any():
+            return []
+    if named.node.others and any(v.tensor is None for v in named.node.others):
+        return []
+    arrays: list[Floats | None] = [None] * layout.n_inputs
+    for k in inputs:
+        arrays[k] = layout.from_named(k, named.value(k))
+    results = rule.evaluate(named.node, arrays)
+    if results is None:
+        return []
+    found: list[Constant | None] = []
+    for k, result in zip(range(layout.n_inputs, len(layout.operands)), results, strict=True):
+        mask = layout.from_named(k, layout.project_all(k, holds))
+        mask, result = np.broadcast_arrays(mask, np.asarray(result, dtype=np.float64))
+        found.append(constant(mask, result))
+    return found
+
+
+def _contracted(rule: Rule, named: _Named) -> list[Constant | None]:
+    layout, out = named.layout, named.layout.n_inputs
+    factors = [k for k in named.inputs if layout.names_of(k) & layout.contracted]
+    addends = [k for k in named.inputs if k not in factors]
+    if named.facts.is_weight(factors[0]) and layout.names_of(factors[0]) & layout.mixed:
+        return []
+    over = layout.axes(layout.contracted)
+    varies = _any_nonconstant(rule, named, factors, over)
+    if varies is None:
+        return []
+    holds = layout.project_all(out, ~varies)
+    for k in addends:
+        holds = holds & named.mask(k)
+    if not holds.any():
+        return []
+    value = np.zeros((1,) * len(layout.names))
+    value = value + _constant_terms(named, factors)
+    for k in addends:
+        value = value + named.value(k)
+    mask, values = (layout.from_named(out, a) for a in np.broadcast_arrays(holds, np.where(holds, value, 0.0)))
+    return [constant(mask.astype(bool), values)]
+
+
+def _any_nonconstant(rule: Rule, named: _Named, factors: list[int], over: tuple[int, ...]) -> Bools | None:
+    """For every output entry: is there a term that is neither 0 nor a product of constants?"""
+    nonzero = [~named.zero(k) for k in factors]
+    # Where positions differ (zero padding), only a constant 0 comes out the same everywhere.
+    uniform = rule.uniform(named.node)
+    unknown = [~named.mask(k) if uniform or k != factors[0] else ~named.zero(k) for k in factors]
+    if len(factors) == 1:
+        return unknown[0].any(axis=over, keepdims=True)
+    if len(factors) != 2:
+        return None
+    left = any_product(unknown[0], nonzero[1], over)
+    return left | any_product(nonzero[0], unknown[1], over)
+
+
+def _constant_terms(named: _Named, factors: list[int]) -> Floats:
+    """The sum of the constant terms, for outputs that have no others."""
+    layout = named.layout
+    live = [k for k in factors if not named.facts.is_weight(k)]
+    known = {k: named.mask(k) & (named.value(k) != 0) for k in live}
+    if live and not any(known[k].any() for k in live):
+        return np.zeros((1,) * len(layout.names))
+    over = layout.axes(layout.contracted)
+    if len(live) == 1 and len(factors) == 2:
+        return response(named.node, live[0], next(k for k in factors if k not in live), named.value(live[0]))
+    whole = [named.value(k).sum(axis=layout.axes(layout.mixed), keepdims=True) for k in factors]
+    whole += [np.ones((1,) * len(layout.names))] * (2 - len(whole))
+    return sum_product(whole[0], whole[1], over) * _repeats(layout, over, *whole)
+
+
+def _repeats(layout: Layout, over: tuple[int, ...], *arrays: Floats) -> int:
+    """How many terms a summed entry stands for along contracted names that no array writes out."""
+    return prod(layout.sizes[layout.names[p]] for p in over if all(a.shape[p] == 1 for a in arrays))
+
+
+def response(node: Node, k: int, weight: int, values: Floats) -> Floats:
+    """What a contraction adds to its output for operand ``k`` at these constant values (named space; zero elsewhere).
+
+    Only the columns of the weight with a nonzero value are read.
+    """
+    layout = node.layout
+    source = node.values[weight]
+    assert source is not None and source.tensor is not None
+    names = [n for dim in layout.operands[weight] or () for n in dim]
+    tensor = source.tensor.detach().reshape([layout.sizes[n] for n in names])
+    # Column selection along one contracted name keeps the work at what is constant.
+    for name in layout.contracted & set(names):
+        p = layout.names.index(name)
+        if values.shape[p] > 1:
+            used = values.any(axis=tuple(a for a in range(values.ndim) if a != p))
+            columns = np.flatnonzero(used)
+            tensor = tensor.index_select(names.index(name), torch.from_numpy(columns).to(tensor.device))
+            values = np.take(values, columns, axis=p)
+    tensor = tensor.to("cpu", torch.float64)
+    mixed = [i for i, n in enumerate(names) if n in layout.mixed]
+    if mixed:
+        tensor = tensor.sum(mixed)
+        names = [n for n in names if n not in layout.mixed]
+    matrix = tensor.numpy().transpose([names.index(n) for n in layout.names if n in names])
+    shape = iter(matrix.shape)
+    matrix = matrix.reshape([next(shape) if n in names else 1 for n in layout.names])
+    over = layout.axes(layout.contracted)
+    return sum_product(matrix, values, over) * _repeats(layout, over, matrix, values)
+
+
+def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+    """Run the call in float64 on constants. Mixed axes get two small extents: only what is the same for both counts."""
+    results = None
+    layout = node.layout
+    for extent in (2, 3) if layout.mixed else (1,):
+        tensors: list[torch.Tensor] = []
+        by_value = {id(v): (k, a) for k, (v, a) in enumerate(zip(node.operands, arrays, strict=True)) if v is not None}
+        for value in node.tensors:
+            if id(value) not in by_value:
+                if value.tensor is None:
+                    return None
+                tensors.append(value.tensor)
+                continue
+            k, array = by_value[id(value)]
+            assert array is not None
+            tensors.append(_operand_tensor(layout, k, array, value.dtype, extent, arrays))
+        try:
+            found = node.run(tensors)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return None
+        now = _uniform_outputs(node, [found] if isinstance(found, torch.Tensor) else list(found))
+        if now is None or (results is not None and not all(map(_alike, now, results))):
+            return None
+        results = now
+    return results
+
+
+def _alike(a: Floats, b: Floats) -> bool:
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-12, atol=0, equal_nan=True))
+
+
+def _operand_tensor(
+    layout: Layout, k: int, array: Floats, dtype: torch.dtype, extent: int, arrays: Sequence[Floats | None]
+) -> torch.Tensor:
+    """An operand of the smallest shape at which the call makes sense: names that any operand varies along in full."""
+    wide: set[str] = set()
+    for j, other in enumerate(arrays):
+        if other is not None:
+            for size, dim in zip(other.shape, layout.operands[j] or (), strict=True):
+                wide.update(dim if size > 1 else ())
+    shape = []
+    for size, dim in zip(array.shape, layout.operands[k] or (), strict=True):
+        full = prod(layout.sizes[n] for n in dim)
+        if size > 1 or any(n in wide for n in dim) or any("*" not in n and n not in layout.mixed for n in dim):
+            shape.append(full)
+        elif dim and all(n in layout.mixed for n in dim):
+            shape.append(extent)
+        else:
+            shape.append(1)
+    tensor = torch.from_numpy(np.broadcast_to(array, shape).copy())
+    return tensor if dtype.is_floating_point else tensor.to(dtype)
+
+
+def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats] | None:
+    """The outputs with their mixed axes reduced to size 1; None where they are not the same along them."""
+    layout = node.layout
+    results = []
+    for k, out in enumerate(outputs, layout.n_inputs):
+        array = out.detach().to(torch.float64).numpy()
+        dims = layout.operands[k] or ()
+        if array.ndim != len(dims):
+            return None
+        for axis, dim in enumerate(dims):
+            if dim and all(n in layout.mixed for n in dim) and array.shape[axis] != 1:
+                first = np.take(array, [0], axis=axis)
+                if not np.allclose(array, first, rtol=1e-12, atol=0, equal_nan=True):
+                    return None
+                array = first
+            elif array.shape[axis] not in (1, prod(layout.sizes[n] for n in dim)):
+                return None
+        results.append(array)
+    return results
+
+
+# -- unused -----------------------------------------------------------------------------------------------------------
+
+
+def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, Fact]:
+    layout = named.layout
+    unused = named.unused_output() if outputs else named._nowhere
+    found: dict[str, Fact] = {}
+    factors = [k for k in named.inputs if layout.names_of(k) & layout.contracted]
+    for k in named.inputs:
+        name = node.operand_names[k]
+        if k in factors and len(factors) == 2:
+            other = factors[1 - factors.index(k)]
+            over = tuple(layout.axes(set(layout.names) - layout.shared(k)))
+            used = any_product(~unused, ~named.zero(other), over)
+            mask = layout.project_all(k, ~used)
+        else:
+            idle = unused
+            for j in named.inputs:
+                if name in rule.annihilates.get(node.operand_names[j], ()):
+                    idle = idle | named.zero(j)
+            mask = layout.project_all(k, idle)
+        if mask.any():
+            found[name] = Unused(compact_axes(layout.from_named(k, mask))[0].astype(bool))
+    return found
+
+
+# -- cost -------------------------------------------------------------------------------------------------------------
+
+
+def multiply_accumulates(node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
+    """MACs of a contraction: one per output entry and term; other ops count none."""
+    layout = node.layout
+    factors = [k for k in range(layout.n_inputs) if layout.present(k) and layout.names_of(k) & layout.contracted]
+    if len(factors) != 2:
+        return 0
+    now = layout_at(node, shapes)
+    out = shapes[layout.n_inputs]
+    window = 1
+    for dim in layout.operands[factors[1]] or ():
+        window *= prod(now.sizes[n] for n in dim if n in layout.mixed or n in layout.contracted)
+    return prod(out or ()) * window
+
+
+def layout_at(node: Node, shapes: Sequence[tuple[int, ...] | None]) -> Layout:
+    """The layout of the call at other shapes."""
+    from speedup.axes import parse
+
+    assert node.rule is not None
+    n = len(node.operands)
+    return parse(node.rule.signature(node)).bind(list(shapes[:n]), [s or () for s in shapes[n:]])

@@ -1,0 +1,196 @@
+"""The traced model: values (tensors at one moment) and nodes (calls), in the order in which they ran.
+
+A value never changes: an in-place op makes a new one. So the graph is acyclic and in topological order, whatever loops
+or shared modules the model has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from speedup.shell import shell_of
+
+if TYPE_CHECKING:
+    from speedup.axes import Layout, Shape
+    from speedup.rule import Rule
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor at one moment of the run.
+
+    Attributes:
+        kind: ``input``, ``parameter``, ``buffer``, ``attribute`` (a tensor that a module holds and that is neither),
+            ``unknown`` (came from outside the model) or ``activation``.
+        names: for parameters and buffers every qualified name that it has in the model (tied ones have several).
+        tensor: the tensor itself, for parameters, buffers and attributes only.
+    """
+
+    number: int
+    shape: Shape
+    dtype: torch.dtype
+    kind: str
+    names: tuple[str, ...] = ()
+    tensor: torch.Tensor | None = None
+    producer: Node | None = None
+    uses: list[tuple[Node, int]] = field(default_factory=list)
+    is_output: bool = False
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it is a parameter or buffer: a tensor that can be cut where it is stored."""
+        return self.kind in ("parameter", "buffer")
+
+    @property
+    def label(self) -> str:
+        if self.names:
+            return self.names[0]
+        return f"output of {self.producer.label}" if self.producer is not None else self.kind
+
+    def __repr__(self) -> str:
+        return f"<Value {self.number} {self.label} {self.shape}>"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for the ``number``-th tensor argument inside a recorded call."""
+
+    number: int
+
+
+@dataclass(eq=False)
+class Node:
+    """One call of a module or function.
+
+    Attributes:
+        op: the module type or the function that was called.
+        rule: the rule that claims it, None for a barrier.
+        module, path: the module and its qualified name, for calls of modules.
+        scope: qualified name of the module in whose forward the call stands.
+        where: ``file:line`` in the caller's source.
+        arguments: every argument by its name in the rule's ``call``; tensors as ``Ref``.
+        tensors: every tensor that goes in, in the order of their ``Ref``; then those that the module holds.
+        attributes: where the tensors that the module holds stand in ``tensors``, by attribute name.
+        operands: the values that the rule's signature speaks of, in its order; None where an optional one is missing.
+        operand_names: their names.
+        outputs: the tensors that come out, tensors changed in place included.
+    """
+
+    index: int
+    op: Any
+    op_name: str
+    rule: Rule | None
+    module: nn.Module | None
+    path: str
+    scope: str
+    where: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    attributes: dict[str, int] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    operands: tuple[Value | None, ...] = ()
+    operand_names: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        if self.module is not None:
+            return f"{self.path or 'the model'} ({self.op_name})"
+        return f"{self.op_name} in {self.scope or 'the model'}"
+
+    @property
+    def is_barrier(self) -> bool:
+        return self.rule is None
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """An argument of the call, or an attribute of the module that was called."""
+        if name in self.arguments:
+            return self.arguments[name]
+        if self.module is not None:
+            return getattr(self.module, name, default)
+        return default
+
+    def operand(self, name: str) -> Value | None:
+        """The operand of that name, None when it is missing."""
+        for value, known in zip(self.operands, self.operand_names, strict=True):
+            if known == name:
+                return value
+        return None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The rule's signature, bound to the shapes of this call."""
+        assert self.rule is not None
+        return self.rule.layout(self)
+
+    @property
+    def values(self) -> tuple[Value | None, ...]:
+        """Operands, then outputs: the order of ``layout.operands``."""
+        return (*self.operands, *self.outputs)
+
+    @property
+    def others(self) -> tuple[Value, ...]:
+        """Tensors that go in and that the signature does not speak of (an index tensor, say)."""
+        named = {id(v) for v in self.operands if v is not None}
+        return tuple(v for v in self.tensors if id(v) not in named)
+
+    def run(self, tensors: Sequence[torch.Tensor], **changed: Any) -> Any:
+        """Call the function again with other tensors in place of the recorded ones, in the order of ``self.tensors``.
+
+        Keyword arguments replace arguments of these names in the rule's ``call``, or attributes of the module.
+        """
+
+        def real(leaf: Any) -> Any:
+            return tensors[leaf.number] if isinstance(leaf, Ref) else leaf
+
+        args, kwargs, module = self.args, self.kwargs, self.module
+        if changed and module is not None:
+            module = shell_of(module)
+            for name, value in changed.items():
+                setattr(module, name, value)
+        elif changed:
+            assert self.rule is not None
+            args, kwargs = self.rule.rebind(self, changed)
+        args, kwargs = pytree.tree_map_only(Ref, real, (args, kwargs))
+        if module is not None:
+            held = {name: tensors[number] for name, number in self.attributes.items()}
+            return torch.func.functional_call(module, held, args, kwargs)
+        op: Callable[..., Any] = self.op
+        return op(*args, **kwargs)
+
+
+@dataclass(eq=False)
+class Graph:
+    """Everything that one run of the model did.
+
+    Attributes:
+        outputs: the values that the model returns, then parameters and buffers that its forward writes to.
+        reference: copies of the tensors that the model returned.
+    """
+
+    nodes: list[Node]
+    values: list[Value]
+    inputs: list[Value]
+    outputs: list[Value]
+    reference: list[torch.Tensor]
+
+    @property
+    def sources(self) -> list[Value]:
+        return [v for v in self.values if v.is_source]
+
+    @property
+    def barriers(self) -> list[Node]:
+        return [n for n in self.nodes if n.is_barrier]

@@ -1,0 +1,230 @@
+"""Inference: facts spread through the graph to a fixpoint.
+
+Constants flow forward and unused entries backward; a worklist ordered by time reaches the fixpoint in about one sweep
+each way. The engine checks that rules only ever add facts and names the rule that does not.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+
+from speedup.errors import RuleError, SpeedupError
+from speedup.facts import Bools, Constant, Fact, Floats, Unused, compact_axes, everything, nothing
+from speedup.graph import Graph, Node, Value
+
+
+class Facts:
+    """What is known of every value of a graph."""
+
+    def __init__(self, graph: Graph, masks: Mapping[str, torch.Tensor]) -> None:
+        self.graph = graph
+        self.constants: dict[Value, Constant] = {}
+        self.claims: dict[tuple[Value, Node, int], Bools] = {}
+        self.masked: dict[Value, Bools] = {}
+        self._numbers: dict[Value, Floats] = {}
+        for value in graph.sources:
+            given = [~masks[name].numpy() for name in value.names if name in masks]
+            if given:
+                mask = compact_axes(np.logical_or.reduce(given))[0]
+                self.masked[value] = mask.astype(bool, copy=False)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def mask(self, value: Value) -> Bools:
+        """Entries that are constant."""
+        if value.tensor is not None and not value.tensor.is_complex():
+            return everything(value.ndim)
+        known = self.constants.get(value)
+        return known.mask if known is not None else nothing(value.ndim)
+
+    def value(self, value: Value) -> Floats:
+        """The constants, float64; entries that are not constant have no meaning."""
+        if value.tensor is not None:
+            if value not in self._numbers:
+                self._numbers[value] = value.tensor.detach().to("cpu", torch.float64).numpy()
+            return self._numbers[value]
+        known = self.constants.get(value)
+        return known.value if known is not None else np.zeros((1,) * value.ndim)
+
+    def zero(self, value: Value) -> Bools:
+        """Entries known to be 0: of parameters only the masked ones, since the others may be trained further."""
+        if value.is_source:
+            return self.masked.get(value, nothing(value.ndim))
+        if value.tensor is not None:
+            return nothing(value.ndim)
+        known = self.constants.get(value)
+        return known.zero if known is not None else nothing(value.ndim)
+
+    def unused(self, value: Value) -> Bools:
+        """Entries that no reader needs."""
+        if value.is_output:
+            return nothing(value.ndim)
+        result = everything(value.ndim)
+        for node, number in value.uses:
+            result = result & self.claims.get((value, node, number), nothing(value.ndim))
+            if not result.any():
+                break
+        return result
+
+    # -- adding ---------------------------------------------------------------------------------------------------
+
+    def add_constant(self, node: Node, value: Value, fact: Constant) -> bool:
+        old = self.constants.get(value)
+        new = Constant(_shaped(node, value, fact.mask), _shaped(node, value, fact.value))
+        if old is not None:
+            if (old.mask & ~new.mask).any():
+                raise RuleError(f"{_culprit(node)} takes back a constant of {value.label}; facts may only be added")
+            both = old.mask & new.mask
+            if not np.allclose(np.where(both, old.value, 0), np.where(both, new.value, 0), equal_nan=True):
+                raise RuleError(f"{_culprit(node)} gives {value.label} another constant than before")
+            if not (new.mask & ~old.mask).any():
+                return False
+        elif not new.mask.any():
+            return False
+        self.constants[value] = new
+        return True
+
+    def add_unused(self, node: Node, number: int, value: Value, fact: Unused) -> bool:
+        key = (value, node, number)
+        new = _shaped(node, value, fact.mask)
+        old = self.claims.get(key)
+        if old is not None and (old & ~new).any():
+            raise RuleError(f"{_culprit(node)} takes back an unused entry of {value.label}; facts may only be added")
+        if (old is None and not new.any()) or (old is not None and not (new & ~old).any()):
+            return False
+        self.claims[key] = new
+        return True
+
+
+class NodeFacts:
+    """The facts at one node, by operand number (operands, then outputs); what a rule sees."""
+
+    def __init__(self, facts: Facts, node: Node) -> None:
+        self._facts = facts
+        self._values = node.values
+
+    def _at(self, k: int) -> Value:
+        value = self._values[k]
+        assert value is not None
+        return value
+
+    def present(self, k: int) -> bool:
+        """Whether the operand is there."""
+        return self._values[k] is not None
+
+    def is_weight(self, k: int) -> bool:
+        """Whether the operand is a parameter, a buffer or another tensor that the model holds."""
+        value = self._values[k]
+        return value is not None and value.tensor is not None
+
+    def mask(self, k: int) -> Bools:
+        """Constant entries; broadcasts to the operand's shape."""
+        return self._facts.mask(self._at(k))
+
+    def value(self, k: int) -> Floats:
+        """Values of the constant entries; broadcasts to the operand's shape."""
+        return self._facts.value(self._at(k))
+
+    def zero(self, k: int) -> Bools:
+        """Entries known to be 0; broadcasts to the operand's shape."""
+        return self._facts.zero(self._at(k))
+
+    def unused(self, k: int) -> Bools:
+        """Entries that no reader needs; broadcasts to the shape."""
+        return self._facts.unused(self._at(k))
+
+
+def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
+    """Spread the facts to the fixpoint.
+
+    Args:
+        masks: bool tensors by qualified parameter name, True = keep.
+
+    Raises:
+        RuleError: a rule raised, returned something that is no fact, or took a fact back.
+    """
+    facts = Facts(graph, masks)
+    ruled = [n for n in graph.nodes if n.rule is not None]
+
+    def forward(node: Node) -> Iterable[Node]:
+        assert node.rule is not None
+        seen = NodeFacts(facts, node)
+        for function in (node.rule.infer_from_weight, node.rule.infer_from_input):
+            for value, _, fact in _returned(node, function, seen):
+                if isinstance(fact, Constant) and facts.add_constant(node, value, fact):
+                    yield from (n for n, _ in value.uses if n.rule is not None)
+
+    def backward(node: Node) -> Iterable[Node]:
+        assert node.rule is not None
+        seen = NodeFacts(facts, node)
+        for function in (node.rule.infer_from_weight, node.rule.infer_from_output):
+            for value, number, fact in _returned(node, function, seen):
+                if isinstance(fact, Unused) and facts.add_unused(node, number, value, fact):
+                    if value.producer is not None and value.producer.rule is not None:
+                        yield value.producer
+
+    _fixpoint(ruled, forward, lambda n: n.index)
+    _fixpoint(ruled, backward, lambda n: -n.index)
+    return facts
+
+
+def _fixpoint(nodes: Iterable[Node], step: Callable[[Node], Iterable[Node]], order: Callable[[Node], int]) -> None:
+    """Run ``step`` on every node, and again on those it names, until nothing is left to do."""
+    waiting = {order(n): n for n in nodes}
+    heap = list(waiting)
+    heapq.heapify(heap)
+    while heap:
+        node = waiting.pop(heapq.heappop(heap))
+        for other in step(node):
+            if order(other) not in waiting:
+                waiting[order(other)] = other
+                heapq.heappush(heap, order(other))
+
+
+def _returned(
+    node: Node, function: Callable[[Node, NodeFacts], Mapping[str, Fact]], seen: NodeFacts
+) -> Iterable[tuple[Value, int, Fact]]:
+    """Call one function of a rule; its facts, resolved to values."""
+    try:
+        found = function(node, seen)
+    except SpeedupError:
+        raise
+    except Exception as error:
+        raise RuleError(f"{_culprit(node)} raised in {function.__name__}: {error!r}") from error
+    if not isinstance(found, Mapping):
+        raise RuleError(f"{_culprit(node)}: {function.__name__} returned {found!r}, not a dict of facts")
+    for name, fact in found.items():
+        if isinstance(fact, Constant):
+            names = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
+            if name in names:
+                yield node.outputs[names.index(name)], -1, fact
+                continue
+        elif isinstance(fact, Unused) and name in node.operand_names:
+            number = node.operand_names.index(name)
+            value = node.operands[number]
+            if value is not None:
+                yield value, number, fact
+                continue
+        raise RuleError(
+            f"{_culprit(node)}: {function.__name__} returned {fact!r} for {name!r}; return Constant for outputs and "
+            f"Unused for operands ({', '.join(node.operand_names)})"
+        )
+
+
+def _shaped(node: Node, value: Value, array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    array = np.asarray(array)
+    fits = array.ndim == value.ndim and all(a in (1, s) for a, s in zip(array.shape, value.shape, strict=True))
+    if not fits:
+        raise RuleError(
+            f"{_culprit(node)} gave a fact of shape {array.shape} about {value.label} of shape {value.shape}; every "
+            "axis has size 1 or the full size"
+        )
+    return array
+
+
+def _culprit(node: Node) -> str:
+    return f"rule {node.rule.name if node.rule else ''!r} at {node.label} ({node.where})"

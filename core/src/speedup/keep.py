@@ -1,0 +1,222 @@
+"""Keep sets: the smallest kept entries for which every tensor is dense again and every call well-formed.
+
+A second, growing fixpoint on top of the facts. It starts from what must stay (an entry that is read and not constant) and
+lets every rule add what its call needs. Every addition is noted with its reason, so that ``explain`` can lead the
+user from an index that stayed to the call that made it stay.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from speedup.errors import RuleError, SpeedupError
+from speedup.facts import Bools, Floats, everything, nothing
+from speedup.graph import Graph, Node, Value
+from speedup.infer import Facts, NodeFacts
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """One addition to a keep set: which entries, why, at which call, and because of which other value."""
+
+    added: Bools
+    why: str
+    node: Node | None
+    cause: Value | None
+
+
+@dataclass(frozen=True)
+class Lock:
+    """An order to keep a value whole along ``axes`` (all of them when None)."""
+
+    value: int
+    axes: tuple[int, ...] | None
+    why: str
+
+
+class KeepSets:
+    """The keep set of every value, with the reasons."""
+
+    def __init__(self, graph: Graph, facts: Facts) -> None:
+        self.graph = graph
+        self.facts = facts
+        self.sets: dict[Value, Bools] = {}
+        self.rigid: dict[Value, list[bool]] = {}
+        self.events: dict[Value, list[Event]] = {}
+
+    def grow(self, value: Value, mask: Bools, why: str, node: Node | None = None, cause: Value | None = None) -> bool:
+        """Add entries to a keep set; True when any was new."""
+        fixed = tuple(a for a, r in enumerate(self.rigid[value]) if r)
+        if fixed:
+            mask = mask.any(axis=fixed, keepdims=True)
+        old = self.sets[value]
+        added = mask & ~old
+        if not added.any():
+            return False
+        new = old | mask
+        if new.all():
+            new = everything(value.ndim)
+        self.sets[value] = new
+        self.events[value].append(Event(added, why, node, cause))
+        return True
+
+    def of(self, value: Value) -> Bools:
+        return self.sets[value]
+
+
+class NodeKeep:
+    """The keep sets at one node, by operand number (operands, then outputs); what a rule's ``constrain`` sees.
+
+    Attributes:
+        sets: bool arrays that broadcast to the operands' shapes.
+        facts: the facts at the node.
+        rigid: per operand and axis, whether it can never lose an index.
+        derived: operand numbers of weights that this call alone reads: their sets follow from the others.
+    """
+
+    def __init__(self, keeps: KeepSets, node: Node) -> None:
+        self._keeps = keeps
+        self._node = node
+        self.facts = NodeFacts(keeps.facts, node)
+        self.rigid = [keeps.rigid[v] if v is not None else [] for v in node.values]
+        assert node.rule is not None
+        self.derived = node.rule.derived(node)
+        self.changed: set[Value] = set()
+
+    @property
+    def sets(self) -> Sequence[Bools]:
+        return [self._keeps.sets[v] if v is not None else nothing(0) for v in self._node.values]
+
+    def grow(self, k: int, mask: Bools, why: str, cause: int) -> bool:
+        """Add entries to the set of operand ``k``; ``cause`` is the operand that asks for them."""
+        value = self._node.values[k]
+        assert value is not None
+        source = self._node.values[cause]
+        grown = self._keeps.grow(value, mask, why, self._node, source if source is not value else None)
+        if grown:
+            self.changed.add(value)
+        return grown
+
+    def rank(self, k: int) -> Floats:
+        """How well each entry of operand ``k`` serves as a carrier: its absolute constant, 0 where it has none."""
+        if self.facts.is_weight(k):
+            return np.zeros((1,) * len(self.rigid[k]))
+        useful = self.facts.mask(k) & ~self.facts.unused(k)
+        return np.where(useful, np.abs(self.facts.value(k)), 0.0)
+
+
+def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = ()) -> KeepSets:
+    """Find the smallest keep sets.
+
+    Args:
+        locks: values that must stay whole along some axes.
+
+    Raises:
+        RuleError: a rule raised.
+    """
+    keeps = KeepSets(graph, facts)
+    _find_rigid(graph, keeps)
+    for value in graph.values:
+        keeps.sets[value] = nothing(value.ndim)
+        keeps.events[value] = []
+    for value in graph.values:
+        _require(keeps, value)
+    nodes = {n.index: n for n in graph.nodes if n.rule is not None}
+    by_number = {v.number: v for v in graph.values}
+    held = [(by_number[lock.value], lock) for lock in locks]
+    for value, lock in held:
+        if lock.axes is None:
+            keeps.grow(value, everything(value.ndim), lock.why, value.producer)
+    _settle(keeps, nodes)
+    # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
+    for value, lock in held:
+        if lock.axes is not None:
+            _fill(keeps, value, lock.axes, lock.why)
+    for value in graph.values:
+        if not value.is_source and not keeps.sets[value].any():
+            _fill(keeps, value, (), "a tensor keeps at least one index")
+    _settle(keeps, nodes)
+    _derive_weights(keeps)
+    return keeps
+
+
+def _find_rigid(graph: Graph, keeps: KeepSets) -> None:
+    """An axis is rigid when it can never lose an index: the inputs' axes are, and what follows from them."""
+    for value in graph.values:
+        keeps.rigid[value] = [not value.is_source] * value.ndim
+    for node in graph.nodes:
+        if node.rule is not None:
+            found = node.rule.rigid(node, [keeps.rigid[v] if v is not None else [] for v in node.operands])
+            for value, flags in zip(node.outputs, found, strict=True):
+                keeps.rigid[value] = list(flags)
+
+
+def _require(keeps: KeepSets, value: Value) -> None:
+    """What must stay whatever the calls need."""
+    whole = everything(value.ndim)
+    if value.is_output:
+        keeps.grow(value, whole, "an output of the model keeps its shape", value.producer)
+    elif value.producer is None and not value.is_source:
+        keeps.grow(value, whole, f"{value.kind} of the model: it comes as it is", None)
+    elif value.producer is not None and value.producer.rule is None:
+        keeps.grow(value, whole, f"made by {value.producer.op_name}, which no rule knows", value.producer)
+    for node, number in value.uses:
+        if node.rule is None or number < 0:
+            keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node)
+    if value.producer is not None:
+        needed = ~(keeps.facts.unused(value) | keeps.facts.mask(value))
+        if needed.any():
+            keeps.grow(value, needed, "it is read and not constant", value.producer)
+
+
+def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str) -> None:
+    """Keep something at every index of ``axes``: the first entry of each line that keeps nothing."""
+    flexible = [a for a, r in enumerate(keeps.rigid[value]) if not r]
+    shape = tuple(s if a in flexible else 1 for a, s in enumerate(value.shape))
+    rest = tuple(a for a in range(value.ndim) if a not in axes)
+    empty = ~np.broadcast_to(keeps.sets[value], shape).any(axis=rest, keepdims=True)
+    first = np.ones(shape, dtype=bool)
+    for axis in rest:
+        first = first & (np.arange(shape[axis]) == 0).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
+    keeps.grow(value, first & empty, why, value.producer)
+
+
+def _settle(keeps: KeepSets, nodes: dict[int, Node]) -> None:
+    heap = list(nodes)
+    waiting = set(heap)
+    heapq.heapify(heap)
+    while heap:
+        index = heapq.heappop(heap)
+        waiting.discard(index)
+        node = nodes[index]
+        assert node.rule is not None
+        keep = NodeKeep(keeps, node)
+        try:
+            node.rule.constrain(node, keep)
+        except SpeedupError:
+            raise
+        except Exception as error:
+            raise RuleError(f"rule {node.rule.name!r} raised in constrain at {node.label} ({node.where}): {error!r}") from error
+        for value in keep.changed:
+            near = [n for n, _ in value.uses] + ([value.producer] if value.producer is not None else [])
+            for other in near:
+                if other.rule is not None and other.index not in waiting:
+                    waiting.add(other.index)
+                    heapq.heappush(heap, other.index)
+
+
+def _derive_weights(keeps: KeepSets) -> None:
+    """Weights that one call alone reads keep the product of what its other operands keep."""
+    for node in keeps.graph.nodes:
+        if node.rule is None:
+            continue
+        keep = NodeKeep(keeps, node)
+        for k in sorted(keep.derived):
+            value = node.values[k]
+            assert value is not None
+            wanted = node.rule.derive(node, k, keep.sets)
+            keeps.grow(value, wanted if wanted.any() else everything(value.ndim), "its layer keeps them", node)

@@ -1,0 +1,325 @@
+"""Rules for pure data movement: view, permute, cat, chunk, roll, pixel_shuffle and the like.
+
+One mechanism serves all: the op itself is run on tensors of coordinates, and from what comes out one reads where each
+output entry came from. Facts and keep sets then move along, whatever the op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from speedup.errors import SignatureError
+from speedup.facts import Bools, Fact, Floats, Unused, compact_axes, constant, nothing
+from speedup.graph import Node, Ref, Value
+from speedup.regular import cut, regularize
+from speedup.rule import Rule
+from speedup.shell import shell_of
+
+if TYPE_CHECKING:
+    from speedup.build import Kept
+    from speedup.infer import NodeFacts
+    from speedup.keep import NodeKeep
+
+_FILLED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """Where the entries of one output come from; every array broadcasts to the output.
+
+    Attributes:
+        source: number of the operand, or -1 for entries that the op fills in.
+        coordinates: per axis the index in the operand.
+        fill: the value of filled entries.
+    """
+
+    source: np.ndarray[Any, np.dtype[np.int64]]
+    coordinates: tuple[np.ndarray[Any, np.dtype[np.int64]], ...]
+    fill: Floats
+
+
+class Movement(Rule):
+    """A rule for ops whose output entries are copies of input entries (or fixed fillers).
+
+    Only the tensors named in ``operands`` move (by default all tensors of the call); others, such as an index, must
+    be tensors that the model holds. ``resize`` gives the arguments of the call for smaller operands, where they
+    contain sizes.
+    """
+
+    fills = False
+
+    def __init__(self, **fields: Any) -> None:
+        self.fills = fields.pop("fills", type(self).fills)
+        super().__init__(**fields)
+
+    # -- what a call is -------------------------------------------------------------------------------------------
+
+    def _bind(self, node: Node) -> None:
+        if node.module is None and self._parameters is not None:
+            bound = self._parameters.bind(*node.args, **node.kwargs)
+            bound.apply_defaults()
+            node.arguments = dict(bound.arguments)
+        moving = self.moving(node)
+        node.__dict__["_moving"] = [r.number for r in moving]
+        node.operands = tuple(node.tensors[r.number] for r in moving)
+        node.operand_names = tuple(str(i) for i in range(len(moving)))
+
+    def moving(self, node: Node) -> list[Ref]:
+        """The tensors of the call that move."""
+        if self.operands and node.module is None:
+            return [node.arguments[n] for n in self.operands if isinstance(node.arguments.get(n), Ref)]
+        return [Ref(i) for i in range(len(node.tensors))]
+
+    def check(self, node: Node) -> None:
+        if not node.operands or not node.outputs:
+            raise SignatureError("it moves no tensor")
+        if any(v.tensor is None for v in node.others):
+            raise SignatureError("where entries go depends on the input of the model")
+
+    def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
+        """Arguments (by their names in ``call``) or module attributes that the smaller call has (override).
+
+        Args:
+            keep: what is kept of the operands, then of the outputs; ``speedup.kept_shape`` gives the new shapes.
+        """
+        return {}
+
+    def parts(self, node: Node) -> Mapping[int, tuple[int, int]]:
+        """Axes that the call divides evenly: ``{operand number: (axis, into how many)}`` (override)."""
+        return {}
+
+    # -- coordinates ----------------------------------------------------------------------------------------------
+
+    def _run(self, node: Node, tensors: Sequence[torch.Tensor], **changed: Any) -> list[torch.Tensor]:
+        """Run the call with these tensors for the operands; the outputs."""
+        given = dict(zip(node.__dict__["_moving"], tensors, strict=True))
+        real: list[torch.Tensor] = []
+        for number, value in enumerate(node.tensors):
+            if number in given:
+                real.append(given[number])
+            else:
+                assert value.tensor is not None
+                real.append(value.tensor)
+        out = node.run(real, **changed)
+        if len(node.outputs) == 1 and not isinstance(out, torch.Tensor):
+            out = [real[0]] if out is None else out
+        outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+        if len(outputs) != len(node.outputs):
+            raise SignatureError(f"{node.op_name} gave {len(outputs)} tensors, not {len(node.outputs)}")
+        return outputs
+
+    def _encoded(self, node: Node, axis: int) -> tuple[list[torch.Tensor], list[int]]:
+        """Per operand a tensor that says which operand and which index along ``axis`` an entry has."""
+        tensors, base = [], [1]
+        for value in node.operands:
+            assert value is not None
+            size = value.shape[axis] if axis < value.ndim else 1
+            line = torch.arange(base[-1], base[-1] + size, dtype=torch.float64)
+            line = line.reshape([size if a == axis else 1 for a in range(value.ndim)])
+            tensors.append(line.expand(value.shape))
+            base.append(base[-1] + size)
+        return tensors, base
+
+    def origins(self, node: Node) -> list[_Origin]:
+        """Where every output entry comes from (computed once per call)."""
+        known: list[_Origin] | None = node.__dict__.get("_origins")
+        if known is not None:
+            return known
+        rank = max([1, *(v.ndim for v in node.operands if v is not None)])
+        coordinates: list[list[np.ndarray[Any, Any]]] = [[] for _ in node.outputs]
+        sources: list[np.ndarray[Any, Any]] = []
+        fills: list[Floats] = []
+        for axis in range(rank):
+            tensors, base = self._encoded(node, axis)
+            outs = [_shrunk(t) for t in self._run(node, _writable(node, tensors))]
+            other = [_shrunk(t) for t in self._run(node, _writable(node, [-t for t in tensors]))] if self.fills else None
+            for number, array in enumerate(outs):
+                filled = np.zeros((1,) * array.ndim, dtype=bool)
+                if other is not None:
+                    array, negative = np.broadcast_arrays(array, other[number])
+                    filled = array == negative
+                source = np.searchsorted(base, array, side="right") - 1
+                source = np.where(filled, _FILLED, source)
+                index = np.where(filled, 0, array - np.take(base, np.maximum(source, 0))).astype(np.int64)
+                coordinates[number].append(compact_axes(index)[0])
+                if axis == 0:
+                    sources.append(compact_axes(source)[0])
+                    fills.append(np.where(filled, array, 0.0))
+        found = [_Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
+        node.__dict__["_origins"] = found
+        return found
+
+    def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
+        """Move arrays that broadcast to the operands to the outputs; ``filler`` (or per-output arrays) where the op fills."""
+        results = []
+        for number, origin in enumerate(self.origins(node)):
+            fill = filler[number] if isinstance(filler, list) else filler
+            out: Any = np.asarray(fill, dtype=arrays[0].dtype)
+            for source, array in enumerate(arrays):
+                at = tuple(
+                    np.where(origin.source == source, c, 0) if s > 1 and len(arrays) > 1 else (c if s > 1 else 0)
+                    for c, s in zip(origin.coordinates, array.shape, strict=False)
+                )
+                moved = array[at] if at else array
+                here = origin.source == source
+                out = moved if here.all() and here.size == 1 else np.where(here, moved, out)
+            out = np.asarray(out)
+            results.append(out.reshape((1,) * (node.outputs[number].ndim - out.ndim) + out.shape))
+        return results
+
+    def scatter(self, node: Node, arrays: Sequence[Bools]) -> list[Bools]:
+        """Move bool arrays that broadcast to the outputs back to the operands: true where any copy is."""
+        results = [nothing(v.ndim) for v in node.operands if v is not None]
+        for origin, array in zip(self.origins(node), arrays, strict=True):
+            for number, value in enumerate(node.operands):
+                assert value is not None
+                chosen = (origin.source == number) & array
+                if not chosen.any():
+                    continue
+                wide = {a for a, s in enumerate(chosen.shape) if s > 1}
+                at: list[Any] = []
+                for c, size in zip(origin.coordinates, value.shape, strict=False):
+                    shared = any(s > 1 and a in wide for a, s in enumerate(c.shape))
+                    covered = len(np.unique(c)) == size
+                    at.append(c if shared or not covered else None)
+                back = np.zeros([1 if c is None else s for c, s in zip(at, value.shape, strict=True)], dtype=bool)
+                parts = np.broadcast_arrays(chosen, *(c for c in at if c is not None))
+                index = iter(p[parts[0]] for p in parts[1:])
+                back[tuple(0 if c is None else next(index) for c in at)] = True
+                results[number] = results[number] | back
+        return results
+
+    # -- inference ------------------------------------------------------------------------------------------------
+
+    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return {}
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        masks = [facts.mask(k) for k in range(len(node.operands))]
+        if not any(m.any() for m in masks):
+            return {}
+        values = [np.broadcast_to(facts.value(k), m.shape) if not facts.is_weight(k) else facts.value(k) for k, m in enumerate(masks)]
+        fills = [o.fill for o in self.origins(node)]
+        moved = zip(self.gather(node, masks, True), self.gather(node, values, fills), strict=True)
+        found: dict[str, Fact] = {}
+        for number, (mask, value) in enumerate(moved):
+            mask, value = np.broadcast_arrays(mask, value)
+            fact = constant(mask, value)
+            if fact is not None:
+                found["output" if len(node.outputs) == 1 else f"output{number}"] = fact
+        return found
+
+    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        first = len(node.operands)
+        unused = [facts.unused(first + k) for k in range(len(node.outputs))]
+        used = self.scatter(node, [~u for u in unused]) if any(u.any() for u in unused) or _partial(node) else None
+        if used is None:
+            return {}
+        return {name: Unused(~u) for name, u in zip(node.operand_names, used, strict=True) if not u.all()}
+
+    # -- keep sets ------------------------------------------------------------------------------------------------
+
+    def derived(self, node: Node) -> set[int]:
+        return set()
+
+    def folds(self, node: Node) -> bool:
+        return False
+
+    def multiply_accumulates(self, node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
+        return 0
+
+    def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
+        if all(all(flags) for flags in rigid):
+            return [[True] * v.ndim for v in node.outputs]
+        found = []
+        for origin, value in zip(self.origins(node), node.outputs, strict=True):
+            flags = [True] * value.ndim
+            for axis, c in enumerate(origin.coordinates):
+                if any(axis < len(r) and not r[axis] for r in rigid):
+                    for a, size in enumerate(c.shape):
+                        flags[a] &= size == 1
+            found.append(flags)
+        return found
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        n = len(node.operands)
+        if all(all(flags) for flags in keep.rigid):
+            for k in range(len(keep.sets)):
+                keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k)
+            return
+        grown = True
+        while grown:
+            grown = False
+            for k, mask in enumerate(self.gather(node, keep.sets[:n], True), n):
+                grown |= keep.grow(k, mask, "moved from a tensor that keeps it", _asker(keep, k, range(n)))
+            for k, mask in enumerate(self.scatter(node, keep.sets[n:])):
+                grown |= keep.grow(k, mask, "moved to a tensor that keeps it", _asker(keep, k, range(n, len(keep.sets))))
+            for k, value in enumerate(node.values):
+                assert value is not None
+                grown |= keep.grow(k, self._regular(node, k, value, keep.sets[k]), "every part keeps the same count", k)
+
+    def _regular(self, node: Node, k: int, value: Value, keep: Bools) -> Bools:
+        divided = self.parts(node).get(k)
+        if divided is None or keep.shape[divided[0]] == 1:
+            return regularize(keep)
+        axis, count = divided
+        shape = keep.shape
+        inner = (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+        return regularize(keep.reshape(inner)).reshape(shape)
+
+    def fits(self, node: Node, keep: Sequence[Bools]) -> bool:
+        n = len(node.operands)
+        if all(k.all() for k in keep):
+            return True
+        changed = self.resize(node, keep)
+        axes = {a for k in keep[:n] for a, s in enumerate(k.shape) if s > 1}
+        for axis in sorted(axes | {0}):
+            tensors, _ = self._encoded(node, axis)
+            wanted = [cut(t, k) for t, k in zip(self._run(node, _writable(node, tensors)), keep[n:], strict=True)]
+            try:
+                got = self._run(node, [cut(t, k).clone() for t, k in zip(tensors, keep[:n], strict=True)], **changed)
+            except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
+                return False
+            if not all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)):
+                return False
+        return True
+
+
+    def replace(self, node: Node, keep: Kept) -> nn.Module:
+        module = shell_of(keep.module)
+        for attribute, value in self.resize(node, keep.sets).items():
+            setattr(module, attribute, value)
+        return module
+
+
+def _asker(keep: NodeKeep, k: int, others: range) -> int:
+    """The first other operand that keeps anything: the one named as the cause."""
+    return next((j for j in others if keep.sets[j].any()), k)
+
+
+def _partial(node: Node) -> bool:
+    """Whether the outputs may leave entries of the operands out."""
+    entries = sum(int(np.prod(v.shape)) for v in node.outputs)
+    return entries < sum(int(np.prod(v.shape)) for v in node.operands if v is not None)
+
+
+def _writable(node: Node, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies where the call writes into a tensor."""
+    if node.op_name.endswith("_"):
+        return [t.clone() for t in tensors]
+    return tensors
+
+
+def _shrunk(tensor: torch.Tensor) -> Floats:
+    """A coordinate tensor with every axis along which it does not vary reduced to size 1."""
+    for axis in range(tensor.ndim):
+        if tensor.shape[axis] > 1 and tensor.stride(axis) == 0:
+            tensor = tensor.narrow(axis, 0, 1)
+    array: Floats = tensor.numpy()
+    return compact_axes(array)[0].astype(np.float64, copy=False)

@@ -1,0 +1,269 @@
+"""The plan: what can go from a model, found and checked without changing it.
+
+The way of one mask: ``masks`` checks it, ``trace`` runs the masked model, ``infer`` spreads facts, ``keep`` finds what must
+stay, ``build`` makes the smaller tensors and modules, ``check`` runs them, and ``Plan.apply`` puts them in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from speedup.build import Parts, build
+from speedup.check import check, first_difference
+from speedup.commit import Transaction
+from speedup.errors import CheckError, InputError, SpeedupError, TraceError
+from speedup.graph import Graph
+from speedup.infer import Facts, infer
+from speedup.inputs import resolve_inputs
+from speedup.keep import KeepSets, Lock, keep_sets
+from speedup.masks import fully_masked, load_masks, normalize_masks
+from speedup.registry import Registry, default_registry
+from speedup.report import Report, explain, summarize
+from speedup.trace import sandbox, trace
+
+log = logging.getLogger("speedup")
+
+_ROUNDS = 200
+
+
+class Plan:
+    """What will go from a model, and why the rest stays. Made by ``speedup.plan``.
+
+    Attributes:
+        model: the model that was planned for, unchanged until ``apply``.
+        report: parameters, MACs and layers before and after, and the reasons for what stays.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        keeps: KeepSets,
+        parts: Parts,
+        again: Callable[[nn.Module], Plan],
+    ) -> None:
+        self.model = model
+        self.graph = graph
+        self.keeps = keeps
+        self.report: Report = summarize(graph, keeps, parts)
+        self._parts: Parts | None = parts
+        self._again = again
+
+    def apply(self, model: nn.Module | None = None) -> nn.Module:
+        """Make the model smaller, in place, and return it.
+
+        Args:
+            model: another instance of the planned model (a deep copy, say), with weights of its own; by default the
+                planned model itself. It is planned and checked with the same masks and input.
+
+        Raises:
+            SpeedupError: something failed; the model is as it was.
+        """
+        if model is not None and model is not self.model:
+            return self._again(model).apply()
+        if self._parts is None:
+            raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
+        Transaction(self.model, self._parts).apply()
+        self._parts = None
+        log.info("applied: %s", self.report.headline)
+        return self.model
+
+    def explain(self, name: str | None = None) -> str:
+        """Why masked indices of a module or parameter stay; of the whole model when no name is given."""
+        return explain(self.report, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return self.report.to_dict()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON: what is kept of every parameter, and the reasons for what stays."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(json.dumps(self.to_dict(), indent=1))
+        partial.replace(target)
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+def plan(
+    model: nn.Module,
+    dummy_input: Any,
+    masks: str | os.PathLike[str] | Mapping[Any, Any],
+    *,
+    map_location: Any = None,
+    registry: Registry | None = None,
+) -> Plan:
+    """Find out what can go from a model, without changing it.
+
+    Args:
+        model: the trained model.
+        dummy_input: a tensor, a tuple of arguments, or a dict of keyword arguments that the model accepts.
+        masks: ``{module: {parameter: 0/1 mask or None}}``, or the path of a ``torch.save``\\ d file of it.
+        map_location: for reading the file, as in ``torch.load``.
+        registry: the rules to use; by default those of the installed plugins.
+
+    Raises:
+        MaskError, InputError: the arguments cannot be used.
+        TraceError: the model rejects the dummy input.
+        RuleError: a rule of a plugin failed; the message names it.
+        CheckError: the small model would not give the same answers.
+
+    Example:
+        >>> plan = speedup.plan(model, torch.randn(1, 3, 224, 224), "masks.pt")
+        >>> print(plan)
+        >>> plan.apply()
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    inputs = resolve_inputs(dummy_input)
+    keep = normalize_masks(model, load_masks(masks, map_location))
+    for name in fully_masked(keep):
+        warnings.warn(
+            f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
+        )
+    rules = registry if registry is not None else default_registry()
+    log.info("masks: %d parameters", len(keep))
+
+    with sandbox(model, keep):
+        random_state = torch.get_rng_state()
+        try:
+            graph = trace(model, *inputs, rules)
+        except SpeedupError:
+            raise
+        except Exception as error:
+            _, current = getattr(error, "speedup_trace", ([], ""))
+            raise TraceError(
+                f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
+            ) from error
+        log.info("traced: %d calls, %d without a rule", len(graph.nodes), len(graph.barriers))
+        facts = infer(graph, keep)
+        log.info("inferred: %d values with constants", len(facts.constants))
+        keeps, parts = _settle(model, inputs, graph, facts, rules, random_state)
+        made = Plan(model, graph, keeps, parts, lambda other: plan(other, dummy_input, masks, registry=rules))
+    log.info("planned: %s", made.report.headline)
+    return made
+
+
+def _settle(
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    graph: Graph,
+    facts: Facts,
+    rules: Registry,
+    random_state: torch.Tensor,
+) -> tuple[KeepSets, Parts]:
+    """Plan, build and check; where a call cannot take its new sizes, lock it and plan again."""
+    locks: list[Lock] = []
+    for _ in range(_ROUNDS):
+        keeps = keep_sets(graph, facts, locks)
+        more = _unfit(graph, keeps)
+        if not more:
+            parts = build(graph, keeps, model)
+            transaction = Transaction(model, parts)
+            transaction.apply()
+            try:
+                torch.set_rng_state(random_state)
+                more = check(model, inputs, graph, keeps, rules)
+            except CheckError as error:
+                where = _find_difference(model, inputs, graph, keeps, rules, random_state, transaction)
+                raise CheckError(f"the small model does not give the same answers, nothing was changed: {error}. {where}") from error
+            finally:
+                transaction.undo()
+            if not more:
+                return keeps, parts
+        for lock in more:
+            log.debug("lock %s axes %s: %s", graph.values[lock.value].label, lock.axes, lock.why)
+        locks += more
+    raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {locks[-1].why}")
+
+
+def _unfit(graph: Graph, keeps: KeepSets) -> list[Lock]:
+    """Locks for the calls that cannot be made on what is kept."""
+    locks = []
+    for node in graph.nodes:
+        sets = [keeps.sets[v] for v in node.values if v is not None]
+        if node.rule is not None and not all(s.all() for s in sets) and not node.rule.fits(node, sets):
+            why = f"{node.op_name} cannot take fewer indices here ({node.where})"
+            fresh = [v for v in node.values if v is not None and not keeps.sets[v].all()]
+            locks += [Lock(v.number, None, why) for v in fresh]
+    return locks
+
+
+def _find_difference(
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    graph: Graph,
+    keeps: KeepSets,
+    rules: Registry,
+    random_state: torch.Tensor,
+    transaction: Transaction,
+) -> str:
+    """Run both models again with all their intermediate results and compare call by call."""
+    got: list[list[torch.Tensor]] = []
+    wanted: list[list[torch.Tensor]] = []
+    try:
+        torch.set_rng_state(random_state)
+        trace(model, *inputs, rules, log=got)
+        transaction.undo()
+        torch.set_rng_state(random_state)
+        trace(model, *inputs, rules, log=wanted)
+        return first_difference(graph, keeps, wanted, got)
+    except Exception as error:
+        log.debug("the first difference could not be found: %r", error)
+        return ""
+
+
+class ModelSpeedup:
+    """Make a pruned model physically smaller: the same answers, in place.
+
+    Args:
+        model: the trained model (unmasked weights; the masks are applied here).
+        dummy_input: a tensor, a tuple of arguments, or a dict of keyword arguments that the model accepts.
+        masks_file: path of a ``torch.save``\\ d ``{module: {'weight': mask, 'bias': mask or None}}``, or that dict.
+        map_location: for reading the file, as in ``torch.load``.
+        registry: the rules to use; by default those of the installed plugins.
+
+    Example:
+        >>> model = ModelSpeedup(model, torch.randn(1, 3, 32, 32), "masks.pt").speedup_model()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        masks_file: str | os.PathLike[str] | Mapping[Any, Any],
+        map_location: Any = None,
+        *,
+        registry: Registry | None = None,
+    ) -> None:
+        self.model = model
+        self.dummy_input = dummy_input
+        self.masks_file = masks_file
+        self.map_location = map_location
+        self.registry = registry
+        self.plan: Plan | None = None
+
+    def speedup_model(self) -> nn.Module:
+        """Plan, check and apply. Returns the same model, now small.
+
+        Raises:
+            SpeedupError: see ``speedup.plan``; the model is then as it was, bit for bit.
+        """
+        self.plan = plan(
+            self.model, self.dummy_input, self.masks_file, map_location=self.map_location, registry=self.registry
+        )
+        return self.plan.apply()
+
+
+__all__ = ["ModelSpeedup", "Plan", "plan"]

@@ -1,0 +1,263 @@
+"""The registry: which rule is responsible for an op.
+
+A rule claims module types (``rule.modules``), functions (``rule.functions``) and, through ``rule.claims(module)``,
+modules of a certain structure. The registry turns these claims into tables, so that looking up an op costs a
+dictionary access.
+
+A claimed type also covers a subclass that changes nothing about what the module computes: one that adds a constructor,
+a ``__repr__`` or new methods is covered, one that overrides ``forward`` or any other part of the claimed type is not.
+What is not covered still works: the functions that run inside the module are then looked up one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from speedup.errors import PluginConflictError, RuleError
+from speedup.names import op_name
+from speedup.plugins import DISABLE_VARIABLE, PluginInfo, check_rule, load_plugins, warn_unknown
+from speedup.rule import Rule
+
+# A class body may define these without changing what the module computes.
+_HARMLESS = frozenset(
+    [
+        "__init__",
+        "__repr__",
+        "extra_repr",
+        "reset_parameters",
+        "__constants__",
+        "_version",
+        "__doc__",
+        "__module__",
+        "__qualname__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__parameters__",
+        "__type_params__",
+        "__orig_bases__",
+        "__slots__",
+        "__dict__",
+        "__weakref__",
+    ]
+)
+# These decide what a call of the module does, wherever they are defined.
+_DECISIVE = frozenset(("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__"))
+
+
+class Registry:
+    """The rules in use, keyed by op.
+
+    Build one with `Registry.load`, from the installed plugins, or with `Registry.from_rules`, from rules at hand.
+
+    Attributes:
+        plugins: every plugin that was found: loaded, disabled and failed ones.
+
+    Example:
+        >>> registry = Registry.load()
+        >>> registry.for_module(torch.nn.Linear(3, 4))  # doctest: +SKIP
+        <LinearRule>
+    """
+
+    def __init__(self, plugins: Iterable[PluginInfo], prefer: Iterable[str] = ()) -> None:
+        """Build the tables.
+
+        Args:
+            plugins: the plugins whose rules are used.
+            prefer: names of plugins that win where two claim the same op, the strongest first.
+
+        Raises:
+            PluginConflictError: two rules claim the same op, and ``prefer`` does not decide between them.
+        """
+        if isinstance(prefer, str):
+            raise TypeError(f"prefer takes several names, such as [{prefer!r}], not one string")
+        self.plugins = tuple(plugins)
+        self._prefer = tuple(prefer)
+        self._owners: dict[int, PluginInfo] = {}
+        self._rules: list[Rule] = []
+        warn_unknown(self._prefer, self.plugins)
+        for plugin in self.plugins:
+            for rule in plugin.rules:
+                if id(rule) not in self._owners:
+                    self._owners[id(rule)] = plugin
+                    self._rules.append(rule)
+        self._functions = self._table(lambda rule: rule.functions)
+        self._modules = self._table(lambda rule: rule.modules)
+        self._structural = [rule for rule in self._rules if type(rule).claims is not Rule.claims]
+        self._by_type: weakref.WeakKeyDictionary[type[nn.Module], Rule | None] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def load(
+        cls,
+        disable: Iterable[str] = (),
+        only: Iterable[str] | None = None,
+        prefer: Iterable[str] = (),
+        strict: bool | None = None,
+    ) -> Registry:
+        """Build a registry from the installed plugins.
+
+        Args:
+            disable: names of plugins that are not used; see `speedup.plugins.load_plugins`.
+            only: if given, the names of the only plugins that are used.
+            prefer: names of plugins that win where two claim the same op, the strongest first.
+            strict: whether a faulty plugin is an error; None asks the environment.
+
+        Raises:
+            PluginError: a plugin is faulty, and ``strict`` holds.
+            PluginConflictError: two rules claim the same op, and ``prefer`` does not decide between them.
+
+        Example:
+            >>> registry = Registry.load(disable=["pooling"])
+        """
+        return cls(load_plugins(disable, only, strict), prefer)
+
+    @classmethod
+    def from_rules(cls, *rules: Rule) -> Registry:
+        """Build a registry from rules at hand, as tests do; installed plugins play no part.
+
+        Raises:
+            PluginError: one of them is no proper rule.
+            PluginConflictError: two of them claim the same op.
+        """
+        for rule in rules:
+            check_rule(rule)
+        return cls([PluginInfo("from_rules", "given directly", "0", __name__, rules=rules)])
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules in use, in the order of their plugins."""
+        return tuple(self._rules)
+
+    def plugin_of(self, rule: Rule) -> PluginInfo | None:
+        """Give the plugin that a rule came from, or None for a rule of some other registry."""
+        return self._owners.get(id(rule))
+
+    def for_function(self, function: Any) -> Rule | None:
+        """Find the rule that claims a function, or None.
+
+        Args:
+            function: the function as it arrives when a model runs; any object will do.
+        """
+        try:
+            return self._functions.get(function)
+        except TypeError:  # not hashable
+            return None
+
+    def for_module(self, module: nn.Module) -> Rule | None:
+        """Find the rule that claims a module, or None.
+
+        The nearest claimed type among the bases of the module's type counts; only if there is none are the rules asked
+        that claim by structure. A module whose ``forward`` was replaced on the instance belongs to nobody.
+
+        Args:
+            module: the module as it is in the model.
+
+        Raises:
+            PluginConflictError: two rules claim the module by its structure.
+            RuleError: a rule failed when it was asked.
+        """
+        if "forward" in vars(module):
+            return None
+        kind = type(module)
+        if kind not in self._by_type:
+            self._by_type[kind] = self._claim_by_type(kind)
+        rule = self._by_type[kind]
+        return self._claim_by_structure(module) if rule is None else rule
+
+    def _claim_by_type(self, kind: type[nn.Module]) -> Rule | None:
+        for position, base in enumerate(kind.__mro__):
+            if base in self._modules:
+                return self._modules[base] if _behaves_like(kind.__mro__[:position], base) else None
+        return None
+
+    def _claim_by_structure(self, module: nn.Module) -> Rule | None:
+        claimants = [rule for rule in self._structural if self._is_claimed(module, rule)]
+        return self._choose(type(module), claimants) if claimants else None
+
+    def _is_claimed(self, module: nn.Module, rule: Rule) -> bool:
+        try:
+            return bool(rule.claims(module))
+        except Exception as error:
+            raise RuleError(
+                f"rule {rule.name!r} of plugin {self._owners[id(rule)].label} failed when it was asked "
+                f"for a {op_name(type(module))}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _table(self, claims: Callable[[Rule], Iterable[Any]]) -> dict[Any, Rule]:
+        claimants: dict[Any, list[Rule]] = {}
+        for rule in self._rules:
+            for op in dict.fromkeys(claims(rule)):
+                claimants.setdefault(op, []).append(rule)
+        return {op: self._choose(op, rules) for op, rules in claimants.items()}
+
+    def _choose(self, op: Any, rules: Sequence[Rule]) -> Rule:
+        """Pick the rule for an op among those that claim it."""
+        owners: dict[int, Rule] = {}
+        for rule in rules:
+            owner = self._owners[id(rule)]
+            if id(owner) in owners:
+                raise PluginConflictError(
+                    f"two rules of plugin {owner.label} claim {op_name(op)}: "
+                    f"{owners[id(owner)].name!r} and {rule.name!r}. "
+                    f"This is a fault of the plugin; until it is mended, disable it: disable=[{owner.name!r}]."
+                )
+            owners[id(owner)] = rule
+        for name in self._prefer:
+            preferred = [rule for rule in rules if self._owners[id(rule)].is_called(name)]
+            rules = preferred or rules
+        if len(rules) == 1:
+            return rules[0]
+        one, other = (self._owners[id(rule)] for rule in rules[:2])
+        # The names of the entry points are the short ones, but two distributions may use the same.
+        names = (one.distribution, other.distribution) if one.is_called(other.name) else (one.name, other.name)
+        raise PluginConflictError(
+            f"two plugins claim {op_name(op)}: {one.label} with rule {rules[0].name!r}, "
+            f"and {other.label} with rule {rules[1].name!r}. "
+            f"Say which one wins, prefer=[{names[0]!r}] or prefer=[{names[1]!r}], or leave one out with "
+            f"disable=[...] or the environment variable {DISABLE_VARIABLE}."
+        )
+
+
+@functools.cache
+def default_registry() -> Registry:
+    """Give the registry of all installed plugins; it is built once per process.
+
+    ``default_registry.cache_clear()`` makes the next call look again, for instance after the environment has changed.
+
+    Raises:
+        PluginError: a plugin is faulty, and ``SPEEDUP_STRICT_PLUGINS`` is set.
+        PluginConflictError: two plugins claim the same op; build a registry with ``Registry.load(prefer=...)`` then.
+    """
+    return Registry.load()
+
+
+def _behaves_like(derived: Iterable[type], base: type) -> bool:
+    """Tell whether the classes between a type and a claimed base leave the behaviour of the base alone."""
+    return all(_leaves_alone(name, value, base) for between in derived for name, value in vars(between).items())
+
+
+def _leaves_alone(name: str, value: object, base: type) -> bool:
+    if name in _DECISIVE:
+        return False
+    if name in _HARMLESS:
+        return True
+    if isinstance(value, property):
+        return False  # it may stand in for a parameter, as in torch.nn.utils.parametrize
+    overridden = [vars(each)[name] for each in _below_module(base) if name in vars(each)]
+    unbound = (classmethod, staticmethod)
+    return not overridden or (isinstance(value, unbound) and isinstance(overridden[0], unbound))
+
+
+def _below_module(base: type) -> Iterator[type]:
+    for each in base.__mro__:
+        if each is nn.Module:
+            return
+        yield each

@@ -1,0 +1,100 @@
+"""Regular sets: what can be cut out of a dense tensor and be a dense tensor again.
+
+A set of entries is a *box* when it is a product of one list per axis, the common and cheap case. It is *regular* when
+one axis may be *ragged*: along it every non-empty fibre keeps the same count, at positions that may differ from fibre to
+fibre (the heads of an attention that each keep other dimensions, the groups of a grouped convolution). Arrays here
+broadcast to the tensor's shape: an axis of size 1 is kept whole, unless the entry is False.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from speedup.facts import Bools
+
+
+def varied(keep: Bools) -> list[int]:
+    """The axes along which ``keep`` is written out."""
+    return [a for a, size in enumerate(keep.shape) if size > 1]
+
+
+def along(keep: Bools, axis: int) -> Bools:
+    """Which indices of ``axis`` have anything kept (1-D)."""
+    flat: Bools = keep.any(axis=tuple(a for a in range(keep.ndim) if a != axis))
+    return flat
+
+
+def hull(keep: Bools) -> Bools:
+    """The smallest box around ``keep``."""
+    out = np.ones((1,) * keep.ndim, dtype=bool)
+    for axis in varied(keep):
+        out = out & keep.any(axis=tuple(a for a in range(keep.ndim) if a != axis), keepdims=True)
+    return out & keep.any()
+
+
+def is_box(keep: Bools) -> bool:
+    axes = varied(keep)
+    return len(axes) <= 1 or int(np.prod([along(keep, a).sum() for a in axes])) == int(keep.sum())
+
+
+def ragged_axis(keep: Bools) -> int | None:
+    """The ragged axis of a regular set that is no box; None for a box.
+
+    Raises:
+        ValueError: the set is not regular.
+    """
+    if is_box(keep):
+        return None
+    for axis in reversed(varied(keep)):
+        counts = keep.sum(axis=axis)
+        if is_box(keep.any(axis=axis)) and len(set(counts[counts > 0].tolist())) == 1:
+            return axis
+    raise ValueError("not a regular set")
+
+
+def regularize(keep: Bools) -> Bools:
+    """The set grown to the nearest regular one: fibres that keep fewer are filled up, from the lowest index."""
+    try:
+        ragged_axis(keep)
+        return keep
+    except ValueError:
+        pass
+    axes = varied(keep)
+    axis = next((a for a in reversed(axes) if is_box(keep.any(axis=a))), axes[-1])
+    fibres = hull(keep.any(axis=axis, keepdims=True))
+    target = int(keep.sum(axis=axis).max())
+    order = np.argsort(~keep, axis=axis, kind="stable")
+    out = keep.copy()
+    chosen = np.take(order, range(target), axis=axis)
+    np.put_along_axis(out, chosen, np.broadcast_to(fibres, chosen.shape) | np.take_along_axis(keep, chosen, axis), axis)
+    return out
+
+
+def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what remains of a tensor of ``shape``."""
+    ragged = ragged_axis(keep)
+    sizes = [int(along(keep, a).sum()) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
+    if ragged is not None:
+        sizes[ragged] = int(keep.sum(axis=ragged).max())
+    return tuple(sizes)
+
+
+def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
+    """Cut the kept entries out of a tensor; a new tensor of shape ``kept_shape(keep, tensor.shape)``."""
+    ragged = ragged_axis(keep)
+    for axis in varied(keep):
+        if axis != ragged:
+            lines = along(keep, axis)
+            if not lines.all():
+                index = torch.from_numpy(np.flatnonzero(lines)).to(tensor.device)
+                tensor = tensor.index_select(axis, index)
+            keep = np.compress(lines, keep, axis=axis)
+    if ragged is None:
+        return tensor
+    count = int(keep.sum(axis=ragged).max())
+    order = np.argsort(~keep, axis=ragged, kind="stable")
+    index = torch.from_numpy(np.ascontiguousarray(np.take(order, range(count), axis=ragged))).to(tensor.device)
+    shape = list(tensor.shape)
+    shape[ragged] = count
+    return tensor.gather(ragged, index.expand(shape))

@@ -1,0 +1,180 @@
+"""Which entries must be kept together, derived from the axes signature.
+
+In named space, with a keep set per operand:
+
+1. *linked*: operands that share names keep the same indices along them;
+2. *joined*: an operand spanned by others (a weight by input and output) keeps the product of what they keep;
+3. *regular*: every operand is dense again after the cut (see ``speedup.regular``);
+4. *aligned*: an operand that lacks a name must not be asked for other positions along it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speedup import fold
+from speedup.axes import Layout
+from speedup.facts import Bools
+from speedup.graph import Node
+from speedup.regular import hull, ragged_axis, regularize, varied
+
+if TYPE_CHECKING:
+    from speedup.keep import NodeKeep
+    from speedup.rule import Rule
+
+_WHY_LINKED = "joined with a tensor that keeps it"
+_WHY_EMPTY = "a tensor keeps at least one index"
+_WHY_REGULAR = "every group keeps the same count"
+_WHY_ALIGNED = "groups share a tensor, so they keep the same positions"
+
+
+def rigid_names(layout: Layout, rigid: Sequence[Sequence[bool] | None]) -> frozenset[str]:
+    """Names that can never lose an index: mixed ones, and those along a rigid axis of any operand."""
+    fixed = set(layout.mixed)
+    for k, dims in enumerate(layout.operands):
+        flags = rigid[k] if k < len(rigid) else None
+        if dims is None or flags is None:
+            continue
+        for dim, is_rigid in zip(dims, flags, strict=True):
+            if is_rigid:
+                fixed.update(dim)
+    known = {n for k in range(layout.n_inputs) for n in layout.names_of(k)}
+    return frozenset(fixed | (set(layout.names) - known))
+
+
+def rigid_outputs(node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
+    """Per output and axis, whether it can never lose an index, given the same for the operands."""
+    layout = node.layout
+    fixed = rigid_names(layout, rigid)
+    return [
+        [all(n in fixed for n in dim) for dim in layout.operands[k] or ()]
+        for k in range(layout.n_inputs, len(layout.operands))
+    ]
+
+
+def derived_operands(node: Node) -> set[int]:
+    """Weights that this call alone reads and whose every name another operand or output has."""
+    layout = node.layout
+    own = {k for k, v in enumerate(node.operands) if v is not None and v.is_source and len(v.uses) == 1}
+    known = {n for k in range(len(layout.operands)) if k not in own for n in layout.names_of(k)}
+    return {k for k in own if layout.shared(k) <= known}
+
+
+def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
+    """The product of what the operands that are not derived keep, along the names of operand ``k``."""
+    layout = node.layout
+    derived = derived_operands(node)
+    result = np.ones((1,) * len(layout.names), dtype=bool)
+    for p in range(len(layout.operands)):
+        common = layout.names_of(p) & layout.names_of(k)
+        if layout.present(p) and p not in derived and common:
+            named = layout.to_named(p, sets[p])
+            result = result & named.any(axis=layout.axes(set(layout.names) - common), keepdims=True)
+    return layout.from_named(k, result)
+
+
+def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
+    """Grow the keep sets at one node until 1 to 4 hold, and the constants that go can be folded."""
+    _Ties(node, keep).settle()
+    if node.layout.contracted:
+        fold.demand(rule, node, keep)
+
+
+class _Ties:
+    def __init__(self, node: Node, keep: NodeKeep) -> None:
+        self.keep = keep
+        self.layout = node.layout
+        self.fixed = rigid_names(self.layout, keep.rigid)
+        self.present = [k for k in range(len(self.layout.operands)) if self.layout.present(k) and k not in keep.derived]
+        axes = self.layout.axes(self.fixed)
+        self.sets = {k: self.layout.to_named(k, keep.sets[k]).any(axis=axes, keepdims=True) for k in self.present}
+        self.names = {k: self.layout.names_of(k) - self.fixed for k in range(len(self.layout.operands))}
+
+    def settle(self) -> None:
+        for k in self.present:
+            self._grow(k, self.sets[k], "the call reads all of this axis", k)
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        return any([self._link(), self._join(), self._regular(), self._align()])
+
+    def _grow(self, k: int, mask: Bools, why: str, cause: int) -> bool:
+        self.sets[k] = self.sets[k] | mask
+        return self.keep.grow(k, self.layout.from_named(k, mask), why, cause)
+
+    def _project(self, k: int, names: frozenset[str]) -> Bools:
+        away = self.layout.axes(self.layout.names_of(k) - names)
+        projected: Bools = self.sets[k].any(axis=away, keepdims=True)
+        return projected
+
+    def _link(self) -> bool:
+        grown = False
+        for p in self.present:
+            for q in self.present:
+                if p == q or not self.sets[p].any():
+                    continue
+                common = self.layout.names_of(p) & self.layout.names_of(q)
+                if not common:
+                    continue
+                missing = self._project(p, common) & ~self._project(q, common)
+                if missing.any():
+                    extra = self.names[q] - common
+                    why = _WHY_EMPTY if extra else _WHY_LINKED
+                    grown |= self._grow(q, missing & self._first(q, extra) if extra else missing, why, p)
+                if self.names[q] <= self.names[p]:
+                    wanted = self._project(p, self.layout.names_of(q)) & ~self.sets[q]
+                    if wanted.any():
+                        grown |= self._grow(q, wanted, _WHY_LINKED, p)
+        return grown
+
+    def _first(self, k: int, names: frozenset[str]) -> Bools:
+        """One entry along ``names``: the one with the largest constant, which may serve as a carrier."""
+        rank = self.layout.to_named(k, self.keep.rank(k))
+        shape = [self.layout.sizes[n] if n in names else 1 for n in self.layout.names]
+        over = tuple(a for a, s in enumerate(shape) if s == 1 and rank.shape[a] > 1)
+        best = int(np.argmax(np.broadcast_to(rank.max(axis=over, keepdims=True), shape)))
+        first = np.zeros(shape, dtype=bool)
+        first.flat[best] = True
+        return first
+
+    def _join(self) -> bool:
+        grown = False
+        for q in self.present:
+            joined = None
+            covered: set[str] = set()
+            for p in self.present:
+                common = self.layout.names_of(p) & self.layout.names_of(q)
+                if p != q and common:
+                    part = self._project(p, common)
+                    joined = part if joined is None else joined & part
+                    covered |= common
+            if joined is not None and covered >= self.names[q] and (joined & ~self.sets[q]).any():
+                grown |= self._grow(q, joined & ~self.sets[q], _WHY_LINKED, q)
+        return grown
+
+    def _regular(self) -> bool:
+        grown = False
+        for k in self.present:
+            more = regularize(self.sets[k]) & ~self.sets[k]
+            if more.any():
+                grown |= self._grow(k, more, _WHY_REGULAR, k)
+        return grown
+
+    def _align(self) -> bool:
+        grown = False
+        for k in self.present:
+            axis = ragged_axis(self.sets[k])
+            if axis is None:
+                continue
+            name = self.layout.names[axis]
+            others = {self.layout.names[a] for a in varied(self.sets[k])} - {name}
+            for q, dims in enumerate(self.layout.operands):
+                names = self.layout.names_of(q)
+                if dims is not None and q != k and name in names and not others <= names:
+                    grown |= self._grow(k, hull(self.sets[k]) & ~self.sets[k], _WHY_ALIGNED, q)
+                    break
+        return grown

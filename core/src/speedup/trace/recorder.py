@@ -1,0 +1,364 @@
+"""The recorder: one run of the model under a function mode and a dispatch mode becomes a graph.
+
+Three layers see a call, from the outside in:
+
+1. ``nn.Module.__call__``: a module whose type a rule claims becomes one node, and what runs inside it is not recorded;
+2. the torch function mode: a function that a rule claims becomes a node; another one written in Python is entered and its
+   parts recorded; anything else becomes a node without a rule, a *barrier*;
+3. the dispatch mode underneath sees ATen ops that no recorded call accounts for (a scripted helper, for one); they become
+   barriers, so that no use of a tensor is missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from speedup.graph import Graph, Node, Ref, Value
+from speedup.names import op_name
+from speedup.registry import Registry
+from speedup.trace.enter import enterable
+from speedup.trace.outputs import tensors_in
+from speedup.trace.source import caller
+
+# Calls that hand the contents of a tensor to Python without running any op: they count as reads.
+_READS = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"})
+
+
+class Recorder(TorchFunctionMode):
+    """Records calls into ``nodes``; use through ``trace``."""
+
+    def __init__(self, model: nn.Module, registry: Registry) -> None:
+        super().__init__()
+        self.registry = registry
+        self.nodes: list[Node] = []
+        self.values: list[Value] = []
+        self.scope: list[str] = [""]
+        self.open_calls = 0
+        self.op_count = 0
+        self.entering: list[Any] = []
+        self.current = ""
+        self.log: list[list[torch.Tensor]] | None = None
+        self._live: dict[int, tuple[Any, Value]] = {}
+        self._paths: dict[int, str] = {}
+        self._sources: dict[int, Value] = {}
+        self._held: list[torch.Tensor] = []
+        self._collect_sources(model)
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    def _collect_sources(self, model: nn.Module) -> None:
+        for path, module in model.named_modules(remove_duplicate=False):
+            self._paths.setdefault(id(module), path)
+            prefix = path + "." if path else ""
+            for kind, members in (("parameter", module._parameters), ("buffer", module._buffers)):
+                for name, tensor in members.items():
+                    if tensor is None:
+                        continue
+                    known = self._sources.get(id(tensor))
+                    if known is None:
+                        known = self._sources[id(tensor)] = self._value(tensor, kind)
+                        known.tensor = tensor
+                    if prefix + name not in known.names:
+                        known.names += (prefix + name,)
+            for name, held in module.__dict__.items():
+                if name not in ("_parameters", "_buffers", "_modules"):
+                    for tensor in tensors_in(held, depth=2):
+                        if id(tensor) not in self._sources:
+                            value = self._sources[id(tensor)] = self._value(tensor, "attribute")
+                            value.tensor, value.names = tensor, (prefix + name,)
+                            self._held.append(tensor)
+
+    def _value(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
+        value = Value(len(self.values), tuple(int(s) for s in tensor.shape), tensor.dtype, kind, producer=producer)
+        self.values.append(value)
+        return value
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """The current value of a tensor; one from outside the model is noted as ``unknown``."""
+        live = self._live.get(id(tensor))
+        if live is not None and live[0]() is tensor:
+            return live[1]
+        source = self._sources.get(id(tensor))
+        if source is not None:
+            return source
+        return self.track(tensor, self._value(tensor, "unknown"))
+
+    def track(self, tensor: torch.Tensor, value: Value) -> Value:
+        key = id(tensor)
+
+        def forget(ref: Any) -> None:
+            held = self._live.get(key)
+            if held is not None and held[0] is ref:
+                del self._live[key]
+
+        self._live[key] = (weakref.ref(tensor, forget), value)
+        return value
+
+    # -- recording ------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.open_calls:
+            return func(*args, **kwargs)
+        rule = self.registry.for_function(func)
+        inside = enterable(func) if rule is None else None
+        if inside is not None and func not in self.entering:
+            self.entering.append(func)
+            try:
+                with self:
+                    return inside(*args, **kwargs)
+            finally:
+                self.entering.pop()
+        return self.record(func, rule, args, kwargs, lambda: func(*args, **kwargs))
+
+    def record(
+        self,
+        op: Any,
+        rule: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: Callable[[], Any],
+        module: nn.Module | None = None,
+        held: dict[str, torch.Tensor] | None = None,
+    ) -> Any:
+        """Run ``call`` and note it as one node, unless it did nothing with any tensor."""
+        self.open_calls += 1  # neither the inside of the call nor our own look at its tensors is recorded
+        try:
+            return self._record(op, rule, args, kwargs, call, module, held)
+        finally:
+            self.open_calls -= 1
+
+    def _record(
+        self,
+        op: Any,
+        rule: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: Callable[[], Any],
+        module: nn.Module | None,
+        held: dict[str, torch.Tensor] | None,
+    ) -> Any:
+        tensors: list[torch.Tensor] = []
+
+        def ref(leaf: torch.Tensor) -> Ref:
+            tensors.append(leaf)
+            return Ref(len(tensors) - 1)
+
+        # A list keeps its own contents when a caller fills it later: the structure is copied here.
+        plain_args, plain_kwargs = pytree.tree_map_only(torch.Tensor, ref, (args, kwargs))
+        attributes: dict[str, int] = {}
+        for name, tensor in (held or {}).items():
+            attributes[name] = len(tensors)
+            tensors.append(tensor)
+        before = [t._version if not t.is_inference() else 0 for t in tensors]
+        inputs = tuple(self.value_of(t) for t in tensors)
+        ops_before = self.op_count
+        name = getattr(op, "__name__", str(op))
+        where = caller()
+        self.current = f"{op_name(op)} at {where}"
+        result = call()
+        outputs = [t for t in tensors_in(result)]
+        changed = [t for t, v in zip(tensors, before, strict=True) if not t.is_inference() and t._version != v]
+        untouched = {id(t) for t in tensors} - {id(t) for t in changed}
+        outputs = [t for t in outputs if id(t) not in untouched]
+        outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
+        if not outputs:
+            reads = tensors and (self.op_count > ops_before or name in _READS)
+            if not reads or list(tensors_in(result)):
+                return result  # a question about shape or type, or a call that hands its input through
+        node = Node(
+            index=len(self.nodes),
+            op=op,
+            op_name=op_name(op),
+            rule=None,
+            module=module,
+            path=self._paths.get(id(module), "") if module is not None else "",
+            scope=self.scope[-1],
+            where=where,
+            args=plain_args,
+            kwargs=plain_kwargs,
+            tensors=inputs,
+            outputs=(),
+            attributes=attributes,
+        )
+        node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
+        if rule is not None:
+            rule.claim(node)
+        self._append(node)
+        if self.log is not None:
+            self.log.append([t.detach().clone() for t in outputs])
+        for tensor, value in zip(outputs, node.outputs, strict=True):
+            self.track(tensor, value)
+        if changed:
+            self._spread_mutation(changed, node)
+        return result
+
+    def _append(self, node: Node) -> None:
+        self.nodes.append(node)
+        read = node.operands if node.rule is not None else node.tensors
+        for number, value in enumerate(read):
+            if value is not None:
+                value.uses.append((node, number))
+        if node.rule is not None:
+            for value in node.others:
+                value.uses.append((node, -1))
+
+    def _spread_mutation(self, changed: list[torch.Tensor], cause: Node) -> None:
+        """Other live tensors in the storage of a tensor that was changed in place have new contents too."""
+        storages = {_storage(t) for t in changed} - {0}
+        known = {id(t) for t in changed}
+        fresh = set(cause.outputs)
+        live = [(ref(), value) for ref, value in list(self._live.values())]
+        live += [(v.tensor, v) for v in self._sources.values()]
+        for tensor, value in live:
+            if tensor is None or id(tensor) in known or value in fresh or _storage(tensor) not in storages:
+                continue
+            if id(tensor) in self._live and self._live[id(tensor)][1] is not value:
+                continue
+            node = Node(
+                index=len(self.nodes),
+                op=None,
+                op_name=f"in-place change by {cause.op_name}",
+                rule=None,
+                module=None,
+                path="",
+                scope=cause.scope,
+                where=cause.where,
+                args=(),
+                kwargs={},
+                tensors=(value, *cause.outputs),
+                outputs=(),
+            )
+            node.outputs = (self._value(tensor, "activation", node),)
+            self._append(node)
+            if self.log is not None:
+                self.log.append([tensor.detach().clone()])
+            self.track(tensor, node.outputs[0])
+
+    # -- modules --------------------------------------------------------------------------------------------------
+
+    def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if self.open_calls:
+            return original(module, *args, **kwargs)
+        path = self._paths.get(id(module), "")
+        rule = self.registry.for_module(module) if id(module) in self._paths else None
+        if rule is None:
+            self.scope.append(path)
+            try:
+                return original(module, *args, **kwargs)
+            finally:
+                self.scope.pop()
+        forward = module.forward
+
+        def recorded(*a: Any, **k: Any) -> Any:
+            held = rule.held(module)
+            return self.record(type(module), rule, a, k, lambda: forward(*a, **k), module, held)
+
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return recorded(*args, **kwargs)
+        # Hooks see and may change what goes in and out: only the forward itself is the node.
+        shadowed = module.__dict__.get("forward")
+        module.__dict__["forward"] = recorded
+        try:
+            return original(module, *args, **kwargs)
+        finally:
+            if shadowed is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = shadowed
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+class _Underneath(TorchDispatchMode):
+    """Sees every ATen op; those outside a recorded call become barriers."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        recorder.op_count += 1
+        if recorder.open_calls:
+            return func(*args, **kwargs)
+        return recorder.record(func, None, args, kwargs, lambda: func(*args, **kwargs))
+
+
+@contextlib.contextmanager
+def _module_calls(recorder: Recorder) -> Iterator[None]:
+    original = nn.Module.__call__
+
+    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return recorder.call_module(original, module, args, kwargs)
+
+    nn.Module.__call__ = traced  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    registry: Registry,
+    log: list[list[torch.Tensor]] | None = None,
+) -> Graph:
+    """Run the model once and record what it does. Call it inside ``sandbox``.
+
+    The inputs are copied first, so that a model that writes into them leaves the caller's alone.
+
+    Args:
+        log: filled with copies of every node's outputs, when given.
+
+    Raises:
+        whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
+    """
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+    recorder = Recorder(model, registry)
+    recorder.log = log
+    inputs = []
+    for tensor in tensors_in((args, kwargs)):
+        value = recorder._value(tensor, "input")
+        recorder.track(tensor, value)
+        inputs.append(value)
+    try:
+        with _module_calls(recorder), _Underneath(recorder), recorder:
+            result = model(*args, **kwargs)
+    except Exception as error:
+        error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
+        raise
+    outputs, reference = [], []
+    for tensor in tensors_in(result):
+        outputs.append(recorder.value_of(tensor))
+        reference.append(tensor.detach().clone())
+    for source in list(recorder._sources.values()):
+        # A parameter or buffer that the forward writes to is read by the next call.
+        assert source.tensor is not None
+        value = recorder.value_of(source.tensor)
+        if value is not source:
+            outputs.append(value)
+    for value in outputs:
+        value.is_output = True
+    return Graph(recorder.nodes, recorder.values, inputs, outputs, reference)

@@ -1,0 +1,125 @@
+"""Brief but real training, with an optional L1 penalty on the BatchNorm scales, and fine-tuning under masks.
+
+Few steps leave the running statistics of BatchNorm far behind the weights, so every training ends by measuring the
+statistics once more (`calibrate`); without that a short training looks much worse than it is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demo.masking import Masks, apply_masks
+
+_CALIBRATION_IMAGES = 256
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. Counts are in images, an image counting as often as it is shown.
+
+    With `l1` above 0 the scales of the BatchNorm2d layers start at 0.5, learn at `scale_rate`, and are pulled towards
+    0 by the L1 penalty of Network Slimming, applied as a proximal step (so that a scale can become exactly 0).
+    """
+
+    images: int
+    batch: int = 16
+    rate: float = 1e-3
+    l1: float = 0.0
+    scale_rate: float = 1e-3
+    tune_images: int = 0
+    tune_rate: float = 5e-4
+
+
+def train(network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> None:
+    """Train `network` in place; leaves it in eval mode."""
+    scales = [module.weight for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if recipe.l1:
+        for scale in scales:
+            nn.init.constant_(scale, 0.5)
+    penalised = {id(scale) for scale in scales} if recipe.l1 else set()
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [p for p in network.parameters() if id(p) not in penalised], "lr": recipe.rate},
+            {"params": [p for p in network.parameters() if id(p) in penalised], "lr": recipe.scale_rate},
+        ],
+        fused=True,
+    )
+    batches = _batches(len(images), recipe.images, recipe.batch, seed)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [recipe.rate, recipe.scale_rate], total_steps=len(batches), pct_start=0.2, cycle_momentum=False
+    )
+    network.train()
+    for rows in batches:
+        _step(network, optimizer, images[rows], labels[rows])
+        if recipe.l1:
+            _shrink(scales, recipe.l1 * optimizer.param_groups[1]["lr"])
+        schedule.step()
+    calibrate(network, images)
+
+
+def fine_tune(network: nn.Module, masks: Masks, images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> None:
+    """Train a masked `network` a little further, in place; what is masked stays 0. Leaves it in eval mode."""
+    batches = _batches(len(images), recipe.tune_images, recipe.batch, seed + 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.tune_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, len(batches)))
+    network.train()
+    for rows in batches:
+        _step(network, optimizer, images[rows], labels[rows])
+        apply_masks(network, masks)
+        schedule.step()
+    calibrate(network, images)
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, images: Tensor) -> None:
+    """Measure the running statistics of every BatchNorm anew, as plain averages; leaves the network in eval mode."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    for batch in images[:_CALIBRATION_IMAGES].split(_BATCH):
+        network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """The class scores of all images, `(n, classes)`, in eval mode; the network's mode is left as it was."""
+    training = network.training
+    network.eval()
+    scores = torch.cat([network(batch) for batch in images.split(_BATCH)])
+    network.train(training)
+    return scores
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> float:
+    """The share of images whose highest score is that of their label."""
+    return float((scores.argmax(1) == labels).double().mean())
+
+
+def _batches(available: int, images: int, batch: int, seed: int) -> list[Tensor]:
+    """Row numbers of each batch: shuffled epochs, one after the other, cut into whole batches."""
+    generator = torch.Generator().manual_seed(seed)
+    epochs = [torch.randperm(available, generator=generator) for _ in range(-(-images // available))]
+    rows = torch.cat(epochs)[:images] if epochs else torch.empty(0, dtype=torch.int64)
+    return [part for part in rows.split(batch) if len(part) == batch]
+
+
+def _step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(network(images), labels).backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def _shrink(scales: list[nn.Parameter], amount: float) -> None:
+    """The proximal step of an L1 penalty: move every scale towards 0 by `amount`, and no further than 0."""
+    for scale in scales:
+        scale.copy_(F.softshrink(scale, amount))

@@ -1,0 +1,120 @@
+"""speedup rules for activations: entry by entry, with slopes (PReLU), gated (GLU), over an axis (softmax), and dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speedup import Kept, Node, Rule, hookimpl, variants
+
+_MODULES = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
+    nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh,
+    nn.Tanhshrink, nn.Threshold, nn.Identity,
+)  # fmt: skip
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+_FUNCTIONS = (
+    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu silu sigmoid "
+    "expit softplus softshrink softsign tanhshrink threshold"
+).split()
+
+
+class OverAxis(Rule):
+    """Entries along one axis are normalised together (softmax): that axis stays whole."""
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        assert value is not None
+        dim = node.arg("dim")
+        if dim is None:  # torch's implicit choice
+            dim = 0 if value.ndim in (0, 1, 3) else 1
+        return across(value.ndim, dim, "~x", "~x")
+
+
+class Glu(Rule):
+    """out[a] = x[a] * sigmoid(x[half + a]): both halves keep the same positions."""
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        assert value is not None
+        return across(value.ndim, node.arg("dim", -1), "(~half x)", "x")
+
+
+class Prelu(Rule):
+    """One slope for all, or one per channel (the second axis)."""
+
+    call = "input, weight"
+    operands = ("input", "weight")
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        assert value is not None
+        return "*, 1 -> *" if value.ndim < 2 else "n c *, c -> n c *"
+
+    def replace(self, node: Node, keep: Kept) -> nn.Module:
+        module = super().replace(node, keep)
+        if "weight" in keep.tensors:
+            module.num_parameters = keep.tensors["weight"].numel()
+        return module
+
+
+class Dropout(Rule):
+    """Nothing in eval mode; a function told to drop all the same is random, and no rule holds."""
+
+    def signature(self, node: Node) -> str:
+        if node.module is None and node.arg("training", False):
+            raise TypeError("it drops at random in eval mode")
+        return self.axes
+
+
+def across(ndim: int, dim: int, before: str, after: str) -> str:
+    """A signature that maps every axis but ``dim``."""
+    names = [f"a{i}" for i in range(ndim)]
+    left, right = list(names), list(names)
+    if ndim:
+        left[dim], right[dim] = before, after
+    return f"{' '.join(left)} -> {' '.join(right)}"
+
+
+@hookimpl
+def speedup_rules() -> Iterable[Rule]:
+    softmax = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+    dropout = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+    return [
+        Rule(
+            name="activation",
+            modules=_MODULES,
+            functions=variants(*_FUNCTIONS),
+            call="input, *args, **kwargs",
+            operands=("input",),
+            axes="* -> *",
+        ),
+        Dropout(
+            name="dropout",
+            modules=_DROPOUT,
+            functions=dropout,
+            call="input, p=0.5, training=True, inplace=False",
+            operands=("input",),
+            axes="* -> *",
+        ),
+        Dropout(
+            name="torch.dropout",
+            functions=(torch.dropout, torch.dropout_),
+            call="input, p, train",
+            operands=("input",),
+            axes="* -> *",
+        ),
+        OverAxis(name="softmax2d", modules=(nn.Softmax2d,), operands=("input",)),
+        OverAxis(
+            name="softmax",
+            modules=softmax,
+            functions=variants("softmax", "log_softmax", "softmin", missing_ok=True),
+            call="input, dim=None, *args, **kwargs",
+            operands=("input",),
+        ),
+        Glu(name="glu", modules=(nn.GLU,), functions=variants("glu"), call="input, dim=-1", operands=("input",)),
+        Prelu(name="prelu", modules=(nn.PReLU,), functions=variants("prelu")),
+    ]

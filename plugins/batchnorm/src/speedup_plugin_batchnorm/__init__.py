@@ -1,0 +1,68 @@
+"""speedup rules for batch normalisation, as modules, as a function, and frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speedup import Node, Rule, hookimpl
+
+# Where the scale is 0, what was normalised does not matter: the shift comes out.
+_SCALE = {"weight": ("input", "running_mean", "running_var")}
+_TENSORS = ("running_mean", "running_var", "weight", "bias")
+
+
+class BatchNorm(Rule):
+    """out[n, c, .] = (x[n, c, .] - mean[c]) / sqrt(var[c] + eps) * weight[c] + bias[c]."""
+
+    operands = ("input", *_TENSORS)
+    sizes = {"num_features": "c"}  # noqa: RUF012
+    annihilates = _SCALE
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        if value is None or node.operand("running_mean") is None or (node.module is None and node.arg("training")):
+            # The statistics of the batch are taken, over everything but the channel.
+            rest = value.ndim - 2 if value is not None else 0
+            return f"~batch c ~{rest}, c?, c?, c?, c? -> ~batch c ~{rest}"
+        return "n c *, c?, c?, c?, c? -> n c *"
+
+
+class FrozenBatchNorm(Rule):
+    """A module with the four tensors of a batch norm as buffers and no child (torchvision's FrozenBatchNorm2d)."""
+
+    name = "frozen_batch_norm"
+    operands = ("input", *_TENSORS)
+    axes = "n c *, c, c, c, c -> n c *"
+    annihilates = _SCALE
+    sizes = {"num_features": "c"}  # noqa: RUF012
+
+    def claims(self, module: nn.Module) -> bool:
+        return (
+            type(module).__name__.startswith("FrozenBatchNorm")
+            and set(module._buffers) == set(_TENSORS)
+            and not module._parameters
+            and not module._modules
+        )
+
+
+@hookimpl
+def speedup_rules() -> Iterable[Rule]:
+    return [
+        BatchNorm(
+            name="batch_norm",
+            modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+            functions=(F.batch_norm,),
+            call="input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5",
+        ),
+        BatchNorm(
+            name="torch.batch_norm",
+            functions=(torch.batch_norm,),
+            operands=("input", *_TENSORS),
+            call="input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled",
+        ),
+        FrozenBatchNorm(),
+    ]
