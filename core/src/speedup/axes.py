@@ -241,7 +241,7 @@ def _operands(text: str, tokens: list[tuple[str, int]]) -> tuple[tuple[Operand, 
             axes.append(Axis(star=True))
         elif token == "1":
             axes.append(Axis())
-        elif token == "~" or token[1:].isdigit():
+        elif token == "~" or (token[0] == "~" and token[1:].isdigit()):
             axes.append(Axis(mixed=int(token[1:] or -1)))
         else:
             axes.append(Axis((token,)))

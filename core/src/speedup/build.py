@@ -14,7 +14,7 @@ from speedup.errors import RuleError, SpeedupError
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, NodeKeep
-from speedup.regular import cut, kept_shape, ragged_axis
+from speedup.regular import cut, is_regular, kept_shape, ragged_axis
 from speedup.shell import shell_of
 
 
@@ -51,7 +51,7 @@ class Kept:
                 continue
             named = layout.to_named(k, self.sets[k])
             axis = layout.names.index(name)
-            if named.shape[axis] > 1 and named.any():
+            if named.shape[axis] > 1 and named.any() and is_regular(named):
                 if ragged_axis(named) == axis:
                     return int(named.sum(axis=axis).max())
                 return int(named.any(axis=tuple(a for a in range(named.ndim) if a != axis)).sum())

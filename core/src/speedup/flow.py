@@ -219,8 +219,8 @@ def response(node: Node, k: int, weight: int, values: Floats) -> Floats:
     matrix = tensor.numpy().transpose([names.index(n) for n in layout.names if n in names])
     shape = iter(matrix.shape)
     matrix = matrix.reshape([next(shape) if n in names else 1 for n in layout.names])
-    over = layout.axes(layout.contracted)
-    return sum_product(matrix, values, over) * _repeats(layout, over, matrix, values)
+    # The weight writes all its contracted names out, so every term is there once.
+    return sum_product(matrix, values, layout.axes(layout.contracted))
 
 
 def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:

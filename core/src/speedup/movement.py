@@ -106,7 +106,12 @@ class Movement(Rule):
             else:
                 assert value.tensor is not None
                 real.append(value.tensor)
-        out = node.run(real, **changed)
+        try:
+            out = node.run(real, **changed)
+        except RuntimeError:
+            # A view may ask for a memory layout, which has nothing to do with where entries go.
+            real = [t.contiguous() if n in given else t for n, t in enumerate(real)]
+            out = node.run(real, **changed)
         if len(node.outputs) == 1 and not isinstance(out, torch.Tensor):
             out = [real[0]] if out is None else out
         outputs = [out] if isinstance(out, torch.Tensor) else list(out)

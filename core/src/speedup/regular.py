@@ -53,13 +53,18 @@ def ragged_axis(keep: Bools) -> int | None:
     raise ValueError("not a regular set")
 
 
-def regularize(keep: Bools) -> Bools:
-    """The set grown to the nearest regular one: fibres that keep fewer are filled up, from the lowest index."""
+def is_regular(keep: Bools) -> bool:
     try:
         ragged_axis(keep)
-        return keep
     except ValueError:
-        pass
+        return False
+    return True
+
+
+def regularize(keep: Bools) -> Bools:
+    """The set grown to the nearest regular one: fibres that keep fewer are filled up, from the lowest index."""
+    if is_regular(keep):
+        return keep
     axes = varied(keep)
     axis = next((a for a in reversed(axes) if is_box(keep.any(axis=a))), axes[-1])
     fibres = hull(keep.any(axis=axis, keepdims=True))
