@@ -48,9 +48,9 @@ def test_fine_tuning_keeps_masked_entries_at_zero() -> None:
 def test_the_penalty_brings_scales_to_zero() -> None:
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     digits = data.load(8, 1)
-    recipe = Recipe(images=1437, batch=16, l1=3.0, scale_rate=1e-2)
+    recipe = Recipe(images=640, batch=16, l1=0.66)
     train.train(network, digits.train_images, digits.train_labels, recipe, seed=0)
-    assert bool((network[1].weight == 0).any())
+    assert 0 < int((network[1].weight == 0).sum()) < 8
 
 
 def test_calibration_measures_the_statistics_of_the_data() -> None:

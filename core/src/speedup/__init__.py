@@ -18,7 +18,7 @@ from speedup.errors import (
     SpeedupError,
     TraceError,
 )
-from speedup.facts import Bools, Constant, Fact, Floats, Unused
+from speedup.facts import Bools, Constant, Fact, Floats, Unused, along
 from speedup.graph import Node, Value
 from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
 from speedup.infer import NodeFacts
@@ -26,8 +26,8 @@ from speedup.keep import NodeKeep
 from speedup.movement import Movement
 from speedup.names import op_name, variants
 from speedup.plan import ModelSpeedup, Plan, plan
-from speedup.regular import kept_shape
 from speedup.registry import Registry, default_registry
+from speedup.regular import kept_shape
 from speedup.rule import Rule
 
 __version__ = "0.1.0"
@@ -58,6 +58,7 @@ __all__ = [
     "TraceError",
     "Unused",
     "Value",
+    "along",
     "default_registry",
     "hookimpl",
     "hookspec",

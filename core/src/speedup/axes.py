@@ -34,14 +34,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from speedup.errors import SignatureError
+from speedup.facts import all_of, any_of
 
 Shape = tuple[int, ...]
-Array = npt.NDArray[np.generic]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _TOKEN = re.compile(r"\s*(\.\.\.|->|~?[A-Za-z_]\w*|~\d*|[*(),?1])")
 
@@ -172,11 +173,11 @@ class Layout:
 
     def project_any(self, k: int, array: Array) -> Array:
         """Reduce a named bool array to the shared names of operand ``k``: true where any entry is."""
-        return array.any(axis=self.axes(set(self.names) - self.shared(k)), keepdims=True)
+        return any_of(array, self.axes(set(self.names) - self.shared(k)))
 
     def project_all(self, k: int, array: Array) -> Array:
         """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
-        return array.all(axis=self.axes(set(self.names) - self.shared(k)), keepdims=True)
+        return all_of(array, self.axes(set(self.names) - self.shared(k)))
 
 
 @lru_cache(maxsize=4096)
@@ -235,6 +236,8 @@ def _operands(text: str, tokens: list[tuple[str, int]]) -> tuple[tuple[Operand, 
             if not operands or axes:
                 raise _fault(text, at, "'...' repeats the operand before it and stands alone")
             repeated = True
+        elif optional:
+            raise _fault(text, at, "'?' stands last: it belongs to the whole operand")
         elif token == "?":
             optional = True
         elif token == "*":
@@ -267,7 +270,9 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int) -> Layout:
             operands.append(None)
             continue
         # An axis of size 1 against a larger one broadcasts: the operand does not vary along that name.
-        operands.append(tuple(() if size == 1 and prod(sizes[n] for n in names) != 1 else names for names, size in dims))
+        operands.append(
+            tuple(() if size == 1 and prod(sizes[n] for n in names) != 1 else names for names, size in dims)
+        )
     order: dict[str, None] = {}
     for named in operands:
         for dim in named or ():
@@ -294,12 +299,15 @@ def _bind_operand(spec: Operand, shape: Shape, k: int, mixed: set[str]) -> list[
             for right in range(room, 0, -1):
                 dims.append(((f"*{right}",), shape[len(dims)]))
         elif axis.mixed is not None:
-            for number in range(room if axis.mixed == -1 else axis.mixed):
-                mixed.add(f"~{k}.{number}")
-                dims.append(((f"~{k}.{number}",), shape[len(dims)]))
+            for _ in range(room if axis.mixed == -1 else axis.mixed):
+                name = f"~{k}.{len(dims)}"
+                mixed.add(name)
+                dims.append(((name,), shape[len(dims)]))
         else:
             names = tuple(f"{n}@{k}" if n.startswith("~") else n for n in axis.names)
             mixed.update(n for n in names if n.startswith("~"))
+            if not names and shape[len(dims)] != 1:
+                raise ValueError(f"an axis of size {shape[len(dims)]} where the signature says 1")
             dims.append((names, shape[len(dims)]))
     return dims
 

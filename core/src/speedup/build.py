@@ -11,7 +11,7 @@ from torch import nn
 
 from speedup import fold
 from speedup.errors import RuleError, SpeedupError
-from speedup.facts import Bools
+from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, NodeKeep
 from speedup.regular import cut, is_regular, kept_shape, ragged_axis
@@ -54,7 +54,7 @@ class Kept:
             if named.shape[axis] > 1 and named.any() and is_regular(named):
                 if ragged_axis(named) == axis:
                     return int(named.sum(axis=axis).max())
-                return int(named.any(axis=tuple(a for a in range(named.ndim) if a != axis)).sum())
+                return int(along(named, axis).sum())
         return best
 
 
@@ -144,7 +144,9 @@ def _replace_modules(
         except SpeedupError:
             raise
         except Exception as error:
-            raise RuleError(f"rule {node.rule.name!r} raised in replace at {node.label} ({node.where}): {error!r}") from error
+            raise RuleError(
+                f"rule {node.rule.name!r} raised in replace at {node.label} ({node.where}): {error!r}"
+            ) from error
         if not isinstance(made, nn.Module):
             raise RuleError(f"rule {node.rule.name!r}: replace returned {made!r} at {node.label}, not a module")
         parts.modules[node.path] = made

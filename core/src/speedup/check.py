@@ -1,4 +1,4 @@
-"""The check before anything is committed: the new model runs once and is compared with the plan and the masked model.
+"""The check before anything is committed: the new model runs once, compared with the plan and the masked model.
 
 Call by call the sizes, then the numbers of the outputs. A size that differs from the plan means that the forward holds a
 size of its own (a literal, an attribute): those indices are locked and planned again. Numbers that differ mean a wrong
@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from speedup.errors import CheckError, SpeedupError
-from speedup.facts import nothing
+from speedup.facts import along, nothing
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Lock
-from speedup.regular import cut, kept_shape
 from speedup.registry import Registry
+from speedup.regular import cut, kept_shape
 from speedup.trace.recorder import trace
 
 # Largest accepted difference, relative to the largest entry of the output.
@@ -46,8 +46,10 @@ def check(
         failed = next(iter(graph.nodes[len(nodes) : len(nodes) + 1]), None)
         if failed is None:
             raise CheckError(f"the small model raises {error!r}") from error
-        return _lock_call(failed, graph, keeps, _changed_axes(failed, keeps), f"the call fails on fewer indices: {error}")
-    locks = _size_locks(graph, keeps, again.nodes)
+        return _lock_call(
+            failed, graph, keeps, _changed_axes(failed, keeps), f"the call fails on fewer indices: {error}"
+        )
+    locks = _size_locks(graph, keeps, again.nodes) or _argument_locks(graph, keeps, again.nodes)
     if locks:
         return locks
     worst = difference(graph.reference, again.reference)
@@ -56,15 +58,20 @@ def check(
     return []
 
 
-def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> str | None:
-    """What differs between two lists of outputs beyond rounding, None when nothing does."""
+def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floor: float = 0.0) -> str | None:
+    """What differs between two lists of outputs beyond rounding, None when nothing does.
+
+    Args:
+        floor: the largest number that the outputs were made of: where they cancel out, its rounding is what is left.
+    """
     if len(wanted) != len(got):
         return f"the small model returns {len(got)} tensors, the masked one {len(wanted)}"
     for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"output {number} is {tuple(b.shape)} {b.dtype} instead of {tuple(a.shape)} {a.dtype}"
         error, scale = _distance(a, b)
-        if error > _TOLERANCE.get(a.dtype, 0.0) * scale:
+        rounding = 1e3 * torch.finfo(a.dtype).eps * floor if a.is_floating_point() else 0.0
+        if error > max(_TOLERANCE.get(a.dtype, 0.0) * scale, rounding):
             return f"output {number} differs by {error:.3g} (its largest entry is {scale:.3g})"
     return None
 
@@ -81,6 +88,11 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     return error, float(finite.max())
 
 
+def largest_entry(tensor: torch.Tensor) -> float:
+    """The largest finite absolute entry of a floating-point tensor, else 0."""
+    return _distance(tensor, tensor)[1] if tensor.is_floating_point() else 0.0
+
+
 def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lock]:
     for old, new in zip(graph.nodes, nodes, strict=False):
         if old.op_name != new.op_name or len(old.outputs) != len(new.outputs):
@@ -90,6 +102,18 @@ def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lo
             if planned != b.shape:
                 axes = _stale_axes(a.shape, planned, b.shape)
                 return _lock_call(old, graph, keeps, (number, axes), _why(a.shape, planned, b.shape))
+    return []
+
+
+def _argument_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lock]:
+    """Locks for calls whose own arguments give other entries than planned, though as many (a literal slice)."""
+    for old, new in zip(graph.nodes, nodes, strict=False):
+        sets = [keeps.sets[v] for v in old.values if v is not None]
+        if old.rule is None or new.rule is None or all(s.all() for s in sets):
+            continue
+        if not old.rule.fits(old, sets, new):
+            why = "the code of the call holds a position: it would take other entries"
+            return _lock_call(old, graph, keeps, None, why)
     return []
 
 
@@ -142,16 +166,20 @@ def _held(lock: Lock, graph: Graph, keeps: KeepSets) -> bool:
     keep = keeps.sets[value]
     if lock.axes is None:
         return bool(keep.all())
-    return all(bool(keep.any(axis=tuple(b for b in range(keep.ndim) if b != a)).all()) for a in lock.axes)
+    return all(bool(along(keep, a).all()) for a in lock.axes)
 
 
-def first_difference(graph: Graph, keeps: KeepSets, wanted: Sequence[list[torch.Tensor]], got: Sequence[list[torch.Tensor]]) -> str:
+def first_difference(
+    graph: Graph, keeps: KeepSets, wanted: Sequence[list[torch.Tensor]], got: Sequence[list[torch.Tensor]]
+) -> str:
     """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
     for node, old, new in zip(graph.nodes, wanted, got, strict=False):
         for value, a, b in zip(node.outputs, old, new, strict=False):
             unused = keeps.facts.unused(value)
             keep = keeps.sets[value]
-            a = torch.where(torch.from_numpy(np.broadcast_to(unused, a.shape).copy()).to(a.device), torch.zeros_like(a), a)
+            a = torch.where(
+                torch.from_numpy(np.broadcast_to(unused, a.shape).copy()).to(a.device), torch.zeros_like(a), a
+            )
             small = cut(a, keep)
             if small.shape != b.shape:
                 return f"first at {node.label}, {node.where}"

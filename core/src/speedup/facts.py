@@ -13,13 +13,14 @@ by inclusion; a rule may only ever add entries.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
+# Names for the reader: numpy's own types of reductions and comparisons are too loose to check dtypes with.
+Bools: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Floats: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Indices: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,8 @@ class Constant:
     @property
     def zero(self) -> Bools:
         """Entries that are constant 0."""
-        return self.mask & (self.value == 0)
+        zero: Bools = np.logical_and(self.mask, self.value == 0)
+        return zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Unused:
 Fact = Constant | Unused
 
 
-def compact_axes(*arrays: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.generic], ...]:
+def compact_axes(*arrays: Bools | Floats) -> tuple[Bools | Floats, ...]:
     """Reduce every axis along which none of the arrays (of one shape) varies to size 1."""
     if not arrays:
         return ()
@@ -70,7 +72,7 @@ def compact_axes(*arrays: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.gener
     return tuple(out)
 
 
-def _same(a: npt.NDArray[np.generic], head: npt.NDArray[np.generic]) -> bool:
+def _same(a: Bools | Floats, head: Bools | Floats) -> bool:
     if a.dtype.kind == "f":
         return bool(((a == head) | ((a != a) & (head != head))).all())
     return bool((a == head).all())
@@ -83,6 +85,23 @@ def constant(mask: Bools, value: Floats) -> Constant | None:
         return None
     small, values = compact_axes(mask, np.where(mask, value, 0.0))
     return Constant(small.astype(bool, copy=False), values.astype(np.float64, copy=False))
+
+
+def any_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
+    """Where any entry along ``axes`` is true; these axes keep size 1."""
+    result: Bools = np.logical_or.reduce(array, axis=axes, keepdims=True)
+    return result
+
+
+def all_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
+    """Where every entry along ``axes`` is true; these axes keep size 1."""
+    result: Bools = np.logical_and.reduce(array, axis=axes, keepdims=True)
+    return result
+
+
+def along(array: Bools, axis: int) -> Bools:
+    """Which indices of ``axis`` have any true entry (1-D)."""
+    return any_of(array, tuple(a for a in range(array.ndim) if a != axis)).reshape(-1)
 
 
 def nothing(ndim: int) -> Bools:
@@ -106,22 +125,26 @@ def any_product(left: Bools, right: Bools, over: tuple[int, ...]) -> Bools:
     """``(left & right).any(over)`` without building the product; arrays of equal rank with size-1 axes."""
     for axis in over:
         if left.shape[axis] == 1:
-            right = right.any(axis=axis, keepdims=True)
+            right = any_of(right, axis)
         elif right.shape[axis] == 1:
-            left = left.any(axis=axis, keepdims=True)
+            left = any_of(left, axis)
     if all(left.shape[a] == 1 for a in over):
         return left & right
     return sum_product(left.astype(np.float32), right.astype(np.float32), over) > 0
 
 
-def sum_product(left: npt.NDArray[Any], right: npt.NDArray[Any], over: tuple[int, ...]) -> npt.NDArray[Any]:
+def sum_product(left: Floats, right: Floats, over: tuple[int, ...]) -> Floats:
     """``(left * right).sum(over)`` without building the product; size-1 axes of one operand broadcast."""
     ndim = left.ndim
     here = [a for a in range(ndim) if left.shape[a] > 1]
     there = [a for a in range(ndim) if right.shape[a] > 1]
     out = [a for a in range(ndim) if (a in here or a in there) and a not in over]
     summed = np.einsum(
-        left.reshape([left.shape[a] for a in here]), here, right.reshape([right.shape[a] for a in there]), there, out,
+        left.reshape([left.shape[a] for a in here]),
+        here,
+        right.reshape([right.shape[a] for a in there]),
+        there,
+        out,
         optimize=True,
     )
     return np.asarray(summed).reshape([max(left.shape[a], right.shape[a]) if a in out else 1 for a in range(ndim)])

@@ -20,7 +20,19 @@ import numpy as np
 import torch
 
 from speedup.axes import Layout
-from speedup.facts import Bools, Constant, Fact, Floats, Unused, any_product, compact_axes, constant, sum_product
+from speedup.facts import (
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    Unused,
+    along,
+    any_of,
+    any_product,
+    compact_axes,
+    constant,
+    sum_product,
+)
 from speedup.graph import Node
 
 if TYPE_CHECKING:
@@ -72,8 +84,9 @@ class _Named:
             return self._nowhere
         value = self.layout.to_named(k, np.broadcast_to(self.facts.value(k), mask.shape))
         same = np.where(named, value, 0)
-        same = same.max(axis=axes, keepdims=True) == same.min(axis=axes, keepdims=True)
-        return self.layout.project_all(k, named) & same
+        same = np.equal(same.max(axis=axes, keepdims=True), same.min(axis=axes, keepdims=True))
+        result: Bools = np.logical_and(self.layout.project_all(k, named), same)
+        return result
 
     def value(self, k: int) -> Floats:
         """Values where ``mask``, 0 elsewhere (weights: all of them, mixed axes included)."""
@@ -166,7 +179,7 @@ def _any_nonconstant(rule: Rule, named: _Named, factors: list[int], over: tuple[
     uniform = rule.uniform(named.node)
     unknown = [~named.mask(k) if uniform or k != factors[0] else ~named.zero(k) for k in factors]
     if len(factors) == 1:
-        return unknown[0].any(axis=over, keepdims=True)
+        return any_of(unknown[0], over)
     if len(factors) != 2:
         return None
     left = any_product(unknown[0], nonzero[1], over)
@@ -207,7 +220,7 @@ def response(node: Node, k: int, weight: int, values: Floats) -> Floats:
     for name in layout.contracted & set(names):
         p = layout.names.index(name)
         if values.shape[p] > 1:
-            used = values.any(axis=tuple(a for a in range(values.ndim) if a != p))
+            used = along(values != 0, p)
             columns = np.flatnonzero(used)
             tensor = tensor.index_select(names.index(name), torch.from_numpy(columns).to(tensor.device))
             values = np.take(values, columns, axis=p)

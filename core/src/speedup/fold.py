@@ -1,10 +1,10 @@
 """Folding: what a removed constant leaves behind in the weights of its readers.
 
-A contraction reads sum over i of w[o, i] · x[i]. When x[i] is a constant c[i] and is removed, its share must go elsewhere:
+A contraction reads sum over i of w[o, i] · x[i]. When x[i] is a constant c[i] and is removed, its share goes elsewhere:
 
 1. *into the bias*, where the call is the same at all positions: bias[o] += sum over i of w[o, i] · c[i];
-2. *into a carrier*, where it is not (zero padding) or where there is no bias to use: one removed constant k with c[k] != 0
-   stays, and w[o, k] += sum over i of w[o, i] · c[i] / c[k]. Exact at every position and size, for one channel;
+2. *into a carrier*, where it is not (zero padding) or where there is no bias to use: one of them with c[k] != 0 stays,
+   and w[o, k] += sum over i of w[o, i] · c[i] / c[k]. Exact at every position and size, for one channel;
 3. *nowhere*, where the weight is not the call's own (shared, or computed): the constants stay.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speedup.facts import Bools, Floats, any_product
+from speedup.facts import Bools, Floats, Indices, along, any_of, any_product
 from speedup.graph import Node, Value
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
             keep.grow(gone.k, layout.from_named(gone.k, gone.mask), "a constant that cannot be folded here", gone.k)
             continue
         over = layout.axes(layout.contracted)
-        have = (carriers(node, gone, keep) != 0).any(axis=over, keepdims=True)
-        lacking = gone.mask.any(axis=over, keepdims=True) & ~have
+        have = any_of(carriers(node, gone, keep) != 0, over)
+        lacking = any_of(gone.mask, over) & ~have
         if lacking.any():
             size = np.abs(gone.value)
             best = gone.mask & (size == size.max(axis=over, keepdims=True)) & lacking
@@ -129,7 +129,6 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
     """
     from speedup.flow import response
 
-    layout = node.layout
     new: dict[Value | str, torch.Tensor] = {}
     for gone in removed(node, keep):
         assert gone.weight is not None and gone.foldable
@@ -139,7 +138,7 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
             assert rule.bias is not None
             shift = response(node, gone.k, gone.weight, gone.value)
             bias = node.operand(rule.bias)
-            flat = torch.from_numpy(np.ascontiguousarray(flat_output(node, shift)))
+            flat = torch.from_numpy(flat_output(node, shift).copy())
             if bias is None:
                 new[rule.bias] = flat.to(weight.tensor)
             else:
@@ -159,7 +158,9 @@ def flat_output(node: Node, shift: Floats) -> Floats:
     names = [n for dim in out for n in dim if n in weight_names]
     axes = [layout.names.index(n) for n in names]
     rest = [a for a in range(shift.ndim) if a not in axes]
-    wide = np.broadcast_to(shift, [layout.sizes[n] if n in names else s for n, s in zip(layout.names, shift.shape, strict=True)])
+    wide = np.broadcast_to(
+        shift, [layout.sizes[n] if n in names else s for n, s in zip(layout.names, shift.shape, strict=True)]
+    )
     return wide.transpose(axes + rest).reshape(-1)
 
 
@@ -173,15 +174,28 @@ def _onto_carrier(node: Node, gone: Removed, keep: NodeKeep, tensor: torch.Tenso
     best = best & (np.cumsum(best, axis=over[0]) == 1)
     amount = np.where(best, able, 0.0).sum(axis=over, keepdims=True)
     names = [n for dim in layout.operands[gone.weight] or () for n in dim]
-    factored = tensor.to(torch.float64).reshape([layout.sizes[n] for n in names])
+    (contracted,) = [n for n in names if n in layout.contracted]
+    axis = names.index(contracted)
+    factored = tensor.reshape([layout.sizes[n] for n in names])
 
-    def along(array: Floats | Bools) -> torch.Tensor:
+    def on_weight(array: Floats | Bools, columns: Indices) -> torch.Tensor:
+        """A named array on the axes of the weight, some columns of it."""
         there = [n for n in layout.names if n in names]
         picked = array.reshape([array.shape[layout.names.index(n)] for n in there])
-        picked = picked.transpose([there.index(n) for n in names])
+        picked = np.take(picked.transpose([there.index(n) for n in names]), columns, axis=axis)
         return torch.from_numpy(np.ascontiguousarray(picked)).to(tensor.device)
 
-    ratio = along(np.where(gone.mask, gone.value, 0.0) / np.where(amount == 0, 1.0, amount))
-    axes = [names.index(n) for n in layout.contracted]
-    moved = (factored * ratio).sum(axes, keepdim=True)
-    return (factored + moved * along(best)).to(tensor.dtype).reshape(tensor.shape)
+    def columns_of(array: Bools) -> Indices:
+        p = layout.names.index(contracted)
+        return np.flatnonzero(along(array, p))
+
+    def select(columns: Indices) -> torch.Tensor:
+        return factored.index_select(axis, torch.from_numpy(columns).to(tensor.device)).to(torch.float64)
+
+    sources, targets = columns_of(gone.mask), columns_of(best)
+    ratio = np.where(gone.mask, gone.value, 0.0) / np.where(amount == 0, 1.0, amount)
+    moved = (select(sources) * on_weight(ratio, sources)).sum(axis, keepdim=True)
+    result = factored.clone()
+    taken = select(targets) + moved * on_weight(best, targets)
+    result.index_copy_(axis, torch.from_numpy(targets).to(tensor.device), taken.to(tensor.dtype))
+    return result.reshape(tensor.shape)

@@ -163,9 +163,9 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
         seen = NodeFacts(facts, node)
         for function in (node.rule.infer_from_weight, node.rule.infer_from_output):
             for value, number, fact in _returned(node, function, seen):
-                if isinstance(fact, Unused) and facts.add_unused(node, number, value, fact):
-                    if value.producer is not None and value.producer.rule is not None:
-                        yield value.producer
+                grown = isinstance(fact, Unused) and facts.add_unused(node, number, value, fact)
+                if grown and value.producer is not None and value.producer.rule is not None:
+                    yield value.producer
 
     _fixpoint(ruled, forward, lambda n: n.index)
     _fixpoint(ruled, backward, lambda n: -n.index)
@@ -215,7 +215,7 @@ def _returned(
         )
 
 
-def _shaped(node: Node, value: Value, array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:
     array = np.asarray(array)
     fits = array.ndim == value.ndim and all(a in (1, s) for a, s in zip(array.shape, value.shape, strict=True))
     if not fits:

@@ -1,7 +1,7 @@
 """Keep sets: the smallest kept entries for which every tensor is dense again and every call well-formed.
 
-A second, growing fixpoint on top of the facts. It starts from what must stay (an entry that is read and not constant) and
-lets every rule add what its call needs. Every addition is noted with its reason, so that ``explain`` can lead the
+A second, growing fixpoint on top of the facts. It starts from what must stay (an entry that is read and not constant)
+and lets every rule add what its call needs. Every addition is noted with its reason, so that ``explain`` can lead the
 user from an index that stayed to the call that made it stay.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speedup.errors import RuleError, SpeedupError
-from speedup.facts import Bools, Floats, everything, nothing
+from speedup.facts import Bools, Floats, any_of, everything, nothing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 
@@ -27,6 +27,7 @@ class Event:
     why: str
     node: Node | None
     cause: Value | None
+    order: int
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ class KeepSets:
         self.sets: dict[Value, Bools] = {}
         self.rigid: dict[Value, list[bool]] = {}
         self.events: dict[Value, list[Event]] = {}
+        self._count = 0
 
     def grow(self, value: Value, mask: Bools, why: str, node: Node | None = None, cause: Value | None = None) -> bool:
         """Add entries to a keep set; True when any was new."""
         fixed = tuple(a for a, r in enumerate(self.rigid[value]) if r)
         if fixed:
-            mask = mask.any(axis=fixed, keepdims=True)
+            mask = any_of(mask, fixed)
         old = self.sets[value]
         added = mask & ~old
         if not added.any():
@@ -61,7 +63,8 @@ class KeepSets:
         if new.all():
             new = everything(value.ndim)
         self.sets[value] = new
-        self.events[value].append(Event(added, why, node, cause))
+        self._count += 1
+        self.events[value].append(Event(added, why, node, cause, self._count))
         return True
 
     def of(self, value: Value) -> Bools:
@@ -178,7 +181,7 @@ def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str) -> Non
     flexible = [a for a, r in enumerate(keeps.rigid[value]) if not r]
     shape = tuple(s if a in flexible else 1 for a, s in enumerate(value.shape))
     rest = tuple(a for a in range(value.ndim) if a not in axes)
-    empty = ~np.broadcast_to(keeps.sets[value], shape).any(axis=rest, keepdims=True)
+    empty = ~any_of(np.broadcast_to(keeps.sets[value], shape), rest)
     first = np.ones(shape, dtype=bool)
     for axis in rest:
         first = first & (np.arange(shape[axis]) == 0).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
@@ -200,7 +203,9 @@ def _settle(keeps: KeepSets, nodes: dict[int, Node]) -> None:
         except SpeedupError:
             raise
         except Exception as error:
-            raise RuleError(f"rule {node.rule.name!r} raised in constrain at {node.label} ({node.where}): {error!r}") from error
+            raise RuleError(
+                f"rule {node.rule.name!r} raised in constrain at {node.label} ({node.where}): {error!r}"
+            ) from error
         for value in keep.changed:
             near = [n for n, _ in value.uses] + ([value.producer] if value.producer is not None else [])
             for other in near:

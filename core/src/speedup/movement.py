@@ -79,6 +79,9 @@ class Movement(Rule):
     def check(self, node: Node) -> None:
         if not node.operands or not node.outputs:
             raise SignatureError("it moves no tensor")
+        probe = [torch.zeros(()).expand(v.shape) for v in node.operands if v is not None]
+        if len(self._run(node, _writable(node, probe))) != len(node.outputs):
+            raise SignatureError("it changes other tensors than it returns")
         if any(v.tensor is None for v in node.others):
             raise SignatureError("where entries go depends on the input of the model")
 
@@ -96,28 +99,28 @@ class Movement(Rule):
 
     # -- coordinates ----------------------------------------------------------------------------------------------
 
-    def _run(self, node: Node, tensors: Sequence[torch.Tensor], **changed: Any) -> list[torch.Tensor]:
+    def _run(
+        self, node: Node, tensors: Sequence[torch.Tensor], call: Node | None = None, **changed: Any
+    ) -> list[torch.Tensor]:
         """Run the call with these tensors for the operands; the outputs."""
+        call = node if call is None else call
         given = dict(zip(node.__dict__["_moving"], tensors, strict=True))
         real: list[torch.Tensor] = []
-        for number, value in enumerate(node.tensors):
+        for number, value in enumerate(call.tensors):
             if number in given:
                 real.append(given[number])
             else:
                 assert value.tensor is not None
                 real.append(value.tensor)
         try:
-            out = node.run(real, **changed)
+            out = call.run(real, **changed)
         except RuntimeError:
             # A view may ask for a memory layout, which has nothing to do with where entries go.
             real = [t.contiguous() if n in given else t for n, t in enumerate(real)]
-            out = node.run(real, **changed)
+            out = call.run(real, **changed)
         if len(node.outputs) == 1 and not isinstance(out, torch.Tensor):
             out = [real[0]] if out is None else out
-        outputs = [out] if isinstance(out, torch.Tensor) else list(out)
-        if len(outputs) != len(node.outputs):
-            raise SignatureError(f"{node.op_name} gave {len(outputs)} tensors, not {len(node.outputs)}")
-        return outputs
+        return [out] if isinstance(out, torch.Tensor) else list(out or ())
 
     def _encoded(self, node: Node, axis: int) -> tuple[list[torch.Tensor], list[int]]:
         """Per operand a tensor that says which operand and which index along ``axis`` an entry has."""
@@ -143,7 +146,9 @@ class Movement(Rule):
         for axis in range(rank):
             tensors, base = self._encoded(node, axis)
             outs = [_shrunk(t) for t in self._run(node, _writable(node, tensors))]
-            other = [_shrunk(t) for t in self._run(node, _writable(node, [-t for t in tensors]))] if self.fills else None
+            other = (
+                [_shrunk(t) for t in self._run(node, _writable(node, [-t for t in tensors]))] if self.fills else None
+            )
             for number, array in enumerate(outs):
                 filled = np.zeros((1,) * array.ndim, dtype=bool)
                 if other is not None:
@@ -161,7 +166,7 @@ class Movement(Rule):
         return found
 
     def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
-        """Move arrays that broadcast to the operands to the outputs; ``filler`` (or per-output arrays) where the op fills."""
+        """Move arrays that broadcast to the operands to the outputs, with ``filler`` (one, or per output) in between."""
         results = []
         for number, origin in enumerate(self.origins(node)):
             fill = filler[number] if isinstance(filler, list) else filler
@@ -209,7 +214,10 @@ class Movement(Rule):
         masks = [facts.mask(k) for k in range(len(node.operands))]
         if not any(m.any() for m in masks):
             return {}
-        values = [np.broadcast_to(facts.value(k), m.shape) if not facts.is_weight(k) else facts.value(k) for k, m in enumerate(masks)]
+        values = [
+            np.broadcast_to(facts.value(k), m.shape) if not facts.is_weight(k) else facts.value(k)
+            for k, m in enumerate(masks)
+        ]
         fills = [o.fill for o in self.origins(node)]
         moved = zip(self.gather(node, masks, True), self.gather(node, values, fills), strict=True)
         found: dict[str, Fact] = {}
@@ -264,7 +272,9 @@ class Movement(Rule):
             for k, mask in enumerate(self.gather(node, keep.sets[:n], True), n):
                 grown |= keep.grow(k, mask, "moved from a tensor that keeps it", _asker(keep, k, range(n)))
             for k, mask in enumerate(self.scatter(node, keep.sets[n:])):
-                grown |= keep.grow(k, mask, "moved to a tensor that keeps it", _asker(keep, k, range(n, len(keep.sets))))
+                grown |= keep.grow(
+                    k, mask, "moved to a tensor that keeps it", _asker(keep, k, range(n, len(keep.sets)))
+                )
             for k, value in enumerate(node.values):
                 assert value is not None
                 grown |= keep.grow(k, self._regular(node, k, value, keep.sets[k]), "every part keeps the same count", k)
@@ -278,23 +288,23 @@ class Movement(Rule):
         inner = (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
         return regularize(keep.reshape(inner)).reshape(shape)
 
-    def fits(self, node: Node, keep: Sequence[Bools]) -> bool:
+    def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
         n = len(node.operands)
         if all(k.all() for k in keep):
             return True
-        changed = self.resize(node, keep)
+        changed = self.resize(node, keep) if call is None else {}
         axes = {a for k in keep[:n] for a, s in enumerate(k.shape) if s > 1}
         for axis in sorted(axes | {0}):
             tensors, _ = self._encoded(node, axis)
             wanted = [cut(t, k) for t, k in zip(self._run(node, _writable(node, tensors)), keep[n:], strict=True)]
             try:
-                got = self._run(node, [cut(t, k).clone() for t, k in zip(tensors, keep[:n], strict=True)], **changed)
+                small = [cut(t, k).clone() for t, k in zip(tensors, keep[:n], strict=True)]
+                got = self._run(node, small, call, **changed)
             except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
                 return False
             if not all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)):
                 return False
         return True
-
 
     def replace(self, node: Node, keep: Kept) -> nn.Module:
         module = shell_of(keep.module)

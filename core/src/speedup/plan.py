@@ -1,7 +1,7 @@
 """The plan: what can go from a model, found and checked without changing it.
 
-The way of one mask: ``masks`` checks it, ``trace`` runs the masked model, ``infer`` spreads facts, ``keep`` finds what must
-stay, ``build`` makes the smaller tensors and modules, ``check`` runs them, and ``Plan.apply`` puts them in.
+The way of one mask: ``masks`` checks it, ``trace`` runs the masked model, ``infer`` spreads facts, ``keep`` finds what
+must stay, ``build`` makes the smaller tensors and modules, ``check`` runs them, and ``Plan.apply`` puts them in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from speedup.build import Parts, build
-from speedup.check import check, first_difference
+from speedup.check import check, difference, first_difference, largest_entry
 from speedup.commit import Transaction
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
@@ -177,7 +177,11 @@ def _settle(
                 more = check(model, inputs, graph, keeps, rules)
             except CheckError as error:
                 where = _find_difference(model, inputs, graph, keeps, rules, random_state, transaction)
-                raise CheckError(f"the small model does not give the same answers, nothing was changed: {error}. {where}") from error
+                if where is None:
+                    return keeps, parts
+                raise CheckError(
+                    f"the small model does not give the same answers, nothing was changed: {error}. {where}"
+                ) from error
             finally:
                 transaction.undo()
             if not more:
@@ -208,16 +212,23 @@ def _find_difference(
     rules: Registry,
     random_state: torch.Tensor,
     transaction: Transaction,
-) -> str:
-    """Run both models again with all their intermediate results and compare call by call."""
+) -> str | None:
+    """Run both models again with all their intermediate results and compare call by call.
+
+    Returns:
+        where they differ first; None when the outputs differ by no more than the rounding of what they are made of.
+    """
     got: list[list[torch.Tensor]] = []
     wanted: list[list[torch.Tensor]] = []
     try:
         torch.set_rng_state(random_state)
-        trace(model, *inputs, rules, log=got)
+        small = trace(model, *inputs, rules, log=got)
         transaction.undo()
         torch.set_rng_state(random_state)
         trace(model, *inputs, rules, log=wanted)
+        largest = max((largest_entry(t) for outputs in wanted for t in outputs), default=0.0)
+        if difference(graph.reference, small.reference, floor=largest) is None:
+            return None
         return first_difference(graph, keeps, wanted, got)
     except Exception as error:
         log.debug("the first difference could not be found: %r", error)

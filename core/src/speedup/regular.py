@@ -1,8 +1,8 @@
 """Regular sets: what can be cut out of a dense tensor and be a dense tensor again.
 
 A set of entries is a *box* when it is a product of one list per axis, the common and cheap case. It is *regular* when
-one axis may be *ragged*: along it every non-empty fibre keeps the same count, at positions that may differ from fibre to
-fibre (the heads of an attention that each keep other dimensions, the groups of a grouped convolution). Arrays here
+one axis may be *ragged*: along it every non-empty fibre keeps the same count, at positions that may differ from fibre
+to fibre (the heads of an attention that each keep other dimensions, the groups of a grouped convolution). Arrays here
 broadcast to the tensor's shape: an axis of size 1 is kept whole, unless the entry is False.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from speedup.facts import Bools
+from speedup.facts import Bools, along, any_of
 
 
 def varied(keep: Bools) -> list[int]:
@@ -19,17 +19,11 @@ def varied(keep: Bools) -> list[int]:
     return [a for a, size in enumerate(keep.shape) if size > 1]
 
 
-def along(keep: Bools, axis: int) -> Bools:
-    """Which indices of ``axis`` have anything kept (1-D)."""
-    flat: Bools = keep.any(axis=tuple(a for a in range(keep.ndim) if a != axis))
-    return flat
-
-
 def hull(keep: Bools) -> Bools:
     """The smallest box around ``keep``."""
     out = np.ones((1,) * keep.ndim, dtype=bool)
     for axis in varied(keep):
-        out = out & keep.any(axis=tuple(a for a in range(keep.ndim) if a != axis), keepdims=True)
+        out = out & any_of(keep, tuple(a for a in range(keep.ndim) if a != axis))
     return out & keep.any()
 
 
@@ -48,7 +42,7 @@ def ragged_axis(keep: Bools) -> int | None:
         return None
     for axis in reversed(varied(keep)):
         counts = keep.sum(axis=axis)
-        if is_box(keep.any(axis=axis)) and len(set(counts[counts > 0].tolist())) == 1:
+        if is_box(any_of(keep, axis)) and len(set(counts[counts > 0].tolist())) == 1:
             return axis
     raise ValueError("not a regular set")
 
@@ -66,8 +60,8 @@ def regularize(keep: Bools) -> Bools:
     if is_regular(keep):
         return keep
     axes = varied(keep)
-    axis = next((a for a in reversed(axes) if is_box(keep.any(axis=a))), axes[-1])
-    fibres = hull(keep.any(axis=axis, keepdims=True))
+    axis = next((a for a in reversed(axes) if is_box(any_of(keep, a))), axes[-1])
+    fibres = hull(any_of(keep, axis))
     target = int(keep.sum(axis=axis).max())
     order = np.argsort(~keep, axis=axis, kind="stable")
     out = keep.copy()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from speedup.build import Parts
-from speedup.facts import Bools
+from speedup.errors import SignatureError
+from speedup.facts import Bools, all_of, along, any_of
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
 from speedup.regular import kept_shape
@@ -40,11 +43,16 @@ class Kept:
 @dataclass
 class Report:
     layers: list[Layer] = field(default_factory=list)
-    stays: list[Kept] = field(default_factory=list)
+    find_stays: Callable[[], list[Kept]] = list
     barriers: list[str] = field(default_factory=list)
     gained: list[str] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
     macs: tuple[int, int] = (0, 0)
+
+    @cached_property
+    def stays(self) -> list[Kept]:
+        """Masked indices that stay, the most parameters first (found when first asked for)."""
+        return sorted(self.find_stays(), key=lambda k: -k.parameters)
 
     @property
     def headline(self) -> str:
@@ -57,7 +65,12 @@ class Report:
             "parameters": list(self.parameters),
             "macs": list(self.macs),
             "tensors": [
-                {"name": x.name, "before": list(x.before), "after": list(x.after), "kept": {str(a): i for a, i in x.kept.items()}}
+                {
+                    "name": x.name,
+                    "before": list(x.before),
+                    "after": list(x.after),
+                    "kept": {str(a): i for a, i in x.kept.items()},
+                }
                 for x in self.layers
             ],
             "gained": self.gained,
@@ -70,6 +83,8 @@ class Report:
         for x in self.layers:
             if x.before != x.after:
                 rows.append((x.name, _shape(x.before), _shape(x.after), _percent(prod(x.after), prod(x.before))))
+        if len(rows) == 1:
+            rows.append(("nothing becomes smaller", "", "", ""))
         widths = [max(len(r[i]) for r in rows) for i in range(4)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
         lines.insert(1, "  ".join("-" * w for w in widths))
@@ -103,7 +118,7 @@ def summarize(graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
     report.parameters = (before, after + sum(t.numel() for t in parts.gained.values()))
     report.macs = _macs(graph, keeps)
     report.barriers = [f"{n.op_name} at {n.where}" + (f" ({n.note})" if n.note else "") for n in graph.barriers]
-    report.stays = sorted(_stays(graph, keeps), key=lambda k: -k.parameters)
+    report.find_stays = lambda: _stays(graph, keeps)
     return report
 
 
@@ -112,7 +127,7 @@ def _kept(keep: Bools) -> dict[int, list[int]]:
     found = {}
     for axis, size in enumerate(keep.shape):
         if size > 1:
-            line = keep.any(axis=tuple(a for a in range(keep.ndim) if a != axis))
+            line = along(keep, axis)
             if not line.all():
                 found[axis] = [int(i) for i in np.flatnonzero(line)]
     return found
@@ -136,65 +151,76 @@ def _stays(graph: Graph, keeps: KeepSets) -> list[Kept]:
     for value, masked in keeps.facts.masked.items():
         if value.ndim < 1 or not value.uses:
             continue
-        whole = masked.all(axis=tuple(range(1, value.ndim)))
-        kept = keeps.sets[value].any(axis=tuple(range(1, value.ndim)))
-        stay = np.broadcast_to(whole & kept, (value.shape[0],))
+        inner = tuple(range(1, value.ndim))
+        stay = np.broadcast_to(
+            (all_of(masked, inner) & any_of(keeps.sets[value], inner)).reshape(-1), (value.shape[0],)
+        )
         if not stay.any():
             continue
-        node = value.uses[0][0]
-        by_reason: dict[tuple[str, str], list[int]] = {}
-        for index in np.flatnonzero(stay):
-            by_reason.setdefault(_root(node, value, int(index), keeps), []).append(int(index))
         each = prod(kept_shape(keeps.sets[value], value.shape)[1:])
-        found += [Kept(value.names[0], i, why, where, each * len(i)) for (why, where), i in by_reason.items()]
+        node = value.uses[0][0]
+        for why, where, part in _roots(node, value, stay, keeps):
+            indices = [int(i) for i in np.flatnonzero(part)]
+            found.append(Kept(value.names[0], indices, why, where, each * len(indices)))
     return found
 
 
-def _root(node: Node, weight: Value, index: int, keeps: KeepSets) -> tuple[str, str]:
-    """Follow the reasons from a weight's index to where they start."""
-    value, at = _output_entry(node, weight, index)
-    if value is None:
-        value, at = weight, _slot(weight, 0, index)
+def _roots(node: Node, weight: Value, stay: Bools, keeps: KeepSets) -> list[tuple[str, str, Bools]]:
+    """Split leading indices of a weight by the reason that they stay for, followed to where it starts."""
+    found: dict[tuple[str, str], Bools] = {}
+    start = stay.reshape([-1] + [1] * (weight.ndim - 1))
+    out, named = _made_by(node, weight)
+    # What is still to be explained: a value, a mask on it (None: not known any more), the weight's indices behind it,
+    # and the event that asked for it.
+    queue: list[tuple[Value, Bools | None, Bools, int | None]]
+    queue = [(out, named(start), stay, None) if out is not None else (weight, start, stay, None)]
     seen: set[Value] = set()
-    why, where = "its layer keeps it", node.where
-    while value not in seen:
+    while queue:
+        value, at, part, asked = queue.pop()
         seen.add(value)
-        event = next((e for e in keeps.events[value] if at is None or (e.added & _fit(at, e.added)).any()), None)
-        if event is None:
-            break
-        why, where = event.why, event.node.where if event.node is not None else ""
-        if event.node is not None:
-            why = f"{why} ({event.node.label})"
-        if event.cause is None:
-            break
-        value, at = event.cause, None if event.cause.shape != value.shape else at
-    return why, where
+        events = keeps.events[value]
+        if at is None and asked is not None:
+            # Entries cannot be followed across a change of shape: the newest event before was the trigger.
+            events = [e for e in events if e.order < asked][-1:] or events[:1]
+        for event in events:
+            if not part.any():
+                break
+            mine = part
+            if at is not None:
+                hit = at & event.added
+                if not hit.any():
+                    continue
+                mine = part & _back(hit, at, part)
+            part = part & ~mine
+            where = event.node.where if event.node is not None else ""
+            why = event.why + (f" ({event.node.label})" if event.node is not None else "")
+            if event.cause is not None and event.cause not in seen:
+                same = at is not None and event.cause.shape == value.shape
+                queue.append((event.cause, at if same else None, mine, event.order))
+                continue
+            found[(why, where)] = found.get((why, where), np.zeros_like(stay)) | mine
+    return [(why, where, part) for (why, where), part in found.items() if part.any()]
 
 
-def _output_entry(node: Node, weight: Value, index: int) -> tuple[Value | None, Bools | None]:
-    """The entries of the node's output that a leading index of a weight makes."""
+def _back(hit: Bools, at: Bools, part: Bools) -> Bools:
+    """The leading indices of the weight behind the entries of ``at`` that were hit."""
+    lines = [a for a, s in enumerate(at.shape) if s == len(part) and s > 1]
+    if not lines:
+        return part
+    return along(np.broadcast_to(hit, np.broadcast_shapes(hit.shape, at.shape)), lines[0])
+
+
+def _made_by(node: Node, weight: Value) -> tuple[Value | None, Callable[[Bools], Bools]]:
+    """The output that a weight's leading indices make, and how to bring a mask there."""
     if node.rule is None or len(node.outputs) != 1 or weight not in node.operands:
-        return None, None
+        return None, lambda mask: mask
     try:
         layout = node.layout
-    except Exception:
-        return None, None
-    k = node.operands.index(weight)
-    out = layout.n_inputs
-    slot = layout.to_named(k, _slot(weight, 0, index))
-    shared = layout.axes(set(layout.names) - (layout.names_of(k) & layout.names_of(out)))
-    return node.outputs[0], layout.from_named(out, slot.any(axis=shared, keepdims=True))
-
-
-def _slot(value: Value, axis: int, index: int) -> Bools:
-    mask = np.zeros([value.shape[axis] if a == axis else 1 for a in range(value.ndim)], dtype=bool)
-    mask[tuple(index if a == axis else 0 for a in range(value.ndim))] = True
-    return mask
-
-
-def _fit(at: Bools, like: Bools) -> Bools:
-    """A mask reduced to the axes that another one writes out."""
-    return at.any(axis=tuple(a for a in range(at.ndim) if like.shape[a] == 1), keepdims=True)
+    except SignatureError:
+        return None, lambda mask: mask
+    k, out = node.operands.index(weight), layout.n_inputs
+    away = layout.axes(set(layout.names) - (layout.names_of(k) & layout.names_of(out)))
+    return node.outputs[0], lambda mask: layout.from_named(out, any_of(layout.to_named(k, mask), away))
 
 
 def explain(report: Report, name: str | None = None) -> str:
@@ -209,7 +235,9 @@ def explain(report: Report, name: str | None = None) -> str:
         shapes = "; ".join(f"{x.name} {_shape(x.before)} -> {_shape(x.after)}" for x in known)
         return f"No masked index of {name} stays. {shapes}"
     if name is not None:
-        return "\n".join(f"{k.name}: {len(k.indices)} masked indices stay {k.indices}: {k.why}, {k.where}" for k in chosen)
+        return "\n".join(
+            f"{k.name}: {_indices(len(k.indices), 'masked ')} {k.indices}: {k.why}, {k.where}" for k in chosen
+        )
     lines = ["Masked output indices that stay, by reason:"]
     totals: Counter[tuple[str, str]] = Counter()
     numbers: Counter[tuple[str, str]] = Counter()
@@ -217,5 +245,9 @@ def explain(report: Report, name: str | None = None) -> str:
         totals[(k.why, k.where)] += k.parameters
         numbers[(k.why, k.where)] += len(k.indices)
     for (why, where), parameters in totals.most_common():
-        lines.append(f"  {numbers[(why, where)]} indices, {parameters:,} parameters: {why}, {where}")
+        lines.append(f"  {_indices(numbers[(why, where)])}, {parameters:,} parameters: {why}, {where}")
     return "\n".join(lines)
+
+
+def _indices(count: int, kind: str = "") -> str:
+    return f"1 {kind}index stays" if count == 1 else f"{count} {kind}indices stay"

@@ -206,8 +206,13 @@ class Rule:
         """Which axes of the outputs can never lose an index, given the same for the operands."""
         return tie.rigid_outputs(node, rigid)
 
-    def fits(self, node: Node, keep: Sequence[Bools]) -> bool:
-        """Whether the call on the kept entries is well-formed and gives the kept outputs (operands, then outputs)."""
+    def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
+        """Whether the call on the kept entries is well-formed and gives the kept outputs.
+
+        Args:
+            keep: what is kept of the operands, then of the outputs.
+            call: the call as the small model really makes it, once that is known.
+        """
         return True
 
     def folds(self, node: Node) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from speedup import fold
 from speedup.axes import Layout
-from speedup.facts import Bools
+from speedup.facts import Bools, any_of
 from speedup.graph import Node
 from speedup.regular import hull, ragged_axis, regularize, varied
 
@@ -72,7 +72,7 @@ def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
         common = layout.names_of(p) & layout.names_of(k)
         if layout.present(p) and p not in derived and common:
             named = layout.to_named(p, sets[p])
-            result = result & named.any(axis=layout.axes(set(layout.names) - common), keepdims=True)
+            result = result & any_of(named, layout.axes(set(layout.names) - common))
     return layout.from_named(k, result)
 
 
@@ -90,7 +90,7 @@ class _Ties:
         self.fixed = rigid_names(self.layout, keep.rigid)
         self.present = [k for k in range(len(self.layout.operands)) if self.layout.present(k) and k not in keep.derived]
         axes = self.layout.axes(self.fixed)
-        self.sets = {k: self.layout.to_named(k, keep.sets[k]).any(axis=axes, keepdims=True) for k in self.present}
+        self.sets = {k: any_of(self.layout.to_named(k, keep.sets[k]), axes) for k in self.present}
         self.names = {k: self.layout.names_of(k) - self.fixed for k in range(len(self.layout.operands))}
 
     def settle(self) -> None:
@@ -108,8 +108,7 @@ class _Ties:
 
     def _project(self, k: int, names: frozenset[str]) -> Bools:
         away = self.layout.axes(self.layout.names_of(k) - names)
-        projected: Bools = self.sets[k].any(axis=away, keepdims=True)
-        return projected
+        return any_of(self.sets[k], away)
 
     def _link(self) -> bool:
         grown = False

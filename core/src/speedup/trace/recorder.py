@@ -3,10 +3,10 @@
 Three layers see a call, from the outside in:
 
 1. ``nn.Module.__call__``: a module whose type a rule claims becomes one node, and what runs inside it is not recorded;
-2. the torch function mode: a function that a rule claims becomes a node; another one written in Python is entered and its
-   parts recorded; anything else becomes a node without a rule, a *barrier*;
-3. the dispatch mode underneath sees ATen ops that no recorded call accounts for (a scripted helper, for one); they become
-   barriers, so that no use of a tensor is missed.
+2. the torch function mode: a function that a rule claims becomes a node; another one written in Python is entered and
+   its parts recorded; anything else becomes a node without a rule, a *barrier*;
+3. the dispatch mode underneath sees ATen ops that no recorded call accounts for (a scripted helper, for one); they
+   become barriers, so that no use of a tensor is missed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,7 +30,9 @@ from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
-_READS = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"})
+_READS = frozenset(
+    {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
+)
 
 
 class Recorder(TorchFunctionMode):
@@ -135,7 +137,8 @@ class Recorder(TorchFunctionMode):
         """Run ``call`` and note it as one node, unless it did nothing with any tensor."""
         self.open_calls += 1  # neither the inside of the call nor our own look at its tensors is recorded
         try:
-            return self._record(op, rule, args, kwargs, call, module, held)
+            with _function_modes_off():
+                return self._record(op, rule, args, kwargs, call, module, held)
         finally:
             self.open_calls -= 1
 
@@ -161,7 +164,7 @@ class Recorder(TorchFunctionMode):
         for name, tensor in (held or {}).items():
             attributes[name] = len(tensors)
             tensors.append(tensor)
-        before = [t._version if not t.is_inference() else 0 for t in tensors]
+        before = [_state(t) for t in tensors]
         inputs = tuple(self.value_of(t) for t in tensors)
         ops_before = self.op_count
         name = getattr(op, "__name__", str(op))
@@ -169,7 +172,9 @@ class Recorder(TorchFunctionMode):
         self.current = f"{op_name(op)} at {where}"
         result = call()
         outputs = [t for t in tensors_in(result)]
-        changed = [t for t, v in zip(tensors, before, strict=True) if not t.is_inference() and t._version != v]
+        changed = [t for t, state in zip(tensors, before, strict=True) if _state(t) != state]
+        if name == "__set__" and tensors:  # x.data = y
+            changed = [tensors[0], *(t for t in changed if t is not tensors[0])]
         untouched = {id(t) for t in tensors} - {id(t) for t in changed}
         outputs = [t for t in outputs if id(t) not in untouched]
         outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
@@ -279,6 +284,22 @@ class Recorder(TorchFunctionMode):
                 module.__dict__["forward"] = shadowed
 
 
+@contextlib.contextmanager
+def _function_modes_off() -> Iterator[None]:
+    """Take the recorder off the mode stack: cheaper than to have it wave every inner call through."""
+    if torch._C._len_torch_function_stack() == 0:
+        yield
+        return
+    with _pop_mode_temporarily():
+        yield
+
+
+def _state(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What an in-place op changes of a tensor."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return version, tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()
+
+
 def _storage(tensor: torch.Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
@@ -286,12 +307,16 @@ def _storage(tensor: torch.Tensor) -> int:
         return 0
 
 
-class _Underneath(TorchDispatchMode):
+class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ATen op; those outside a recorded call become barriers."""
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it would import the whole compiler
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

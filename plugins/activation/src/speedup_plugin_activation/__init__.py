@@ -1,4 +1,4 @@
-"""speedup rules for activations: entry by entry, with slopes (PReLU), gated (GLU), over an axis (softmax), and dropout."""
+"""speedup rules for activations: entry by entry, with slopes (PReLU), gated (GLU), over an axis (softmax); dropout."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _MODULES = (
 )  # fmt: skip
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 _FUNCTIONS = (
-    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu silu sigmoid "
-    "expit softplus softshrink softsign tanhshrink threshold"
+    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu silu "
+    "sigmoid expit softplus softshrink softsign tanhshrink threshold"
 ).split()
 
 
@@ -57,7 +57,7 @@ class Prelu(Rule):
     def replace(self, node: Node, keep: Kept) -> nn.Module:
         module = super().replace(node, keep)
         if "weight" in keep.tensors:
-            module.num_parameters = keep.tensors["weight"].numel()
+            setattr(module, "num_parameters", keep.tensors["weight"].numel())  # noqa: B010
         return module
 
 

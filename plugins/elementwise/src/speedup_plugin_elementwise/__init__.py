@@ -8,8 +8,8 @@ from speedup import Movement, Rule, hookimpl, variants
 
 _POINTWISE = (
     # arithmetic
-    "add sub subtract rsub div divide true_divide floor_divide remainder fmod pow float_power maximum minimum fmax fmin "
-    "atan2 arctan2 hypot copysign ldexp logaddexp logaddexp2 xlogy nextafter lerp addcdiv "
+    "add sub subtract rsub div divide true_divide floor_divide remainder fmod pow float_power maximum minimum "
+    "fmax fmin atan2 arctan2 hypot copysign ldexp logaddexp logaddexp2 xlogy nextafter lerp addcdiv "
     "neg negative positive abs absolute sign sgn signbit square sqrt rsqrt reciprocal clamp clamp_min clamp_max clip "
     "exp exp2 expm1 log log2 log10 log1p erf erfc erfinv lgamma digamma sinc logit "
     "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh deg2rad rad2deg "

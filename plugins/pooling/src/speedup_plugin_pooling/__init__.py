@@ -86,7 +86,9 @@ class Pad(Window):
         return float(value or 0.0) if node.arg("mode", "constant") == "constant" else None
 
 
-def _sized(cls: type[Window], name: str, dims: int, modules: tuple[type[nn.Module], ...], functions: Any, call: str) -> Rule:
+def _sized(
+    cls: type[Window], name: str, dims: int, modules: tuple[type[nn.Module], ...], functions: Any, call: str
+) -> Rule:
     rule = cls(name=f"{name}{dims}d", modules=modules, functions=functions, call=call, operands=("input",))
     assert isinstance(rule, Window)
     rule.dims = dims
@@ -109,7 +111,8 @@ def _pools(d: int) -> list[Rule]:
             d,
             (getattr(nn, f"AvgPool{d}d"),),
             variants(f"avg_pool{d}d"),
-            "input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None",
+            "input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, "
+            "divisor_override=None",
         ),
         _sized(
             LpPool,
@@ -124,7 +127,12 @@ def _pools(d: int) -> list[Rule]:
             "adaptive_pool",
             d,
             (getattr(nn, f"AdaptiveAvgPool{d}d"), getattr(nn, f"AdaptiveMaxPool{d}d")),
-            variants(f"adaptive_avg_pool{d}d", f"adaptive_max_pool{d}d", f"adaptive_max_pool{d}d_with_indices", missing_ok=True),
+            variants(
+                f"adaptive_avg_pool{d}d",
+                f"adaptive_max_pool{d}d",
+                f"adaptive_max_pool{d}d_with_indices",
+                missing_ok=True,
+            ),
             "input, output_size, return_indices=False",
         ),
     ]

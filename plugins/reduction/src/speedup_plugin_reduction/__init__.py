@@ -1,6 +1,6 @@
 """speedup rules for reductions over any axes, and for ops that run along an axis.
 
-Where removing zeros changes nothing (sum, norm), the reduced axes are contracted; elsewhere (mean, max) they stay whole.
+Where removing zeros changes nothing (sum, norm), the reduced axes are contracted; elsewhere (mean) they stay whole.
 """
 
 from __future__ import annotations
@@ -89,11 +89,27 @@ def speedup_rules() -> Iterable[Rule]:
         Reduction(
             name="reduction",
             functions=variants(
-                "mean", "nanmean", "amax", "amin", "max", "min", "prod", "any", "all", "argmax", "argmin", "median",
-                "nanmedian", "mode", "logsumexp", "count_nonzero",
+                "mean",
+                "nanmean",
+                "amax",
+                "amin",
+                "max",
+                "min",
+                "prod",
+                "any",
+                "all",
+                "argmax",
+                "argmin",
+                "median",
+                "nanmedian",
+                "mode",
+                "logsumexp",
+                "count_nonzero",
             ),
         ),
         Moments(name="moments", functions=variants("std", "var")),
         Norm(name="vector_norm", functions=variants("vector_norm")),
-        Along(name="along", functions=variants("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort")),
+        Along(
+            name="along", functions=variants("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort")
+        ),
     ]

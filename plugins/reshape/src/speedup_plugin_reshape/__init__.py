@@ -1,7 +1,7 @@
 """speedup rules for everything that only moves entries: views, permutations, slices, splits, shuffles.
 
-The engine runs the op on coordinates to see where each entry goes; a rule says which arguments are sizes that the smaller
-call has anew (``resize``) and which axes the call divides evenly (``parts``).
+The engine runs the op on coordinates to see where each entry goes; a rule says which arguments are sizes that the
+smaller call has anew (``resize``) and which axes the call divides evenly (``parts``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Bools, Movement, Node, Rule, hookimpl, kept_shape, variants
+from speedup import Bools, Movement, Node, Rule, along, hookimpl, kept_shape, variants
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -98,7 +98,7 @@ class Index(Movement):
     """x[index], and x[index] = value: slices move with what is kept before them."""
 
     call = "input, index"
-    operands = ("input",)
+    operands: tuple[str, ...] = ("input",)
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         index = node.arg("index")
@@ -123,7 +123,7 @@ class Index(Movement):
 def _kept_slice(item: slice, keep: Bools, axis: int) -> slice:
     if keep.shape[axis] == 1 or item.step not in (None, 1):
         return item
-    line = keep.any(axis=tuple(a for a in range(keep.ndim) if a != axis))
+    line = along(keep, axis)
     start, stop, _ = item.indices(len(line))
     return slice(int(np.sum(line[:start])), int(np.sum(line[:stop])))
 
@@ -147,9 +147,9 @@ class Narrow(Movement):
 
 
 _AS_THEY_ARE = (
-    "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze repeat tile "
-    "repeat_interleave unbind select hsplit vsplit tensor_split roll flip fliplr flipud rot90 diagonal "
-    "pixel_shuffle pixel_unshuffle index_select take_along_dim gather unfold"
+    "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
+    "repeat tile repeat_interleave unbind select hsplit vsplit tensor_split roll flip fliplr flipud rot90 "
+    "diagonal pixel_shuffle pixel_unshuffle index_select take_along_dim gather unfold"
 ).split()
 
 
