@@ -1,4 +1,4 @@
-"""The check before anything is committed: the new model runs once, compared with the plan and the masked model.
+"""The check before anything is committed: the new model runs once and is compared with plan and masked model.
 
 Call by call the sizes, then the numbers of the outputs. A size that differs from the plan means that the forward holds a
 size of its own (a literal, an attribute): those indices are locked and planned again. Numbers that differ mean a wrong
@@ -7,7 +7,7 @@ rule: the model is refused, and the first call that differs is named.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 
 from speedup.errors import CheckError, SpeedupError
 from speedup.facts import along, nothing
-from speedup.graph import Graph, Node
+from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.registry import Registry
 from speedup.regular import cut, kept_shape
@@ -101,7 +101,8 @@ def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lo
             planned = kept_shape(keeps.sets[a], a.shape)
             if planned != b.shape:
                 axes = _stale_axes(a.shape, planned, b.shape)
-                return _lock_call(old, graph, keeps, (number, axes), _why(a.shape, planned, b.shape))
+                sizes = set(zip(planned, b.shape, strict=False))
+                return _lock_call(old, graph, keeps, (number, axes), _why(a.shape, planned, b.shape), sizes)
     return []
 
 
@@ -139,9 +140,19 @@ def _why(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) 
 
 
 def _lock_call(
-    node: Node, graph: Graph, keeps: KeepSets, at: tuple[int, tuple[int, ...] | None] | None, why: str
+    node: Node,
+    graph: Graph,
+    keeps: KeepSets,
+    at: tuple[int, tuple[int, ...] | None] | None,
+    why: str,
+    sizes: Collection[tuple[int, int]] = (),
 ) -> list[Lock]:
-    """Lock a call, and all others from the same line of source, which hold the same size."""
+    """Lock a call, and all others from the same line of source, which hold the same size.
+
+    Args:
+        at: the output and its axes to lock; None locks everything that goes in and comes out.
+        sizes: (planned, got) where they differ: the call may have its size from another tensor that became smaller.
+    """
     locks = []
     for other in graph.nodes:
         same = other is node or (node.where and other.where == node.where and other.op_name == node.op_name)
@@ -155,9 +166,23 @@ def _lock_call(
     new = [k for k in locks if not _held(k, graph, keeps)]
     if not new:
         new = [Lock(v.number, None, f"{why} ({node.where})") for v in (*node.tensors, *node.outputs)]
-        if all(_held(k, graph, keeps) for k in new):
+        new = [k for k in new if not _held(k, graph, keeps)] or _lock_before(node, graph, keeps, why, sizes)
+        if not new:
             raise CheckError(f"{node.label} cannot be planned: {why} ({node.where})")
     return new
+
+
+def _lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: Collection[tuple[int, int]]) -> list[Lock]:
+    """Lock earlier tensors whose shape the call may have been given: those with its size, else all."""
+    smaller = [
+        v for v in graph.values if v.producer is not None and v.producer.index < node.index and not keeps.sets[v].all()
+    ]
+    alike = [
+        v
+        for v in smaller
+        if any(pair in sizes for pair in zip(v.shape, kept_shape(keeps.sets[v], v.shape), strict=True))
+    ]
+    return [Lock(v.number, None, f"{why} ({node.where})") for v in alike or smaller]
 
 
 def _held(lock: Lock, graph: Graph, keeps: KeepSets) -> bool:
@@ -176,6 +201,9 @@ def first_difference(
     for node, old, new in zip(graph.nodes, wanted, got, strict=False):
         for value, a, b in zip(node.outputs, old, new, strict=False):
             unused = keeps.facts.unused(value)
+            wrong = _wrong_constant(keeps, value, a)
+            if wrong:
+                return f"first at {node.label}, {_rule(node)}, {node.where}: {wrong}"
             keep = keeps.sets[value]
             a = torch.where(
                 torch.from_numpy(np.broadcast_to(unused, a.shape).copy()).to(a.device), torch.zeros_like(a), a
@@ -186,6 +214,21 @@ def first_difference(
             idle = cut(torch.from_numpy(np.broadcast_to(unused | nothing(value.ndim), value.shape).copy()), keep)
             worst = difference([small], [torch.where(idle.to(b.device), torch.zeros_like(b), b)])
             if worst:
-                rule = f"rule {node.rule.name!r}" if node.rule is not None else "no rule"
-                return f"first at {node.label}, {rule}, {node.where}: {worst.replace('output 0', 'it')}"
+                return f"first at {node.label}, {_rule(node)}, {node.where}: {worst.replace('output 0', 'it')}"
     return ""
+
+
+def _rule(node: Node) -> str:
+    return f"rule {node.rule.name!r}" if node.rule is not None else "no rule"
+
+
+def _wrong_constant(keeps: KeepSets, value: Value, real: torch.Tensor) -> str:
+    """Where the masked run itself gives another number than a rule said; '' when it does not."""
+    known = keeps.facts.constants.get(value)
+    if known is None or real.is_complex():
+        return ""
+    said = torch.from_numpy(np.broadcast_to(np.where(known.mask, known.value, 0.0), real.shape).copy())
+    at = torch.from_numpy(np.broadcast_to(known.mask, real.shape).copy())
+    real = torch.where(at, real.detach().to("cpu", torch.float64), 0.0).to(real.dtype)
+    worst = difference([real], [said.to(real.dtype)])
+    return f"the rule says that entries are constant, and the call gives others: {worst}" if worst else ""

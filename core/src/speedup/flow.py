@@ -294,7 +294,9 @@ def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats
     layout = node.layout
     results = []
     for k, out in enumerate(outputs, layout.n_inputs):
-        array = out.detach().to(torch.float64).numpy()
+        if out.is_complex():
+            return None
+        array = out.detach().to("cpu", torch.float64).numpy()
         dims = layout.operands[k] or ()
         if array.ndim != len(dims):
             return None

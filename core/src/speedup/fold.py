@@ -57,12 +57,15 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
         value = layout.to_named(k, np.where(mask, facts.value(k), 0.0))
         named = layout.to_named(k, mask)
         others = [j for j in factors if j != k]
-        used = named
+        out = layout.to_named(layout.n_inputs, keep.sets[layout.n_inputs])
+        out = layout.project_any(layout.n_inputs, out)
+        used = named & layout.project_any(
+            k, any_of(out, layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k)))
+        )
         for j in others:
-            out = layout.to_named(layout.n_inputs, keep.sets[layout.n_inputs])
             reads = ~layout.project_all(j, layout.to_named(j, facts.zero(j)))
             over = layout.axes(set(layout.names) - layout.shared(k))
-            used = used & layout.project_any(k, any_product(reads, layout.project_any(layout.n_inputs, out), over))
+            used = used & layout.project_any(k, any_product(reads, out, over))
         if not used.any():
             continue
         weight = others[0] if others and _is_own(node, others[0]) else None

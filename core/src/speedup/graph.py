@@ -172,6 +172,19 @@ class Node:
         return op(*args, **kwargs)
 
 
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """The first call that hands data of the input to Python, after which the code may go another way.
+
+    Attributes:
+        node: the call (``bool(x.sum() > 0)``, ``x.item()``, ``x.tolist()`` …).
+        live: the values that existed at that moment.
+    """
+
+    node: Node
+    live: frozenset[Value]
+
+
 @dataclass(eq=False)
 class Graph:
     """Everything that one run of the model did.
@@ -186,6 +199,7 @@ class Graph:
     inputs: list[Value]
     outputs: list[Value]
     reference: list[torch.Tensor]
+    branch: Branch | None = None
 
     @property
     def sources(self) -> list[Value]:

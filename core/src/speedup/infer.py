@@ -73,6 +73,8 @@ class Facts:
     # -- adding ---------------------------------------------------------------------------------------------------
 
     def add_constant(self, node: Node, value: Value, fact: Constant) -> bool:
+        if value.dtype.is_complex:
+            return False
         old = self.constants.get(value)
         new = Constant(_shaped(node, value, fact.mask), _shaped(node, value, fact.value))
         if old is not None:

@@ -166,7 +166,7 @@ class Movement(Rule):
         return found
 
     def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
-        """Move arrays that broadcast to the operands to the outputs, with ``filler`` (one, or per output) in between."""
+        """Move arrays that broadcast to the operands to the outputs, ``filler`` (one, or per output) in between."""
         results = []
         for number, origin in enumerate(self.origins(node)):
             fill = filler[number] if isinstance(filler, list) else filler

@@ -188,8 +188,7 @@ def test_random_masks(d: int, kind: str) -> None:
         CONV[d](4, 3, 3, padding=1, padding_mode="replicate"),
     )
     randomize(model, seed=d)
-    for seed in range(2):
-        check_equal(model, image(d, size=4), random_masks(model, seed, kind), [image(d, 1, 5)])
+    check_equal(model, image(d, size=4), random_masks(model, d, kind), [image(d, 1, 5)])
 
 
 # -- functions on raw parameters ------------------------------------------------------------------------------------
@@ -268,9 +267,8 @@ def test_a_kernel_shared_by_two_calls_keeps_what_either_needs() -> None:
 
 # -- constants ------------------------------------------------------------------------------------------------------
 
-# widths; padding; masked filters and biases -> channels left of every layer
+# widths; padding; masked filters -> channels left of every layer but the last
 CONSTANTS = {
-    "zeros leave no trace": ((3, 8, 5, 2), 1, {"0.weight": [1, 2], "0.bias": [1, 2]}, (7, 5)),
     "unpadded: into the bias": ((3, 8, 5, 2), 0, {"0.weight": [1, 2, 3]}, (5, 5)),
     "padded: one carrier for three": ((3, 8, 5, 2), 1, {"0.weight": [1, 2, 3]}, (6, 5)),
     "padded: a single constant is its own carrier": ((3, 8, 5, 2), 1, {"0.weight": [1]}, (8, 5)),
@@ -280,28 +278,280 @@ CONSTANTS = {
     "all, unpadded": ((3, 8, 6, 2), 0, {"0.weight": range(8)}, (1, 1)),
     "the output layer keeps its size": ((3, 8, 6, 4), 1, {"4.weight": [0, 1]}, (8, 6)),
     "the output layer whole": ((3, 8, 6, 4), 1, {"4.weight": range(4)}, (1, 1)),
+    "columns": ((3, 8, 6, 2), 1, {"2.weight, axis 1": [0, 3], "4.weight, axis 1": [1]}, (6, 5)),
+    "columns and the filters behind them": (
+        (3, 8, 6, 2),
+        1,
+        {"0.weight": [0, 3, 4], "2.weight, axis 1": [0, 3, 4]},
+        (5, 6),
+    ),
+    "biases alone": ((3, 8, 6, 2), 1, {"0.bias": [0, 3], "2.bias": [1]}, (8, 6)),
 }
 
 
-@pytest.mark.parametrize("case", CONSTANTS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("case", CONSTANTS)
 @pytest.mark.filterwarnings("ignore:.* is masked whole")
 def test_constants(case: str, bias: bool) -> None:
     """Behind a sigmoid every masked filter is a constant that is not 0, with or without a bias."""
     widths, padding, dropped, left = CONSTANTS[case]
-    if not bias:
-        dropped = {name: indices for name, indices in dropped.items() if "bias" not in name}
-        if case == "zeros leave no trace":
-            pytest.skip("without a bias this is another case of the table")
-    if case == "zeros leave no trace":
-        model = randomize(
-            nn.Sequential(
-                *[m if not isinstance(m, nn.Sigmoid) else nn.ReLU() for m in small_convs(3, 8, 5, 2, padding=1)]
-            )
-        )
-        left = (6, 5)
-    else:
-        model = small_convs(*widths, padding=padding, bias=bias)
-    result = check_equal(model, image(2, size=8), mask_indices(model, dropped), [image(2, 1, 9), image(2, 3, 13)])
+    model = small_convs(*widths, padding=padding, bias=bias)
+    masks = {}
+    for place, indices in dropped.items():
+        name, _, axis = place.partition(", axis ")
+        if bias or not name.endswith("bias"):
+            masks = merged(masks, mask_indices(model, {name: indices}, int(axis or 0)))
+    # Nothing is masked in the layers without bias when the biases alone are: a mask that drops nothing stands for that.
+    masks = masks or mask_indices(model, {"0.weight": []})
+    result = check_equal(model, image(2, size=8), masks, [image(2, 1, 9), image(2, 3, 13)])
     assert tuple(result.shape(f"{2 * i}.weight")[0] for i in range(len(widths) - 2)) == left
     assert result.shape(f"{2 * len(widths) - 4}.weight")[0] == widths[-1]
+    gained = ["4.bias"] if case == "unpadded: into the bias" else []
+    if not bias and padding:
+        assert result.plan.report.gained == gained
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("arguments", [dict(padding=1), dict(padding=0), dict(padding="same", dilation=2)])
+def test_zeros_leave_no_trace(act: type[nn.Module], arguments: dict[str, Any]) -> None:
+    """A filter masked with its bias is 0 behind an activation that keeps 0: no carrier, no bias."""
+    layers = [
+        nn.Conv2d(3, 8, 3, **arguments),
+        act(),
+        nn.Conv2d(8, 4, 3, bias=False, **arguments),
+        act(),
+        nn.Conv2d(4, 2, 1),
+    ]
+    model = randomize(nn.Sequential(*layers))
+    masks = mask_indices(model, {"0.weight": [0, 1, 7], "0.bias": [0, 1, 7], "2.weight": [2]})
+    result = check_equal(model, image(2, size=8), masks, [image(2, 1, 11)])
+    assert (result.shape("0.weight")[0], result.shape("2.weight")[0]) == (5, 3)
+    assert result.plan.report.gained == []
+
+
+def test_a_gained_bias() -> None:
+    """A layer without bias gains one where it takes up constants: fewer parameters than a carrier."""
+    model = small_convs(3, 8, 5, 2, padding=0, bias=False)
+    result = check_equal(model, image(2, size=8), mask_indices(model, {"0.weight": [1, 2, 3]}), [image(2, 1, 9)])
+    layer = result.model[2]
+    assert result.plan.report.gained == ["2.bias"]
+    assert isinstance(layer.bias, nn.Parameter) and layer.bias.shape == (5,) and layer.bias.requires_grad
+    assert result.model[0].bias is None and result.model[4].bias is None
+
+
+def test_a_bias_is_gained_for_the_filters_that_are_left_only() -> None:
+    model = small_convs(3, 8, 5, 2, padding=0, bias=False)
+    result = check_equal(
+        model, image(2, size=8), mask_indices(model, {"0.weight": [1], "2.weight": [0, 4]}), [image(2, 1, 9)]
+    )
+    assert result.shape("2.bias") == (3,)
+
+
+# masked filters of the layer before (8 of them, 4 for each group) -> channels left: each group has its own carrier
+CARRIERS = {
+    "one group has constants": ([0, 1, 2], 8, "as many as the other group"),
+    "both groups have": ([0, 1, 4, 5], 6, "two and a carrier each"),
+    "one group is constant": ([0, 1, 2, 3, 5, 6], 6, "one carrier, padded to the three of the other"),
+    "one is left in each": ([0, 1, 2, 4, 5, 6], 4, "one and a carrier each"),
+}
+
+
+@pytest.mark.parametrize("case", CARRIERS)
+def test_every_group_has_its_own_carrier(case: str) -> None:
+    dropped, left, _ = CARRIERS[case]
+    model = randomize(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 6, 3, padding=1, groups=2), nn.Conv2d(6, 2, 1))
+    )
+    result = check_equal(model, image(2, size=8), mask_indices(model, {"0.weight": dropped}), [image(2, 1, 11)])
+    assert (result.shape("0.weight")[0], result.model[2].groups) == (left, 2)
+
+
+def test_batch_norm_takes_up_constants_of_a_padded_depthwise_chain() -> None:
+    """A mobile block: masks of the expansion and of the depthwise conv that are not aligned."""
+    block = nn.Sequential(
+        nn.Conv2d(3, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6(),
+        nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12), nn.ReLU6(),
+        nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4),
+    )  # fmt: skip
+    model = randomize(block, seed=3)
+    aligned = [0, 3, 4, 5, 11]
+    for name in ("1.weight", "1.bias"):
+        model.get_parameter(name).data.abs_()
+    both = {"0.weight": aligned, "1.weight": aligned, "1.bias": aligned, "3.weight": [*aligned, 7]}
+    result = check_equal(model, image(2, size=8), mask_indices(model, both), [image(2, 1, 11)])
+    assert (result.shape("0.weight")[0], result.model[3].groups) == (6, 6)
+    # Without the masks of the norm, a positive beta comes through it: what the padded depthwise conv makes of it stays.
+    unaligned = {"0.weight": aligned, "3.weight": [1, 3]}
+    result = check_equal(model, image(2, size=8), mask_indices(model, unaligned), [image(2, 1, 11)])
+    assert (result.shape("0.weight")[0], result.model[3].groups) == (10, 10)
+
+
+def test_fine_masks_are_baked_in() -> None:
+    model = small_convs(3, 8, 5, 2, padding=1)
+    masks = random_masks(model, 0, "fine")
+    masks["2"]["weight"][:, 3] = 0
+    result = check_equal(model, image(2, size=8), masks, [image(2, 1, 9)])
+    assert result.shape("2.weight")[:2] == (5, 7)
+    kept = [0, 1, 2, 4, 5, 6, 7]
+    assert torch.equal(result.model[2].weight != 0, masks["2"]["weight"][:, kept] != 0)
+
+
+# -- what layers are and how they are called ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_unbatched_input(d: int, transposed: bool) -> None:
+    layer = (TRANSPOSED if transposed else CONV)[d](8, 6, 3, padding=1, groups=2)
+    model = between(d, layer, 8, 6)
+    result = check_equal(model, image(d)[0], mask_indices(model, {"0.weight": BEFORE}), [image(d, 1, 9)[0], image(d)])
+    assert result.shape("0.weight")[0] == 8  # three of the first group are constant: one carrier, padded to the other's
+    masks = mask_indices(model, {"0.weight": BEFORE, "0.bias": BEFORE})
+    assert check_equal(model, image(d)[0], masks, [image(d)]).shape("0.weight")[0] == 6
+
+
+def test_a_layer_called_twice() -> None:
+    """Its constants can only be folded where both calls agree; zeros go for both."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.shared(self.shared(self.first(x)).relu()))
+
+    model = randomize(Twice())
+    zeros = {f"{layer}.{name}": [1, 4] for layer in ("first", "shared") for name in ("weight", "bias")}
+    result = check_equal(model, image(2), mask_indices(model, zeros), [image(2, 1, 9)])
+    assert result.shape("shared.weight") == (6, 6, 3, 3)
+    for seed in range(4):
+        check_equal(model, image(2), random_masks(model, seed, "mixed"), [image(2, 1, 9)])
+
+
+def test_a_layer_called_at_two_sizes() -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 3, padding=1)
+            self.last = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.first(x)
+            return self.last(self.head(x)), self.last(self.head(x[..., ::2, ::2]))
+
+    model = randomize(Pyramid())
+    masks = mask_indices(model, {"first.weight": [0, 5], "first.bias": [0, 5], "head.weight": [3]})
+    result = check_equal(model, image(2), masks, [image(2, 1, 9)])
+    # The masked filter of the head is a constant in both calls; its readers share a bias, to which each would add it.
+    assert result.shape("head.weight")[1] == 6
+
+
+class Named(nn.Conv2d):
+    """A subclass that only builds itself in another way."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(8, width, 3, padding=1, bias=False)
+        self.width = width
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}"
+
+
+class Standardized(nn.Conv2d):
+    """A subclass that computes something else: each filter is standardised (weight standardisation)."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-3)
+        return F.conv2d(input, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Scaled(nn.Conv2d):
+    """A subclass whose forward adds to that of its parent."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input) + 1
+
+
+def test_a_subclass_with_its_own_init_is_claimed() -> None:
+    model = between(2, Named(6), 8, 6)
+    masks = mask_indices(model, {"0.weight": BEFORE, "0.bias": BEFORE, "1.weight": [0]})
+    result = check_equal(model, image(2), masks, [image(2, 1, 9)])
+    assert result.shape("1.weight") == (5, 4, 3, 3)
+    assert type(result.model[1]) is Named and result.model[1].width == 6
+    assert (result.model[1].in_channels, result.model[1].out_channels) == (4, 5)
+
+
+def test_an_overridden_forward_is_looked_into() -> None:
+    model = between(2, Scaled(8, 6, 3, padding=1), 8, 6)
+    masks = mask_indices(model, {"0.weight": BEFORE, "0.bias": BEFORE, "1.weight": [0]})
+    result = check_equal(model, image(2), masks, [image(2, 1, 9)])
+    assert result.shape("1.weight") == (5, 4, 3, 3)
+    assert type(result.model[1]) is Scaled
+
+
+@pytest.mark.parametrize("kind", ["filters", "columns", "mixed"])
+def test_a_forward_that_reads_its_weight_in_other_ways(kind: str) -> None:
+    """The mean of a filter counts all of its columns: a rule that took the layer for a plain one would be wrong."""
+    model = between(2, Standardized(8, 6, 3, padding=1), 8, 6)
+    for seed in range(2):
+        check_equal(model, image(2), random_masks(model, seed, kind), [image(2, 1, 9)])
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize("how", ["weight_norm", "own"])
+def test_a_parametrized_layer(how: str) -> None:
+    """Its weight is computed in each forward: the parameters behind it are what is masked."""
+    model = between(2, nn.Conv2d(8, 6, 3, padding=1), 8, 6)
+    if how == "weight_norm":
+        parametrizations.weight_norm(model[1])
+        name = "1.parametrizations.weight.original1"
+    else:
+        parametrize.register_parametrization(model[1], "weight", Doubled())
+        name = "1.parametrizations.weight.original"
+    masks = mask_indices(model, {"0.weight": BEFORE, "0.bias": BEFORE, name: [2]})
+    if how == "weight_norm":
+        masks.update(mask_indices(model, {"0.weight": BEFORE, "0.bias": BEFORE}))
+        del masks["1.parametrizations.weight"]  # a masked direction would be divided by its norm, 0
+    result = check_equal(model, image(2), masks, [image(2, 1, 9)])
+    if how == "own":
+        assert result.shape(name)[1] == 4
+    assert parametrize.is_parametrized(result.model[1], "weight")
+
+
+def test_forward_hooks() -> None:
+    """Hooks run as before, on what is left, and what they do to the output counts."""
+    model = between(2, nn.Conv2d(8, 6, 3, padding=1), 8, 6)
+    seen: list[tuple[int, ...]] = []
+    model[1].register_forward_pre_hook(lambda module, args: (args[0] + 0.5,))
+    model[1].register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    model[1].register_forward_hook(lambda module, args, output: output.tanh() * 3)
+    masks = mask_indices(model, {"0.weight": BEFORE, "1.weight": [0]})
+    result = check_equal(model, image(2), masks, [image(2, 1, 9)])
+    assert result.shape("1.weight")[:2] == (5, 5)  # a half is added to what is read: one carrier
+    seen.clear()
+    result.model(image(2).double())
+    assert seen == [(2, 5, 6, 7)]
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    model = between(2, nn.Conv2d(8, 6, 3), 8, 6)
+    model[1].requires_grad_(False)
+    result = check_equal(model, image(2), mask_indices(model, {"0.weight": BEFORE, "1.weight": [0]}), [image(2, 1, 9)])
+    assert [p.requires_grad for p in result.model.parameters()] == [True, True, False, False, True, True]
+    assert result.shape("1.weight")[:2] == (5, 4)
+
+
+def test_attributes_say_what_is_left() -> None:
+    """Everything else of the layer is as it was: stride, padding and a copy that can be made of it."""
+    layer = nn.Conv2d(8, 6, (3, 1), stride=(2, 1), padding=(1, 0), groups=2, padding_mode="reflect")
+    model = between(2, layer, 8, 6)
+    masks = mask_indices(model, {"0.weight": BEFORE, "1.weight": [0, 1, 2], "1.bias": [0, 1, 2]})
+    small = copy.deepcopy(check_equal(model, image(2), masks, [image(2, 1, 9)]).model[1])
+    assert (small.in_channels, small.out_channels, small.groups) == (3, 3, 1)
+    assert (small.kernel_size, small.stride, small.padding, small.padding_mode) == ((3, 1), (2, 1), (1, 0), "reflect")

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from speedup.graph import Graph, Node, Ref, Value
+from speedup.graph import Branch, Graph, Node, Ref, Value
 from speedup.names import op_name
 from speedup.registry import Registry
 from speedup.trace.enter import enterable
@@ -49,6 +49,8 @@ class Recorder(TorchFunctionMode):
         self.entering: list[Any] = []
         self.current = ""
         self.log: list[list[torch.Tensor]] | None = None
+        self.branch: Branch | None = None
+        self.from_input: set[Value] = set()
         self._live: dict[int, tuple[Any, Value]] = {}
         self._paths: dict[int, str] = {}
         self._sources: dict[int, Value] = {}
@@ -198,6 +200,10 @@ class Recorder(TorchFunctionMode):
             attributes=attributes,
         )
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
+        if any(v in self.from_input or v.kind == "unknown" for v in inputs):
+            self.from_input.update(node.outputs)
+            if not outputs and self.branch is None:
+                self.branch = Branch(node, frozenset(v for ref, v in self._live.values() if ref() is not None))
         if rule is not None:
             rule.claim(node)
         self._append(node)
@@ -246,6 +252,7 @@ class Recorder(TorchFunctionMode):
                 outputs=(),
             )
             node.outputs = (self._value(tensor, "activation", node),)
+            self.from_input.update(node.outputs)
             self._append(node)
             if self.log is not None:
                 self.log.append([tensor.detach().clone()])
@@ -366,6 +373,7 @@ def trace(
     inputs = []
     for tensor in tensors_in((args, kwargs)):
         value = recorder._value(tensor, "input")
+        recorder.from_input.add(value)
         recorder.track(tensor, value)
         inputs.append(value)
     try:
@@ -386,4 +394,4 @@ def trace(
             outputs.append(value)
     for value in outputs:
         value.is_output = True
-    return Graph(recorder.nodes, recorder.values, inputs, outputs, reference)
+    return Graph(recorder.nodes, recorder.values, inputs, outputs, reference, recorder.branch)

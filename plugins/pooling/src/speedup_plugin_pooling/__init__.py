@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Floats, Node, Rule, hookimpl, variants
+from speedup import Floats, Movement, Node, Rule, hookimpl, variants
 
 
 class Window(Rule):
@@ -30,60 +30,124 @@ class Window(Rule):
     def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
         # The engine hands over constants that are the same at all positions, as arrays with one position.
         (array,) = arrays
-        if array is None or len(node.outputs) != 1:
+        if array is None:
             return None
-        return [array if self.uniform(node) else np.where(array == 0, 0.0, np.nan)]
+        value = self.passed(node, array) if self.uniform(node) else np.where(array == 0, 0.0, np.nan)
+        # A second output holds the positions of what was taken: no constants, and they depend on the size.
+        return [value, *[np.full((1,) * array.ndim, np.nan)] * (len(node.outputs) - 1)]
+
+    def passed(self, node: Node, array: Floats) -> Floats:
+        """What comes of constants that are the same at all positions."""
+        return array
+
+
+def one_window(node: Node, array: Floats, dims: int) -> Floats:
+    """The call on a single window that is filled with constants."""
+    size = node.arg("kernel_size")
+    window = (size,) * dims if isinstance(size, int) else tuple(size) * (dims // len(size))
+    filled = torch.from_numpy(np.broadcast_to(array, (*array.shape[:-dims], *window)).copy())
+    result: Floats = node.run([filled]).numpy()
+    return result
 
 
 class AveragePool(Window):
-    """With padding that counts, or a divisor of its own, only a constant 0 passes."""
+    """With padding that counts only a constant 0 passes, and so with a divisor of its own where windows are cut off."""
 
     def uniform(self, node: Node) -> bool:
         padding = node.arg("padding", 0)
         padded = any(padding) if isinstance(padding, Sequence) else bool(padding)
-        return node.arg("divisor_override") is None and not (padded and node.arg("count_include_pad", True))
+        if node.arg("divisor_override") is not None:
+            return not padded and not node.arg("ceil_mode", False)
+        return not (padded and node.arg("count_include_pad", True))
+
+    def passed(self, node: Node, array: Floats) -> Floats:
+        return array if node.arg("divisor_override") is None else one_window(node, array, self.dims)
 
 
 class LpPool(Window):
-    """The norm of a window of constants is another constant; only 0 is kept exact."""
+    """The norm of a window of constants is another constant; torch scales a cut-off window up to a whole one."""
 
-    def uniform(self, node: Node) -> bool:
-        return False
+    def passed(self, node: Node, array: Floats) -> Floats:
+        return one_window(node, array, self.dims)
+
+
+class Unpool(Window):
+    """Puts entries back where the indices say, and 0 elsewhere: only a constant 0 passes, wherever it is put."""
+
+    def signature(self, node: Node) -> str:
+        inner = f"* ~{self.dims}"
+        return f"{inner}, {inner} -> {inner}"
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        return None if arrays[0] is None else [np.where(arrays[0] == 0, 0.0, np.nan)]
+
+
+class Sample(Unpool):
+    """grid_sample: every channel is sampled at the same places."""
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        assert value is not None
+        return f"n c ~{value.ndim - 2}, n ~{value.ndim - 1} -> n c ~{value.ndim - 2}"
 
 
 class Resize(Window):
-    """interpolate and upsample: all axes but batch and channel. Cubic weights do not sum to 1 exactly."""
+    """interpolate and upsample: all axes but batch and channel. The weights of every mode sum to 1."""
 
     def spatial(self, node: Node) -> int:
         value = node.operands[0]
         assert value is not None
         return value.ndim - 2
 
-    def uniform(self, node: Node) -> bool:
-        return "cubic" not in str(node.arg("mode", "nearest"))
-
 
 class Pad(Window):
-    """Padding of the last axes: constants pass where the filler is the same; other modes repeat what is there."""
+    """Padding: constants pass where the filler is the same; other modes, and cropping, repeat what is there.
 
-    def spatial(self, node: Node) -> int:
-        pad = node.arg("pad", node.arg("padding"))
-        return 1 if isinstance(pad, int) else len(pad) // 2
+    Padding of the channel axis with constants, as in the shortcut of a ResNet without projection, is data movement and
+    left to ``channels``. The code says how many channels are added, so these all stay.
+    """
 
-    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
-        (array,) = arrays
-        if array is None:
-            return None
-        filler = self.filler(node)
-        return [array if filler is None else np.where(array == filler, array, np.nan)]
+    channels: Movement
 
-    def filler(self, node: Node) -> float | None:
-        """The value that is padded with, None where entries are repeated."""
-        if node.module is not None:
-            kind = type(node.module).__name__
-            return None if kind.startswith(("Reflection", "Replication", "Circular")) else float(node.arg("value", 0.0))
-        value: Any = node.arg("value")
-        return float(value or 0.0) if node.arg("mode", "constant") == "constant" else None
+    def claim(self, node: Node) -> None:
+        super().claim(node)
+        if node.rule is not None and _pads_channels(node):
+            self.channels.claim(node)
+
+    def signature(self, node: Node) -> str:
+        pads = _pads(node)
+        _filler(node)  # a filler that is no number is a TypeError: the call stays a barrier
+        inner = " ".join(f"~x{axis}" if any(pad) else f"a{axis}" for axis, pad in enumerate(pads))
+        return f"{inner} -> {inner}"
+
+    def passed(self, node: Node, array: Floats) -> Floats:
+        filler = _filler(node)
+        adds = any(side > 0 for pad in _pads(node) for side in pad)
+        return array if filler is None or not adds else np.where(array == filler, array, np.nan)
+
+
+def _pads(node: Node) -> list[tuple[int, int]]:
+    """Entries that are padded before and after, per axis of the input; negative numbers crop."""
+    value = node.tensors[0]
+    pad = node.arg("pad", node.arg("padding"))
+    sides = [pad, pad] if isinstance(pad, int) else [int(p) for p in pad]
+    pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]
+    return [(0, 0)] * (value.ndim - len(pairs)) + pairs
+
+
+def _filler(node: Node) -> float | None:
+    """The value that is padded with, None where entries are repeated."""
+    if node.module is not None:
+        kind = type(node.module).__name__
+        return None if kind.startswith(("Reflection", "Replication", "Circular")) else float(node.arg("value", 0.0))
+    value: Any = node.arg("value")
+    return float(value or 0.0) if node.arg("mode", "constant") == "constant" else None
+
+
+def _pads_channels(node: Node) -> bool:
+    pads = _pads(node)
+    padded = [axis for axis, pad in enumerate(pads) if any(pad)]
+    return padded == [1] and min(pads[1]) >= 0 and _filler(node) is not None
 
 
 def _sized(
@@ -92,6 +156,14 @@ def _sized(
     rule = cls(name=f"{name}{dims}d", modules=modules, functions=functions, call=call, operands=("input",))
     assert isinstance(rule, Window)
     rule.dims = dims
+    if issubclass(cls, Unpool):
+        rule.operands, rule.annihilates = ("input", "indices"), {"input": ("indices",)}
+    return rule
+
+
+def _pad(name: str, modules: tuple[type[nn.Module], ...], function: Any, call: str) -> Rule:
+    rule = Pad(name=name, modules=modules, functions=(function,), call=call, operands=("input",))
+    rule.channels = Movement(name=f"{name} of channels", call=call, operands=("input",), fills=True)
     return rule
 
 
@@ -135,6 +207,14 @@ def _pools(d: int) -> list[Rule]:
             ),
             "input, output_size, return_indices=False",
         ),
+        _sized(
+            Unpool,
+            "max_unpool",
+            d,
+            (getattr(nn, f"MaxUnpool{d}d"),),
+            variants(f"max_unpool{d}d"),
+            "input, indices, kernel_size, stride=None, padding=0, output_size=None",
+        ),
     ]
     return rules
 
@@ -155,17 +235,13 @@ def speedup_rules() -> Iterable[Rule]:
             call="input, size=None, scale_factor=None, mode='nearest', *args, **kwargs",
             operands=("input",),
         ),
-        Pad(
-            name="pad",
-            modules=tuple(pads),
-            functions=(F.pad,),
-            call="input, pad, mode='constant', value=None",
-            operands=("input",),
+        Sample(
+            name="grid_sample",
+            functions=(F.grid_sample,),
+            call="input, grid, *args, **kwargs",
+            operands=("input", "grid"),
+            annihilates={"input": ("grid",)},
         ),
-        Pad(
-            name="constant_pad_nd",
-            functions=(torch.constant_pad_nd,),
-            call="input, pad, value=0, *, mode='constant'",
-            operands=("input",),
-        ),
+        _pad("pad", tuple(pads), F.pad, "input, pad, mode='constant', value=None"),
+        _pad("constant_pad_nd", (), torch.constant_pad_nd, "input, pad, value=0, *, mode='constant'"),
     ]
