@@ -54,12 +54,12 @@ def latencies(
     models = (masked.eval(), small.eval())
     for model in models:
         _run(model, example, 1)
-    pair = sum(_run(model, example, 2)[-1] / 2 for model in models)
+    pair = sum(_run(model, example, 1)[-1] for model in models)
     longest = max(counts)
     short = min(_SHORT_RUN, longest)
     long_runs = max(1, min(_MOST_LONG_RUNS, int(budget / (pair * longest))))
     left = budget - long_runs * longest * pair
-    short_runs = max(2, min(_MOST_SHORT_RUNS, int(left / (pair * short))))
+    short_runs = max(1, min(_MOST_SHORT_RUNS, int(left / (pair * short))))
 
     runs: list[tuple[list[float], list[float]]] = []
     for turn, length in enumerate(_mix([longest] * long_runs, [short] * short_runs)):

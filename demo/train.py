@@ -1,7 +1,8 @@
-"""Brief but real training, with an optional L1 penalty on the BatchNorm scales, and fine-tuning under masks.
+"""Brief but real training, with an optional L1 penalty on the BatchNorm scales.
 
 Few steps leave the running statistics of BatchNorm far behind the weights, so every training ends by measuring the
-statistics once more (`calibrate`); without that a short training looks much worse than it is.
+statistics once more (`calibrate`); without that a short training looks much worse than it is. A masked network needs
+the same: behind removed channels its activations have other statistics.
 """
 
 from dataclasses import dataclass
@@ -10,9 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demo.masking import Masks, apply_masks
-
-_CALIBRATION_IMAGES = 256
+_CALIBRATION_IMAGES = 192
 _BATCH = 64
 
 
@@ -31,8 +30,6 @@ class Recipe:
     rate: float = 1e-3
     l1: float = 0.0
     scale_rate: float = 1e-2
-    tune_images: int = 0
-    tune_rate: float = 5e-4
 
 
 def train(network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> None:
@@ -62,19 +59,6 @@ def train(network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, se
         alive = [scale != 0 for scale in scales]
         _step(network, optimizer, images[rows], labels[rows])
         _shrink(scales, alive, recipe.l1 / shrinking if step < shrinking else 0.0)
-        schedule.step()
-    calibrate(network, images)
-
-
-def fine_tune(network: nn.Module, masks: Masks, images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> None:
-    """Train a masked `network` a little further, in place; what is masked stays 0. Leaves it in eval mode."""
-    batches = _batches(len(images), recipe.tune_images, recipe.batch, seed + 1)
-    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.tune_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, len(batches)))
-    network.train()
-    for rows in batches:
-        _step(network, optimizer, images[rows], labels[rows])
-        apply_masks(network, masks)
         schedule.step()
     calibrate(network, images)
 

@@ -156,7 +156,7 @@ def random_masks(model: nn.Module, rng: random.Random) -> Masks:
             if mask is not None:
                 entry[parameter] = mask
             if mask is not None and parameter == "weight" and kind in ("filters", "aligned", "whole"):
-                lines = mask.flatten(1).amax(1) if tensor.ndim > 1 and not _transposed(module) else mask
+                lines = (mask.transpose(0, 1) if _transposed(module) else mask).flatten(1).amax(1) if mask.ndim > 1 else mask
         if entry:
             masks[name] = entry
     if not any(m is not None for e in masks.values() for m in e.values()):

@@ -79,11 +79,11 @@ class Movement(Rule):
     def check(self, node: Node) -> None:
         if not node.operands or not node.outputs:
             raise SignatureError("it moves no tensor")
+        if any(v.tensor is None for v in node.others):
+            raise SignatureError("where entries go depends on the input of the model")
         probe = [torch.zeros(()).expand(v.shape) for v in node.operands if v is not None]
         if len(self._run(node, _writable(node, probe))) != len(node.outputs):
             raise SignatureError("it changes other tensors than it returns")
-        if any(v.tensor is None for v in node.others):
-            raise SignatureError("where entries go depends on the input of the model")
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         """Arguments (by their names in ``call``) or module attributes that the smaller call has (override).

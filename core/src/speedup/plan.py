@@ -56,6 +56,7 @@ class Plan:
         self.keeps = keeps
         self.report: Report = summarize(graph, keeps, parts)
         self._parts: Parts | None = parts
+        self._state = _state_of(model)
         self._again = again
 
     def apply(self, model: nn.Module | None = None) -> nn.Module:
@@ -72,6 +73,8 @@ class Plan:
             return self._again(model).apply()
         if self._parts is None:
             raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
+        if self._state != _state_of(self.model):
+            raise SpeedupError("the model was changed after it was planned (trained, loaded or pruned further): plan again")
         Transaction(self.model, self._parts).apply()
         self._parts = None
         log.info("applied: %s", self.report.headline)
@@ -94,6 +97,11 @@ class Plan:
 
     def __str__(self) -> str:
         return str(self.report)
+
+
+def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
+    """Changes when a parameter or buffer is written to or replaced."""
+    return [(id(t), t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())]
 
 
 def plan(
@@ -136,7 +144,6 @@ def plan(
     log.info("masks: %d parameters", len(keep))
 
     with sandbox(model, keep):
-        random_state = torch.get_rng_state()
         try:
             graph = trace(model, *inputs, rules)
         except SpeedupError:
@@ -149,8 +156,8 @@ def plan(
         log.info("traced: %d calls, %d without a rule", len(graph.nodes), len(graph.barriers))
         facts = infer(graph, keep)
         log.info("inferred: %d values with constants", len(facts.constants))
-        keeps, parts = _settle(model, inputs, graph, facts, rules, random_state)
-        made = Plan(model, graph, keeps, parts, lambda other: plan(other, dummy_input, masks, registry=rules))
+        keeps, parts = _settle(model, inputs, graph, facts, rules)
+    made = Plan(model, graph, keeps, parts, lambda other: plan(other, dummy_input, masks, registry=rules))
     log.info("planned: %s", made.report.headline)
     return made
 
@@ -161,7 +168,6 @@ def _settle(
     graph: Graph,
     facts: Facts,
     rules: Registry,
-    random_state: torch.Tensor,
 ) -> tuple[KeepSets, Parts]:
     """Plan, build and check; where a call cannot take its new sizes, lock it and plan again."""
     locks: list[Lock] = []
@@ -173,10 +179,9 @@ def _settle(
             transaction = Transaction(model, parts)
             transaction.apply()
             try:
-                torch.set_rng_state(random_state)
                 more = check(model, inputs, graph, keeps, rules)
             except CheckError as error:
-                where = _find_difference(model, inputs, graph, keeps, rules, random_state, transaction)
+                where = _find_difference(model, inputs, graph, keeps, rules, transaction)
                 if where is None:
                     return keeps, parts
                 raise CheckError(
@@ -210,7 +215,6 @@ def _find_difference(
     graph: Graph,
     keeps: KeepSets,
     rules: Registry,
-    random_state: torch.Tensor,
     transaction: Transaction,
 ) -> str | None:
     """Run both models again with all their intermediate results and compare call by call.
@@ -221,10 +225,8 @@ def _find_difference(
     got: list[list[torch.Tensor]] = []
     wanted: list[list[torch.Tensor]] = []
     try:
-        torch.set_rng_state(random_state)
         small = trace(model, *inputs, rules, log=got)
         transaction.undo()
-        torch.set_rng_state(random_state)
         trace(model, *inputs, rules, log=wanted)
         largest = max((largest_entry(t) for outputs in wanted for t in outputs), default=0.0)
         if difference(graph.reference, small.reference, floor=largest) is None:

@@ -33,7 +33,7 @@ from torch import nn
 
 from speedup import flow, tie
 from speedup.axes import Layout, parse
-from speedup.errors import SignatureError
+from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.facts import Bools, Fact, Floats
 from speedup.graph import Node, Ref, Value
 from speedup.shell import shell_of
@@ -117,6 +117,10 @@ class Rule:
         except (TypeError, SignatureError) as error:
             node.rule, node.operands, node.operand_names = None, (), ()
             node.note = f"rule {self.name!r} does not fit this call: {error}"
+        except SpeedupError:
+            raise
+        except Exception as error:
+            raise RuleError(f"rule {self.name!r} raised at {node.label} ({node.where}): {error!r}") from error
 
     def check(self, node: Node) -> None:
         """Raise SignatureError for a call that the rule cannot speak for (override; the default binds the axes)."""

@@ -131,8 +131,11 @@ class _Ties:
         return grown
 
     def _first(self, k: int, names: frozenset[str]) -> Bools:
-        """One entry along ``names``: the one with the largest constant, which may serve as a carrier."""
+        """One entry along ``names``: one that others keep, else the largest constant, which may serve as a carrier."""
         rank = self.layout.to_named(k, self.keep.rank(k))
+        for p in self.present:
+            if names & self.layout.names_of(p):
+                rank = rank + (rank.max() + 1) * self._project(p, names & self.layout.names_of(p))
         shape = [self.layout.sizes[n] if n in names else 1 for n in self.layout.names]
         over = tuple(a for a, s in enumerate(shape) if s == 1 and rank.shape[a] > 1)
         best = int(np.argmax(np.broadcast_to(rank.max(axis=over, keepdims=True), shape)))

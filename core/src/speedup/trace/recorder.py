@@ -27,6 +27,7 @@ from speedup.names import op_name
 from speedup.registry import Registry
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import tensors_in
+from speedup.trace.sandbox import undisturbed
 from speedup.trace.source import caller
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
@@ -359,7 +360,8 @@ def trace(
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
-    The inputs are copied first, so that a model that writes into them leaves the caller's alone.
+    The inputs are copied first, so that a model that writes into them leaves the caller's alone; what the run changes of
+    the model is put back after it.
 
     Args:
         log: filled with copies of every node's outputs, when given.
@@ -376,12 +378,13 @@ def trace(
         recorder.from_input.add(value)
         recorder.track(tensor, value)
         inputs.append(value)
-    try:
-        with _module_calls(recorder), _Underneath(recorder), recorder:
-            result = model(*args, **kwargs)
-    except Exception as error:
-        error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
-        raise
+    with undisturbed(model):
+        try:
+            with _module_calls(recorder), _Underneath(recorder), recorder:
+                result = model(*args, **kwargs)
+        except Exception as error:
+            error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
+            raise
     outputs, reference = [], []
     for tensor in tensors_in(result):
         outputs.append(recorder.value_of(tensor))

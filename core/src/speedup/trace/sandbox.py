@@ -1,4 +1,4 @@
-"""A room in which the model can run, masked and in eval mode, and that leaves it as it was, bit for bit."""
+"""Rooms in which the model can run, masked and in eval mode, and that leave it as it was, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from torch import nn
 def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
     """Eval mode, no gradients, masked parameters set to 0; everything is put back on exit, also after an error.
 
-    Put back: training flags, module attributes (lists, dicts and sets one level deep), parameters, buffers that the
-    forward writes to, and the random state of the CPU and of the devices that the model is on.
-
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
     """
-    modules = list(model.modules())
-    attributes = [Attributes(m) for m in modules]
-    buffers = [(b, b.clone()) for b in {id(b): b for b in model.buffers()}.values()]
-    parameters: dict[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
-    data = [(p, p.data, p._version) for p in {id(p): p for p in parameters.values()}.values()]
-    devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            masked: dict[int, torch.Tensor] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    data = [(p, p.data) for p in {id(p): p for p in parameters.values()}.values()]
+    with undisturbed(model), torch.no_grad():
+        try:
             for name, mask in (masks or {}).items():
                 parameter = parameters[name]
-                base = masked.get(id(parameter), parameter.data)
-                masked[id(parameter)] = base * mask.to(base.device)
-            for parameter, _, _ in data:
-                if id(parameter) in masked:
-                    parameter.data = masked[id(parameter)]
-            for module in modules:
+                parameter.data = parameter.data * mask.to(parameter.device)
+            for module in model.modules():
                 module.training = False
+            yield
+        finally:
+            for parameter, tensor in data:
+                if parameter.data is not tensor:
+                    parameter.data = tensor
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Whatever a run of the model changes is put back on exit, so that every run starts from the same state.
+
+    Put back: module attributes (lists, dicts and sets one level deep), buffers that the forward writes to, training
+    flags, and the random state of the CPU and of the devices that the model is on.
+    """
+    attributes = [Attributes(m) for m in model.modules()]
+    buffers = [(b, b.clone()) for b in {id(b): b for b in model.buffers()}.values()]
+    devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices):
             yield
     finally:
         with torch.no_grad():
-            for parameter, tensor, _ in data:
-                if parameter.data is not tensor:
-                    parameter.data = tensor
             for buffer, saved in buffers:
                 if not _same(buffer, saved):
                     buffer.copy_(saved)
@@ -61,7 +65,9 @@ class Attributes:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.saved = dict(module.__dict__)
-        self.contents: dict[str, Any] = {k: v.copy() for k, v in self.saved.items() if _is_container(v)}
+        self.contents: dict[str, Any] = {
+            k: v.copy() for k, v in self.saved.items() if isinstance(v, list | dict | set)
+        }
 
     def restore(self) -> None:
         now = self.module.__dict__
@@ -69,18 +75,17 @@ class Attributes:
             del now[name]
         for name, value in self.saved.items():
             now[name] = value
-            if name in self.contents:
-                content = self.contents[name]
-                if isinstance(value, list):
-                    value[:] = content
-                elif list(value) != list(content) or not _identical(value, content):
-                    value.clear()
-                    value.update(content)
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, list | dict | set)
+            if name not in self.contents:
+                continue
+            content = self.contents[name]
+            if isinstance(value, list):
+                value[:] = content
+            elif not _identical(value, content):
+                value.clear()
+                value.update(content)
 
 
 def _identical(a: Any, b: Any) -> bool:
-    return not isinstance(a, dict) or all(a[k] is b[k] for k in b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(a[k] is b[k] for k in b)
+    return bool(a == b)

@@ -1,52 +1,237 @@
-"""speedup rules for arithmetic between tensors, and for joining tensors."""
+"""speedup rules for arithmetic between tensors, for tensors that take over a shape, and for joining tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from speedup import Movement, Rule, hookimpl, variants
+import numpy as np
+import torch
+
+from speedup import Bools, Constant, Fact, Floats, Movement, Node, NodeFacts, NodeKeep, Rule, Unused, hookimpl, variants
 
 _POINTWISE = (
     # arithmetic
-    "add sub subtract rsub div divide true_divide floor_divide remainder fmod pow float_power maximum minimum "
-    "fmax fmin atan2 arctan2 hypot copysign ldexp logaddexp logaddexp2 xlogy nextafter lerp addcdiv "
+    "add sub subtract rsub floor_divide remainder fmod pow float_power maximum minimum "
+    "fmax fmin atan2 arctan2 hypot copysign ldexp logaddexp logaddexp2 xlogy xlog1py nextafter lerp addcdiv "
+    "heaviside gcd lcm igamma igammac zeta "
     "neg negative positive abs absolute sign sgn signbit square sqrt rsqrt reciprocal clamp clamp_min clamp_max clip "
-    "exp exp2 expm1 log log2 log10 log1p erf erfc erfinv lgamma digamma sinc logit "
+    "exp exp2 expm1 log log2 log10 log1p erf erfc erfcx erfinv lgamma gammaln digamma psi sinc logit entr "
+    "ndtr ndtri log_ndtr i0 i0e i1 i1e "
     "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh deg2rad rad2deg "
+    "arcsin arccos arctan arcsinh arccosh arctanh "
     "floor ceil round trunc fix frac nan_to_num "
     # comparison and choice
-    "eq ne lt le gt ge greater greater_equal less less_equal not_equal isclose isnan isinf isfinite "
-    "logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not "
+    "eq ne lt le gt ge greater greater_equal less less_equal not_equal isclose isnan isinf isfinite isposinf isneginf "
+    "logical_or logical_xor logical_not bitwise_or bitwise_xor bitwise_not "
     "bitwise_left_shift bitwise_right_shift where masked_fill "
     # the same entries in another form
-    "type float double half bfloat16 int long short bool clone contiguous detach alias data cpu cuda "
-    "zeros_like ones_like full_like fill"
+    "type float double half bfloat16 int long short char byte bool clone contiguous detach alias data cpu cuda"
 ).split()
+
+
+class _Hidden:
+    """The facts at a node with some operands taken for known: nothing of the result depends on their contents."""
+
+    def __init__(self, facts: NodeFacts, node: Node, hidden: set[int]) -> None:
+        self._facts, self._node, self._hidden = facts, node, hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._facts, name)
+
+    def mask(self, k: int) -> Bools:
+        return np.ones((1,) * self._ndim(k), dtype=bool) if k in self._hidden else self._facts.mask(k)
+
+    def value(self, k: int) -> Floats:
+        return np.zeros((1,) * self._ndim(k)) if k in self._hidden else self._facts.value(k)
+
+    def zero(self, k: int) -> Bools:
+        return np.zeros((1,) * self._ndim(k), dtype=bool) if k in self._hidden else self._facts.zero(k)
+
+    def is_weight(self, k: int) -> bool:
+        return k not in self._hidden and self._facts.is_weight(k)
+
+    def _ndim(self, k: int) -> int:
+        value = self._node.values[k]
+        assert value is not None
+        return value.ndim
+
+
+class Pointwise(Rule):
+    """Entry by entry. The old contents of a tensor given as ``out=`` do not matter, only its shape."""
+
+    axes = "*, ... -> *"
+
+    def blind(self, node: Node) -> set[int]:
+        """Operands of which only the shape is read."""
+        out = getattr(node.kwargs.get("out"), "number", None)
+        return set() if out is None or node.operands.count(node.operands[out]) > 1 else {out}
+
+    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return {} if self.blind(node) else super().infer_from_weight(node, facts)
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        hidden = self.blind(node)
+        seen: Any = _Hidden(facts, node, hidden) if hidden else facts
+        return super().infer_from_input(node, seen)
+
+    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        found = super().infer_from_output(node, facts)
+        for k in self.blind(node):
+            value = node.operands[k]
+            assert value is not None
+            found[node.operand_names[k]] = Unused(np.ones((1,) * value.ndim, dtype=bool))
+        return found
+
+
+class Quotient(Pointwise):
+    """0 divided by anything is 0, unless that is known to be 0."""
+
+    annihilates: Mapping[str, tuple[str, ...]] = {"0": ("1",)}
+
+    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return {}
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        if len(node.operands) < 2 or 1 in self.blind(node):
+            return super().infer_from_input(node, facts)
+        seen: Any = _Denominator(facts, node, self.blind(node))
+        return Rule.infer_from_input(self, node, seen)
+
+
+class _Denominator(_Hidden):
+    """A denominator that is not known counts as 1, for it matters only below a 0."""
+
+    def value(self, k: int) -> Floats:
+        value = super().value(k)
+        return np.where(self.mask(k), value, 1.0) if k == 1 else value
+
+
+class Like(Pointwise):
+    """Of some operands only the shape is read: ``x.expand_as(y)``, ``x.copy_(y)``, ``zeros_like(x)``."""
+
+    shapes: tuple[int, ...] = ()
+
+    def blind(self, node: Node) -> set[int]:
+        return set(self.shapes)
+
+
+class EmptyLike(Like):
+    """The shape of a tensor, and no contents."""
+
+    shapes = (0,)
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return {}
+
+
+class Cast(Pointwise):
+    """``to`` and ``type_as``: what else is given says a type or a device, and has a shape of its own."""
+
+    def signature(self, node: Node) -> str:
+        return f"*{', ~' * (len(node.operands) - 1)} -> *"
+
+    def blind(self, node: Node) -> set[int]:
+        return set(range(1, len(node.operands)))
+
+    def derived(self, node: Node) -> set[int]:
+        return set()
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        last = len(node.operands)
+        grown = True
+        while grown:
+            grown = keep.grow(last, keep.sets[0], "the same entries in another type", 0)
+            grown |= keep.grow(0, keep.sets[last], "the same entries in another type", last)
+
+
+class Made(Rule):
+    """A tensor made in the forward, with one number everywhere or with nothing: ``torch.zeros(...)``.
+
+    Its shape may come from another tensor or be written in the code, which the engine finds out when it runs the small
+    model. So the axis that is probably the channels may shrink; batch and positions do not.
+    """
+
+    axes = "? -> *"
+
+    def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
+        return [[axis != _channel_axis(v.shape) for axis in range(v.ndim)] for v in node.outputs]
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        """Whoever reads it says what is kept."""
+
+
+class Empty(Made):
+    """The contents are what happens to be in memory."""
+
+    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return {}
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return {}
+
+
+class MadeBy(Made):
+    """``x.new_zeros(...)``: of the tensor only type and device are read."""
+
+    axes = "~ -> *"
+
+    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return {}
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        if node.op_name.endswith("empty"):
+            return {}
+        made = node.run([torch.zeros((), dtype=torch.float64)])
+        ones = (1,) * node.outputs[0].ndim
+        return {"output": Constant(np.ones(ones, dtype=bool), np.full(ones, float(made.flatten()[0])))}
+
+    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        value = node.operands[0]
+        assert value is not None
+        return {node.operand_names[0]: Unused(np.ones((1,) * value.ndim, dtype=bool))}
+
+    def derived(self, node: Node) -> set[int]:
+        return set()
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int:
+    """The axis that probably holds the channels of a tensor that is made in a forward."""
+    if all(size == 1 for size in shape[1:]):
+        return 0
+    return 2 if len(shape) == 3 else 1
+
+
+def _like(name: str, functions: Any, *shapes: int, axes: str = "*, ... -> *") -> Rule:
+    rule = Like(name=name, functions=functions, axes=axes)
+    rule.shapes = shapes
+    return rule
 
 
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
+    divisions = variants("div", "divide", "true_divide")
+    reflected = tuple(f for f in divisions if f.__name__.startswith("__r"))
+    both = {"0": ("1",), "1": ("0",)}
     return [
-        Rule(name="pointwise", functions=variants(*_POINTWISE, missing_ok=True), axes="*, ... -> *"),
-        Rule(
-            name="cast",
-            functions=variants("to", "type_as"),
-            call="input, *args, **kwargs",
-            operands=("input",),
-            axes="* -> *",
+        Pointwise(name="pointwise", functions=(*variants(*_POINTWISE, missing_ok=True), *reflected)),
+        Quotient(name="div", functions=tuple(f for f in divisions if f not in reflected)),
+        Pointwise(
+            name="mul", functions=variants("mul", "multiply", "logical_and", "bitwise_and"), annihilates=both
         ),
-        Rule(
-            name="mul",
-            functions=variants("mul", "multiply"),
-            axes="*, ... -> *",
-            annihilates={"0": ("1",), "1": ("0",)},
-        ),
-        Rule(
+        Pointwise(
             name="addcmul",
             functions=variants("addcmul"),
-            axes="*, *, * -> *",
             annihilates={"1": ("2",), "2": ("1",)},
         ),
+        Cast(name="cast", functions=variants("to", "type_as")),
+        Made(name="made", functions=(torch.zeros, torch.ones, torch.full)),
+        Empty(name="empty", functions=(torch.empty,)),
+        MadeBy(name="made by", functions=variants("new_zeros", "new_ones", "new_full", "new_empty")),
+        EmptyLike(name="empty_like", functions=(torch.empty_like,), axes="* -> *"),
+        _like("filled", variants("zeros_like", "ones_like", "full_like", "zero_", "fill"), 0, axes="* -> *"),
+        _like("expand_as", variants("expand_as"), 1, axes="*, * -> *"),
+        _like("copy_", variants("copy_"), 0, axes="*, * -> *"),
         Movement(
             name="join",
             functions=variants("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from speedup import Node, Rule, hookimpl, variants
+import numpy as np
+
+from speedup import Floats, Node, Rule, hookimpl, variants
 
 
 class Reduction(Rule):
@@ -31,85 +33,42 @@ class Reduction(Rule):
         return f"{inner} -> {', '.join([outer] * len(node.outputs))}"
 
 
-class Sum(Reduction):
-    def neutral(self, node: Node) -> bool:
-        return True
+class Choice(Reduction):
+    """The result is one of the entries (max, median) or their mean: among equal ones it is what they are.
+
+    A second output that says where it was found is no constant: which of equal entries is taken depends on how many
+    there are. ``torch.max(x, y)`` is something else, the larger of two entries.
+    """
+
+    indexed = True
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__(**fields)
+        self.of_two = Rule(name=f"{self.name} of two", axes="*, * -> *")
+
+    def claim(self, node: Node) -> None:
+        (self.of_two if len(node.tensors) == 2 else super()).claim(node)
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        (array,) = arrays
+        if array is None:
+            return None
+        # The engine hands over one entry for all the reduced ones.
+        found = [array.reshape(_fitting(array.shape, node.outputs[0].shape, node.layout.operands[0]))]
+        unknown = np.full(found[0].shape, np.nan)
+        return found + [unknown if self.indexed else found[0]] * (len(node.outputs) - 1)
 
 
-class Norm(Reduction):
-    """A vector norm: zeros do not count, but it is not linear, so only a constant 0 is known to come out."""
+class Ranked(Choice):
+    """kthvalue, topk, quantile: the second argument says which entries."""
 
-    call = "input, ord=2, dim=None, keepdim=False, *, dtype=None, out=None"
-
-    def neutral(self, node: Node) -> bool:
-        return float(node.arg("ord", 2)) >= 0
-
-    def uniform(self, node: Node) -> bool:
-        return False
-
-
-class Moments(Reduction):
-    """std and var, whose second argument may be the old ``unbiased``."""
-
-    call = "input, dim=None, unbiased=True, keepdim=False, *, axis=None, correction=None, out=None"
-
-    def signature(self, node: Node) -> str:
-        if isinstance(node.arg("dim"), bool):
-            raise TypeError("unbiased given in the place of dim")
-        return super().signature(node)
-
-
-class Along(Rule):
-    """Runs along one axis, which stays whole (cumsum, sort)."""
-
-    call = "input, dim=-1, *args, **kwargs"
-    operands = ("input",)
+    call = "input, rank, dim=-1, keepdim=False, *args, **kwargs"
 
     def signature(self, node: Node) -> str:
         value = node.operands[0]
         assert value is not None
-        along = _axes(node.arg("dim"), None, value.ndim)
-        inner = " ".join(f"~x{i}" if i in along else f"a{i}" for i in range(value.ndim))
-        return f"{inner} -> {', '.join([inner] * len(node.outputs))}"
-
-
-def _axes(dim: int | Sequence[int] | None, axis: int | Sequence[int] | None, ndim: int) -> set[int]:
-    chosen = axis if dim is None else dim
-    if chosen is None or chosen == ():
-        return set(range(ndim))
-    if not isinstance(chosen, int | Sequence):
-        raise TypeError("the axes to reduce are no integers")
-    return {d % ndim for d in ((chosen,) if isinstance(chosen, int) else chosen)} if ndim else set()
-
-
-@hookimpl
-def speedup_rules() -> Iterable[Rule]:
-    return [
-        Sum(name="sum", functions=variants("sum", "nansum")),
-        Reduction(
-            name="reduction",
-            functions=variants(
-                "mean",
-                "nanmean",
-                "amax",
-                "amin",
-                "max",
-                "min",
-                "prod",
-                "any",
-                "all",
-                "argmax",
-                "argmin",
-                "median",
-                "nanmedian",
-                "mode",
-                "logsumexp",
-                "count_nonzero",
-            ),
-        ),
-        Moments(name="moments", functions=variants("std", "var")),
-        Norm(name="vector_norm", functions=variants("vector_norm")),
-        Along(
-            name="along", functions=variants("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort")
-        ),
-    ]
+        reduced = _axes(node.arg("dim"), None, value.ndim)
+        inner = " ".join(f"~x{i}" if i in reduced else f"a{i}" for i in range(value.ndim))
+        stays = node.outputs[0].ndim == value.ndim
+        outer = " ".join(("~x" + str(i) if stays else "") if i in reduced else f"a{i}" for i in range(value.ndim))
+        return f"{inner} -> {', '.join([outer] * len(node.outputs))}"

@@ -1,0 +1,64 @@
+"""The two facts, and arrays that broadcast."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speedup.facts import any_product, compact_axes, constant, sum_product
+
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, st.integers(0, 2**31), st.data())
+def test_compact_arrays_broadcast_back_to_what_they_were(shape: tuple[int, ...], seed: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(seed)
+    small = tuple(s if data.draw(st.booleans()) else 1 for s in shape)
+    arrays = [np.broadcast_to(rng.integers(0, 2, small), shape), np.broadcast_to(rng.random(small) < 0.5, shape)]
+    found = compact_axes(*arrays)
+    assert len({a.shape for a in found}) == 1
+    for a, b in zip(found, arrays, strict=True):
+        assert np.array_equal(np.broadcast_to(a, shape), b)
+    assert all(f == 1 or s > 1 for f, s in zip(found[0].shape, small, strict=True)), "only what varies is written out"
+
+
+def test_compact_treats_nan_as_equal_to_itself() -> None:
+    assert compact_axes(np.full((2, 3), np.nan))[0].shape == (1, 1)
+
+
+def test_nothing_constant_is_no_fact() -> None:
+    assert constant(np.zeros((1, 3), dtype=bool), np.zeros((1, 3))) is None
+
+
+def test_entries_that_are_not_finite_are_not_constant() -> None:
+    fact = constant(np.ones((1, 3), dtype=bool), np.array([[1.0, np.inf, np.nan]]))
+    assert fact is not None
+    assert fact.mask.tolist() == [[True, False, False]]
+    assert constant(np.ones((1, 1), dtype=bool), np.array([[-np.inf]])) is None
+
+
+def test_zero_is_where_the_constant_is_0_and_nowhere_else() -> None:
+    fact = constant(np.array([True, True, False]), np.array([0.0, 2.0, 0.0]))
+    assert fact is not None and fact.zero.tolist() == [True, False, False]
+    assert constant(np.array([True]), np.array([-0.0])).zero.tolist() == [True]  # type: ignore[union-attr]
+
+
+@st.composite
+def operands(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:  # type: ignore[type-arg]
+    shape = draw(shapes)
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    left, right = (rng.random([s if draw(st.booleans()) else 1 for s in shape]) for _ in range(2))
+    axes = [a for a in range(len(shape)) if draw(st.booleans())]
+    return left, right, tuple(axes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(operands())
+def test_products_agree_with_the_plain_formula(case: tuple[np.ndarray, np.ndarray, tuple[int, ...]]) -> None:  # type: ignore[type-arg]
+    left, right, over = case
+    whole = (left * right).sum(axis=over, keepdims=True)
+    assert np.allclose(sum_product(left, right, over), whole)
+    a, b = left < 0.5, right < 0.5
+    assert np.array_equal(any_product(a, b, over), (a & b).any(axis=over, keepdims=True))

@@ -1,0 +1,183 @@
+"""The room in which the model runs: afterwards the model is as it was, bit for bit, whatever its forward did."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import speedup
+from speedup.errors import TraceError
+from speedup.testing import mask_indices, randomize
+from speedup.trace import sandbox
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Everything that speedup must leave alone, in a form that can be compared bit for bit."""
+    found: dict[str, Any] = {"rng": torch.get_rng_state().tolist(), "numpy": np.random.get_state()[1].tolist()}
+    found["python"] = random.getstate()
+    for name, module in model.named_modules(remove_duplicate=False):
+        found[name, "module"] = (id(module), type(module), module.training)
+        for key, value in module.__dict__.items():
+            if key in ("_parameters", "_buffers", "_modules"):
+                found[name, key] = [(n, id(v)) for n, v in value.items()]
+            elif isinstance(value, dict | list | set):
+                found[name, key] = (id(value), copy.copy(value))
+            elif key != "training":
+                found[name, key] = (id(value), value)
+    for name, p in model.named_parameters():
+        grad = p.grad
+        found[name, "parameter"] = (_bits(p), p.data_ptr(), p.requires_grad, p.is_leaf, id(grad), _bits(grad))
+    for name, b in model.named_buffers():
+        found[name, "buffer"] = (_bits(b), b.data_ptr())
+    return found
+
+
+def _bits(tensor: torch.Tensor | None) -> Any:
+    if tensor is None:
+        return None
+    return tensor.dtype, tensor.shape, tensor.detach().contiguous().view(torch.uint8).tolist() if tensor.ndim else tensor.item()
+
+
+class Busy(nn.Module):
+    """Does everything that a forward should rather not do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(8))
+        self.register_buffer("steps", torch.tensor(0))
+        self.calls = 0
+        self.log: list[str] = []
+        self.cache: dict[str, Any] = {"keep": 1}
+        self.names = {"a"}
+        self.fail = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.log.append(f"call {self.calls}")
+        self.cache["last"] = x
+        self.cache["keep"] = 2
+        self.names.add("b")
+        self.fresh = "attribute"
+        self.steps += 1
+        y = self.norm(self.one(x))
+        self.seen.add_(y.mean(0))
+        y = y + torch.randn_like(y) * 0.0
+        self.extra_state = torch.rand(1)
+        if self.fail:
+            raise ValueError("the model's own error")
+        result: torch.Tensor = self.two(self.drop(y))
+        return result
+
+
+def busy() -> Busy:
+    model = randomize(Busy())
+    model.train()
+    model.norm.eval()
+    model.two.weight.requires_grad_(False)
+    model.one.register_forward_hook(lambda m, args, out: None)
+    model.register_forward_pre_hook(lambda m, args: None)
+    model.one.weight.register_hook(lambda grad: grad)
+    model.one.bias.grad = torch.randn(8)
+    model.one.weight.note = "kept"  # type: ignore[attr-defined]
+    return model
+
+
+MASKED = {"one.weight": (1, 4), "one.bias": (1, 4)}
+
+
+def test_planning_leaves_no_trace_in_the_model() -> None:
+    model = busy()
+    masks = mask_indices(model, MASKED)
+    before = state_of(model)
+    speedup.plan(model, torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), masks)
+    assert state_of(model) == before
+
+
+def test_an_error_of_the_model_leaves_no_trace_either() -> None:
+    model = busy()
+    model.fail = True
+    masks = mask_indices(model, MASKED)
+    given = torch.randn(2, 4)
+    before = state_of(model)
+    with pytest.raises(TraceError):
+        speedup.plan(model, given, masks)
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_the_sandbox_itself_puts_back_on_any_exception(error: type[BaseException]) -> None:
+    model = busy()
+    before = state_of(model)
+    keep = torch.ones(8, 4, dtype=torch.bool)
+    keep[0] = False
+    with pytest.raises(error), sandbox(model, {"one.weight": keep}):
+        assert not model.training
+        assert bool((model.one.weight[0] == 0).all()), "masked entries are 0 inside"
+        model(torch.ones(2, 4))
+        model.one.weight.data = torch.zeros(8, 4)
+        torch.rand(3)
+        raise error
+    assert state_of(model) == before
+
+
+def test_the_dummy_input_is_not_written_to() -> None:
+    class Model(Busy):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x.mul_(3).clamp_(-1, 1)
+            return super().forward(x)
+
+    model = randomize(Model())
+    given = torch.randn(2, 4)
+    copied = given.clone()
+    speedup.plan(model, (given,), mask_indices(model, MASKED))
+    assert torch.equal(given, copied) and given.grad_fn is None
+
+
+def test_the_dummy_input_needs_no_gradient_and_gets_none() -> None:
+    model = randomize(Busy())
+    given = torch.randn(2, 4, requires_grad=True)
+    speedup.plan(model, given, mask_indices(model, MASKED))
+    assert given.grad is None and given.requires_grad
+
+
+def test_planning_works_inside_inference_mode_and_without_gradients() -> None:
+    for context in (torch.no_grad(), torch.inference_mode()):
+        model = randomize(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+        with context:
+            plan = speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"0.weight": (1, 4)}))
+        assert plan.apply()[0].weight.shape == (6, 4)  # type: ignore[index]
+
+
+def test_a_buffer_with_nan_is_put_back_too() -> None:
+    model = randomize(Busy())
+    model.seen[3] = float("nan")
+    before = _bits(model.seen)
+    speedup.plan(model, torch.randn(2, 4), mask_indices(model, MASKED))
+    assert _bits(model.seen) == before
+
+
+def test_a_cache_that_the_forward_fills_does_not_leak_into_the_small_model() -> None:
+    """What the traced run of the big model cached has the big shapes."""
+
+    class Model(Busy):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.one(x)
+            if "ones" not in self.cache:
+                self.cache["ones"] = torch.ones_like(y)
+            result: torch.Tensor = self.two(y * self.cache["ones"])
+            return result
+
+    model = randomize(Model()).eval()
+    given = torch.randn(2, 4)
+    small = speedup.ModelSpeedup(model, given, mask_indices(model, MASKED)).speedup_model()
+    assert small.one.weight.shape[0] == 6  # type: ignore[union-attr, index]
+    assert "ones" not in small.cache  # type: ignore[operator]
+    small(given)
