@@ -1,18 +1,20 @@
 """The check before anything is committed: the new model runs once and is compared with plan and masked model.
 
-Call by call the sizes, then the numbers of the outputs. A size that differs from the plan means that the forward holds a
-size of its own (a literal, an attribute): those indices are locked and planned again. Numbers that differ mean a wrong
+Call by call the sizes, then the numbers of the outputs. A size that differs from the plan means that the forward holds
+a size of its own (a literal, an attribute): those indices are locked and planned again. Numbers that differ mean a wrong
 rule: the model is refused, and the first call that differs is named.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from speedup.errors import CheckError, SpeedupError
 from speedup.facts import along, nothing
@@ -107,8 +109,16 @@ def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lo
 
 
 def _argument_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lock]:
-    """Locks for calls whose own arguments give other entries than planned, though as many (a literal slice)."""
+    """Locks for calls whose own arguments give other entries than planned, though as many (a literal slice), or whose
+    numbers came from a size that is smaller now (``x.shape[-1] ** -0.5``)."""
     for old, new in zip(graph.nodes, nodes, strict=False):
+        changed = _changed_numbers(old, new) if old.module is None and not (old.rule and old.rule.moves) else []
+        if changed:
+            why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
+            locks = _lock_scope(old, graph, keeps, why)
+            if not locks:
+                raise CheckError(f"{old.label} cannot be planned: {why} ({old.where})")
+            return locks
         sets = [keeps.sets[v] for v in old.values if v is not None]
         if old.rule is None or new.rule is None or all(s.all() for s in sets):
             continue
@@ -116,6 +126,31 @@ def _argument_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> lis
             why = "the code of the call holds a position: it would take other entries"
             return _lock_call(old, graph, keeps, None, why)
     return []
+
+
+def _changed_numbers(old: Node, new: Node) -> list[tuple[float, float]]:
+    """Numbers of a call that differ by more than rounding, which a number that was read from data may do."""
+    pairs = zip(_numbers(old), _numbers(new), strict=False)
+    return [(a, b) for a, b in pairs if not (a == b or math.isclose(a, b, rel_tol=1e-5) or (a != a and b != b))]
+
+
+def _numbers(node: Node) -> list[int | float]:
+    """The numbers among the arguments of a call, but for those that its rule counts axes with."""
+    sizes = node.rule.sizes if node.rule is not None else {}
+    tree: Any = (
+        {k: v for k, v in node.arguments.items() if k not in sizes} if node.arguments else (node.args, node.kwargs)
+    )
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, int | float)]
+
+
+def _lock_scope(node: Node, graph: Graph, keeps: KeepSets, why: str) -> list[Lock]:
+    """Lock the smaller tensors that a call can have a size from: those of the same forward, else all before it."""
+    before = [n for n in graph.nodes if n.index < node.index]
+    near = {v for n in before if n.scope == node.scope for v in (*n.tensors, *n.outputs) if not v.is_source}
+    smaller = [v for v in graph.values if v in near and not keeps.sets[v].all()]
+    if smaller:
+        return [Lock(v.number, None, f"{why} ({node.where})") for v in smaller]
+    return _lock_before(node, graph, keeps, why, ())
 
 
 def _stale_axes(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -52,6 +52,7 @@ class Movement(Rule):
     contain sizes.
     """
 
+    moves = True
     fills = False
 
     def __init__(self, **fields: Any) -> None:

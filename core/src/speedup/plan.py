@@ -74,7 +74,9 @@ class Plan:
         if self._parts is None:
             raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
         if self._state != _state_of(self.model):
-            raise SpeedupError("the model was changed after it was planned (trained, loaded or pruned further): plan again")
+            raise SpeedupError(
+                "the model was changed after it was planned (trained, loaded or pruned further): plan again"
+            )
         Transaction(self.model, self._parts).apply()
         self._parts = None
         log.info("applied: %s", self.report.headline)

@@ -75,6 +75,7 @@ class Rule:
     sizes: Mapping[str, str] = {}
     annihilates: Mapping[str, tuple[str, ...]] = {}
     bias: str | None = None
+    moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 
     def __init__(self, **fields: Any) -> None:
         for key, value in fields.items():

@@ -143,6 +143,17 @@ PRODUCTS: dict[str, tuple[Callable[..., torch.Tensor], bool, tuple[int, ...]]] =
     "weight on the left": (lambda x, w, b: add((w @ x.mT).mT, b), False, (2, 4, 5)),
     "turned in the call": (lambda x, w, b: add(x @ w.t(), b), False, (4, 5)),
     "mv": (lambda x, w, b: add(torch.mv(w, x), b), False, (5,)),
+    "addmm": (lambda x, w, b: x @ w if b is None else torch.addmm(b, x, w), True, (4, 5)),
+    "Tensor.addmm": (lambda x, w, b: x @ w if b is None else b[None].addmm(x, w), True, (4, 5)),
+    "addmv": (lambda x, w, b: torch.mv(w, x) if b is None else torch.addmv(b, w, x), False, (5,)),
+    "baddbmm": (
+        lambda x, w, b: torch.baddbmm(x.new_zeros(()) if b is None else b, x, w.expand(len(x), -1, -1)),
+        True,
+        (2, 4, 5),
+    ),
+    "inner": (lambda x, w, b: add(torch.inner(x, w), b), False, (2, 4, 5)),
+    "einsum": (lambda x, w, b: add(torch.einsum("nti,io->nto", x, w), b), True, (2, 4, 5)),
+    "einsum with dots": (lambda x, w, b: add(torch.einsum("...i, oi -> ...o", x, w), b), False, (2, 4, 5)),
     "bmm": (lambda x, w, b: add(torch.bmm(x, w.expand(len(x), -1, -1)), b), True, (2, 4, 5)),
 }
 
@@ -156,7 +167,7 @@ def test_raw_parameters(product: str, bias: bool) -> None:
     if bias:
         masks = merged(masks, mask_indices(model, {"shift": [0, 2, 7]}))
     result = check_equal(model, batch(*shape), masks, [batch(*shape[:-1], 5) * 2])
-    assert result.shape("first") == ((5, 5) if turned else (5, 5))
+    assert result.shape("first") == (5, 5)
     assert result.shape("second") == ((5, 3) if turned else (3, 5))
     if bias:
         assert result.shape("shift") == (5,)
@@ -206,12 +217,16 @@ class Scores(nn.Module):
             mixed = torch.matmul(torch.matmul(q, k.transpose(-2, -1)).tanh(), v)
         elif self.form == "bmm":
             mixed = torch.bmm(torch.bmm(q, k.mT).tanh(), v)
+        elif self.form == "baddbmm":
+            mixed = torch.bmm(torch.baddbmm(torch.ones(1, 1, 1, dtype=x.dtype), q, k.mT).tanh(), v)
+        elif self.form == "einsum":
+            mixed = torch.einsum("bqk,bkd->bqd", torch.einsum("bqd,bkd->bqk", q, k).tanh(), v)
         else:
             mixed = (q @ k.mT).tanh() @ v
         return self.out(mixed)
 
 
-@pytest.mark.parametrize("form", ["matmul", "bmm", "@"])
+@pytest.mark.parametrize("form", ["matmul", "bmm", "baddbmm", "einsum", "@"])
 def test_products_of_activations(form: str) -> None:
     """What is 0 in one factor is not read in the other; a constant that is not 0 cannot be folded and stays."""
     model = randomize(Scores(form))
@@ -223,7 +238,7 @@ def test_products_of_activations(form: str) -> None:
     assert [result.shape(f"{n}.weight")[0] for n in "qkv"] == [8, 8, 6]
 
 
-@pytest.mark.parametrize("form", ["matmul", "bmm", "@"])
+@pytest.mark.parametrize("form", ["matmul", "bmm", "baddbmm", "einsum", "@"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore:.* is masked whole")
 def test_random_masks_of_products(form: str, kind: str) -> None:
@@ -249,8 +264,47 @@ def test_products_of_vectors(form: str) -> None:
     model = randomize(Vectors())
     masks = mask_indices(model, {"a.weight": [0, 1], "a.bias": [0, 1], "b.weight": [4], "b.bias": [4]})
     result = check_equal(model, batch(5), masks)
-    if form == "dot":
+    if form != "mv":
         assert [result.shape(f"{n}.weight") for n in "ab"] == [(5, 5), (5, 5)]
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [
+        "bi,bj->bij",
+        "bi,bi->bi",
+        "bi,bj->bj",
+        "bi,bj->ij",
+        "bi,bi->b",
+        "bi,bi",
+        "bi,ci->cb",
+        "...i,...i->...i",
+        "bi,bj->b",
+    ],
+)
+def test_einsum_of_activations(equation: str) -> None:
+    """Outer products, sums of one operand alone and the implicit form are right too, claimed or not."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(5, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum(equation, self.a(x), self.b(x)).tanh()
+
+    model = randomize(Pair())
+    for seed, kind in enumerate(("filters", "filters+biases", "mixed")):
+        check_equal(model, batch(4, 5), random_masks(model, seed, kind), [batch(2, 5)])
+
+
+@pytest.mark.parametrize("factors", [{"alpha": 2}, {"beta": 0.5}, {"alpha": 2, "beta": 0.5}])
+def test_addmm_with_factors(factors: dict[str, float]) -> None:
+    def scaled(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        return x @ w if b is None else torch.addmm(b, x, w, **factors)
+
+    model = randomize(Raw(scaled, turned=True, bias=True))
+    check_equal(model, batch(4, 5), mask_indices(model, {"first": [0, 2]}, axis=1), [batch(3, 5)])
 
 
 def test_a_product_with_a_transposed_self() -> None:
@@ -318,7 +372,7 @@ class Tied(nn.Module):
 def test_two_layers_with_one_weight() -> None:
     model = randomize(Tied())
     all_four = [f"{layer}.{name}" for layer in ("first", "a") for name in ("weight", "bias")]
-    masks = mask_indices(model, dict.fromkeys([*all_four, "b.bias"], [3, 4]))
+    masks = mask_indices(model, {name: [3, 4] for name in [*all_four, "b.bias"]})
     result = check_equal(model, batch(2, 5), masks, [batch(5)])
     assert result.model.a.weight is result.model.b.weight
     assert [result.shape(f"{n}.weight") for n in ("first", "a", "last")] == [(6, 5), (6, 6), (3, 6)]
@@ -341,7 +395,7 @@ def test_a_layer_called_in_a_loop() -> None:
 
     model = randomize(Loop())
     names = [f"{layer}.{name}" for layer in ("first", "step") for name in ("weight", "bias")]
-    result = check_equal(model, batch(2, 5), mask_indices(model, dict.fromkeys(names, [0, 6])), [batch(5)])
+    result = check_equal(model, batch(2, 5), mask_indices(model, {name: [0, 6] for name in names}), [batch(5)])
     assert result.shape("step.weight") == (6, 6)
     for seed in range(4):
         check_equal(model, batch(2, 5), random_masks(model, seed, "mixed"), [batch(5)])
@@ -364,11 +418,31 @@ class Both(nn.Module):
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_bilinear(bias: bool) -> None:
     model = randomize(Both(bias))
-    dropped = {"both.weight": [0, 1, 2], "a.weight": [0], "a.bias": [0]}
+    dropped = {"both.weight": [0, 1, 2], "a.weight": [0], "a.bias": [0], "b.weight": [4]}
     result = check_equal(model, batch(2, 5), mask_indices(model, dropped), [batch(3, 2, 5)])
-    assert result.shape("both.weight")[0] == 5
+    # Zeros of an input go; a constant that is not 0 cannot be folded into a bias and stays.
+    assert result.shape("both.weight") == (5, 3, 6)
     assert result.shape("last.weight") == (3, 5)
-    assert result.model.both.out_features == 5
+    both = result.model.both
+    assert (both.in1_features, both.in2_features, both.out_features) == (3, 6, 5)
+
+
+def test_bilinear_as_a_function() -> None:
+    class Function(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 4), nn.Linear(5, 6)
+            self.weight = nn.Parameter(torch.empty(3, 4, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.bilinear(self.a(x), self.b(x), self.weight)
+
+    model = randomize(Function())
+    dropped = {"weight": [1], "a.weight": [0], "a.bias": [0]}
+    masks = merged(mask_indices(model, dropped), mask_indices(model, {"weight": [2, 5]}, axis=2))
+    result = check_equal(model, batch(2, 5), masks, [batch(3, 2, 5)])
+    assert result.shape("weight") == (3, 3, 4)
+    assert result.shape("b.weight") == (4, 5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

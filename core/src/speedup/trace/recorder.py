@@ -360,8 +360,8 @@ def trace(
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
-    The inputs are copied first, so that a model that writes into them leaves the caller's alone; what the run changes of
-    the model is put back after it.
+    The inputs are copied first, so that a model that writes into them leaves the caller's alone; what the run changes
+    of the model is put back after it.
 
     Args:
         log: filled with copies of every node's outputs, when given.

@@ -65,9 +65,7 @@ class Attributes:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.saved = dict(module.__dict__)
-        self.contents: dict[str, Any] = {
-            k: v.copy() for k, v in self.saved.items() if isinstance(v, list | dict | set)
-        }
+        self.contents: dict[str, Any] = {k: v.copy() for k, v in self.saved.items() if isinstance(v, list | dict | set)}
 
     def restore(self) -> None:
         now = self.module.__dict__

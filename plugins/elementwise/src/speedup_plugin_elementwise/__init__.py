@@ -89,22 +89,28 @@ class Quotient(Pointwise):
 
     annihilates: Mapping[str, tuple[str, ...]] = {"0": ("1",)}
 
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        found = super().evaluate(node, arrays)
+        if found is None or not _divides_tensors(node) or arrays[0] is None:
+            return found
+        # A denominator that is not known comes as 0.
+        return [np.where(arrays[0] == 0, 0.0, found[0])]
+
     def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         return {}
 
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        if len(node.operands) < 2 or 1 in self.blind(node):
-            return super().infer_from_input(node, facts)
-        seen: Any = _Denominator(facts, node, self.blind(node))
-        return Rule.infer_from_input(self, node, seen)
+        found = super().infer_from_input(node, facts)
+        fact = found.get("output")
+        if not isinstance(fact, Constant) or not _divides_tensors(node):
+            return found
+        undefined = facts.mask(1) & (facts.value(1) == 0)
+        return {"output": Constant(*np.broadcast_arrays(fact.mask & ~undefined, fact.value))}
 
 
-class _Denominator(_Hidden):
-    """A denominator that is not known counts as 1, for it matters only below a 0."""
-
-    def value(self, k: int) -> Floats:
-        value = super().value(k)
-        return np.where(self.mask(k), value, 1.0) if k == 1 else value
+def _divides_tensors(node: Node) -> bool:
+    """Whether both numerator and denominator are tensors."""
+    return len(node.args) > 1 and len(node.operands) > 1 and "out" not in node.kwargs
 
 
 class Like(Pointwise):
@@ -216,9 +222,7 @@ def speedup_rules() -> Iterable[Rule]:
     return [
         Pointwise(name="pointwise", functions=(*variants(*_POINTWISE, missing_ok=True), *reflected)),
         Quotient(name="div", functions=tuple(f for f in divisions if f not in reflected)),
-        Pointwise(
-            name="mul", functions=variants("mul", "multiply", "logical_and", "bitwise_and"), annihilates=both
-        ),
+        Pointwise(name="mul", functions=variants("mul", "multiply", "logical_and", "bitwise_and"), annihilates=both),
         Pointwise(
             name="addcmul",
             functions=variants("addcmul"),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import prod
 
+import numpy as np
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Node, Rule, SignatureError, hookimpl, variants
+from speedup import Constant, Fact, Node, NodeFacts, Rule, SignatureError, hookimpl, variants
 
 
 class MatMul(Rule):
     """A product of two activations, or of an activation and a raw parameter: nothing but a contraction."""
 
     name = "matmul"
-    functions = variants("matmul", "mm", "bmm", "mv", "dot", "inner_product", missing_ok=True)
+    functions = variants("matmul", "mm", "bmm", "mv", "dot")
 
     def signature(self, node: Node) -> str:
         left, right = (v.ndim for v in node.operands if v is not None)
@@ -25,6 +27,87 @@ class MatMul(Rule):
         a = f"{batch if left > 2 else ''} {row} k"
         b = f"{batch if right > 2 else ''} k {column}"
         return f"{a}, {b} -> {batch} {row} {column}"
+
+
+class AddMatMul(Rule):
+    """input + a @ b, where the input broadcasts to the product; with other factors than 1 no rule holds."""
+
+    def signature(self, node: Node) -> str:
+        if node.arg("beta", 1) != 1 or node.arg("alpha", 1) != 1:
+            raise SignatureError("beta and alpha other than 1")
+        left, right, added = (v.ndim for v in node.operands if v is not None)
+        batch = ["n"] if left == 3 else []
+        out = [*batch, "i", *(["j"] if right > 1 else [])]
+        a, b = " ".join([*batch, "i", "k"]), " ".join([*batch, "k", *out[len(batch) + 1 :]])
+        return f"{a}, {b}, {' '.join(out[len(out) - added :])} -> {' '.join(out)}"
+
+
+class Inner(Rule):
+    """The sum of products along the last axes of both."""
+
+    name = "inner"
+    functions = variants("inner")
+
+    def signature(self, node: Node) -> str:
+        left, right = (
+            [f"{side}{n}" for n in range(v.ndim - 1)] for side, v in zip("ab", node.operands, strict=True) if v
+        )
+        return f"{' '.join(left)} k, {' '.join(right)} k -> {' '.join(left + right)}"
+
+
+class Einsum(Rule):
+    """Two operands whose summed letters are in both; the equation is the signature."""
+
+    name = "einsum"
+    functions = variants("einsum")
+    # The operands have no names but their numbers.
+    annihilates = {"0": ("1",), "1": ("0",)}  # noqa: RUF012
+
+    def signature(self, node: Node) -> str:
+        equation = node.args[0]
+        if not isinstance(equation, str):
+            raise SignatureError("einsum without an equation")
+        inputs, arrow, out = equation.replace(" ", "").partition("->")
+        sides = inputs.split(",")
+        letters = [set(side.replace(".", "")) for side in (*sides, out)]
+        if (
+            len(sides) != 2
+            or not arrow
+            or any(len(s.replace(".", "")) != len(a) for s, a in zip((*sides, out), letters, strict=True))
+        ):
+            raise SignatureError(f"einsum {equation!r}: only two operands, '->', and no letter twice in one of them")
+        if (letters[0] ^ letters[1]) - letters[2]:
+            raise SignatureError(f"einsum {equation!r}: a summed letter that one operand lacks")
+        a, b, c = (" ".join(side.replace("...", "*")) for side in (*sides, out))
+        return f"{a}, {b} -> {c}"
+
+
+class Bilinear(Rule):
+    """out[o] = sum over a and b of input1[a] * weight[o, a, b] * input2[b], plus bias[o]."""
+
+    operands = ("input1", "input2", "weight", "bias")
+    axes = "* a, * b, o a b, o? -> * o"
+    sizes = {"in1_features": "a", "in2_features": "b", "out_features": "o"}  # noqa: RUF012
+    annihilates = {  # noqa: RUF012
+        "input1": ("input2", "weight"),
+        "input2": ("input1", "weight"),
+        "weight": ("input1", "input2"),
+    }
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """The bias comes out where every product has a factor 0."""
+        one, two, weight = facts.zero(0), facts.zero(1), facts.zero(2)
+        nothing = (one[..., None, :, None] | two[..., None, None, :] | weight).all(axis=(-2, -1))
+        if not nothing.any():
+            return {}
+        value = facts.value(3) if facts.present(3) else np.zeros(1)
+        known = facts.mask(3) if facts.present(3) else np.ones(1, dtype=bool)
+        mask, value = np.broadcast_arrays(nothing & known, value)
+        return {"output": Constant(mask, value)}
+
+    def multiply_accumulates(self, node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
+        first, weight = shapes[0] or (), shapes[2] or ()
+        return prod(first[:-1]) * prod(weight)
 
 
 @hookimpl
@@ -40,12 +123,31 @@ def speedup_rules() -> Iterable[Rule]:
             sizes={"in_features": "i", "out_features": "o"},
             bias="bias",
         ),
-        Rule(
+        Bilinear(
             name="bilinear",
             modules=(nn.Bilinear,),
-            operands=("input1", "input2", "weight", "bias"),
-            axes="* ~a, * ~b, o ~1 ~1, o? -> * o",
-            sizes={"out_features": "o"},
+            functions=variants("bilinear"),
+            call="input1, input2, weight, bias=None",
         ),
         MatMul(),
+        AddMatMul(
+            name="addmm",
+            functions=variants("addmm"),
+            call="input, mat1, mat2, *, beta=1, alpha=1",
+            operands=("mat1", "mat2", "input"),
+        ),
+        AddMatMul(
+            name="addmv",
+            functions=variants("addmv"),
+            call="input, mat, vec, *, beta=1, alpha=1",
+            operands=("mat", "vec", "input"),
+        ),
+        AddMatMul(
+            name="baddbmm",
+            functions=variants("baddbmm"),
+            call="input, batch1, batch2, *, beta=1, alpha=1",
+            operands=("batch1", "batch2", "input"),
+        ),
+        Inner(),
+        Einsum(),
     ]

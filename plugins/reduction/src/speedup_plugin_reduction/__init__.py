@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 
 from speedup import Floats, Node, Rule, hookimpl, variants
 
@@ -15,7 +16,7 @@ from speedup import Floats, Node, Rule, hookimpl, variants
 class Reduction(Rule):
     """Reduces the axes in ``dim`` (all of them when it is not given)."""
 
-    call = "input, dim=None, keepdim=False, *, axis=None, keepdims=None, dtype=None, out=None, correction=None"
+    call = "input, dim=None, keepdim=False, *, axis=None, keepdims=None, dtype=None, out=None"
     operands = ("input",)
 
     def neutral(self, node: Node) -> bool:
@@ -34,41 +35,161 @@ class Reduction(Rule):
 
 
 class Choice(Reduction):
-    """The result is one of the entries (max, median) or their mean: among equal ones it is what they are.
+    """The result is one of the entries (max, median) or between them (mean): what they are when they are equal.
 
-    A second output that says where it was found is no constant: which of equal entries is taken depends on how many
+    A second output says where it was found, and is no constant: which of equal entries is taken may depend on how many
     there are. ``torch.max(x, y)`` is something else, the larger of two entries.
     """
-
-    indexed = True
 
     def __init__(self, **fields: object) -> None:
         super().__init__(**fields)
         self.of_two = Rule(name=f"{self.name} of two", axes="*, * -> *")
 
     def claim(self, node: Node) -> None:
-        (self.of_two if len(node.tensors) == 2 else super()).claim(node)
+        if len(node.tensors) == 2:
+            self.of_two.claim(node)
+        else:
+            super().claim(node)
 
     def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
-        (array,) = arrays
-        if array is None:
-            return None
-        # The engine hands over one entry for all the reduced ones.
-        found = [array.reshape(_fitting(array.shape, node.outputs[0].shape, node.layout.operands[0]))]
-        unknown = np.full(found[0].shape, np.nan)
-        return found + [unknown if self.indexed else found[0]] * (len(node.outputs) - 1)
+        return _unchanged(node, arrays[0]) or super().evaluate(node, arrays)
 
 
 class Ranked(Choice):
-    """kthvalue, topk, quantile: the second argument says which entries."""
+    """topk, kthvalue and quantile: the second argument says which entries; topk keeps the axis."""
 
-    call = "input, rank, dim=-1, keepdim=False, *args, **kwargs"
+    call = "input, rank, dim=-1, *args, **kwargs"
+
+    def claim(self, node: Node) -> None:
+        Reduction.claim(self, node)
 
     def signature(self, node: Node) -> str:
         value = node.operands[0]
         assert value is not None
-        reduced = _axes(node.arg("dim"), None, value.ndim)
-        inner = " ".join(f"~x{i}" if i in reduced else f"a{i}" for i in range(value.ndim))
-        stays = node.outputs[0].ndim == value.ndim
-        outer = " ".join(("~x" + str(i) if stays else "") if i in reduced else f"a{i}" for i in range(value.ndim))
+        if not isinstance(node.arg("rank"), int | float):
+            raise TypeError("the rank is no number")
+        ranked = _axes(node.arg("dim"), None, value.ndim)
+        stays = "~x" if node.outputs[0].ndim == value.ndim else ""
+        inner = " ".join(f"~x{i}" if i in ranked else f"a{i}" for i in range(value.ndim))
+        outer = " ".join(stays if i in ranked else f"a{i}" for i in range(value.ndim))
         return f"{inner} -> {', '.join([outer] * len(node.outputs))}"
+
+
+class Quantile(Ranked):
+    call = "input, rank, dim=None, *args, **kwargs"
+
+
+class Extremes(Reduction):
+    """aminmax gives two values, both as in ``Choice``."""
+
+    call = "input, *, dim=None, keepdim=False, out=None"
+
+
+class Sum(Reduction):
+    """What constants other than 0 sum up to depends on how many there are, which another input may change."""
+
+    def neutral(self, node: Node) -> bool:
+        return True
+
+    def uniform(self, node: Node) -> bool:
+        return False
+
+
+class Norm(Sum):
+    """A vector norm: zeros do not count, but it is not linear, so only a constant 0 is known to come out."""
+
+    call = "input, ord=2, dim=None, keepdim=False, *, dtype=None, out=None"
+
+    def neutral(self, node: Node) -> bool:
+        order = node.arg("ord")
+        return float(2 if order in (None, "fro") else order) >= 0
+
+
+class AnyNorm(Norm):
+    """torch.linalg.norm, as far as it is a vector norm."""
+
+    call = "input, ord=None, dim=None, keepdim=False, *, dtype=None, out=None"
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        assert value is not None
+        dim = node.arg("dim")
+        if node.arg("ord") not in (None, "fro") and len(_axes(dim, None, value.ndim)) != 1:
+            raise TypeError("a norm of matrices")
+        return super().signature(node)
+
+
+class Moments(Reduction):
+    """std and var, whose second argument may be the old ``unbiased``."""
+
+    call = "input, dim=None, unbiased=True, keepdim=False, *, axis=None, correction=None, out=None"
+
+    def signature(self, node: Node) -> str:
+        if isinstance(node.arg("dim"), bool):
+            raise TypeError("unbiased given in the place of dim")
+        return super().signature(node)
+
+
+class Along(Rule):
+    """Runs along one axis, which stays whole (cumsum)."""
+
+    call = "input, dim=-1, *args, **kwargs"
+    operands = ("input",)
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        assert value is not None
+        along = _axes(node.arg("dim"), None, value.ndim)
+        inner = " ".join(f"~x{i}" if i in along else f"a{i}" for i in range(value.ndim))
+        return f"{inner} -> {', '.join([inner] * len(node.outputs))}"
+
+
+class Order(Along):
+    """sort, cummax: equal entries stay what they are; a second output says where they were."""
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        return _unchanged(node, arrays[0]) or super().evaluate(node, arrays)
+
+
+def _unchanged(node: Node, array: Floats | None) -> list[Floats] | None:
+    """The outputs for constants that are equal along the mixed axes; None where they vary (a parameter)."""
+    layout = node.layout
+    dims = layout.operands[0]
+    if array is None or dims is None:
+        return None
+    mixed = tuple(axis for axis, dim in enumerate(dims) if dim and layout.mixed.issuperset(dim))
+    if any(array.shape[axis] > 1 for axis in mixed):
+        return None
+    value = array if node.outputs[0].ndim == array.ndim else array.squeeze(mixed)
+    return [value, *[np.full((1,) * value.ndim, np.nan)] * (len(node.outputs) - 1)]
+
+
+def _axes(dim: int | Sequence[int] | None, axis: int | Sequence[int] | None, ndim: int) -> set[int]:
+    chosen = axis if dim is None else dim
+    if chosen is None or chosen == ():
+        return set(range(ndim))
+    if not isinstance(chosen, int | Sequence):
+        raise TypeError("the axes to reduce are no integers")
+    return {d % ndim for d in ((chosen,) if isinstance(chosen, int) else chosen)} if ndim else set()
+
+
+@hookimpl
+def speedup_rules() -> Iterable[Rule]:
+    return [
+        Sum(name="sum", functions=variants("sum", "nansum", "count_nonzero")),
+        Choice(
+            name="choice",
+            functions=variants(
+                "mean", "nanmean", "amax", "amin", "max", "min", "median", "nanmedian", "mode", missing_ok=True
+            ),
+        ),
+        Ranked(name="ranked", functions=variants("topk", "kthvalue")),
+        Quantile(name="quantile", functions=variants("quantile", "nanquantile")),
+        Extremes(name="aminmax", functions=variants("aminmax")),
+        Reduction(name="reduction", functions=variants("prod", "any", "all", "argmax", "argmin", "logsumexp")),
+        Moments(name="moments", functions=variants("std", "var", "std_mean", "var_mean")),
+        Norm(name="vector_norm", functions=variants("vector_norm")),
+        AnyNorm(name="norm", functions=(torch.linalg.norm,)),
+        Along(name="along", functions=variants("cumsum", "cumprod", "logcumsumexp", "argsort")),
+        Order(name="order", functions=variants("cummax", "cummin", "sort")),
+    ]

@@ -1,0 +1,356 @@
+"""All or nothing: a failure at any stage leaves the model as it was, bit for bit, and the message names the culprit."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import speedup
+from speedup import Kept, Node, NodeKeep, Registry, Rule, default_registry
+from speedup.commit import Transaction
+from speedup.errors import CheckError, RuleError, SpeedupError
+from speedup.testing import mask_indices, randomize
+
+
+class Scale(nn.Module):
+    """A layer that no installed rule claims; the tests' own rule does."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.weight = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+class ScaleRule(Rule):
+    name = "scale of the test"
+    modules = (Scale,)
+    operands = ("input", "weight")
+    axes = "* c, c -> * c"
+    sizes = {"features": "c"}  # noqa: RUF012
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.scale, self.two = nn.Linear(4, 8), Scale(8), nn.Linear(8, 3)
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.two(self.scale(self.one(x)))
+        self.seen += y.mean(0)
+        return y + self.two(torch.zeros(1, self.two.in_features, dtype=x.dtype)) * 0
+
+
+def net() -> Net:
+    model = randomize(Net())
+    model.train()
+    model.scale.eval()
+    model.two.weight.requires_grad_(False)
+    model.one.weight.grad = torch.ones(8, 4)
+    model.one.register_forward_hook(lambda m, args, out: None)
+    return model
+
+
+MASKED = {"one.weight": (1, 4), "two.weight": (0,)}
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {"rng": torch.get_rng_state().tolist()}
+    for name, module in model.named_modules(remove_duplicate=False):
+        found[name] = (id(module), type(module), module.training, sorted(map(str, module.__dict__)))
+        found[name, "hooks"] = [(id(k), list(map(id, d.values()))) for k, d in _hooks(module)]
+        found[name, "plain"] = {k: copy.copy(v) for k, v in module.__dict__.items() if not k.startswith("_")}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        grad = tensor.grad
+        found[name] = (id(tensor), tensor.data_ptr(), tensor.requires_grad, tensor.detach().tolist())
+        found[name, "grad"] = (id(grad), None if grad is None else grad.tolist())
+    return found
+
+
+def _hooks(module: nn.Module) -> list[tuple[str, dict[int, Any]]]:
+    return [(k, v) for k, v in module.__dict__.items() if "hooks" in k and isinstance(v, dict)]
+
+
+def registry(rule: Rule) -> Registry:
+    return Registry.from_rules(*default_registry().rules, rule)
+
+
+def refuse(rule: Rule | None = None, error: type[Exception] = SpeedupError) -> str:
+    """Run the whole job, which must fail; the model must be as it was. Gives the message."""
+    model = net()
+    masks = mask_indices(model, MASKED)
+    given = torch.randn(2, 4)
+    before = snapshot(model)
+    job = speedup.ModelSpeedup(model, given, masks, registry=registry(rule or ScaleRule()))
+    with pytest.raises(error) as caught:
+        job.speedup_model()
+    assert snapshot(model) == before
+    return str(caught.value)
+
+
+def test_the_job_of_these_tests_succeeds_when_nothing_is_broken() -> None:
+    model = net()
+    reference = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        reference.one.weight[[1, 4]] = 0
+        reference.two.weight[0] = 0
+    masks = mask_indices(model, MASKED)
+    small: Any = speedup.ModelSpeedup(model, torch.randn(2, 4), masks, registry=registry(ScaleRule())).speedup_model()
+    assert small.one.weight.shape == (6, 4) and small.scale.features == 6
+    x = torch.randn(5, 4)
+    assert torch.allclose(small.eval()(x), reference(x), atol=1e-5)
+
+
+# -- a failure in every function of a rule ----------------------------------------------------------------------------
+
+STAGES = [
+    "signature", "held", "infer_from_weight", "infer_from_input", "infer_from_output", "evaluate", "uniform", "constrain",
+    "derived", "derive", "rigid", "fits", "folds", "multiply_accumulates", "replace",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_exception_in_a_rule_leaves_the_model_alone_and_is_named(stage: str) -> None:
+    def fail(self: Rule, *args: Any, **kwargs: Any) -> Any:
+        raise LookupError("broken on purpose")
+
+    fail.__name__ = stage
+    message = refuse(type("Broken", (ScaleRule,), {stage: fail})(), RuleError)
+    assert "scale of the test" in message and "broken on purpose" in message
+    assert "scale (" in message, "the node"
+    assert re.search(r"test_transaction\.py:\d+", message), "file and line"
+
+
+def test_an_error_of_speedup_itself_raised_by_a_rule_passes_through() -> None:
+    class Refuses(ScaleRule):
+        def constrain(self, node: Node, keep: NodeKeep) -> None:
+            raise RuleError("this plugin wants more")
+
+    assert refuse(Refuses(), RuleError) == "this plugin wants more"
+
+
+def test_a_keyboard_interrupt_in_a_rule_leaves_the_model_alone() -> None:
+    class Slow(ScaleRule):
+        def replace(self, node: Node, keep: Kept) -> nn.Module:
+            raise KeyboardInterrupt
+
+    model = net()
+    before = snapshot(model)
+    with pytest.raises(KeyboardInterrupt):
+        speedup.plan(model, torch.randn(2, 4, generator=torch.Generator()), mask_indices(model, MASKED), registry=registry(Slow()))
+    assert snapshot(model) == before
+
+
+# -- answers that are wrong -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [None, 3, "module", torch.zeros(2)])
+def test_a_replace_that_returns_no_module_is_named(answer: Any) -> None:
+    class Broken(ScaleRule):
+        def replace(self, node: Node, keep: Kept) -> Any:
+            return answer
+
+    message = refuse(Broken(), RuleError)
+    assert "scale of the test" in message and "replace" in message and "scale (" in message
+
+
+def test_a_replace_that_changes_the_numbers_is_refused_and_named() -> None:
+    class Wrong(ScaleRule):
+        def replace(self, node: Node, keep: Kept) -> nn.Module:
+            module = super().replace(node, keep)
+            module.weight = nn.Parameter(keep.tensors["weight"] * 1.01)
+            return module
+
+    message = refuse(Wrong(), CheckError)
+    assert "scale of the test" in message and "scale (" in message and "test_transaction.py" in message
+
+
+def test_a_replace_of_the_wrong_size_never_reaches_the_user() -> None:
+    class Wrong(ScaleRule):
+        def replace(self, node: Node, keep: Kept) -> nn.Module:
+            return Scale(3).to(keep.tensors["weight"])
+
+    model = net()
+    masks = mask_indices(model, MASKED)
+    given, before = torch.randn(2, 4), snapshot(model)
+    try:
+        small = speedup.ModelSpeedup(model, given, masks, registry=registry(Wrong())).speedup_model()
+    except SpeedupError:
+        assert snapshot(model) == before
+    else:
+        assert small(torch.randn(5, 4)).shape == (5, 3), "or everything around it was kept"
+
+
+def test_a_replace_that_writes_into_the_module_is_undone_or_refused() -> None:
+    """The module that a rule is given is the caller's own: a rule must not change it, and if it does, nothing is lost."""
+
+    class Careless(ScaleRule):
+        def replace(self, node: Node, keep: Kept) -> nn.Module:
+            keep.module.features = 17
+            raise RuleError("and then it fails")
+
+    refuse(Careless(), RuleError)
+
+
+def test_a_constrain_that_keeps_too_little_is_caught() -> None:
+    class Loose(ScaleRule):
+        def constrain(self, node: Node, keep: NodeKeep) -> None:
+            pass
+
+    message = refuse(Loose(), SpeedupError)
+    assert message
+
+
+def test_a_wrong_fact_is_refused() -> None:
+    class Wrong(ScaleRule):
+        def infer_from_input(self, node: Node, facts: speedup.NodeFacts) -> Any:
+            found = super().infer_from_input(node, facts)
+            return {k: speedup.Constant(f.mask, f.value - 0.25) for k, f in found.items()}
+
+    message = refuse(Wrong(), CheckError)
+    assert "scale of the test" in message
+
+
+# -- failures of the engine's own stages ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "speedup.plan.trace", "speedup.plan.infer", "speedup.plan.keep_sets", "speedup.plan.build", "speedup.plan.check",
+        "speedup.fold.fold", "speedup.fold.demand", "speedup.build.cut", "speedup.plan.summarize",
+        "speedup.commit.Transaction._move_into",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_any_exception_in_any_stage_leaves_the_model_alone(
+    target: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = net()
+    masks, given = mask_indices(model, MASKED), torch.randn(2, 4)
+    before = snapshot(model)
+    calls = 0
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    monkeypatch.setattr(target, fail)
+    job = speedup.ModelSpeedup(model, given, masks, registry=registry(ScaleRule()))
+    with pytest.raises((error, SpeedupError)):
+        job.speedup_model()
+    assert calls
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("fail_at", [0, 1, 2])
+def test_a_failure_in_the_middle_of_swapping_takes_back_what_was_swapped(
+    fail_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = net()
+    plan = speedup.plan(model, torch.randn(2, 4), mask_indices(model, MASKED), registry=registry(ScaleRule()))
+    before = snapshot(model)
+    original: Callable[..., None] = Transaction._move_into
+    calls = 0
+
+    def sometimes(self: Transaction, old: nn.Module, made: nn.Module) -> None:
+        nonlocal calls
+        calls += 1
+        original(self, old, made)
+        if calls == fail_at + 1:
+            raise MemoryError("in the middle")
+
+    monkeypatch.setattr(Transaction, "_move_into", sometimes)
+    with pytest.raises(MemoryError):
+        plan.apply()
+    assert calls == fail_at + 1
+    assert snapshot(model) == before
+    monkeypatch.undo()
+    small: Any = plan.apply()
+    assert small.one.weight.shape == (6, 4), "the plan can be applied after all"
+
+
+def test_a_module_of_another_class_takes_the_place_of_the_old_one_everywhere() -> None:
+    class Slim(nn.Module):
+        def __init__(self, weight: nn.Parameter) -> None:
+            super().__init__()
+            self.w = weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.w
+
+    class Swaps(ScaleRule):
+        def replace(self, node: Node, keep: Kept) -> nn.Module:
+            weight = keep.tensors["weight"]
+            assert isinstance(weight, nn.Parameter)
+            return Slim(weight)
+
+    model = net()
+    model.alias = model.scale
+    small: Any = speedup.ModelSpeedup(
+        model, torch.randn(2, 4), mask_indices(model, MASKED), registry=registry(Swaps())
+    ).speedup_model()
+    assert isinstance(small.scale, Slim) and small.alias is small.scale and not small.scale.training
+    assert small.scale.w.shape == (6,)
+
+
+def test_the_model_itself_cannot_change_its_class_and_is_left_alone() -> None:
+    class Swaps(ScaleRule):
+        def replace(self, node: Node, keep: Kept) -> nn.Module:
+            return nn.Identity()
+
+        def signature(self, node: Node) -> str:
+            return "* c, c -> *"
+
+    class Sum(Scale):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.weight).sum(-1)
+
+    Swaps.modules = (Sum,)
+    model = Sum(6)
+    before = snapshot(model)
+    with pytest.raises(SpeedupError, match="the model itself"):
+        speedup.plan(model, torch.randn(2, 6), mask_indices(model, {"weight": (1,)}), registry=Registry.from_rules(Swaps()))
+    assert snapshot(model) == before
+
+
+def test_a_plan_is_applied_once() -> None:
+    model = net()
+    plan = speedup.plan(model, torch.randn(2, 4), mask_indices(model, MASKED), registry=registry(ScaleRule()))
+    plan.apply()
+    with pytest.raises(SpeedupError, match="applied already"):
+        plan.apply()
+
+
+def test_a_plan_for_weights_that_changed_since_is_refused() -> None:
+    model = net()
+    plan = speedup.plan(model, torch.randn(2, 4), mask_indices(model, MASKED), registry=registry(ScaleRule()))
+    with torch.no_grad():
+        model.two.weight.mul_(2)
+    before = snapshot(model)
+    with pytest.raises(SpeedupError, match="plan again"):
+        plan.apply()
+    assert snapshot(model) == before
+
+
+def test_numbers_do_not_depend_on_the_global_random_state() -> None:
+    shapes = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        model = net()
+        given = torch.ones(2, 4)
+        plan = speedup.plan(model, given, mask_indices(model, MASKED), registry=registry(ScaleRule()))
+        shapes.append(plan.to_dict())
+    assert shapes[0] == shapes[1]
