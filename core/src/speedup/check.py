@@ -1,14 +1,14 @@
 """The check before anything is committed: the new model runs once and is compared with plan and masked model.
 
 Call by call the sizes, then the numbers of the outputs. A size that differs from the plan means that the forward holds
-a size of its own (a literal, an attribute): those indices are locked and planned again. Numbers that differ mean a wrong
-rule: the model is refused, and the first call that differs is named.
+a size of its own (a literal, an attribute): those indices are locked and planned again. Numbers that differ mean a
+wrong rule: the model is refused, and the first call that differs is named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lo
             planned = kept_shape(keeps.sets[a], a.shape)
             if planned != b.shape:
                 axes = _stale_axes(a.shape, planned, b.shape)
-                sizes = set(zip(planned, b.shape, strict=False))
+                sizes = frozenset(zip(planned, b.shape, strict=False))
                 return _lock_call(old, graph, keeps, (number, axes), _why(a.shape, planned, b.shape), sizes)
     return []
 
@@ -115,10 +115,7 @@ def _argument_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> lis
         changed = _changed_numbers(old, new) if old.module is None and not (old.rule and old.rule.moves) else []
         if changed:
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
-            locks = _lock_scope(old, graph, keeps, why)
-            if not locks:
-                raise CheckError(f"{old.label} cannot be planned: {why} ({old.where})")
-            return locks
+            return _lock_scope(old, graph, keeps, why)
         sets = [keeps.sets[v] for v in old.values if v is not None]
         if old.rule is None or new.rule is None or all(s.all() for s in sets):
             continue
@@ -150,7 +147,7 @@ def _lock_scope(node: Node, graph: Graph, keeps: KeepSets, why: str) -> list[Loc
     smaller = [v for v in graph.values if v in near and not keeps.sets[v].all()]
     if smaller:
         return [Lock(v.number, None, f"{why} ({node.where})") for v in smaller]
-    return _lock_before(node, graph, keeps, why, ())
+    return _lock_before(node, graph, keeps, why, frozenset())
 
 
 def _stale_axes(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -180,7 +177,7 @@ def _lock_call(
     keeps: KeepSets,
     at: tuple[int, tuple[int, ...] | None] | None,
     why: str,
-    sizes: Collection[tuple[int, int]] = (),
+    sizes: frozenset[tuple[int, int]] = frozenset(),
 ) -> list[Lock]:
     """Lock a call, and all others from the same line of source, which hold the same size.
 
@@ -202,22 +199,18 @@ def _lock_call(
     if not new:
         new = [Lock(v.number, None, f"{why} ({node.where})") for v in (*node.tensors, *node.outputs)]
         new = [k for k in new if not _held(k, graph, keeps)] or _lock_before(node, graph, keeps, why, sizes)
-        if not new:
-            raise CheckError(f"{node.label} cannot be planned: {why} ({node.where})")
     return new
 
 
-def _lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: Collection[tuple[int, int]]) -> list[Lock]:
+def _lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: frozenset[tuple[int, int]]) -> list[Lock]:
     """Lock earlier tensors whose shape the call may have been given: those with its size, else all."""
-    smaller = [
-        v for v in graph.values if v.producer is not None and v.producer.index < node.index and not keeps.sets[v].all()
-    ]
-    alike = [
-        v
-        for v in smaller
-        if any(pair in sizes for pair in zip(v.shape, kept_shape(keeps.sets[v], v.shape), strict=True))
-    ]
-    return [Lock(v.number, None, f"{why} ({node.where})") for v in alike or smaller]
+    smaller = [v for v in graph.values if v.producer is not None and not keeps.sets[v].all()]
+    before = [v for v in smaller if v.producer is not None and v.producer.index < node.index]
+    alike = [v for v in before if sizes & set(zip(v.shape, kept_shape(keeps.sets[v], v.shape), strict=True))]
+    chosen = alike or before or smaller
+    if not chosen:
+        raise CheckError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
+    return [Lock(v.number, None, f"{why} ({node.where})") for v in chosen]
 
 
 def _held(lock: Lock, graph: Graph, keeps: KeepSets) -> bool:

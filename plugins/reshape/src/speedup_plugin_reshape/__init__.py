@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Bools, Movement, Node, Rule, along, hookimpl, kept_shape, variants
+from speedup import Bools, Floats, Movement, Node, NodeKeep, Rule, Value, along, hookimpl, kept_shape, variants
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -94,30 +94,91 @@ class Shuffle(Movement):
         return {0: (1, node.arg("groups"))}
 
 
-class Index(Movement):
+class Tied(Movement):
+    """One operand has the shape of the output, whatever moves from it."""
+
+    tied = 0
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        last = len(node.operands)
+        super().constrain(node, keep)
+        while keep.grow(self.tied, keep.sets[last], "it has the same shape", last) or keep.grow(
+            last, keep.sets[self.tied], "it has the same shape", self.tied
+        ):
+            super().constrain(node, keep)
+
+
+class ShapedAs(Tied):
+    """view_as, reshape_as: the shape of another tensor, of which nothing else is read."""
+
+    call = "input, other"
+    operands = ("input", "other")
+    tied = 1
+
+
+class Select(Movement):
+    """One position along an axis. The code says which, so what stands before it stays."""
+
+    call = "input, dim, index"
+    operands: tuple[str, ...] = ("input",)
+
+    def positions(self, node: Node, value: Value) -> Mapping[int, int]:
+        """The position by axis, where the code has a number."""
+        index = node.arg("index")
+        return {node.arg("dim") % value.ndim: index} if isinstance(index, int) else {}
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        value = node.operands[0]
+        assert value is not None
+        for axis, position in self.positions(node, value).items():
+            if not keep.rigid[0][axis]:
+                keep.grow(0, _before(keep, value, axis, position), "the code of the call holds a position after it", 0)
+        super().constrain(node, keep)
+
+
+def _before(keep: NodeKeep, value: Value, axis: int, position: int) -> Bools:
+    """The lines up to a position (from it on, if it counts from the end) of which nothing is needed otherwise."""
+    needed = along(~(keep.facts.unused(0) | keep.facts.mask(0)), axis)
+    line = np.arange(value.shape[axis])
+    counted = line >= value.shape[axis] + position if position < 0 else line <= position
+    return (counted & ~needed).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
+
+
+class Index(Select):
     """x[index], and x[index] = value: slices move with what is kept before them."""
 
     call = "input, index"
-    operands: tuple[str, ...] = ("input",)
+
+    def positions(self, node: Node, value: Value) -> Mapping[int, int]:
+        return {axis: item for item, axis in _items(node) if isinstance(item, int) and axis is not None}
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
-        index = node.arg("index")
-        items = index if isinstance(index, tuple) else (index,)
-        rank = node.operands[0].ndim if node.operands[0] is not None else 0
-        if not all(isinstance(i, int | slice) or i is None or i is Ellipsis for i in items):
+        items = _items(node)
+        if not items:
             return {}
-        new: list[Any] = []
-        axis = 0
-        for item in items:
-            if isinstance(item, slice):
-                new.append(_kept_slice(item, keep[0], axis))
-            else:
-                new.append(item)
-            if item is Ellipsis:
-                axis = rank - sum(isinstance(i, int | slice) for i in items[len(new) :])
-            elif item is not None:
-                axis += 1
+        new = [_kept_slice(i, keep[0], a) if isinstance(i, slice) and a is not None else i for i, a in items]
         return {"index": tuple(new)}
+
+
+def _items(node: Node) -> list[tuple[Any, int | None]]:
+    """The parts of an index with the axis that each is about; empty when some part is no number, slice, None or ..."""
+    index = node.arg("index")
+    items = index if isinstance(index, tuple) else (index,)
+    value = node.operands[0]
+    simple = all(isinstance(i, int | slice) and not isinstance(i, bool) or i is None or i is Ellipsis for i in items)
+    if value is None or not simple:
+        return []
+    found: list[tuple[Any, int | None]] = []
+    axis = 0
+    for item in items:
+        if item is None or item is Ellipsis:
+            found.append((item, None))
+        else:
+            found.append((item, axis))
+            axis += 1
+        if item is Ellipsis:
+            axis = value.ndim - sum(isinstance(i, int | slice) for i in items[len(found) :])
+    return found
 
 
 def _kept_slice(item: slice, keep: Bools, axis: int) -> slice:
@@ -128,10 +189,38 @@ def _kept_slice(item: slice, keep: Bools, axis: int) -> slice:
     return slice(int(np.sum(line[:start])), int(np.sum(line[:stop])))
 
 
-class SetItem(Index):
+class SetItem(Tied, Index):
+    """x[index] = value. With a mask that is computed, entry by entry one or the other."""
+
     call = "input, index, value"
     operands = ("input", "value")
     fills = True
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.where = Where(name=f"{self.name} where", axes="*, ... -> *")
+
+    def claim(self, node: Node) -> None:
+        (self.where if _is_masked(node) else super()).claim(node)
+
+
+def _is_masked(node: Node) -> bool:
+    """Whether one number is assigned where a computed mask of the same shape says so."""
+    if len(node.args) != 3 or not hasattr(node.args[1], "number") or len(node.tensors) < 2:
+        return False
+    x, mask, *more = node.tensors
+    one = more[0].ndim == 0 if more else isinstance(node.args[2], int | float)
+    return one and mask.dtype == torch.bool and mask.shape == x.shape and mask.tensor is None
+
+
+class Where(Rule):
+    """x[mask] = value."""
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        x, mask, *more = arrays
+        if x is None or mask is None:
+            return None
+        return [np.where(mask != 0, more[0] if more else float(node.args[2]), x)]
 
 
 class Narrow(Movement):
@@ -148,7 +237,7 @@ class Narrow(Movement):
 
 _AS_THEY_ARE = (
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
-    "repeat tile repeat_interleave unbind select hsplit vsplit tensor_split roll flip fliplr flipud rot90 "
+    "repeat tile repeat_interleave unbind hsplit vsplit dsplit tensor_split roll flip fliplr flipud rot90 "
     "diagonal pixel_shuffle pixel_unshuffle index_select take_along_dim gather unfold"
 ).split()
 
@@ -176,8 +265,15 @@ def speedup_rules() -> Iterable[Rule]:
         Unflatten(name="unflatten", modules=(nn.Unflatten,), functions=variants("unflatten")),
         Split(name="split", functions=(torch.split, torch.split_with_sizes, torch.Tensor.split_with_sizes)),
         Split(name="Tensor.split", functions=(torch.Tensor.split,)),
-        Chunk(name="chunk", functions=variants("chunk")),
-        Shuffle(name="channel_shuffle", modules=(nn.ChannelShuffle,), functions=variants("channel_shuffle")),
+        Movement(name="broadcast_tensors", functions=(torch.broadcast_tensors,)),
+        ShapedAs(name="shaped as", functions=variants("view_as", "reshape_as")),
+        Chunk(name="chunk", functions=variants("chunk", "unsafe_chunk")),
+        Shuffle(
+            name="channel_shuffle",
+            modules=(nn.ChannelShuffle,),
+            functions=variants("channel_shuffle", "native_channel_shuffle"),
+        ),
+        Select(name="select", functions=variants("select")),
         Index(name="index", functions=variants("getitem")),
         SetItem(name="assign", functions=variants("setitem")),
         Narrow(name="narrow", functions=variants("narrow")),
