@@ -221,6 +221,8 @@ def _operands(text: str, tokens: list[tuple[str, int]]) -> tuple[tuple[Operand, 
             axes.append(Axis(tuple(group)))
             group = None
         elif group is not None:
+            if token == ",":
+                raise _fault(text, at, "'(' without ')'")
             if not token.lstrip("~").isidentifier():
                 raise _fault(text, at, "a group holds names only")
             group.append(token)
@@ -248,8 +250,6 @@ def _operands(text: str, tokens: list[tuple[str, int]]) -> tuple[tuple[Operand, 
             axes.append(Axis(mixed=int(token[1:] or -1)))
         else:
             axes.append(Axis((token,)))
-    if group is not None:
-        raise _fault(text, len(text), "'(' without ')'")
     return tuple(operands), repeated
 
 

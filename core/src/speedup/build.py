@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from speedup import fold
-from speedup.errors import RuleError, SpeedupError
+from speedup.ask import ask
+from speedup.errors import RuleError
 from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, NodeKeep
@@ -96,7 +97,7 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
     folded: dict[Value, torch.Tensor] = {}
     gained: dict[Node, dict[str, torch.Tensor]] = {}
     for node in graph.nodes:
-        if node.rule is None or not node.rule.folds(node):
+        if node.rule is None or not ask(node, "folds"):
             continue
         keep = NodeKeep(keeps, node)
         for target, tensor in fold.fold(node.rule, node, keep).items():
@@ -139,14 +140,7 @@ def _replace_modules(
         sets = tuple(keeps.sets[v] if v is not None else np.ones((), dtype=bool) for v in node.values)
         if not held and all(s.all() for s in sets):
             continue
-        try:
-            made = node.rule.replace(node, Kept(model.get_submodule(node.path), held, node, sets))
-        except SpeedupError:
-            raise
-        except Exception as error:
-            raise RuleError(
-                f"rule {node.rule.name!r} raised in replace at {node.label} ({node.where}): {error!r}"
-            ) from error
+        made = ask(node, "replace", Kept(model.get_submodule(node.path), held, node, sets))
         if not isinstance(made, nn.Module):
             raise RuleError(f"rule {node.rule.name!r}: replace returned {made!r} at {node.label}, not a module")
         parts.modules[node.path] = made
@@ -164,9 +158,10 @@ def _replace_owners(model: nn.Module, parts: Parts) -> None:
         if shell is None:
             shell = shells[id(owner)] = parts.modules[path] = shell_of(owner)
         if isinstance(tensor, nn.Parameter):
-            if shell._parameters.get(attribute) is not tensor:
+            # What a rule's `replace` has put there is its own decision.
+            if shell._parameters.get(attribute) is owner._parameters.get(attribute):
                 setattr(shell, attribute, tensor)
-        elif attribute in shell._buffers:
+        elif shell._buffers.get(attribute) is owner._buffers.get(attribute):
             shell._buffers[attribute] = tensor
 
 

@@ -8,7 +8,7 @@ wrong rule: the model is refused, and the first call that differs is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from speedup.ask import ask
 from speedup.errors import CheckError, SpeedupError
 from speedup.facts import along, nothing
 from speedup.graph import Graph, Node, Value
@@ -29,7 +30,12 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, tor
 
 
 def check(
-    model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], graph: Graph, keeps: KeepSets, registry: Registry
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    graph: Graph,
+    keeps: KeepSets,
+    registry: Registry,
+    substitutes: Mapping[int, type[nn.Module]],
 ) -> list[Lock]:
     """Run the changed model; the locks that its sizes ask for, none when it agrees with the plan.
 
@@ -37,7 +43,7 @@ def check(
         CheckError: the outputs differ.
     """
     try:
-        again = trace(model, *inputs, registry)
+        again = trace(model, *inputs, registry, substitutes=substitutes)
     except SpeedupError:
         raise
     except Exception as error:
@@ -117,9 +123,9 @@ def _argument_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> lis
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
             return _lock_scope(old, graph, keeps, why)
         sets = [keeps.sets[v] for v in old.values if v is not None]
-        if old.rule is None or new.rule is None or all(s.all() for s in sets):
+        if old.rule is None or new.rule is None or old.module is not None or all(s.all() for s in sets):
             continue
-        if not old.rule.fits(old, sets, new):
+        if not ask(old, "fits", sets, new):
             why = "the code of the call holds a position: it would take other entries"
             return _lock_call(old, graph, keeps, None, why)
     return []

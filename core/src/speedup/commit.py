@@ -16,11 +16,16 @@ from speedup.trace.sandbox import Attributes
 
 
 class Transaction:
-    """The changes of one ``Parts`` to one model; ``undo`` takes them back, bit for bit."""
+    """The changes of one ``Parts`` to one model; ``undo`` takes them back, bit for bit.
+
+    Attributes:
+        substitutes: modules of another class that were put in, by identity, with the type that they replace.
+    """
 
     def __init__(self, model: nn.Module, parts: Parts) -> None:
         self.model = model
         self.parts = parts
+        self.substitutes: dict[int, type[nn.Module]] = {}
         self._saved: list[Attributes] = []
 
     def apply(self) -> None:
@@ -56,6 +61,7 @@ class Transaction:
         if old is self.model:
             raise SpeedupError(f"the model itself cannot become a {type(made).__name__}; wrap it in a module")
         made.training = old.training
+        self.substitutes[id(made)] = type(old)
         for parent in self.model.modules():
             names = [n for n, child in parent._modules.items() if child is old]
             if names:

@@ -85,7 +85,7 @@ class HookSpecs:
 
         **What is an error.**
 
-        - An item that is no `Rule` instance. A `Rule` *class* counts as one: return ``SwishRule()``, not ``SwishRule``.
+        - An item that is no `Rule` instance. A `Rule` *class* counts as one: return ``MyRule()``, not ``MyRule``.
         - A rule without a ``name``; an entry of ``modules`` that is no ``nn.Module`` type; an entry of ``functions``
           that cannot be called or hashed. The plugin is left out, as for any failure.
         - Two rules of one plugin that claim the same op, or two plugins that do: a `PluginConflictError`. Which of two
@@ -93,13 +93,8 @@ class HookSpecs:
 
         **Example.** A plugin for one activation, its function and its in-place form::
 
-            class SwishRule(ElementwiseRule):
-                name = "swish"
-                modules = (Swish,)
-                functions = (swish, swish_)
-
             @hookimpl
             def speedup_rules() -> Iterable[Rule]:
-                yield SwishRule()
+                yield Rule(name="swish", modules=(Swish,), functions=(swish, swish_), axes="* -> *")
         """
         raise NotImplementedError  # pluggy reads the signature only

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import torch
 
-from speedup.errors import RuleError, SpeedupError
+from speedup.ask import ask, culprit
+from speedup.errors import RuleError
 from speedup.facts import Bools, Constant, Fact, Floats, Unused, compact_axes, everything, nothing
 from speedup.graph import Graph, Node, Value
 
@@ -79,10 +80,10 @@ class Facts:
         new = Constant(_shaped(node, value, fact.mask), _shaped(node, value, fact.value))
         if old is not None:
             if (old.mask & ~new.mask).any():
-                raise RuleError(f"{_culprit(node)} takes back a constant of {value.label}; facts may only be added")
+                raise RuleError(f"{culprit(node)} takes back a constant of {value.label}; facts may only be added")
             both = old.mask & new.mask
             if not np.allclose(np.where(both, old.value, 0), np.where(both, new.value, 0), equal_nan=True):
-                raise RuleError(f"{_culprit(node)} gives {value.label} another constant than before")
+                raise RuleError(f"{culprit(node)} gives {value.label} another constant than before")
             if not (new.mask & ~old.mask).any():
                 return False
         elif not new.mask.any():
@@ -95,7 +96,7 @@ class Facts:
         new = _shaped(node, value, fact.mask)
         old = self.claims.get(key)
         if old is not None and (old & ~new).any():
-            raise RuleError(f"{_culprit(node)} takes back an unused entry of {value.label}; facts may only be added")
+            raise RuleError(f"{culprit(node)} takes back an unused entry of {value.label}; facts may only be added")
         if (old is None and not new.any()) or (old is not None and not (new & ~old).any()):
             return False
         self.claims[key] = new
@@ -155,7 +156,7 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
     def forward(node: Node) -> Iterable[Node]:
         assert node.rule is not None
         seen = NodeFacts(facts, node)
-        for function in (node.rule.infer_from_weight, node.rule.infer_from_input):
+        for function in ("infer_from_weight", "infer_from_input"):
             for value, _, fact in _returned(node, function, seen):
                 if isinstance(fact, Constant) and facts.add_constant(node, value, fact):
                     yield from (n for n, _ in value.uses if n.rule is not None)
@@ -163,7 +164,7 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
     def backward(node: Node) -> Iterable[Node]:
         assert node.rule is not None
         seen = NodeFacts(facts, node)
-        for function in (node.rule.infer_from_weight, node.rule.infer_from_output):
+        for function in ("infer_from_weight", "infer_from_output"):
             for value, number, fact in _returned(node, function, seen):
                 grown = isinstance(fact, Unused) and facts.add_unused(node, number, value, fact)
                 if grown and value.producer is not None and value.producer.rule is not None:
@@ -187,18 +188,11 @@ def _fixpoint(nodes: Iterable[Node], step: Callable[[Node], Iterable[Node]], ord
                 heapq.heappush(heap, order(other))
 
 
-def _returned(
-    node: Node, function: Callable[[Node, NodeFacts], Mapping[str, Fact]], seen: NodeFacts
-) -> Iterable[tuple[Value, int, Fact]]:
+def _returned(node: Node, function: str, seen: NodeFacts) -> Iterable[tuple[Value, int, Fact]]:
     """Call one function of a rule; its facts, resolved to values."""
-    try:
-        found = function(node, seen)
-    except SpeedupError:
-        raise
-    except Exception as error:
-        raise RuleError(f"{_culprit(node)} raised in {function.__name__}: {error!r}") from error
+    found = ask(node, function, seen)
     if not isinstance(found, Mapping):
-        raise RuleError(f"{_culprit(node)}: {function.__name__} returned {found!r}, not a dict of facts")
+        raise RuleError(f"{culprit(node)}: {function} returned {found!r}, not a dict of facts")
     for name, fact in found.items():
         if isinstance(fact, Constant):
             names = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
@@ -212,7 +206,7 @@ def _returned(
                 yield value, number, fact
                 continue
         raise RuleError(
-            f"{_culprit(node)}: {function.__name__} returned {fact!r} for {name!r}; return Constant for outputs and "
+            f"{culprit(node)}: {function} returned {fact!r} for {name!r}; return Constant for outputs and "
             f"Unused for operands ({', '.join(node.operand_names)})"
         )
 
@@ -222,11 +216,7 @@ def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:
     fits = array.ndim == value.ndim and all(a in (1, s) for a, s in zip(array.shape, value.shape, strict=True))
     if not fits:
         raise RuleError(
-            f"{_culprit(node)} gave a fact of shape {array.shape} about {value.label} of shape {value.shape}; every "
+            f"{culprit(node)} gave a fact of shape {array.shape} about {value.label} of shape {value.shape}; every "
             "axis has size 1 or the full size"
         )
     return array
-
-
-def _culprit(node: Node) -> str:
-    return f"rule {node.rule.name if node.rule else ''!r} at {node.label} ({node.where})"

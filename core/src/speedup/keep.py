@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speedup.errors import RuleError, SpeedupError
+from speedup.ask import ask
 from speedup.facts import Bools, Floats, any_of, everything, nothing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
@@ -87,7 +87,7 @@ class NodeKeep:
         self.facts = NodeFacts(keeps.facts, node)
         self.rigid = [keeps.rigid[v] if v is not None else [] for v in node.values]
         assert node.rule is not None
-        self.derived = node.rule.derived(node)
+        self.derived: set[int] = ask(node, "derived")
         self.changed: set[Value] = set()
 
     @property
@@ -153,7 +153,7 @@ def _find_rigid(graph: Graph, keeps: KeepSets) -> None:
         keeps.rigid[value] = [not value.is_source] * value.ndim
     for node in graph.nodes:
         if node.rule is not None:
-            found = node.rule.rigid(node, [keeps.rigid[v] if v is not None else [] for v in node.operands])
+            found = ask(node, "rigid", [keeps.rigid[v] if v is not None else [] for v in node.operands])
             for value, flags in zip(node.outputs, found, strict=True):
                 keeps.rigid[value] = list(flags)
 
@@ -205,14 +205,7 @@ def _settle(keeps: KeepSets, nodes: dict[int, Node]) -> None:
         node = nodes[index]
         assert node.rule is not None
         keep = NodeKeep(keeps, node)
-        try:
-            node.rule.constrain(node, keep)
-        except SpeedupError:
-            raise
-        except Exception as error:
-            raise RuleError(
-                f"rule {node.rule.name!r} raised in constrain at {node.label} ({node.where}): {error!r}"
-            ) from error
+        ask(node, "constrain", keep)
         for value in keep.changed:
             near = [n for n, _ in value.uses] + ([value.producer] if value.producer is not None else [])
             for other in near:
@@ -230,5 +223,5 @@ def _derive_weights(keeps: KeepSets) -> None:
         for k in sorted(keep.derived):
             value = node.values[k]
             assert value is not None
-            wanted = node.rule.derive(node, k, keep.sets)
+            wanted = ask(node, "derive", k, keep.sets)
             keeps.grow(value, wanted if wanted.any() else everything(value.ndim), "its layer keeps them", node)

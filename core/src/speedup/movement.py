@@ -83,7 +83,11 @@ class Movement(Rule):
         if any(v.tensor is None for v in node.others):
             raise SignatureError("where entries go depends on the input of the model")
         probe = [torch.zeros(()).expand(v.shape) for v in node.operands if v is not None]
-        if len(self._run(node, _writable(node, probe))) != len(node.outputs):
+        try:
+            outputs = self._run(node, _writable(node, probe))
+        except (RuntimeError, IndexError) as error:
+            raise SignatureError(f"it cannot be run on zeros: {error}") from error
+        if len(outputs) != len(node.outputs):
             raise SignatureError("it changes other tensors than it returns")
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:

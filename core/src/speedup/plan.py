@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup.ask import ask
 from speedup.build import Parts, build
 from speedup.check import check, difference, first_difference, largest_entry
 from speedup.commit import Transaction
@@ -181,7 +182,7 @@ def _settle(
             transaction = Transaction(model, parts)
             transaction.apply()
             try:
-                more = check(model, inputs, graph, keeps, rules)
+                more = check(model, inputs, graph, keeps, rules, transaction.substitutes)
             except CheckError as error:
                 where = _find_difference(model, inputs, graph, keeps, rules, transaction)
                 if where is None:
@@ -204,7 +205,7 @@ def _unfit(graph: Graph, keeps: KeepSets) -> list[Lock]:
     locks = []
     for node in graph.nodes:
         sets = [keeps.sets[v] for v in node.values if v is not None]
-        if node.rule is not None and not all(s.all() for s in sets) and not node.rule.fits(node, sets):
+        if node.rule is not None and not all(s.all() for s in sets) and not ask(node, "fits", sets):
             why = f"{node.op_name} cannot take fewer indices here ({node.where})"
             fresh = [v for v in node.values if v is not None and not keeps.sets[v].all()]
             locks += [Lock(v.number, None, why) for v in fresh]
@@ -227,7 +228,7 @@ def _find_difference(
     got: list[list[torch.Tensor]] = []
     wanted: list[list[torch.Tensor]] = []
     try:
-        small = trace(model, *inputs, rules, log=got)
+        small = trace(model, *inputs, rules, log=got, substitutes=transaction.substitutes)
         transaction.undo()
         trace(model, *inputs, rules, log=wanted)
         largest = max((largest_entry(t) for outputs in wanted for t in outputs), default=0.0)

@@ -64,7 +64,7 @@ class Registry:
     Example:
         >>> registry = Registry.load()
         >>> registry.for_module(torch.nn.Linear(3, 4))  # doctest: +SKIP
-        <LinearRule>
+        <Rule linear>
     """
 
     def __init__(self, plugins: Iterable[PluginInfo], prefer: Iterable[str] = ()) -> None:

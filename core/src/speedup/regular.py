@@ -56,14 +56,16 @@ def is_regular(keep: Bools) -> bool:
 
 
 def regularize(keep: Bools) -> Bools:
-    """The set grown to the nearest regular one: fibres that keep fewer are filled up, from the lowest index."""
+    """The set grown to the nearest regular one: fibres that keep fewer are filled up."""
     if is_regular(keep):
         return keep
     axes = varied(keep)
     axis = next((a for a in reversed(axes) if is_box(any_of(keep, a))), axes[-1])
     fibres = hull(any_of(keep, axis))
     target = int(keep.sum(axis=axis).max())
-    order = np.argsort(~keep, axis=axis, kind="stable")
+    elsewhere = any_of(keep, tuple(a for a in range(keep.ndim) if a != axis))
+    # First what the fibre keeps, then what another one keeps at this index, then the rest.
+    order = np.argsort(2 * ~keep + ~elsewhere, axis=axis, kind="stable")
     out = keep.copy()
     chosen = np.take(order, range(target), axis=axis)
     np.put_along_axis(out, chosen, np.broadcast_to(fibres, chosen.shape) | np.take_along_axis(keep, chosen, axis), axis)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from speedup.ask import ask
 from speedup.build import Parts
 from speedup.errors import SignatureError
 from speedup.facts import Bools, all_of, along, any_of
@@ -139,9 +140,9 @@ def _macs(graph: Graph, keeps: KeepSets) -> tuple[int, int]:
         if node.rule is not None:
             full = [v.shape if v is not None else None for v in node.values]
             small = [kept_shape(keeps.sets[v], v.shape) if v is not None else None for v in node.values]
-            macs = node.rule.multiply_accumulates(node, full)
+            macs = ask(node, "multiply_accumulates", full)
             before += macs
-            after += node.rule.multiply_accumulates(node, small) if small != full and macs else macs
+            after += ask(node, "multiply_accumulates", small) if small != full and macs else macs
     return before, after
 
 

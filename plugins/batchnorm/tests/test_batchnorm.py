@@ -93,10 +93,11 @@ def test_without_scale_or_without_statistics(d: int, tracking: bool, affine: boo
 @pytest.mark.filterwarnings("ignore:.* is masked whole")
 def test_random_masks(d: int, kind: str) -> None:
     model = nn.Sequential(
-        NORM[d](3), CONV[d](3, 8, 3, padding=1), NORM[d](8), nn.ReLU(), CONV[d](8, 8, 3, padding=1, groups=8, bias=False),
-        NORM[d](8, eps=0.1), nn.Hardswish(), NORM[d](8, affine=False), CONV[d](8, 6, 3, padding=1, groups=2, bias=False),
-        NORM[d](6), CONV[d](6, 4, 1), NORM[d](4),
-    )  # fmt: skip
+        *(NORM[d](3), CONV[d](3, 8, 3, padding=1), NORM[d](8), nn.ReLU()),
+        *(CONV[d](8, 8, 3, padding=1, groups=8, bias=False), NORM[d](8, eps=0.1), nn.Hardswish()),
+        *(NORM[d](8, affine=False), CONV[d](8, 6, 3, padding=1, groups=2, bias=False)),
+        *(NORM[d](6), CONV[d](6, 4, 1), NORM[d](4)),
+    )
     randomize(model, seed=d)
     for seed in range(2 if d < 3 else 1):
         check_equal(model, image(d, size=3), random_masks(model, 7 * d + seed, kind), [image(d, 1, 5)])
@@ -124,12 +125,8 @@ def test_behind_a_linear_layer(rank: int) -> None:
 
 def test_chains() -> None:
     """norm, activation, norm: a constant passes all of them and goes into the linear layer at the end."""
-    model = randomize(
-        nn.Sequential(
-            nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8), nn.Sigmoid(), nn.BatchNorm2d(8),
-            nn.Conv2d(8, 4, 1),
-        )
-    )  # fmt: skip
+    norms = (nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8), nn.Sigmoid(), nn.BatchNorm2d(8))
+    model = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), *norms, nn.Conv2d(8, 4, 1)))
     for dropped in ({"0.weight": [0, 1]}, {"1.weight": [0, 1]}, {"3.weight": [0, 1]}, {"5.weight": [0, 1]}):
         result = check_equal(model, image(2), mask_indices(model, dropped), [image(2, 1, 7)])
         assert [result.shape(f"{i}.weight")[0] for i in (0, 1, 3, 5)] == [6, 6, 6, 6]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from speedup.errors import RuleError
 from speedup.graph import Branch, Graph, Node, Ref, Value
 from speedup.names import op_name
 from speedup.registry import Registry
@@ -39,8 +40,11 @@ _READS = frozenset(
 class Recorder(TorchFunctionMode):
     """Records calls into ``nodes``; use through ``trace``."""
 
-    def __init__(self, model: nn.Module, registry: Registry) -> None:
+    def __init__(
+        self, model: nn.Module, registry: Registry, substitutes: Mapping[int, type[nn.Module]] | None = None
+    ) -> None:
         super().__init__()
+        self.substitutes = substitutes or {}
         self.registry = registry
         self.nodes: list[Node] = []
         self.values: list[Value] = []
@@ -266,7 +270,8 @@ class Recorder(TorchFunctionMode):
             return original(module, *args, **kwargs)
         path = self._paths.get(id(module), "")
         rule = self.registry.for_module(module) if id(module) in self._paths else None
-        if rule is None:
+        stands_for = self.substitutes.get(id(module))
+        if rule is None and stands_for is None:
             self.scope.append(path)
             try:
                 return original(module, *args, **kwargs)
@@ -275,7 +280,9 @@ class Recorder(TorchFunctionMode):
         forward = module.forward
 
         def recorded(*a: Any, **k: Any) -> Any:
-            held = rule.held(module)
+            if stands_for is not None:
+                return self.record(stands_for, None, a, k, lambda: forward(*a, **k), module)
+            held = _held(rule, module, path)
             return self.record(type(module), rule, a, k, lambda: forward(*a, **k), module, held)
 
         if not (module._forward_hooks or module._forward_pre_hooks):
@@ -290,6 +297,15 @@ class Recorder(TorchFunctionMode):
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = shadowed
+
+
+def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
+    try:
+        held: dict[str, torch.Tensor] = rule.held(module)
+    except Exception as error:
+        place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
+        raise RuleError(f"rule {rule.name!r} raised in held at {place}: {error!r}") from error
+    return held
 
 
 @contextlib.contextmanager
@@ -357,6 +373,7 @@ def trace(
     kwargs: dict[str, Any],
     registry: Registry,
     log: list[list[torch.Tensor]] | None = None,
+    substitutes: Mapping[int, type[nn.Module]] | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -365,12 +382,13 @@ def trace(
 
     Args:
         log: filled with copies of every node's outputs, when given.
+        substitutes: modules (by identity) to be recorded as one call of the type that they stand for.
 
     Raises:
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    recorder = Recorder(model, registry)
+    recorder = Recorder(model, registry, substitutes)
     recorder.log = log
     inputs = []
     for tensor in tensors_in((args, kwargs)):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Kept, Node, Rule, hookimpl, variants
+from speedup import Constant, Fact, Kept, Node, NodeFacts, Rule, Unused, hookimpl, variants
 
 _MODULES = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
@@ -16,6 +18,10 @@ _MODULES = (
     nn.Tanhshrink, nn.Threshold, nn.Identity,
 )  # fmt: skip
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+_TORCH_DROPOUT = (
+    torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout,
+    torch.dropout_, torch.alpha_dropout_, torch.feature_dropout_, torch.feature_alpha_dropout_,
+)  # fmt: skip
 _FUNCTIONS = (
     "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu silu "
     "sigmoid expit softplus softshrink softsign tanhshrink threshold"
@@ -35,12 +41,38 @@ class OverAxis(Rule):
 
 
 class Glu(Rule):
-    """out[a] = x[a] * sigmoid(x[half + a]): both halves keep the same positions."""
+    """out[a] = x[a] * sigmoid(x[half + a]): both halves keep the same positions, and a gate goes with its value."""
 
     def signature(self, node: Node) -> str:
         value = node.operands[0]
         assert value is not None
         return across(value.ndim, node.arg("dim", -1), "(~half x)", "x")
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """Constant are a value of 0, and two constants."""
+        (known, gate_known), (value, gate) = self._halves(node, facts.mask(0)), self._halves(node, facts.value(0))
+        zero = known & (value == 0)
+        mask = zero | (known & gate_known)
+        if not mask.any():
+            return {}
+        with np.errstate(over="ignore"):
+            result = np.where(zero | ~mask, 0.0, value / (1 + np.exp(-gate)))
+        return {"output": Constant(mask, np.broadcast_to(result, mask.shape))}
+
+    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """The gate of a value of 0 is not read."""
+        value, _ = self._halves(node, facts.zero(0))
+        unused = facts.unused(1)
+        shape = list(np.broadcast_shapes(value.shape, unused.shape))
+        shape[node.arg("dim", -1)] = node.outputs[0].shape[node.arg("dim", -1)]
+        halves = [np.broadcast_to(half, shape) for half in (unused, unused | value)]
+        mask = np.concatenate(halves, axis=node.arg("dim", -1))
+        return {"input": Unused(mask)} if mask.any() else {}
+
+    @staticmethod
+    def _halves(node: Node, fact: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        axis = node.arg("dim", -1)
+        return [fact, fact] if fact.shape[axis] == 1 else np.split(fact, 2, axis)
 
 
 class Prelu(Rule):
@@ -65,7 +97,7 @@ class Dropout(Rule):
     """Nothing in eval mode; a function told to drop all the same is random, and no rule holds."""
 
     def signature(self, node: Node) -> str:
-        if node.module is None and node.arg("training", False):
+        if node.module is None and (node.arg("training", False) or node.arg("train", False)):
             raise TypeError("it drops at random in eval mode")
         return self.axes
 
@@ -102,8 +134,15 @@ def speedup_rules() -> Iterable[Rule]:
         ),
         Dropout(
             name="torch.dropout",
-            functions=(torch.dropout, torch.dropout_),
+            functions=_TORCH_DROPOUT,
             call="input, p, train",
+            operands=("input",),
+            axes="* -> *",
+        ),
+        Dropout(
+            name="rrelu",
+            functions=variants("rrelu"),
+            call="input, lower=1/8, upper=1/3, training=False, *args, **kwargs",
             operands=("input",),
             axes="* -> *",
         ),

@@ -147,7 +147,8 @@ def _filler(node: Node) -> float | None:
 def _pads_channels(node: Node) -> bool:
     pads = _pads(node)
     padded = [axis for axis, pad in enumerate(pads) if any(pad)]
-    return padded == [1] and min(pads[1]) >= 0 and _filler(node) is not None
+    # The second of three axes is that of tokens, more often than not.
+    return len(pads) != 3 and padded == [1] and min(pads[1]) >= 0 and _filler(node) is not None
 
 
 def _sized(

@@ -165,7 +165,7 @@ def _items(node: Node) -> list[tuple[Any, int | None]]:
     index = node.arg("index")
     items = index if isinstance(index, tuple) else (index,)
     value = node.operands[0]
-    simple = all(isinstance(i, int | slice) and not isinstance(i, bool) or i is None or i is Ellipsis for i in items)
+    simple = all(i is None or i is Ellipsis or (isinstance(i, int | slice) and not isinstance(i, bool)) for i in items)
     if value is None or not simple:
         return []
     found: list[tuple[Any, int | None]] = []
@@ -201,7 +201,10 @@ class SetItem(Tied, Index):
         self.where = Where(name=f"{self.name} where", axes="*, ... -> *")
 
     def claim(self, node: Node) -> None:
-        (self.where if _is_masked(node) else super()).claim(node)
+        if _is_masked(node):
+            self.where.claim(node)
+        else:
+            super().claim(node)
 
 
 def _is_masked(node: Node) -> bool:
@@ -220,7 +223,8 @@ class Where(Rule):
         x, mask, *more = arrays
         if x is None or mask is None:
             return None
-        return [np.where(mask != 0, more[0] if more else float(node.args[2]), x)]
+        value = float(node.args[2]) if not more else more[0]
+        return None if value is None else [np.where(mask != 0, value, x)]
 
 
 class Narrow(Movement):
@@ -265,7 +269,6 @@ def speedup_rules() -> Iterable[Rule]:
         Unflatten(name="unflatten", modules=(nn.Unflatten,), functions=variants("unflatten")),
         Split(name="split", functions=(torch.split, torch.split_with_sizes, torch.Tensor.split_with_sizes)),
         Split(name="Tensor.split", functions=(torch.Tensor.split,)),
-        Movement(name="broadcast_tensors", functions=(torch.broadcast_tensors,)),
         ShapedAs(name="shaped as", functions=variants("view_as", "reshape_as")),
         Chunk(name="chunk", functions=variants("chunk", "unsafe_chunk")),
         Shuffle(
