@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-_SHORT_RUN = 4
-_MOST_LONG_RUNS = 5
-_MOST_SHORT_RUNS = 10
+_TURN = 8
+_MOST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds for `times` forward passes in a row: the median of `rounds` measurements of each model."""
+    """Seconds for `times` forward passes: the median of `rounds` measurements of each model."""
 
     times: int
     mask: float
@@ -46,31 +45,25 @@ def latencies(
 ) -> list[Latency]:
     """Time both models on `example` for each number of passes in `counts`.
 
-    After a warm-up the two models run alternately, and which of them goes first changes every time: long runs of
-    `max(counts)` passes, and runs of a few passes between them. The clock is read after every pass, so that a run
-    also holds measurements of each smaller count: the groups of that many passes in a row, none of them used twice.
-    `budget`, in seconds, decides how many runs there are; every count is measured at least once.
+    After a warm-up the models run alternately, eight passes at a turn, and take turns in going first, so that whatever
+    else the machine does hits both alike. Every pass is timed; the time for `n` passes is the sum of `n` successive
+    passes of that model, and no pass counts in two measurements of one row. `budget`, in seconds, decides how many
+    passes there are: enough for at least one measurement of the largest count, and for at most five.
     """
     models = (masked.eval(), small.eval())
     for model in models:
-        _run(model, example, 1)
-    pair = sum(_run(model, example, 1)[-1] for model in models)
-    longest = max(counts)
-    short = min(_SHORT_RUN, longest)
-    long_runs = max(1, min(_MOST_LONG_RUNS, int(budget / (pair * longest))))
-    left = budget - long_runs * longest * pair
-    short_runs = max(1, min(_MOST_SHORT_RUNS, int(left / (pair * short))))
+        _passes(model, example, 1)
+    pair = sum(_passes(model, example, 1)[0] for model in models)
+    largest = max(counts)
+    total = max(largest, min(_MOST_ROUNDS * largest, int(budget / pair)))
 
-    runs: list[tuple[list[float], list[float]]] = []
-    for turn, length in enumerate(_mix([longest] * long_runs, [short] * short_runs)):
-        clocks: list[list[float]] = [[], []]
+    passes: tuple[list[float], list[float]] = ([], [])
+    for turn, start in enumerate(range(0, total, _TURN)):
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            clocks[which] = _run(models[which], example, length)
-        runs.append((clocks[0], clocks[1]))
+            passes[which].extend(_passes(models[which], example, min(_TURN, total - start)))
     rows = []
     for count in counts:
-        mask = [seconds for clock, _ in runs for seconds in _groups(clock, count)]
-        ours = [seconds for _, clock in runs for seconds in _groups(clock, count)]
+        mask, ours = (_sums(times, count) for times in passes)
         rows.append(Latency(count, statistics.median(mask), statistics.median(ours), len(mask)))
     return rows
 
@@ -94,26 +87,15 @@ def macs(model: nn.Module, image: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def _run(model: nn.Module, example: Tensor, passes: int) -> list[float]:
-    """Seconds since the start, after each of so many passes in a row."""
-    clock = []
-    start = time.perf_counter()
-    for _ in range(passes):
+def _passes(model: nn.Module, example: Tensor, count: int) -> list[float]:
+    """Seconds of each of `count` forward passes in a row."""
+    clock = [time.perf_counter()]
+    for _ in range(count):
         model(example)
-        clock.append(time.perf_counter() - start)
-    return clock
+        clock.append(time.perf_counter())
+    return [end - start for start, end in itertools.pairwise(clock)]
 
 
-def _groups(clock: Sequence[float], count: int) -> list[float]:
-    """Seconds of each group of `count` passes in a row: passes 1 to count, count + 1 to 2 count, and so on."""
-    marks = [0.0, *clock][::count]
-    return [end - start for start, end in itertools.pairwise(marks)]
-
-
-def _mix(long: list[int], short: list[int]) -> list[int]:
-    """The short runs spread evenly before and between the long ones."""
-    share = -(-len(short) // len(long))
-    mixed: list[int] = []
-    for index, length in enumerate(long):
-        mixed += [*short[index * share : (index + 1) * share], length]
-    return mixed
+def _sums(times: Sequence[float], count: int) -> list[float]:
+    """The sum of each group of `count` successive times: the first `count`, the next, and so on; whole groups only."""
+    return [sum(times[start : start + count]) for start in range(0, len(times) - count + 1, count)]

@@ -13,7 +13,9 @@ shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
 @settings(max_examples=100, deadline=None)
 @given(shapes, st.integers(0, 2**31), st.data())
-def test_compact_arrays_broadcast_back_to_what_they_were(shape: tuple[int, ...], seed: int, data: st.DataObject) -> None:
+def test_compact_arrays_broadcast_back_to_what_they_were(
+    shape: tuple[int, ...], seed: int, data: st.DataObject
+) -> None:
     rng = np.random.default_rng(seed)
     small = tuple(s if data.draw(st.booleans()) else 1 for s in shape)
     arrays = [np.broadcast_to(rng.integers(0, 2, small), shape), np.broadcast_to(rng.random(small) < 0.5, shape)]

@@ -60,7 +60,9 @@ def test_a_masked_filter_is_its_bias_and_goes_through_norm_and_activation_with_i
 
 def test_a_masked_column_makes_the_input_unused_all_the_way_up() -> None:
     model = randomize(Net()).double().eval()
-    graph, facts = facts_of(model, torch.randn(2, 3, 8, 8).double(), mask_indices(model, {"out.weight": (0, 5)}, axis=1))
+    graph, facts = facts_of(
+        model, torch.randn(2, 3, 8, 8).double(), mask_indices(model, {"out.weight": (0, 5)}, axis=1)
+    )
     for node in graph.nodes[:3]:
         assert np.flatnonzero(facts.unused(node.outputs[0])).tolist() == [0, 5]
     bias = next(v for v in graph.sources if v.names == ("conv.bias",))
@@ -168,7 +170,9 @@ class Base(Rule):
 
 def test_the_rule_of_these_tests_is_right_when_it_is_not_broken() -> None:
     model = randomize(Chain())
-    result = check_equal(model, torch.randn(2, 4), mask_indices(model, {"one.weight": (1, 2)}), registry=with_rule(Base()))
+    result = check_equal(
+        model, torch.randn(2, 4), mask_indices(model, {"one.weight": (1, 2)}), registry=with_rule(Base())
+    )
     assert result.shape("one.weight") == (4, 4) and result.shape("mul.weight") == (4,)
 
 
@@ -337,7 +341,12 @@ def test_an_unknown_op_is_a_barrier_around_which_all_else_works(where: str, forw
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.zero, self.first, self.one, self.two = (nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 6), nn.Linear(6, 2))
+            self.zero, self.first, self.one, self.two = (
+                nn.Linear(4, 6),
+                nn.Linear(6, 4),
+                nn.Linear(4, 6),
+                nn.Linear(6, 2),
+            )
 
         def forward(self, x: torch.Tensor) -> Any:
             return forward(self, self.first(self.zero(x)))

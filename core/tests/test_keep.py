@@ -164,13 +164,17 @@ def test_a_depthwise_conv_follows_its_producer_and_its_own_masks() -> None:
 
 
 def test_flattened_maps_lose_every_position_of_a_channel() -> None:
-    model = Net(lambda m, x: m.fc(torch.flatten(F.adaptive_avg_pool2d(m.a(x), 2), 1)), a=conv(3, 8), fc=nn.Linear(32, 5))
+    model = Net(
+        lambda m, x: m.fc(torch.flatten(F.adaptive_avg_pool2d(m.a(x), 2), 1)), a=conv(3, 8), fc=nn.Linear(32, 5)
+    )
     result = check(model, rows(a=(0, 3)), IMAGE)
     assert result.shape("a.weight")[0] == 6 and result.shape("fc.weight") == (5, 24)
 
 
 def test_half_read_channels_of_a_flattened_map_stay() -> None:
-    model = Net(lambda m, x: m.fc(torch.flatten(F.adaptive_avg_pool2d(m.a(x), 2), 1)), a=conv(3, 8), fc=nn.Linear(32, 5))
+    model = Net(
+        lambda m, x: m.fc(torch.flatten(F.adaptive_avg_pool2d(m.a(x), 2), 1)), a=conv(3, 8), fc=nn.Linear(32, 5)
+    )
     result = check(model, {"fc.weight": (0, 1, 2, 3, 4, 5)}, IMAGE, axis=1)
     assert result.shape("a.weight")[0] == 7, "channel 0 is read nowhere, channel 1 at two of four positions"
 
@@ -178,7 +182,10 @@ def test_half_read_channels_of_a_flattened_map_stay() -> None:
 def test_constants_go_into_the_bias_and_one_carrier_serves_zero_padding() -> None:
     def net(padding: int) -> Net:
         return Net(
-            lambda m, x: m.b(F.relu(m.n(m.a(x)))), a=conv(3, 8), n=nn.BatchNorm2d(8), b=nn.Conv2d(8, 4, 3, padding=padding)
+            lambda m, x: m.b(F.relu(m.n(m.a(x)))),
+            a=conv(3, 8),
+            n=nn.BatchNorm2d(8),
+            b=nn.Conv2d(8, 4, 3, padding=padding),
         )
 
     padded, plain = net(1), net(0)
@@ -223,7 +230,12 @@ def test_masked_outputs_are_explained_by_the_models_output() -> None:
 
 def test_a_literal_size_locks_what_it_holds_and_says_where() -> None:
     model = randomize(
-        Net(lambda m, x: m.fc(F.adaptive_avg_pool2d(m.b(m.a(x)), 2).view(-1, 32)), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(32, 5))
+        Net(
+            lambda m, x: m.fc(F.adaptive_avg_pool2d(m.b(m.a(x)), 2).view(-1, 32)),
+            a=conv(3, 8),
+            b=conv(8, 8),
+            fc=nn.Linear(32, 5),
+        )
     )
     masks = mask_indices(model, rows(a=(0, 3), b=(1, 2)))
     result = check_equal(model, torch.randn(*IMAGE), masks, [torch.randn(3, 3, 10, 10)])

@@ -41,7 +41,11 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 def _bits(tensor: torch.Tensor | None) -> Any:
     if tensor is None:
         return None
-    return tensor.dtype, tensor.shape, tensor.detach().contiguous().view(torch.uint8).tolist() if tensor.ndim else tensor.item()
+    return (
+        tensor.dtype,
+        tensor.shape,
+        tensor.detach().contiguous().view(torch.uint8).tolist() if tensor.ndim else tensor.item(),
+    )
 
 
 class Busy(nn.Module):

@@ -522,7 +522,9 @@ def test_inputs_in_dicts_and_keyword_arguments_arrive() -> None:
     model = randomize(Model())
     masks = mask_indices(model, {"one.weight": Base.dropped, "one.bias": Base.dropped})
     given = {"batch": {"x": torch.randn(2, 4)}, "scale": torch.tensor(2.0), "flag": True}
-    result = check_equal(model, given, masks, [{"batch": {"x": torch.randn(5, 4)}, "scale": torch.tensor(-1.0), "flag": True}])
+    result = check_equal(
+        model, given, masks, [{"batch": {"x": torch.randn(5, 4)}, "scale": torch.tensor(-1.0), "flag": True}]
+    )
     assert result.shape("one.weight") == (5, 4)
 
 
@@ -619,7 +621,9 @@ def test_the_graph_is_in_order_and_values_know_their_uses() -> None:
 
 
 def test_a_question_about_a_shape_is_no_use() -> None:
-    graph = graph_of(between(lambda s, y: y.reshape(y.size(0), y.shape[1], len(y) // len(y)).squeeze(2))(), torch.randn(2, 4))
+    graph = graph_of(
+        between(lambda s, y: y.reshape(y.size(0), y.shape[1], len(y) // len(y)).squeeze(2))(), torch.randn(2, 4)
+    )
     assert [n.op_name.rpartition(".")[2] for n in graph.nodes] == ["Linear", "reshape", "squeeze", "Linear"]
 
 

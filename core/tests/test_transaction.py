@@ -227,7 +227,9 @@ def test_a_constrain_that_keeps_too_little_gives_a_right_model_or_none() -> None
             pass
 
     model, given = randomize(Branches()), torch.randn(2, 4)
-    masks = mask_indices(model, {f"{m}.{p}": r for m, r in (("one", (0, 1)), ("other", (5,))) for p in ("weight", "bias")})
+    masks = mask_indices(
+        model, {f"{m}.{p}": r for m, r in (("one", (0, 1)), ("other", (5,))) for p in ("weight", "bias")}
+    )
     reference, before = masked_copy(model, masks), snapshot(model)
     try:
         small = speedup.ModelSpeedup(model, given, masks, registry=registry(Loose())).speedup_model()

@@ -7,24 +7,21 @@ from torch import nn
 from demo import bench
 
 
-def test_groups_are_whole_disjoint_and_in_a_row() -> None:
-    clock = [1.0, 3.0, 6.0, 10.0, 15.0]
-    assert bench._groups(clock, 1) == [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert bench._groups(clock, 2) == [3.0, 7.0]
-    assert bench._groups(clock, 5) == [15.0]
-    assert bench._groups(clock, 6) == []
-
-
-def test_short_runs_stand_between_long_ones() -> None:
-    assert bench._mix([32], [4, 4]) == [4, 4, 32]
-    assert bench._mix([32, 32], [4, 4, 4]) == [4, 4, 32, 4, 32]
+def test_groups_are_whole_disjoint_and_successive() -> None:
+    times = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert bench._sums(times, 1) == times
+    assert bench._sums(times, 2) == [3.0, 7.0]
+    assert bench._sums(times, 5) == [15.0]
+    assert bench._sums(times, 6) == []
 
 
 def test_every_count_is_measured() -> None:
     rows = bench.latencies(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), (1, 2, 40), budget=0.0)
     assert [row.times for row in rows] == [1, 2, 40]
-    assert [row.rounds for row in rows] == [44, 22, 1]
+    assert [row.rounds for row in rows] == [40, 20, 1]
     assert all(row.mask > 0 and row.small > 0 for row in rows)
+    more = bench.latencies(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), (1, 2), budget=10.0)
+    assert [row.rounds for row in more] == [10, 5]
     assert rows[0].ratio == pytest.approx(rows[0].mask / rows[0].small)
 
 

@@ -29,6 +29,7 @@ from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry, default_registry
 from speedup.regular import kept_shape
 from speedup.rule import Rule
+from speedup.verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "TraceError",
     "Unused",
     "Value",
+    "Verification",
     "along",
     "default_registry",
     "hookimpl",
@@ -66,4 +68,5 @@ __all__ = [
     "op_name",
     "plan",
     "variants",
+    "verify",
 ]

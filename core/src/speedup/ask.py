@@ -1,4 +1,4 @@
-"""Asking a rule: whatever it raises becomes an error that names the rule, the call and its line in the user's source."""
+"""Asking a rule: whatever it raises becomes an error that names the rule, the call and its line of source."""
 
 from __future__ import annotations
 

@@ -77,14 +77,20 @@ def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floo
     for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"output {number} is {tuple(b.shape)} {b.dtype} instead of {tuple(a.shape)} {a.dtype}"
-        error, scale = _distance(a, b)
+        error, scale = distance(a, b)
         rounding = 1e3 * torch.finfo(a.dtype).eps * floor if a.is_floating_point() else 0.0
-        if error > max(_TOLERANCE.get(a.dtype, 0.0) * scale, rounding):
+        if error > max(tolerance(a.dtype) * scale, rounding):
             return f"output {number} differs by {error:.3g} (its largest entry is {scale:.3g})"
     return None
 
 
-def _distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest difference that rounding explains, relative to the largest entry."""
+    return _TOLERANCE.get(dtype, 0.0)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """The largest absolute difference of two tensors of one shape, and the largest finite entry of the first."""
     if a.numel() == 0:
         return 0.0, 0.0
     wide = torch.complex128 if a.is_complex() else torch.float64
@@ -98,7 +104,7 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 
 def largest_entry(tensor: torch.Tensor) -> float:
     """The largest finite absolute entry of a floating-point tensor, else 0."""
-    return _distance(tensor, tensor)[1] if tensor.is_floating_point() else 0.0
+    return distance(tensor, tensor)[1] if tensor.is_floating_point() else 0.0
 
 
 def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lock]:

@@ -30,6 +30,7 @@ from speedup.masks import fully_masked, load_masks, normalize_masks
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.trace import sandbox, trace
+from speedup.verify import compare, random_inputs, run
 
 log = logging.getLogger("speedup")
 
@@ -50,6 +51,8 @@ class Plan:
         graph: Graph,
         keeps: KeepSets,
         parts: Parts,
+        inputs: tuple[tuple[Any, ...], dict[str, Any]],
+        masks: Mapping[str, torch.Tensor],
         again: Callable[[nn.Module], Plan],
     ) -> None:
         self.model = model
@@ -58,12 +61,16 @@ class Plan:
         self.report: Report = summarize(graph, keeps, parts)
         self._parts: Parts | None = parts
         self._state = _state_of(model)
+        self._inputs = inputs
+        self._masks = masks
         self._again = again
 
-    def apply(self, model: nn.Module | None = None) -> nn.Module:
+    def apply(self, model: nn.Module | None = None, *, verify: bool = False) -> nn.Module:
         """Make the model smaller, in place, and return it.
 
         Args:
+            verify: compare masked and small model on random inputs and other batch sizes too (see ``speedup.verify``)
+                before the change is kept.
             model: another instance of the planned model (a deep copy, say), with weights of its own; by default the
                 planned model itself. It is planned and checked with the same masks and input.
 
@@ -71,14 +78,25 @@ class Plan:
             SpeedupError: something failed; the model is as it was.
         """
         if model is not None and model is not self.model:
-            return self._again(model).apply()
+            return self._again(model).apply(verify=verify)
         if self._parts is None:
             raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
         if self._state != _state_of(self.model):
             raise SpeedupError(
                 "the model was changed after it was planned (trained, loaded or pruned further): plan again"
             )
-        Transaction(self.model, self._parts).apply()
+        transaction = Transaction(self.model, self._parts)
+        cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
+        wanted = run(self.model, cases, self._masks)
+        transaction.apply()
+        if verify:
+            try:
+                report = compare(wanted, run(self.model, cases))
+                if not report:
+                    raise CheckError(f"the small model does not give the same answers, nothing was changed:\n{report}")
+            except BaseException:
+                transaction.undo()
+                raise
         self._parts = None
         log.info("applied: %s", self.report.headline)
         return self.model
@@ -160,7 +178,7 @@ def plan(
         facts = infer(graph, keep)
         log.info("inferred: %d values with constants", len(facts.constants))
         keeps, parts = _settle(model, inputs, graph, facts, rules)
-    made = Plan(model, graph, keeps, parts, lambda other: plan(other, dummy_input, masks, registry=rules))
+    made = Plan(model, graph, keeps, parts, inputs, keep, lambda other: plan(other, dummy_input, masks, registry=rules))
     log.info("planned: %s", made.report.headline)
     return made
 
@@ -249,6 +267,7 @@ class ModelSpeedup:
         masks_file: path of a ``torch.save``\\ d ``{module: {'weight': mask, 'bias': mask or None}}``, or that dict.
         map_location: for reading the file, as in ``torch.load``.
         registry: the rules to use; by default those of the installed plugins.
+        verify: compare with the masked model on random inputs and other batch sizes too before the change is kept.
 
     Example:
         >>> model = ModelSpeedup(model, torch.randn(1, 3, 32, 32), "masks.pt").speedup_model()
@@ -262,8 +281,10 @@ class ModelSpeedup:
         map_location: Any = None,
         *,
         registry: Registry | None = None,
+        verify: bool = False,
     ) -> None:
         self.model = model
+        self.verify = verify
         self.dummy_input = dummy_input
         self.masks_file = masks_file
         self.map_location = map_location
@@ -279,7 +300,7 @@ class ModelSpeedup:
         self.plan = plan(
             self.model, self.dummy_input, self.masks_file, map_location=self.map_location, registry=self.registry
         )
-        return self.plan.apply()
+        return self.plan.apply(verify=self.verify)
 
 
 __all__ = ["ModelSpeedup", "Plan", "plan"]

@@ -57,7 +57,9 @@ def checked(net: Net, same_size: bool = False, **masked: list[int]) -> Result:
     dropped = {f"{name}.weight": list(at) for name, at in (("a", A), ("b", B)) if name in net.names}
     masks = mask_indices(net, dropped)
     for name, indices in masked.items():
-        masks.setdefault("", {})[name] = mask_indices(net, {name: indices}, axis=net.get_parameter(name).ndim - 3)[""][name]
+        masks.setdefault("", {})[name] = mask_indices(net, {name: indices}, axis=net.get_parameter(name).ndim - 3)[""][
+            name
+        ]
     others = [image(3, 6, 6)] if same_size else [image(1, 7, 5), image(3, 9, 8)]
     return check_equal(net, image(2, 6, 6), masks, others)
 
@@ -226,16 +228,14 @@ BOTH = {
     "sigmoid gate": lambda a, b: a * torch.sigmoid(b),
     "~(a > b)": lambda a, b: (~(a > b)).double() + a,
     "sum()": lambda a, b: sum([a, b]),
-    "copy_": lambda a, b: a.copy_(b) + a.mean((2, 3), keepdim=True),
+    "copy_": lambda a, b: a.copy_(b) + torch.relu(a),
     "mixed dtypes": lambda a, b: (a > 0) + b,
 }
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_branches_keep_the_same_channels(name: str) -> None:
-    result = checked(Net(BOTH[name]))
-    expected = 5 if name == "copy_" else 6
-    assert kept(result) == {"a": expected, "b": expected, "t": expected}
+    assert kept(checked(Net(BOTH[name]))) == {"a": 6, "b": 6, "t": 6}
 
 
 def test_a_carrier_stays_where_borders_differ() -> None:
@@ -250,7 +250,9 @@ def test_a_factor_that_is_0_frees_the_other_branch() -> None:
     # b is 0 in channel 3, and after relu also in channel 6: a is not read there.
     assert kept(checked(Net(lambda a, b: a * torch.relu(b)))) == {"a": 5, "b": 5, "t": 5}
     assert kept(checked(Net(lambda a, b: torch.addcmul(b * 0.0, a, torch.relu(b))))) == {"a": 5, "b": 5, "t": 5}
-    assert kept(checked(Net(lambda a, b: (a > 0) & (torch.relu(b) > 0.6)))) if False else True
+    both = Net(lambda a, b: ((a > 0) & (torch.relu(b) > 0.6)).double())
+    # b is nowhere above 0.6 in channels 0, 3 and 6, and a nowhere above 0 in channels 3 and 5.
+    assert kept(checked(both)) == {"a": 4, "b": 4, "t": 4}
 
 
 def test_a_numerator_that_is_0_frees_the_denominator() -> None:
@@ -315,7 +317,7 @@ def test_a_plain_tensor_attribute_keeps_its_size_with_a_reason() -> None:
     net = Net(lambda s, a: a + s.table["shift"], table={"shift": torch.randn(8, 1, 1).double()})
     result = checked(net)
     assert kept(result) == {"a": 8, "b": 8, "t": 8}
-    assert "attribute" in result.plan.explain("a")
+    assert "torch.Tensor.add" in result.plan.explain("a")
 
 
 def test_a_buffer_of_zeros_is_no_mask() -> None:
@@ -327,7 +329,8 @@ def test_a_buffer_of_zeros_is_no_mask() -> None:
 
 
 GATES = {
-    "one channel of another branch": (lambda a, b: a * torch.sigmoid(b[:, :1]), {"a": 7, "b": 1, "t": 7}),
+    "one channel of another branch": (lambda a, b: a * torch.sigmoid(b[:, -1:]), {"a": 7, "b": 1, "t": 7}),
+    "one channel that is a constant": (lambda a, b: a * torch.sigmoid(b[:, :1]), {"a": 5, "b": 1, "t": 5}),
     "mean over channels": (lambda a, b: a * b.mean(1, keepdim=True), {"a": 7, "b": 8, "t": 7}),
     "mean over positions": (lambda a, b: a * b.mean((2, 3), keepdim=True), {"a": 6, "b": 6, "t": 6}),
     "one image for all": (lambda a, b: a + b[:1], {"a": 6, "b": 6, "t": 6}),
@@ -372,7 +375,7 @@ def test_squeeze_excite_is_equal_under_any_masks(seed: int) -> None:
 
 MADE = {
     "zeros_like": (lambda a: a + torch.zeros_like(a), 8, (5, 5)),
-    "ones_like of another branch": (lambda a, b: a + torch.ones_like(b), 8, (5, 5)),
+    "ones_like of itself, changed": (lambda a: a + torch.ones_like(a * 2), 8, (5, 5)),
     "full_like": (lambda a: a * torch.full_like(a, 0.5), 8, (5, 5)),
     "fill_": (lambda a: a + a.clone().fill_(3.0), 8, (5, 5)),
     "zero_": (lambda a: a + a.clone().zero_(), 8, (5, 5)),
@@ -388,7 +391,7 @@ MADE = {
         (5, 7),
     ),
     "new_zeros joined before": (lambda a: torch.cat([a.new_zeros(a.shape[0], 2, *a.shape[2:]), a], 1), 10, (5, 7)),
-    "as many zeros as channels": (lambda a: torch.cat([a, torch.zeros_like(a)], 1), 16, (5, 5)),
+    "as many zeros as channels": (lambda a: torch.cat([a, torch.zeros_like(a)], 1), 16, (5, 10)),
     "positions joined on": (
         lambda a: torch.cat([a, torch.linspace(-1, 1, a.shape[3], dtype=a.dtype).expand(len(a), 1, *a.shape[2:])], 1),
         9,
@@ -397,13 +400,11 @@ MADE = {
 }
 
 
+# What the code makes of a literal width stays: the two channels of "zeros joined on" are read by the last layer.
 @pytest.mark.parametrize("name", MADE)
 def test_tensors_made_in_the_forward_follow_or_stay(name: str) -> None:
     body, width, expected = MADE[name]
     result = checked(Net(body, width=width))
-    if name == "zeros joined on" or name == "new_zeros joined before":
-        # The code makes two channels, which the last layer has to take.
-        expected = (5, 7)
     assert (kept(result)["a"], kept(result)["t"]) == expected
 
 
@@ -418,14 +419,18 @@ JOINED = {
     "cat with out=": (lambda a, b: torch.cat([a, b], 1, out=a.new_empty(0)), 16, {"a": 5, "b": 5, "t": 10}),
     "the same twice": (lambda a: torch.cat([a, a], 1), 16, {"a": 5, "b": 8, "t": 10}),
     "the same, changed": (lambda a: torch.cat([a, torch.relu(a), a * 2], 1), 24, {"a": 5, "b": 8, "t": 15}),
-    "with a part of itself": (lambda a: torch.cat([a, a[:, :4]], 1), 12, None),
-    "growing as a DenseNet": (lambda a, b: torch.cat([a, b, torch.cat([a, b], 1) * 2], 1), 32, {"a": 5, "b": 5, "t": 20}),
+    "with a part of itself": (lambda a: torch.cat([a, a[:, :4]], 1), 12, {"a": 7, "b": 8, "t": 11}),
+    "growing as a DenseNet": (
+        lambda a, b: torch.cat([a, b, torch.cat([a, b], 1) * 2], 1),
+        32,
+        {"a": 5, "b": 5, "t": 20},
+    ),
     "rows": (lambda a, b: torch.cat([a, b], 2), 8, {"a": 7, "b": 7, "t": 7}),
-    "columns": (lambda a, b: torch.dstack([a.movedim(3, 1), b.movedim(3, 1)]).movedim(1, 3), 8, {"a": 7, "b": 7, "t": 7}),
-    "images": (lambda a, b: torch.vstack([a, b])[: a.shape[0]], 8, {"a": 8, "b": 8, "t": 8}),
-    "stacked channels": (lambda a, b: torch.stack([a, b], 1).flatten(1, 2), 16, {"a": 5, "b": 5, "t": 10}),
+    "rows by dstack": (lambda a, b: torch.dstack([a, b]), 8, {"a": 7, "b": 7, "t": 7}),
+    "images": (lambda a, b: torch.vstack([a, b]).relu_(), 8, {"a": 7, "b": 7, "t": 7}),
+    "stacked channels": (lambda a, b: torch.stack([a, b], 1).flatten(1, 2), 16, {"a": 6, "b": 6, "t": 12}),
     "interleaved channels": (lambda a, b: torch.stack([a, b], 2).flatten(1, 2), 16, {"a": 6, "b": 6, "t": 12}),
-    "stacked and summed": (lambda a, b: torch.stack([a, b]).sum(0), 8, {"a": 8, "b": 8, "t": 8}),
+    "stacked and summed": (lambda a, b: torch.stack([a, b]).sum(0), 8, {"a": 7, "b": 7, "t": 7}),
     "stacked and averaged": (lambda a, b: torch.stack([a, a + 0.0 * a]).mean(0), 8, {"a": 5, "b": 1, "t": 5}),
 }
 

@@ -159,12 +159,19 @@ class Made(Rule):
     """
 
     axes = "? -> *"
+    moves = True  # its numbers are sizes
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
         return [[axis != _channel_axis(v.shape) for axis in range(v.ndim)] for v in node.outputs]
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Whoever reads it says what is kept."""
+
+
+class Full(Made):
+    """Its last number is the contents, which must not change with a size."""
+
+    moves = False
 
 
 class Empty(Made):
@@ -201,6 +208,12 @@ class MadeBy(Made):
         return set()
 
 
+class FullBy(MadeBy):
+    """As ``Full``."""
+
+    moves = False
+
+
 def _channel_axis(shape: tuple[int, ...]) -> int:
     """The axis that probably holds the channels of a tensor that is made in a forward."""
     if all(size == 1 for size in shape[1:]):
@@ -229,9 +242,11 @@ def speedup_rules() -> Iterable[Rule]:
             annihilates={"1": ("2",), "2": ("1",)},
         ),
         Cast(name="cast", functions=variants("to", "type_as")),
-        Made(name="made", functions=(torch.zeros, torch.ones, torch.full)),
+        Made(name="made", functions=(torch.zeros, torch.ones)),
+        Full(name="full", functions=(torch.full,)),
         Empty(name="empty", functions=(torch.empty,)),
-        MadeBy(name="made by", functions=variants("new_zeros", "new_ones", "new_full", "new_empty")),
+        MadeBy(name="made by", functions=variants("new_zeros", "new_ones", "new_empty")),
+        FullBy(name="new_full", functions=variants("new_full")),
         EmptyLike(name="empty_like", functions=(torch.empty_like,), axes="* -> *"),
         _like("filled", variants("zeros_like", "ones_like", "full_like", "zero_", "fill"), 0, axes="* -> *"),
         _like("expand_as", variants("expand_as"), 1, axes="*, * -> *"),
