@@ -22,6 +22,9 @@ MANY = range(100_000, 103_000)
 BLOCK = 20
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*masked whole:UserWarning")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Any:
     """The networks are tiny: more threads only wait for one another."""

@@ -48,10 +48,13 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     facts = keep.facts
     factors = [k for k in range(layout.n_inputs) if layout.present(k) and layout.names_of(k) & layout.contracted]
     found = []
+    weights_only = all(facts.is_weight(k) for k in factors)
     for k in factors:
-        if facts.is_weight(k):
+        if facts.is_weight(k) and not weights_only:
             continue
-        mask = facts.mask(k) & (facts.value(k) != 0) & ~keep.sets[k]
+        # No mask asked for the end of a parameter's entry: all that are not masked are counted.
+        counts = ~facts.zero(k) if weights_only else facts.mask(k) & (facts.value(k) != 0)
+        mask = counts & ~keep.sets[k]
         if not mask.any():
             continue
         value = layout.to_named(k, np.where(mask, facts.value(k), 0.0))
@@ -68,7 +71,7 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
             used = used & layout.project_any(k, any_product(reads, out, over))
         if not used.any():
             continue
-        weight = others[0] if others and _is_own(node, others[0]) else None
+        weight = others[0] if others and _is_own(node, others[0]) and not weights_only else None
         scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
         foldable = weight is not None and all(named.shape[a] == 1 for a in scope)
         found.append(Removed(k, used, np.where(used, value, 0.0), foldable, weight))

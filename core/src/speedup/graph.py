@@ -192,6 +192,7 @@ class Graph:
     Attributes:
         outputs: the values that the model returns, then parameters and buffers that its forward writes to.
         reference: copies of the tensors that the model returned.
+        from_input: the values that depend on the input; the others are made of parameters alone.
     """
 
     nodes: list[Node]
@@ -199,6 +200,7 @@ class Graph:
     inputs: list[Value]
     outputs: list[Value]
     reference: list[torch.Tensor]
+    from_input: frozenset[Value]
     branch: Branch | None = None
 
     @property

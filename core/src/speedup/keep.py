@@ -48,6 +48,7 @@ class KeepSets:
         self.sets: dict[Value, Bools] = {}
         self.rigid: dict[Value, list[bool]] = {}
         self.events: dict[Value, list[Event]] = {}
+        self.patient = False
         self._count = 0
 
     def grow(self, value: Value, mask: Bools, why: str, node: Node | None = None, cause: Value | None = None) -> bool:
@@ -79,6 +80,7 @@ class NodeKeep:
         facts: the facts at the node.
         rigid: per operand and axis, whether it can never lose an index.
         derived: operand numbers of weights that this call alone reads: their sets follow from the others.
+        patient: whether a line that keeps nothing may still get something from elsewhere, and should wait for it.
     """
 
     def __init__(self, keeps: KeepSets, node: Node) -> None:
@@ -88,6 +90,7 @@ class NodeKeep:
         self.rigid = [keeps.rigid[v] if v is not None else [] for v in node.values]
         assert node.rule is not None
         self.derived: set[int] = ask(node, "derived")
+        self.patient = keeps.patient
         self.changed: set[Value] = set()
 
     @property
@@ -134,7 +137,9 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = ()) -> KeepSet
     for value, lock in held:
         if lock.axes is None:
             keeps.grow(value, everything(value.ndim), lock.why, value.producer)
+    keeps.patient = True
     _settle(keeps, nodes)
+    keeps.patient = False
     # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
     for value, lock in held:
         if lock.axes is not None:
@@ -178,9 +183,13 @@ def _require(keeps: KeepSets, value: Value) -> None:
         if node.rule is None or number < 0:
             keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node)
     if value.producer is not None:
-        needed = ~(keeps.facts.unused(value) | keeps.facts.mask(value))
+        # What is made of parameters alone is constant too, but no mask asked for its end: only its zeros may go.
+        given = value in keeps.graph.from_input
+        gone = keeps.facts.mask(value) if given else keeps.facts.zero(value)
+        needed = ~(keeps.facts.unused(value) | gone)
         if needed.any():
-            keeps.grow(value, needed, "it is read and not constant", value.producer)
+            why = "it is read and not constant" if given else "it is made of parameters that no mask drops"
+            keeps.grow(value, needed, why, value.producer)
 
 
 def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str) -> None:

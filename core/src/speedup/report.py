@@ -237,7 +237,7 @@ def explain(report: Report, name: str | None = None) -> str:
         return f"No masked index of {name} stays. {shapes}"
     if name is not None:
         return "\n".join(
-            f"{k.name}: {_indices(len(k.indices), 'masked ')} {k.indices}: {k.why}, {k.where}" for k in chosen
+            f"{k.name}: {_indices(len(k.indices), 'masked ')} {k.indices}: {_place(k.why, k.where)}" for k in chosen
         )
     lines = ["Masked output indices that stay, by reason:"]
     totals: Counter[tuple[str, str]] = Counter()
@@ -246,8 +246,12 @@ def explain(report: Report, name: str | None = None) -> str:
         totals[(k.why, k.where)] += k.parameters
         numbers[(k.why, k.where)] += len(k.indices)
     for (why, where), parameters in totals.most_common():
-        lines.append(f"  {_indices(numbers[(why, where)])}, {parameters:,} parameters: {why}, {where}")
+        lines.append(f"  {_indices(numbers[(why, where)])}, {parameters:,} parameters: {_place(why, where)}")
     return "\n".join(lines)
+
+
+def _place(why: str, where: str) -> str:
+    return f"{why}, {where}" if where else why
 
 
 def _indices(count: int, kind: str = "") -> str:

@@ -120,10 +120,11 @@ class _Ties:
                 if not common:
                     continue
                 missing = self._project(p, common) & ~self._project(q, common)
-                if missing.any():
-                    extra = self.names[q] - common
-                    why = _WHY_EMPTY if extra else _WHY_LINKED
-                    grown |= self._grow(q, missing & self._first(q, extra) if extra else missing, why, p)
+                extra = self.names[q] - common
+                if missing.any() and not extra:
+                    grown |= self._grow(q, missing, _WHY_LINKED, p)
+                elif missing.any() and not self.keep.patient:
+                    grown |= self._grow(q, missing & self._first(q, extra), _WHY_EMPTY, q)
                 if self.names[q] <= self.names[p]:
                     wanted = self._project(p, self.layout.names_of(q)) & ~self.sets[q]
                     if wanted.any():

@@ -1,4 +1,4 @@
-"""A check that users can run: does the small model give the answers of the masked one on inputs that nobody planned for?
+"""A check for users: does the small model give the answers of the masked one on inputs that nobody planned for?
 
 The check before a commit uses the dummy input alone. This one draws random inputs like it, at several batch sizes.
 """

@@ -77,8 +77,8 @@ UNARY = (
     "clone contiguous cos cosh deg2rad detach digamma erf erfc erfinv exp exp2 expm1 fix floor frac isfinite isinf "
     "isnan isneginf isposinf lgamma log log10 log1p log2 logical_not logit nan_to_num neg negative positive rad2deg "
     "reciprocal round rsqrt sgn sign signbit sin sinc sinh sqrt square tan tanh trunc "
-    "special.entr special.erfcx special.i0 special.i0e special.i1 special.i1e special.log_ndtr special.ndtr special.ndtri "
-    "special.psi special.gammaln special.expit"
+    "special.entr special.erfcx special.i0 special.i0e special.i1 special.i1e special.log_ndtr special.ndtr "
+    "special.ndtri special.psi special.gammaln special.expit"
 ).split()
 
 
@@ -93,15 +93,17 @@ def forms(name: str) -> list[Callable[[torch.Tensor], torch.Tensor]]:
     return [form for form in found if form is not None]
 
 
-@pytest.mark.parametrize("name", UNARY)
-def test_constants_pass_every_function_of_one_tensor(name: str) -> None:
-    def body(a: torch.Tensor) -> torch.Tensor:
-        y = 0.5 * torch.sigmoid(a) + (1.25 if "acosh" in name or "arccosh" in name else 0.25)
-        if name == "bitwise_not":
-            y = y > 0.5
-        return sum(form(y).double() for form in forms(name))  # type: ignore[return-value]
+@pytest.mark.parametrize("names", [UNARY[i : i + 5] for i in range(0, len(UNARY), 5)], ids=" ".join)
+def test_constants_pass_every_function_of_one_tensor(names: list[str]) -> None:
+    def applied(name: str, y: torch.Tensor) -> list[torch.Tensor]:
+        y = y > 0.5 if name == "bitwise_not" else y + 1 if name in ("acosh", "arccosh") else y
+        assert forms(name), f"torch has no {name}"
+        return [form(y).double() for form in forms(name)]
 
-    assert forms(name), "torch has no such function"
+    def body(a: torch.Tensor) -> torch.Tensor:
+        y = 0.5 * torch.sigmoid(a) + 0.25
+        return sum(result for name in names for result in applied(name, y))  # type: ignore[return-value]
+
     assert kept(checked(Net(body))) == {"a": 5, "b": 8, "t": 5}
 
 
@@ -155,7 +157,7 @@ SCALARS = {
     "y / y": lambda a: a / (a.abs() + 1),
     "y * 0": lambda a: a * 0 + a,
     "the same twice in a row": lambda a: (a + 1) * (a - 1),
-    "comparisons": lambda a: ((a > 0.1).double() + (a <= 0.3) + (0.2 < a) + (a == 0.75) + a.ne(0)).double(),
+    "comparisons": lambda a: ((a > 0.1).double() + (a <= 0.3) + (a > 0.2) + (a == 0.75) + a.ne(0)).double(),
     "boolean arithmetic": lambda a: ((a > 0) & ~(a > 0.5) | (a < -0.4) ^ (a > 1)).double(),
     "logical functions": lambda a: torch.logical_and(a > 0, torch.logical_not(a > 0.5)).double(),
     "isclose": lambda a: torch.isclose(a, torch.zeros_like(a), atol=0.6).double(),

@@ -415,4 +415,6 @@ def trace(
             outputs.append(value)
     for value in outputs:
         value.is_output = True
-    return Graph(recorder.nodes, recorder.values, inputs, outputs, reference, recorder.branch)
+    return Graph(
+        recorder.nodes, recorder.values, inputs, outputs, reference, frozenset(recorder.from_input), recorder.branch
+    )
