@@ -100,7 +100,7 @@ POSITIONS = {
     "torch.argmin": (lambda a: torch.argmin(a.flatten(2), dim=2, keepdim=True)[..., 0].double(), 5),
     "sum((2, 3))": (lambda a: a.sum((2, 3)), 7),
     "torch.sum(axis=)": (lambda a: torch.sum(a, axis=(2, 3)), 7),
-    "sum, then relu": (lambda a: (a.sum((2, 3)) - 9).relu(), 8),
+    "sum, then relu": (lambda a: (a.sum((2, 3)) - 9).relu(), 7),
     "sum over the size": (lambda a: a.sum((2, 3)) / (a.shape[2] * a.shape[3]), 7),
     "nansum": (lambda a: a.nansum((2, 3)), 7),
     "count_nonzero": (lambda a: a.count_nonzero((2, 3)).double(), 7),

@@ -13,11 +13,22 @@ import torch
 from speedup import Floats, Node, Rule, hookimpl, variants
 
 
-class Reduction(Rule):
+class OverAxes(Rule):
+    """Entries along some axes are read together. What zeros make may be known where other constants are not."""
+
+    operands = ("input",)
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        found = super().evaluate(node, arrays)
+        if found is None and arrays[0] is not None:
+            found = super().evaluate(node, [np.where(arrays[0] == 0, 0.0, np.nan)])
+        return found
+
+
+class Reduction(OverAxes):
     """Reduces the axes in ``dim`` (all of them when it is not given)."""
 
     call = "input, dim=None, keepdim=False, *, axis=None, keepdims=None, dtype=None, out=None"
-    operands = ("input",)
 
     def neutral(self, node: Node) -> bool:
         """Whether entries that are 0 may be left out."""
@@ -130,11 +141,10 @@ class Moments(Reduction):
         return super().signature(node)
 
 
-class Along(Rule):
+class Along(OverAxes):
     """Runs along one axis, which stays whole (cumsum)."""
 
     call = "input, dim=-1, *args, **kwargs"
-    operands = ("input",)
 
     def signature(self, node: Node) -> str:
         value = node.operands[0]
