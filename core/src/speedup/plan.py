@@ -122,7 +122,8 @@ class Plan:
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
     """Changes when a parameter or buffer is written to or replaced."""
-    return [(id(t), t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())]
+    tensors = (*model.parameters(), *model.buffers())
+    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def plan(

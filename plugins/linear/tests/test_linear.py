@@ -304,6 +304,8 @@ def test_addmm_with_factors(factors: dict[str, float]) -> None:
         return x @ w if b is None else torch.addmm(b, x, w, **factors)
 
     model = randomize(Raw(scaled, turned=True, bias=True))
+    assert model.shift is not None
+    model.shift.data.abs_()
     check_equal(model, batch(4, 5), mask_indices(model, {"first": [0, 2]}, axis=1), [batch(3, 5)])
 
 

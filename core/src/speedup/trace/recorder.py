@@ -12,6 +12,7 @@ Three layers see a call, from the outside in:
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -367,6 +368,13 @@ def _module_calls(recorder: Recorder) -> Iterator[None]:
         nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Compiled models run eagerly, for their calls to be seen; nothing to do where nobody has loaded the compiler."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 def trace(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -398,7 +406,7 @@ def trace(
         inputs.append(value)
     with undisturbed(model):
         try:
-            with _module_calls(recorder), _Underneath(recorder), recorder:
+            with _uncompiled(), _module_calls(recorder), _Underneath(recorder), recorder:
                 result = model(*args, **kwargs)
         except Exception as error:
             error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
