@@ -372,7 +372,8 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     """Compiled models run eagerly, for their calls to be seen; nothing to do where nobody has loaded the compiler."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def trace(
