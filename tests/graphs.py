@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 import speedup
 
-_CHANNELS = (2, 3, 4, 4, 6, 6, 8, 8, 12)
+_CHANNELS = ((2, 3, 4, 4, 6, 6, 8, 8, 12), (4, 8), (6, 6, 12), (8,))
 _LARGEST = 1e4
 _MOST_ENTRIES = 20_000
 
@@ -57,7 +57,9 @@ class Case:
 
     def script(self) -> str:
         """A script that shows the case without this file."""
-        return _SCRIPT.format(source=self.source, seed=self.seed, masks=_masks_source(self.masks), inputs=_shapes(self.inputs))
+        return _SCRIPT.format(
+            source=self.source, seed=self.seed, masks=_masks_source(self.masks), inputs=_shapes(self.inputs)
+        )
 
 
 # -- networks and masks as such ---------------------------------------------------------------------------------------
@@ -156,7 +158,11 @@ def random_masks(model: nn.Module, rng: random.Random) -> Masks:
             if mask is not None:
                 entry[parameter] = mask
             if mask is not None and parameter == "weight" and kind in ("filters", "aligned", "whole"):
-                lines = (mask.transpose(0, 1) if _transposed(module) else mask).flatten(1).amax(1) if mask.ndim > 1 else mask
+                lines = (
+                    (mask.transpose(0, 1) if _transposed(module) else mask).flatten(1).amax(1)
+                    if mask.ndim > 1
+                    else mask
+                )
         if entry:
             masks[name] = entry
     if not any(m is not None for e in masks.values() for m in e.values()):
@@ -235,6 +241,7 @@ class Generator:
         self.used: set[str] = set()
         self.calls: list[tuple[str, int]] = []
         self.dims = rng.choice((2, 2, 2, 2, 1, 3))
+        self.palette = rng.choice(_CHANNELS)  # a small one makes adds, shared modules and aligned masks meet often
         self._count = 0
 
     # what steps use
@@ -333,7 +340,7 @@ class Generator:
         return self.rng.choice(fit)
 
     def channels(self) -> int:
-        return self.rng.choice(_CHANNELS)
+        return self.rng.choice(self.palette)
 
     def divisor(self, *sizes: int) -> int:
         g = math.gcd(*sizes)
@@ -391,8 +398,9 @@ def conv_transpose(g: Generator) -> str:
     stride = g.rng.choice((1, 2))
     extra = g.rng.choice((0, stride - 1))
     m = g.module(
-        f"nn.ConvTranspose{g.dims}d({channels}, {out}, {kernel}, stride={stride}, padding={g.rng.choice((0, kernel // 2))}, "
-        f"output_padding={extra}, groups={groups}, bias={g.rng.random() < 0.6})"
+        f"nn.ConvTranspose{g.dims}d({channels}, {out}, {kernel}, stride={stride}, "
+        f"padding={g.rng.choice((0, kernel // 2))}, output_padding={extra}, groups={groups}, "
+        f"bias={g.rng.random() < 0.6})"
     )
     return g.emit(f"{m}({x})", x)
 
@@ -420,7 +428,9 @@ def raw_linear(g: Generator) -> str:
     out = g.channels()
     w = g.parameter(out, g.shape(x)[-1])
     b = g.parameter(out)
-    form = g.rng.choice((f"F.linear({x}, {w}, {b})", f"F.linear({x}, {w})", f"{x} @ {w}.t() + {b}", f"torch.matmul({x}, {w}.T)"))
+    form = g.rng.choice(
+        (f"F.linear({x}, {w}, {b})", f"F.linear({x}, {w})", f"{x} @ {w}.t() + {b}", f"torch.matmul({x}, {w}.T)")
+    )
     return g.emit(form, x)
 
 
@@ -464,7 +474,9 @@ def batch_norm(g: Generator) -> str:
 def other_norm(g: Generator) -> str:
     x = g.map()
     channels = g.shape(x)[1]
-    kind = g.rng.choice((f"nn.GroupNorm({g.divisor(channels)}, {channels})", f"nn.InstanceNorm{g.dims}d({channels}, affine=True)"))
+    kind = g.rng.choice(
+        (f"nn.GroupNorm({g.divisor(channels)}, {channels})", f"nn.InstanceNorm{g.dims}d({channels}, affine=True)")
+    )
     return g.emit(f"{g.module(kind)}({x})", x)
 
 
@@ -472,13 +484,41 @@ def other_norm(g: Generator) -> str:
 def activation(g: Generator) -> str:
     x = g.pick(lambda v: True)
     forms = [
-        "F.relu({x})", "torch.sigmoid({x})", "{x}.tanh()", "F.leaky_relu({x}, 0.2)", "F.gelu({x})", "F.silu({x})",
-        "F.hardtanh({x}, -0.5, 2.0)", "torch.clamp({x}, -1, 1)", "{x}.abs()", "({x} * 0.3).exp().clamp(max=5)",
-        "F.softplus({x})", "F.elu({x})", "F.hardswish({x})", "F.dropout({x}, 0.5, self.training)", "-{x}", "{x} * 2 + 1",
-        "1 - {x}", "{x} ** 2", "torch.cos({x})", "{x} / 3", "3 / ({x}.abs() + 1)", "torch.where({x} > 0.1, {x}, {x} * 0.1)",
-        "{x}.masked_fill({x} > 0.3, 0.7)", "{x}.square().add(1e-3).sqrt()",
-    ]  # fmt: skip
-    modules = ["nn.ReLU()", "nn.ReLU6()", "nn.Sigmoid()", "nn.Hardswish()", "nn.SiLU()", "nn.Dropout()", "nn.Identity()", "nn.PReLU()"]
+        "F.relu({x})",
+        "torch.sigmoid({x})",
+        "{x}.tanh()",
+        "F.leaky_relu({x}, 0.2)",
+        "F.gelu({x})",
+        "F.silu({x})",
+        "F.hardtanh({x}, -0.5, 2.0)",
+        "torch.clamp({x}, -1, 1)",
+        "{x}.abs()",
+        "({x} * 0.3).exp().clamp(max=5)",
+        "F.softplus({x})",
+        "F.elu({x})",
+        "F.hardswish({x})",
+        "F.dropout({x}, 0.5, self.training)",
+        "-{x}",
+        "{x} * 2 + 1",
+        "1 - {x}",
+        "{x} ** 2",
+        "torch.cos({x})",
+        "{x} / 3",
+        "3 / ({x}.abs() + 1)",
+        "torch.where({x} > 0.1, {x}, {x} * 0.1)",
+        "{x}.masked_fill({x} > 0.3, 0.7)",
+        "{x}.square().add(1e-3).sqrt()",
+    ]
+    modules = [
+        "nn.ReLU()",
+        "nn.ReLU6()",
+        "nn.Sigmoid()",
+        "nn.Hardswish()",
+        "nn.SiLU()",
+        "nn.Dropout()",
+        "nn.Identity()",
+        "nn.PReLU()",
+    ]
     if g.rng.random() < 0.4:
         return g.emit(f"{g.module(g.rng.choice(modules))}({x})", x)
     return g.emit(g.rng.choice(forms).format(x=x), x)
@@ -494,7 +534,12 @@ def prelu(g: Generator) -> str:
 def over_axis(g: Generator) -> str:
     x = g.pick(lambda v: v.ndim >= 2)
     dim = g.rng.randrange(1, g.values[x].ndim)
-    forms = ["F.softmax({x}, dim={d})", "torch.log_softmax({x}, {d})", "F.normalize({x}, dim={d})", "torch.cumsum({x}, {d})"]
+    forms = [
+        "F.softmax({x}, dim={d})",
+        "torch.log_softmax({x}, {d})",
+        "F.normalize({x}, dim={d})",
+        "torch.cumsum({x}, {d})",
+    ]
     if g.shape(x)[dim] % 2 == 0:
         forms += ["F.glu({x}, dim={d})"] * 2
     return g.emit(g.rng.choice(forms).format(x=x, d=dim), x)
@@ -506,10 +551,19 @@ def in_place(g: Generator) -> str:
     y = g.emit(f"{x}.clone()" if g.rng.random() < 0.5 else f"{x} + 0.5", x)
     k = max(1, g.shape(y)[1] // 2)
     forms = [
-        f"{y}.mul_(0.5)", f"{y} += 1", f"{y}.relu_()", f"F.relu({y}, inplace=True)", f"{y} *= {y}", f"{y}[:, :{k}] = 0",
-        f"{y}[:, {k - 1}:] += 1", f"{y}[:, 0].mul_(2)", f"{y}[:, :{k}] = {y}[:, -{k}:].clone()", f"{y}.clamp_(-1, 1)",
-        f"{y}.view({y}.size(0), -1).add_(0.25)", f"{y}.transpose(0, 1)[0].fill_(0.3)",
-    ]  # fmt: skip
+        f"{y}.mul_(0.5)",
+        f"{y} += 1",
+        f"{y}.relu_()",
+        f"F.relu({y}, inplace=True)",
+        f"{y} *= {y}",
+        f"{y}[:, :{k}] = 0",
+        f"{y}[:, {k - 1}:] += 1",
+        f"{y}[:, 0].mul_(2)",
+        f"{y}[:, :{k}] = {y}[:, -{k}:].clone()",
+        f"{y}.clamp_(-1, 1)",
+        f"{y}.view({y}.size(0), -1).add_(0.25)",
+        f"{y}.transpose(0, 1)[0].fill_(0.3)",
+    ]
     try:
         g.statement(g.rng.choice(forms))
         if g.rng.random() < 0.3:
@@ -525,14 +579,28 @@ def pool(g: Generator) -> str:
     x = g.map()
     d = g.dims
     forms = [
-        "F.max_pool{d}d({x}, 2)", "F.max_pool{d}d({x}, 3, stride=1, padding=1)", "F.max_pool{d}d({x}, 2, ceil_mode=True)",
-        "F.avg_pool{d}d({x}, 2)", "F.avg_pool{d}d({x}, 3, 1, 1)", "F.avg_pool{d}d({x}, 3, 2, 1, count_include_pad=False)",
-        "F.avg_pool{d}d({x}, 3, 2, 1, ceil_mode=True)", "F.adaptive_avg_pool{d}d({x}, 1)", "F.adaptive_max_pool{d}d({x}, 2)",
-        "F.adaptive_avg_pool{d}d({x}, 2)", "F.interpolate({x}, scale_factor=2)", "F.pad({x}, (1, 1))",
-        "F.pad({x}, (1, 0), value=0.5)", "F.pad({x}, (1, 1), mode='replicate')", "F.avg_pool{d}d({x}, 2, ceil_mode=True)",
-    ]  # fmt: skip
+        "F.max_pool{d}d({x}, 2)",
+        "F.max_pool{d}d({x}, 3, stride=1, padding=1)",
+        "F.max_pool{d}d({x}, 2, ceil_mode=True)",
+        "F.avg_pool{d}d({x}, 2)",
+        "F.avg_pool{d}d({x}, 3, 1, 1)",
+        "F.avg_pool{d}d({x}, 3, 2, 1, count_include_pad=False)",
+        "F.avg_pool{d}d({x}, 3, 2, 1, ceil_mode=True)",
+        "F.adaptive_avg_pool{d}d({x}, 1)",
+        "F.adaptive_max_pool{d}d({x}, 2)",
+        "F.adaptive_avg_pool{d}d({x}, 2)",
+        "F.interpolate({x}, scale_factor=2)",
+        "F.pad({x}, (1, 1))",
+        "F.pad({x}, (1, 0), value=0.5)",
+        "F.pad({x}, (1, 1), mode='replicate')",
+        "F.avg_pool{d}d({x}, 2, ceil_mode=True)",
+    ]
     if d == 2:
-        forms += ["F.interpolate({x}, scale_factor=2, mode='bilinear')", "F.avg_pool2d({x}, 2, divisor_override=3)", "F.lp_pool2d({x}, 2, 2)"]
+        forms += [
+            "F.interpolate({x}, scale_factor=2, mode='bilinear')",
+            "F.avg_pool2d({x}, 2, divisor_override=3)",
+            "F.lp_pool2d({x}, 2, 2)",
+        ]
     return g.emit(g.rng.choice(forms).format(x=x, d=d), x)
 
 
@@ -541,9 +609,17 @@ def binary(g: Generator) -> str:
     x = g.pick(lambda v: True)
     y = g.same(x)
     forms = (
-        "{x} + {y}", "{x} + {y}", "{x} + {y}", "{x} * {y}", "{x} - {y}", "torch.maximum({x}, {y})", "{x} / ({y}.abs() + 1)",
-        "torch.add({x}, {y}, alpha=0.5)", "torch.lerp({x}, {y}, 0.3)", "({x} + {y}).relu()",
-    )  # fmt: skip
+        "{x} + {y}",
+        "{x} + {y}",
+        "{x} + {y}",
+        "{x} * {y}",
+        "{x} - {y}",
+        "torch.maximum({x}, {y})",
+        "{x} / ({y}.abs() + 1)",
+        "torch.add({x}, {y}, alpha=0.5)",
+        "torch.lerp({x}, {y}, 0.3)",
+        "({x} + {y}).relu()",
+    )
     return g.emit(g.rng.choice(forms).format(x=x, y=y), x, y)
 
 
@@ -553,7 +629,9 @@ def residual(g: Generator) -> str:
     x = g.map()
     channels = g.shape(x)[1]
     groups = g.divisor(channels) if g.rng.random() < 0.3 else 1
-    m = g.module(f"nn.Conv{g.dims}d({channels}, {channels}, 3, padding=1, groups={groups}, bias={g.rng.random() < 0.5})")
+    m = g.module(
+        f"nn.Conv{g.dims}d({channels}, {channels}, 3, padding=1, groups={groups}, bias={g.rng.random() < 0.5})"
+    )
     g.calls.append((m, channels))
     y = g.emit(f"{m}({x})", x)
     if g.rng.random() < 0.6:
@@ -568,7 +646,11 @@ def join(g: Generator) -> str:
     x = g.pick(lambda v: v.ndim >= 2)
     shape = g.shape(x)
     dim = 1 if g.rng.random() < 0.8 else g.rng.randrange(len(shape))
-    fit = [n for n, v in g.values.items() if v.ndim == len(shape) and all(v.shape[a] == s for a, s in enumerate(shape) if a != dim)]
+    fit = [
+        n
+        for n, v in g.values.items()
+        if v.ndim == len(shape) and all(v.shape[a] == s for a, s in enumerate(shape) if a != dim)
+    ]
     parts = [x] + [g.rng.choice(fit) for _ in range(g.rng.choice((1, 1, 2)))]
     if g.rng.random() < 0.15:
         parts = [x, x]
@@ -584,15 +666,25 @@ def divide(g: Generator) -> Any:
     n = g.shape(x)[1]
     first = g.rng.randrange(1, n)
     halves = [
-        (f"{x}.chunk(2, 1)", len(g.values[x].chunk(2, 1))), (f"torch.split({x}, [{first}, {n - first}], 1)", 2),
-        (f"torch.tensor_split({x}, 2, dim=1)", 2), (f"{x}.split({n // 2}, dim=1)", -(-n // (n // 2))),
+        (f"{x}.chunk(2, 1)", len(g.values[x].chunk(2, 1))),
+        (f"torch.split({x}, [{first}, {n - first}], 1)", 2),
+        (f"torch.tensor_split({x}, 2, dim=1)", 2),
+        (f"{x}.split({n // 2}, dim=1)", -(-n // (n // 2))),
         (f"{x}.split({x}.shape[1] // 2, dim=1)", -(-n // (n // 2))),
-    ]  # fmt: skip
+    ]
     single = [
-        f"{x}[:, {first}:]", f"{x}[:, :{first}]", f"{x}[:, ::2]", f"{x}.narrow(1, {first - 1}, 1)", f"{x}.flip(1)",
-        f"torch.roll({x}, {first}, 1)", f"{x}[:, -{first}:]", f"{x}.unbind(1)[{first}].unsqueeze(1)",
-        f"{x}.index_select(1, torch.tensor([{first}, 0]))", f"{x}[:, [{first}, 0, {first}]]", f"{x}[:, {first}:{first + 1}]",
-    ]  # fmt: skip
+        f"{x}[:, {first}:]",
+        f"{x}[:, :{first}]",
+        f"{x}[:, ::2]",
+        f"{x}.narrow(1, {first - 1}, 1)",
+        f"{x}.flip(1)",
+        f"torch.roll({x}, {first}, 1)",
+        f"{x}[:, -{first}:]",
+        f"{x}.unbind(1)[{first}].unsqueeze(1)",
+        f"{x}.index_select(1, torch.tensor([{first}, 0]))",
+        f"{x}[:, [{first}, 0, {first}]]",
+        f"{x}[:, {first}:{first + 1}]",
+    ]
     if g.rng.random() < 0.5:
         return g.emit(g.rng.choice(single), x)
     text, count = g.rng.choice(halves)
@@ -631,7 +723,13 @@ def flatten(g: Generator) -> str:
     if math.prod(shape[1:]) > 200:
         x = g.emit(f"F.adaptive_avg_pool{g.dims}d({x}, {g.rng.choice((1, 2))})", x)
         shape = g.shape(x)
-    forms = ("torch.flatten({x}, 1)", "{x}.view({x}.size(0), -1)", "{x}.reshape(-1, {n})", "{x}.flatten(1)", "{x}.reshape({x}.shape[0], {n})")
+    forms = (
+        "torch.flatten({x}, 1)",
+        "{x}.view({x}.size(0), -1)",
+        "{x}.reshape(-1, {n})",
+        "{x}.flatten(1)",
+        "{x}.reshape({x}.shape[0], {n})",
+    )
     return g.emit(g.rng.choice(forms).format(x=x, n=math.prod(shape[1:])), x)
 
 
@@ -644,7 +742,9 @@ def regroup(g: Generator) -> str:
     form = g.rng.randrange(4)
     if form == 0:
         y = g.emit(f"{x}.view({x}.shape[0], {k}, -1)", x)
-        return g.emit(f"{y}.{g.rng.choice(('sum(1)', 'mean(2)', 'amax(1)', 'flatten(1)', 'transpose(1, 2).flatten(1)'))}", y)
+        return g.emit(
+            f"{y}.{g.rng.choice(('sum(1)', 'mean(2)', 'amax(1)', 'flatten(1)', 'transpose(1, 2).flatten(1)'))}", y
+        )
     if form == 1:
         return g.emit(f"{x}[:, :{''.join(', None' for _ in range(g.dims))}]", x)
     if form == 2:
@@ -661,11 +761,18 @@ def reduce(g: Generator) -> str:
     else:
         dim = g.rng.randrange(1, ndim)
     keep = g.rng.random() < 0.5
-    forms = ["{x}.mean({d}, keepdim={k})", "torch.sum({x}, {d}, keepdim={k})", "torch.amax({x}, {d}, keepdim={k})",
-             "torch.linalg.vector_norm({x}, dim={d}, keepdim={k})", "torch.logsumexp({x}, {d}, keepdim={k})"]  # fmt: skip
+    forms = [
+        "{x}.mean({d}, keepdim={k})",
+        "torch.sum({x}, {d}, keepdim={k})",
+        "torch.amax({x}, {d}, keepdim={k})",
+        "torch.linalg.vector_norm({x}, dim={d}, keepdim={k})",
+        "torch.logsumexp({x}, {d}, keepdim={k})",
+    ]
     y = g.emit(g.rng.choice(forms).format(x=x, d=dim, k=keep), x)
     if keep and g.rng.random() < 0.7:
-        return g.emit(g.rng.choice(("{x} - {y}", "{x} * {y}", "{x} / ({y}.abs() + 1)", "{x} + {y}")).format(x=x, y=y), x, y)
+        return g.emit(
+            g.rng.choice(("{x} - {y}", "{x} * {y}", "{x} / ({y}.abs() + 1)", "{x} + {y}")).format(x=x, y=y), x, y
+        )
     return y
 
 
@@ -690,7 +797,11 @@ def scale(g: Generator) -> str:
     if g.rng.random() < 0.4:
         g.init.pop()
         flat = g.parameter(channels)
-        forms = [f"{x} * {flat}.view(1, -1{ones})", f"{x} + {flat}.reshape(-1{ones})", f"{x} * {flat}.view(1, {channels}{ones})"]
+        forms = [
+            f"{x} * {flat}.view(1, -1{ones})",
+            f"{x} + {flat}.reshape(-1{ones})",
+            f"{x} * {flat}.view(1, {channels}{ones})",
+        ]
     return g.emit(g.rng.choice(forms), x)
 
 
@@ -726,7 +837,9 @@ def attend(g: Generator) -> str:
     x = g.map()
     y = g.emit(f"{x}.flatten(2)", x)
     z = g.emit(f"torch.softmax({y}.transpose(1, 2) @ {y} * 0.2, -1)", y)
-    return g.emit(f"({y} @ {z}).view_as({x})" if g.rng.random() < 0.5 else f"torch.bmm({y}, {z}).reshape({x}.shape)", y, z, x)
+    return g.emit(
+        f"({y} @ {z}).view_as({x})" if g.rng.random() < 0.5 else f"torch.bmm({y}, {z}).reshape({x}.shape)", y, z, x
+    )
 
 
 @_step(2)
@@ -753,14 +866,30 @@ def spread(g: Generator) -> str:
     x = g.pick(lambda v: v.ndim >= 2)
     n, ndim = g.shape(x)[1], g.values[x].ndim
     forms = [
-        "{x}.repeat_interleave(2, 1)", "{x}.repeat(1, 2{ones})", "torch.roll({x}, 1, -1)", "{x}.flip(-1)", "{x}[..., :2]",
-        "{x}.unsqueeze(1).expand(-1, 2, *[-1] * {rest}).flatten(1, 2)", "{x}.tile((1, 2{ones}))", "{x}[:, :, None].sum(2)",
-        "{x}.movedim(1, -1).movedim(-1, 1)", "{x}.transpose(0, 1).transpose(1, 0)", "torch.stack({x}.unbind(1), -1).movedim(-1, 1)",
-        "{x}.unsqueeze(0).squeeze(0)", "{x}.sort(dim=1).values", "torch.topk({x}, 2, dim=1).values", "{x}.contiguous()",
-        "torch.cat([{x}, torch.zeros_like({x})], 1)", "torch.cat([{x}, torch.ones_like({x}[:, :1])], 1)", "{x}.swapaxes(0, 1).t().t().swapaxes(1, 0)"
-        if ndim == 2 else "{x}.new_ones(()) * {x}", "{x}.max(dim=1, keepdim=True).values + {x}", "{x}.std(1, keepdim=True) + {x}",
-        "torch.diff({x}, dim=1)", "{x} * torch.arange({n}).view(1, -1{ones})", "{x} + torch.linspace(0, 1, {x}.shape[1]).view(1, -1{ones})",
-    ]  # fmt: skip
+        "{x}.repeat_interleave(2, 1)",
+        "{x}.repeat(1, 2{ones})",
+        "torch.roll({x}, 1, -1)",
+        "{x}.flip(-1)",
+        "{x}[..., :2]",
+        "{x}.unsqueeze(1).expand(-1, 2, *[-1] * {rest}).flatten(1, 2)",
+        "{x}.tile((1, 2{ones}))",
+        "{x}[:, :, None].sum(2)",
+        "{x}.movedim(1, -1).movedim(-1, 1)",
+        "{x}.transpose(0, 1).transpose(1, 0)",
+        "torch.stack({x}.unbind(1), -1).movedim(-1, 1)",
+        "{x}.unsqueeze(0).squeeze(0)",
+        "{x}.sort(dim=1).values",
+        "torch.topk({x}, 2, dim=1).values",
+        "{x}.contiguous()",
+        "torch.cat([{x}, torch.zeros_like({x})], 1)",
+        "torch.cat([{x}, torch.ones_like({x}[:, :1])], 1)",
+        "{x}.new_ones(()) * {x}",
+        "{x}.max(dim=1, keepdim=True).values + {x}",
+        "{x}.std(1, keepdim=True) + {x}",
+        "torch.diff({x}, dim=1)",
+        "{x} * torch.arange({n}).view(1, -1{ones})",
+        "{x} + torch.linspace(0, 1, {x}.shape[1]).view(1, -1{ones})",
+    ]
     return g.emit(g.rng.choice(forms).format(x=x, n=n, ones=", 1" * (ndim - 2), rest=ndim - 1), x)
 
 
@@ -770,7 +899,12 @@ def products(g: Generator) -> str:
     x = g.vector()
     n, out = g.shape(x)[1], g.channels()
     w, b = g.parameter(n, out), g.parameter(out)
-    forms = [f"torch.addmm({b}, {x}, {w})", f"torch.einsum('ni,io->no', {x}, {w})", f"torch.mm({x}, {w})", f"{x}.matmul({w}) * {b}"]
+    forms = [
+        f"torch.addmm({b}, {x}, {w})",
+        f"torch.einsum('ni,io->no', {x}, {w})",
+        f"torch.mm({x}, {w})",
+        f"{x}.matmul({w}) * {b}",
+    ]
     return g.emit(g.rng.choice(forms), x)
 
 
@@ -778,7 +912,11 @@ def products(g: Generator) -> str:
 def unknown(g: Generator) -> str:
     """Ops that no rule knows."""
     x = g.pick(lambda v: v.ndim >= 2)
-    forms = ("torch.special.bessel_j0({x})", "torch.einsum('nc...,nc...->nc...', {x}, {x})", "torch.linalg.vector_norm({x}, 3, 1)")
+    forms = (
+        "torch.special.bessel_j0({x})",
+        "torch.einsum('nc...,nc...->nc...', {x}, {x})",
+        "torch.linalg.vector_norm({x}, 3, 1)",
+    )
     return g.emit(g.rng.choice(forms).format(x=x), x)
 
 
@@ -815,7 +953,10 @@ def random_case(seed: int | random.Random, steps: int | None = None) -> Case:
 def stem(g: Generator) -> None:
     for name in list(g.values):
         channels = g.shape(name)[1]
-        m = g.module(f"nn.Conv{g.dims}d({channels}, {g.channels()}, {g.rng.choice((1, 3))}, padding=1, bias={g.rng.random() < 0.5})")
+        m = g.module(
+            f"nn.Conv{g.dims}d({channels}, {g.channels()}, {g.rng.choice((1, 3))}, padding=1, "
+            f"bias={g.rng.random() < 0.5})"
+        )
         g.emit(f"{m}({name})", name)
 
 
@@ -880,7 +1021,9 @@ def _complete(seed: int, source: str, shapes: list[tuple[int, ...]], rng: random
     g = torch.Generator().manual_seed(seed)
 
     def inputs(batch: int, more: int) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.randn(batch, s[1], *[n + more for n in s[2:]], generator=g, dtype=torch.float64) for s in shapes)
+        return tuple(
+            torch.randn(batch, s[1], *[n + more for n in s[2:]], generator=g, dtype=torch.float64) for s in shapes
+        )
 
     case = Case(seed, source, inputs(2, 0), random_masks(model, rng))
     reference = masked_copy(model, case.masks)
@@ -983,7 +1126,7 @@ def _mask_source(mask: torch.Tensor) -> str:
     return f"torch.tensor({mask.int().tolist()})"
 
 
-_SCRIPT = '''\
+_SCRIPT = """\
 import copy, torch, speedup
 import torch.nn.functional as F
 from torch import nn
@@ -1010,4 +1153,4 @@ small = speedup.ModelSpeedup(model, tuple(inputs), masks).speedup_model()
 with torch.no_grad():
     for a, b in zip(tree_leaves(masked(*inputs)), tree_leaves(small(*inputs))):
         print(a.shape, b.shape, float((a - b).abs().max()), float(a.abs().max()))
-'''
+"""

@@ -37,7 +37,13 @@ class Net(nn.Module):
         return result
 
 
-DROPPED = {"conv.weight": (0, 3, 5), "conv.bias": (0, 3, 5), "norm.weight": (0, 3, 5), "norm.bias": (0, 3, 5), "two.weight": (1,)}
+DROPPED = {
+    "conv.weight": (0, 3, 5),
+    "conv.bias": (0, 3, 5),
+    "norm.weight": (0, 3, 5),
+    "norm.bias": (0, 3, 5),
+    "two.weight": (1,),
+}
 GIVEN = (2, 3, 8, 8)
 
 
@@ -75,7 +81,12 @@ def test_modules_keep_their_identity_and_their_integer_attributes_follow() -> No
     before = {n: id(m) for n, m in model.named_modules()}
     small_net(model)
     assert {n: id(m) for n, m in model.named_modules()} == before
-    assert (model.conv.out_channels, model.norm.num_features, model.two.in_channels, model.fc.in_features) == (5, 5, 5, 5)
+    assert (model.conv.out_channels, model.norm.num_features, model.two.in_channels, model.fc.in_features) == (
+        5,
+        5,
+        5,
+        5,
+    )
 
 
 def test_training_flags_stay_as_mixed_as_they_were() -> None:
@@ -260,7 +271,11 @@ def test_a_model_that_is_no_module() -> None:
 
 
 def test_a_dummy_input_of_the_wrong_shape_names_the_call_that_fails() -> None:
-    mistake(TraceError, r"does not run on the dummy input.*Conv2d at .*test_front_door\.py:\d+", given=torch.randn(2, 5, 8, 8))
+    mistake(
+        TraceError,
+        r"does not run on the dummy input.*Conv2d at .*test_front_door\.py:\d+",
+        given=torch.randn(2, 5, 8, 8),
+    )
     mistake(TraceError, "does not run on the dummy input", given=(torch.randn(*GIVEN), 3))
     mistake(TraceError, "does not run on the dummy input", given={"image": torch.randn(*GIVEN)})
 
@@ -297,7 +312,9 @@ def test_every_error_is_a_speedup_error() -> None:
 # -- logging ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_line_of_log_a_stage_and_nothing_printed(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_of_log_a_stage_and_nothing_printed(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = net()
     with caplog.at_level(logging.INFO, logger="speedup"):
         small_net(model)

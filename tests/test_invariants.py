@@ -24,7 +24,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 8, 1))
+        self.block = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 8, 1)
+        )
         self.squeeze, self.excite = nn.Linear(8, 4), nn.Linear(4, 8)
         self.gain = nn.Parameter(torch.ones(1, 8, 1, 1))
         self.drop = nn.Dropout()
@@ -65,7 +67,13 @@ def test_unaligned_masks_are_as_exact() -> None:
     model = net()
     masks = mask_indices(
         model,
-        {"stem.weight": (0, 2, 5), "block.0.weight": (1, 6), "block.3.weight": (2, 3), "excite.weight": (7,), "gain": (0,)},
+        {
+            "stem.weight": (0, 2, 5),
+            "block.0.weight": (1, 6),
+            "block.3.weight": (2, 3),
+            "excite.weight": (7,),
+            "gain": (0,),
+        },
     )
     result = check_equal(model, torch.randn(*GIVEN), masks, [torch.randn(3, 3, 11, 9)])
     assert result.kept <= 1.0
@@ -162,6 +170,8 @@ def test_another_process_gives_the_same_plan() -> None:
     outputs = set()
     for seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+        )
         outputs.add(done.stdout.splitlines()[-1])
     assert len(outputs) == 1

@@ -119,7 +119,8 @@ def test_masking_more_never_keeps_more_filters_of_a_chain(seed: int) -> None:
     """In a network without ties between channels, a larger mask gives a model that is no larger."""
     source = (
         "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)\n        self.n, self.f = nn.BatchNorm2d(6), nn.Linear(6, 4)\n"
+        "        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)\n"
+        "        self.n, self.f = nn.BatchNorm2d(6), nn.Linear(6, 4)\n"
         "    def forward(self, x):\n        return self.f(F.relu(self.n(self.b(F.relu(self.a(x))))).mean((2, 3)))\n"
     )
     g = torch.Generator().manual_seed(seed)

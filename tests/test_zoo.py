@@ -17,24 +17,27 @@ Build = Callable[..., nn.Module]
 VISION = torchvision.models
 SLOW = pytest.mark.slow
 
-# name: image size, and the share of parameters that may stay when half of all filters are masked, unaligned.
+# Name, image size, and the share of parameters that may stay when half of all filters are masked, unaligned: a little
+# above what stays today, so that a rule which keeps more than it must is noticed.
 NETWORKS: list[Any] = [
-    pytest.param("resnet18", 32, 0.55, id="resnet18"),
-    pytest.param("mobilenet_v3_small", 32, 0.75, id="mobilenet_v3_small"),
-    pytest.param("shufflenet_v2_x0_5", 32, 0.7, id="shufflenet_v2_x0_5"),
-    pytest.param("densenet121", 32, 0.5, id="densenet121"),
-    pytest.param("regnet_x_400mf", 32, 0.78, id="regnet_x_400mf"),
-    pytest.param("squeezenet1_1", 64, 0.5, id="squeezenet1_1"),
-    pytest.param("googlenet", 64, 0.5, id="googlenet", marks=SLOW),
-    pytest.param("efficientnet_b0", 64, 0.75, id="efficientnet_b0", marks=SLOW),
-    pytest.param("convnext_tiny", 64, 1.0, id="convnext_tiny", marks=SLOW),
-    pytest.param("vit_b_16", 224, 1.0, id="vit_b_16", marks=SLOW),
+    pytest.param("resnet18", 32, 0.45, id="resnet18"),
+    pytest.param("mobilenet_v3_small", 32, 0.42, id="mobilenet_v3_small"),
+    pytest.param("shufflenet_v2_x0_5", 32, 0.46, id="shufflenet_v2_x0_5"),
+    pytest.param("densenet121", 32, 0.27, id="densenet121"),
+    pytest.param("regnet_x_400mf", 32, 0.77, id="regnet_x_400mf"),
+    pytest.param("squeezenet1_1", 64, 0.26, id="squeezenet1_1"),
+    pytest.param("googlenet", 64, 0.26, id="googlenet", marks=SLOW),
+    pytest.param("efficientnet_b0", 64, 0.6, id="efficientnet_b0", marks=SLOW),
+    pytest.param("convnext_tiny", 64, 0.56, id="convnext_tiny", marks=SLOW),
+    pytest.param("vit_b_16", 64, 0.7, id="vit_b_16", marks=SLOW),
     pytest.param("swin_t", 64, 1.0, id="swin_t", marks=SLOW),
     pytest.param("vgg11_bn", 64, 0.5, id="vgg11_bn", marks=SLOW),
 ]
 
 
 def make(name: str, **options: Any) -> nn.Module:
+    if name == "vit_b_16":
+        options["image_size"] = 64
     if name == "googlenet":
         options.update(aux_logits=False, init_weights=False)
     with torch.random.fork_rng():
@@ -87,11 +90,9 @@ def test_resnet18_with_masks_aligned_over_its_residual_streams_is_as_small_as_ca
     result = check(model, masks, 64)
     full, half = make("resnet18"), 0
     for name, p in full.named_parameters():
-        axes = [n for n in p.shape]
         rows = 1 if name.startswith("fc") or not p.ndim else 2
         columns = 1 if p.ndim < 2 or name == "conv1.weight" else 2
         half += p.numel() // rows // columns
-        assert axes
     assert round(result.kept * sum(p.numel() for p in full.parameters())) == half
 
 

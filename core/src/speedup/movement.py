@@ -49,14 +49,17 @@ class Movement(Rule):
 
     Only the tensors named in ``operands`` move (by default all tensors of the call); others, such as an index, must
     be tensors that the model holds. ``resize`` gives the arguments of the call for smaller operands, where they
-    contain sizes.
+    contain sizes. ``fills`` says that the op also puts in entries of its own; unless ``fill_stays`` is False, how many
+    of them is written in the code, so that they stay (padding of channels).
     """
 
     moves = True
     fills = False
+    fill_stays = True
 
     def __init__(self, **fields: Any) -> None:
         self.fills = fields.pop("fills", type(self).fills)
+        self.fill_stays = fields.pop("fill_stays", type(self).fill_stays)
         super().__init__(**fields)
 
     # -- what a call is -------------------------------------------------------------------------------------------
@@ -274,7 +277,7 @@ class Movement(Rule):
         grown = True
         while grown:
             grown = False
-            for k, mask in enumerate(self.gather(node, keep.sets[:n], True), n):
+            for k, mask in enumerate(self.gather(node, keep.sets[:n], self.fill_stays), n):
                 grown |= keep.grow(k, mask, "moved from a tensor that keeps it", _asker(keep, k, range(n)))
             for k, mask in enumerate(self.scatter(node, keep.sets[n:])):
                 grown |= keep.grow(

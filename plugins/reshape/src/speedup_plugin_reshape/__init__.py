@@ -14,7 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Bools, Floats, Movement, Node, NodeKeep, Rule, Value, along, hookimpl, kept_shape, variants
+from speedup import (
+    Bools,
+    Fact,
+    Floats,
+    Movement,
+    Node,
+    NodeFacts,
+    NodeKeep,
+    Rule,
+    Unused,
+    Value,
+    along,
+    hookimpl,
+    kept_shape,
+    variants,
+)
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -98,6 +113,14 @@ class Tied(Movement):
     """One operand has the shape of the output, whatever moves from it."""
 
     tied = 0
+
+    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        # What is written over is not used, though as many entries come out as go in.
+        used = self.scatter(node, [~facts.unused(len(node.operands))])
+        return {name: Unused(~u) for name, u in zip(node.operand_names, used, strict=True) if not u.all()}
+
+    def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
+        return [list(rigid[self.tied])]
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         last = len(node.operands)
@@ -195,6 +218,7 @@ class SetItem(Tied, Index):
     call = "input, index, value"
     operands = ("input", "value")
     fills = True
+    fill_stays = False
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
@@ -227,6 +251,13 @@ class Where(Rule):
         return None if value is None else [np.where(mask != 0, value, x)]
 
 
+class Filling(Movement):
+    """Fills in zeros between what it moves, as many as the smaller tensor asks for."""
+
+    fills = True
+    fill_stays = False
+
+
 class Narrow(Movement):
     call = "input, dim, start, length"
     operands = ("input",)
@@ -257,13 +288,12 @@ def speedup_rules() -> Iterable[Rule]:
             call="input, *args, **kwargs",
             operands=("input",),
         ),
-        Movement(
+        Filling(
             name="move with filling",
             modules=(nn.Unfold,),
             functions=(F.unfold, *variants("tril", "triu")),
             call="input, *args, **kwargs",
             operands=("input",),
-            fills=True,
         ),
         View(name="view", functions=variants("view", "reshape", "expand", "broadcast_to")),
         Unflatten(name="unflatten", modules=(nn.Unflatten,), functions=variants("unflatten")),
