@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -65,18 +66,11 @@ def test_what_lines_up_goes_from_every_layer_of_the_residual_stream() -> None:
 
 def test_unaligned_masks_are_as_exact() -> None:
     model = net()
-    masks = mask_indices(
-        model,
-        {
-            "stem.weight": (0, 2, 5),
-            "block.0.weight": (1, 6),
-            "block.3.weight": (2, 3),
-            "excite.weight": (7,),
-            "gain": (0,),
-        },
-    )
+    rows = {"stem.weight": (0, 2, 5), "block.0.weight": (1, 6), "block.3.weight": (2, 3), "excite.weight": (7,)}
+    masks = {**mask_indices(model, rows), **mask_indices(model, {"gain": (0,)}, axis=1)}
     result = check_equal(model, torch.randn(*GIVEN), masks, [torch.randn(3, 3, 11, 9)])
-    assert result.kept <= 1.0
+    assert result.shape("block.0.weight")[0] == 6 and result.shape("block.3.weight")[1] == 6, "folded into a bias"
+    assert result.shape("gain") == (1, 8, 1, 1), "the residual stream is read as a whole"
 
 
 def test_outputs_keep_their_shape_whatever_is_masked() -> None:
@@ -106,6 +100,7 @@ def test_lower_precisions_agree_up_to_their_rounding(dtype: torch.dtype) -> None
     small = speedup.ModelSpeedup(model, x, aligned(model)).speedup_model()
     for a, b in zip(small(x).values(), reference(x).values(), strict=True):
         assert a.dtype == dtype
+        a, b = a.detach(), b.detach()
         assert float((a - b).abs().max()) <= 40 * torch.finfo(dtype).eps * float(b.abs().max())
 
 
@@ -165,13 +160,9 @@ def test_another_process_gives_the_same_plan() -> None:
         "import json, torch, speedup\n"
         "from tests.test_invariants import GIVEN, net, aligned\n"
         "model = net()\n"
-        "print(json.dumps(speedup.plan(model, torch.ones(GIVEN), aligned(model)).to_dict()['tensors']))\n"
+        "print(json.dumps(speedup.plan(model, torch.ones(GIVEN), aligned(model)).to_dict()))\n"
     )
-    outputs = set()
-    for seed in ("0", "1"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
-        )
-        outputs.add(done.stdout.splitlines()[-1])
-    assert len(outputs) == 1
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    here = speedup.plan(net(), torch.ones(GIVEN), aligned(net())).to_dict()
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(here))

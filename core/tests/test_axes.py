@@ -163,7 +163,7 @@ def shape_of(layout: Layout, k: int) -> tuple[int, ...]:
     return tuple(prod(layout.sizes[n] for n in dim) for dim in layout.operands[k] or ())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(bound(), st.integers(0, 2**31), st.data())
 def test_named_space_and_back_is_the_identity(layout: Layout, seed: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
@@ -177,7 +177,7 @@ def test_named_space_and_back_is_the_identity(layout: Layout, seed: int, data: s
         assert np.array_equal(np.broadcast_to(back, full), np.broadcast_to(array, full))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(bound(), st.integers(0, 2**31))
 def test_entries_of_two_operands_meet_where_their_indices_agree(layout: Layout, seed: int) -> None:
     """What named space says of the first operand's entry is what plain indexing says."""
@@ -195,7 +195,7 @@ def test_entries_of_two_operands_meet_where_their_indices_agree(layout: Layout, 
     assert named[tuple(index[n] for n in layout.names)] == array[tuple(flat)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(bound(), st.integers(0, 2**31))
 def test_projections_are_any_and_all_over_what_the_operand_lacks(layout: Layout, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -50,7 +50,7 @@ def test_a_masked_filter_is_its_bias_and_goes_through_norm_and_activation_with_i
     for value in (conv, norm, relu):
         assert facts.mask(value).shape == (1, 6, 1, 1)
         assert np.flatnonzero(facts.mask(value)).tolist() == [1, 4]
-    assert facts.value(conv)[0, 4, 0, 0] == pytest.approx(float(model.conv.bias[4]))
+    assert facts.value(conv)[0, 4, 0, 0] == pytest.approx(model.conv.bias[4].item())
     with torch.no_grad():
         b = model.conv.bias.reshape(1, 6, 1, 1)
         wanted = model.norm(b)
@@ -336,7 +336,7 @@ def _barrier_cases() -> Iterable[tuple[str, Any]]:
     yield "on one of two readers", lambda s, x: s.two(s.one(x) + torch.special.bessel_j0(s.one(x)))
 
 
-@pytest.mark.parametrize(("where", "forward"), _barrier_cases())
+@pytest.mark.parametrize(("where", "forward"), list(_barrier_cases()))
 def test_an_unknown_op_is_a_barrier_around_which_all_else_works(where: str, forward: Any) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -26,7 +26,7 @@ def sets(draw: st.DrawFn) -> np.ndarray:  # type: ignore[type-arg]
     return keep
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(sets())
 def test_regularize_gives_a_regular_set_that_contains_the_old_one(keep: np.ndarray) -> None:  # type: ignore[type-arg]
     grown = regularize(keep)
@@ -35,14 +35,14 @@ def test_regularize_gives_a_regular_set_that_contains_the_old_one(keep: np.ndarr
     assert not (grown & ~hull(keep)).any(), "it fills up with indices that other fibres keep"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sets())
 def test_regularize_is_idempotent(keep: np.ndarray) -> None:  # type: ignore[type-arg]
     once = regularize(keep)
     assert np.array_equal(regularize(once), once)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sets())
 def test_regularize_leaves_boxes_and_the_empty_set_alone(keep: np.ndarray) -> None:  # type: ignore[type-arg]
     box = hull(keep)
@@ -52,7 +52,7 @@ def test_regularize_leaves_boxes_and_the_empty_set_alone(keep: np.ndarray) -> No
     assert not regularize(empty).any()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(sets(), st.integers(0, 2**31))
 def test_a_cut_keeps_exactly_the_kept_entries_of_every_fibre_in_their_order(
     keep: np.ndarray,  # type: ignore[type-arg]
@@ -70,7 +70,7 @@ def test_a_cut_keeps_exactly_the_kept_entries_of_every_fibre_in_their_order(
     assert np.array_equal(np.moveaxis(small.numpy(), axis, -1).reshape(wanted.shape), wanted)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(sets(), st.data())
 def test_axes_that_are_not_written_out_are_kept_whole(keep: np.ndarray, data: st.DataObject) -> None:  # type: ignore[type-arg]
     keep = regularize(keep)

@@ -48,11 +48,11 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     facts = keep.facts
     factors = [k for k in range(layout.n_inputs) if layout.present(k) and layout.names_of(k) & layout.contracted]
     found = []
-    weights_only = all(facts.is_weight(k) for k in factors)
+    weights_only = not any(facts.from_input(k) for k in factors)
     for k in factors:
         if facts.is_weight(k) and not weights_only:
             continue
-        # No mask asked for the end of a parameter's entry: all that are not masked are counted.
+        # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
         counts = ~facts.zero(k) if weights_only else facts.mask(k) & (facts.value(k) != 0)
         mask = counts & ~keep.sets[k]
         if not mask.any():

@@ -124,6 +124,10 @@ class NodeFacts:
         value = self._values[k]
         return value is not None and value.tensor is not None
 
+    def from_input(self, k: int) -> bool:
+        """Whether the operand depends on the model's input; else it is made of parameters alone."""
+        return self._at(k) in self._facts.graph.from_input
+
     def mask(self, k: int) -> Bools:
         """Constant entries; broadcasts to the operand's shape."""
         return self._facts.mask(self._at(k))

@@ -183,13 +183,9 @@ def _require(keeps: KeepSets, value: Value) -> None:
         if node.rule is None or number < 0:
             keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node)
     if value.producer is not None:
-        # What is made of parameters alone is constant too, but no mask asked for its end: only its zeros may go.
-        given = value in keeps.graph.from_input
-        gone = keeps.facts.mask(value) if given else keeps.facts.zero(value)
-        needed = ~(keeps.facts.unused(value) | gone)
+        needed = ~(keeps.facts.unused(value) | keeps.facts.mask(value))
         if needed.any():
-            why = "it is read and not constant" if given else "it is made of parameters that no mask drops"
-            keeps.grow(value, needed, why, value.producer)
+            keeps.grow(value, needed, "it is read and not constant", value.producer)
 
 
 def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str) -> None:

@@ -555,3 +555,54 @@ def test_attributes_say_what_is_left() -> None:
     small = copy.deepcopy(check_equal(model, image(2), masks, [image(2, 1, 9)]).model[1])
     assert (small.in_channels, small.out_channels, small.groups) == (3, 3, 1)
     assert (small.kernel_size, small.stride, small.padding, small.padding_mode) == ((3, 1), (2, 1), (1, 0), "reflect")
+
+
+# -- nets -----------------------------------------------------------------------------------------------------------
+
+
+class TiedAutoencoder(nn.Module):
+    """The decoder is the encoder's kernels, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.b(self.a(x).sigmoid()).relu()
+        h = F.conv_transpose2d(h, self.b.weight, padding=1)
+        return self.last(F.conv_transpose2d(h, self.a.weight, padding=1))
+
+
+class Readers(nn.Module):
+    """Several readers of one tensor, which ask for different carriers, or for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 12, 3, padding=1)
+        self.grouped = nn.Conv2d(12, 6, 3, padding=1, groups=3)
+        self.unpadded = nn.Conv2d(12, 6, 3, bias=False)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.shared, self.up = nn.Conv2d(6, 4, 3, padding=1), nn.ConvTranspose2d(12, 4, 2, stride=2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = self.a(x).tanh()
+        u, v = self.grouped(h).sigmoid(), self.unpadded(h).sigmoid()
+        return self.shared(u + F.pad(v, (1, 1, 1, 1))), self.up(self.depthwise(h)), self.shared(u)
+
+
+@pytest.mark.parametrize("net", [TiedAutoencoder, Readers])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.* is masked whole")
+def test_random_masks_of_nets(net: type[nn.Module], kind: str) -> None:
+    for seed in range(2):
+        model = randomize(net(), seed)
+        check_equal(model, image(2), random_masks(model, seed, kind, share=(0.3, 0.7)[seed]), [image(2, 1, 8)])
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_model_that_is_a_conv(groups: int) -> None:
+    """Its outputs keep their size, its inputs come as they are."""
+    model = randomize(nn.Conv2d(3, 6, 3, padding=1, groups=groups))
+    result = check_equal(model, image(2), mask_indices(model, {"weight": [0, 1, 4]}), [image(2, 1, 9)])
+    assert isinstance(result.model, nn.Conv2d)
+    assert result.kept == 1.0

@@ -300,13 +300,19 @@ def test_einsum_of_activations(equation: str) -> None:
 
 @pytest.mark.parametrize("factors", [{"alpha": 2}, {"beta": 0.5}, {"alpha": 2, "beta": 0.5}])
 def test_addmm_with_factors(factors: dict[str, float]) -> None:
-    def scaled(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
-        return x @ w if b is None else torch.addmm(b, x, w, **factors)
+    """The constants that come out are those with the factors."""
 
-    model = randomize(Raw(scaled, turned=True, bias=True))
-    assert model.shift is not None
-    model.shift.data.abs_()
-    check_equal(model, batch(4, 5), mask_indices(model, {"first": [0, 2]}, axis=1), [batch(3, 5)])
+    class Factors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.shift = nn.Parameter(torch.empty(5, 8)), nn.Parameter(torch.empty(8))
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.addmm(self.shift, x, self.weight, **factors).sigmoid())
+
+    model = randomize(Factors())
+    check_equal(model, batch(4, 5), mask_indices(model, {"weight": [0, 2]}, axis=1), [batch(3, 5)])
 
 
 def test_a_product_with_a_transposed_self() -> None:
@@ -401,6 +407,26 @@ def test_a_layer_called_in_a_loop() -> None:
     assert result.shape("step.weight") == (6, 6)
     for seed in range(4):
         check_equal(model, batch(2, 5), random_masks(model, seed, "mixed"), [batch(5)])
+
+
+@pytest.mark.parametrize("count", [4, 1])
+def test_a_learned_query_stays(count: int) -> None:
+    """What is made of parameters that no mask drops is constant, but may be trained further."""
+
+    class Query(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.project = nn.Parameter(torch.empty(count, 8)), nn.Linear(8, 6)
+            self.a, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last((self.project(self.query) + self.a(x)).tanh())
+
+    model = randomize(Query())
+    dropped = {f"{layer}.{name}": [2] for layer in ("a", "project") for name in ("weight", "bias")}
+    result = check_equal(model, batch(4, 5), mask_indices(model, dropped), [batch(2, 4, 5)])
+    assert result.shape("query") == (count, 8)
+    assert [result.shape(f"{n}.weight") for n in ("project", "a", "last")] == [(5, 8), (5, 5), (3, 5)]
 
 
 # -- bilinear -------------------------------------------------------------------------------------------------------
