@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from speedup.testing import KINDS, check_equal, mask_indices, random_masks, randomize
+from speedup.testing import KINDS, Masks, check_equal, mask_indices, random_masks, randomize
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -31,13 +32,13 @@ def between(d: int, layer: nn.Module, channels_in: int, channels_out: int) -> nn
 def small_convs(*widths: int, **arguments: Any) -> nn.Sequential:
     """Conv2d layers of these widths with kernels of 3, a sigmoid between them, everything random."""
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Conv2d(a, b, 3, **arguments), nn.Sigmoid()]
     return randomize(nn.Sequential(*layers[:-1]))
 
 
-def merged(*masks: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
-    found: dict[str, dict[str, torch.Tensor]] = {}
+def merged(*masks: Masks) -> Masks:
+    found: Masks = {}
     for each in masks:
         for path, own in each.items():
             found.setdefault(path, {}).update(own)
@@ -46,7 +47,7 @@ def merged(*masks: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, to
 
 # -- every form of the layer -----------------------------------------------------------------------------------------
 
-# Filters 0, 2, 3 and 6 of the layer before are masked, and give the constants of its bias; then some of the layer itself.
+# These filters of the layer before are masked, and give the constants of its bias; then some of the layer itself.
 BEFORE = [0, 2, 3, 6]
 # groups, channels in and out, masked filters -> (in, out, groups) left where constants go into the bias; where borders
 # differ, one constant per group stays as a carrier, and a depthwise channel that reads a constant stays.
@@ -285,7 +286,6 @@ CONSTANTS = {
         {"0.weight": [0, 3, 4], "2.weight, axis 1": [0, 3, 4]},
         (5, 6),
     ),
-    "biases alone": ((3, 8, 6, 2), 1, {"0.bias": [0, 3], "2.bias": [1]}, (8, 6)),
 }
 
 
@@ -296,19 +296,24 @@ def test_constants(case: str, bias: bool) -> None:
     """Behind a sigmoid every masked filter is a constant that is not 0, with or without a bias."""
     widths, padding, dropped, left = CONSTANTS[case]
     model = small_convs(*widths, padding=padding, bias=bias)
-    masks = {}
+    masks: Masks = {}
     for place, indices in dropped.items():
         name, _, axis = place.partition(", axis ")
-        if bias or not name.endswith("bias"):
-            masks = merged(masks, mask_indices(model, {name: indices}, int(axis or 0)))
-    # Nothing is masked in the layers without bias when the biases alone are: a mask that drops nothing stands for that.
-    masks = masks or mask_indices(model, {"0.weight": []})
+        masks = merged(masks, mask_indices(model, {name: indices}, int(axis or 0)))
     result = check_equal(model, image(2, size=8), masks, [image(2, 1, 9), image(2, 3, 13)])
     assert tuple(result.shape(f"{2 * i}.weight")[0] for i in range(len(widths) - 2)) == left
     assert result.shape(f"{2 * len(widths) - 4}.weight")[0] == widths[-1]
-    gained = ["4.bias"] if case == "unpadded: into the bias" else []
-    if not bias and padding:
-        assert result.plan.report.gained == gained
+    if padding:
+        assert result.plan.report.gained == []
+
+
+def test_masked_biases_alone() -> None:
+    model = small_convs(3, 8, 6, 2, padding=1)
+    result = check_equal(
+        model, image(2, size=8), mask_indices(model, {"0.bias": [0, 3], "2.bias": [1]}), [image(2, 1, 9)]
+    )
+    assert result.kept == 1.0
+    assert not result.model[0].bias[[0, 3]].any()
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
