@@ -23,7 +23,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.registry import Registry
 from speedup.regular import cut, kept_shape
-from speedup.trace.recorder import trace
+from speedup.trace.run import trace
 
 # Largest accepted difference, relative to the largest entry of the output.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}

@@ -1,0 +1,116 @@
+"""Running the model under the recorder: the modes that feed it, and the graph that comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from speedup.graph import Graph
+from speedup.registry import Registry
+from speedup.trace.outputs import tensors_in
+from speedup.trace.recorder import Recorder
+from speedup.trace.sandbox import undisturbed
+
+
+class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every ATen op; those outside a recorded call become barriers."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = recorder
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it would import the whole compiler
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        recorder.op_count += 1
+        if recorder.open_calls:
+            return func(*args, **kwargs)
+        return recorder.record(func, None, args, kwargs, lambda: func(*args, **kwargs))
+
+
+@contextlib.contextmanager
+def _module_calls(recorder: Recorder) -> Iterator[None]:
+    original = nn.Module.__call__
+
+    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return recorder.call_module(original, module, args, kwargs)
+
+    nn.Module.__call__ = traced  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Compiled models run eagerly, for their calls to be seen; nothing to do where nobody has loaded the compiler."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
+
+
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    registry: Registry,
+    log: list[list[torch.Tensor]] | None = None,
+    substitutes: Mapping[int, type[nn.Module]] | None = None,
+) -> Graph:
+    """Run the model once and record what it does. Call it inside ``sandbox``.
+
+    The inputs are copied first, so that a model that writes into them leaves the caller's alone; what the run changes
+    of the model is put back after it.
+
+    Args:
+        log: filled with copies of every node's outputs, when given.
+        substitutes: modules (by identity) to be recorded as one call of the type that they stand for.
+
+    Raises:
+        whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
+    """
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+    recorder = Recorder(model, registry, substitutes)
+    recorder.log = log
+    inputs = []
+    for tensor in tensors_in((args, kwargs)):
+        value = recorder._value(tensor, "input")
+        recorder.from_input.add(value)
+        recorder.track(tensor, value)
+        inputs.append(value)
+    with undisturbed(model):
+        try:
+            with _uncompiled(), _module_calls(recorder), _Underneath(recorder), recorder:
+                result = model(*args, **kwargs)
+        except Exception as error:
+            error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
+            raise
+    outputs, reference = [], []
+    for tensor in tensors_in(result):
+        outputs.append(recorder.value_of(tensor))
+        reference.append(tensor.detach().clone())
+    for source in list(recorder._sources.values()):
+        # A parameter or buffer that the forward writes to is read by the next call.
+        assert source.tensor is not None
+        value = recorder.value_of(source.tensor)
+        if value is not source:
+            outputs.append(value)
+    for value in outputs:
+        value.is_output = True
+    return Graph(
+        recorder.nodes, recorder.values, inputs, outputs, reference, frozenset(recorder.from_input), recorder.branch
+    )
