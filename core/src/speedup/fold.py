@@ -121,7 +121,9 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
         have = any_of(carriers(node, gone, keep) != 0, over)
         lacking = any_of(gone.mask, over) & ~have
         if lacking.any():
-            size = np.abs(gone.value)
+            # Written out along the contracted axis, along which all constants may be one number.
+            full = [layout.sizes[n] if p in over else 1 for p, n in enumerate(layout.names)]
+            size = np.abs(gone.value) * np.ones(full)
             best = gone.mask & (size == size.max(axis=over, keepdims=True)) & lacking
             first = best & (np.cumsum(best, axis=over[0]) == 1) if len(over) == 1 else best
             keep.grow(gone.k, layout.from_named(gone.k, first), "carries the constants of removed channels", gone.k)
