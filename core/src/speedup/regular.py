@@ -8,6 +8,8 @@ broadcast to the tensor's shape: an axis of size 1 is kept whole, unless the ent
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 
@@ -32,8 +34,11 @@ def is_box(keep: Bools) -> bool:
     return len(axes) <= 1 or int(np.prod([along(keep, a).sum() for a in axes])) == int(keep.sum())
 
 
-def ragged_axis(keep: Bools) -> int | None:
+def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | None:
     """The ragged axis of a regular set that is no box; None for a box.
+
+    Args:
+        allowed: the axes that may be ragged, all by default.
 
     Raises:
         ValueError: the set is not regular.
@@ -41,25 +46,33 @@ def ragged_axis(keep: Bools) -> int | None:
     if is_box(keep):
         return None
     for axis in reversed(varied(keep)):
+        if allowed is not None and axis not in allowed:
+            continue
         counts = keep.sum(axis=axis)
         if is_box(any_of(keep, axis)) and len(set(counts[counts > 0].tolist())) == 1:
             return axis
     raise ValueError("not a regular set")
 
 
-def is_regular(keep: Bools) -> bool:
+def is_regular(keep: Bools, allowed: Collection[int] | None = None) -> bool:
     try:
-        ragged_axis(keep)
+        ragged_axis(keep, allowed)
     except ValueError:
         return False
     return True
 
 
-def regularize(keep: Bools) -> Bools:
-    """The set grown to the nearest regular one: fibres that keep fewer are filled up."""
-    if is_regular(keep):
+def regularize(keep: Bools, allowed: Collection[int] | None = None) -> Bools:
+    """The set grown to the nearest regular one: fibres that keep fewer are filled up.
+
+    Args:
+        allowed: the axes that may be ragged, all by default; with none the result is a box.
+    """
+    if is_regular(keep, allowed):
         return keep
-    axes = varied(keep)
+    axes = [a for a in varied(keep) if allowed is None or a in allowed]
+    if not axes:
+        return hull(keep)
     axis = next((a for a in reversed(axes) if is_box(any_of(keep, a))), axes[-1])
     fibres = hull(any_of(keep, axis))
     target = int(keep.sum(axis=axis).max())

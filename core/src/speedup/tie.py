@@ -4,8 +4,8 @@ In named space, with a keep set per operand:
 
 1. *linked*: operands that share names keep the same indices along them;
 2. *joined*: an operand spanned by others (a weight by input and output) keeps the product of what they keep;
-3. *regular*: every operand is dense again after the cut (see ``speedup.regular``);
-4. *aligned*: an operand that lacks a name must not be asked for other positions along it.
+3. *regular*: every operand is dense again after the cut (see ``speedup.regular``), and positions differ from group to
+   group only where every operand can tell the groups apart.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from speedup import fold
 from speedup.axes import Layout
 from speedup.facts import Bools, any_of
 from speedup.graph import Node
-from speedup.regular import hull, ragged_axis, regularize, varied
+from speedup.regular import regularize, varied
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _WHY_LINKED = "joined with a tensor that keeps it"
 _WHY_EMPTY = "a tensor keeps at least one index"
 _WHY_REGULAR = "every group keeps the same count"
-_WHY_ALIGNED = "groups share a tensor, so they keep the same positions"
 
 
 def rigid_names(layout: Layout, rigid: Sequence[Sequence[bool] | None]) -> frozenset[str]:
@@ -77,7 +76,7 @@ def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
 
 
 def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
-    """Grow the keep sets at one node until 1 to 4 hold, and the constants that go can be folded."""
+    """Grow the keep sets at one node until 1 to 3 hold, and the constants that go can be folded."""
     _Ties(node, keep).settle()
     if node.layout.contracted:
         fold.demand(rule, node, keep)
@@ -100,7 +99,7 @@ class _Ties:
             pass
 
     def _step(self) -> bool:
-        return any([self._link(), self._join(), self._regular(), self._align()])
+        return any([self._link(), self._join(), self._regular()])
 
     def _grow(self, k: int, mask: Bools, why: str, cause: int) -> bool:
         self.sets[k] = self.sets[k] | mask
@@ -162,22 +161,23 @@ class _Ties:
     def _regular(self) -> bool:
         grown = False
         for k in self.present:
-            more = regularize(self.sets[k]) & ~self.sets[k]
+            more = regularize(self.sets[k], self._may_be_ragged(k)) & ~self.sets[k]
             if more.any():
                 grown |= self._grow(k, more, _WHY_REGULAR, k)
         return grown
 
-    def _align(self) -> bool:
-        grown = False
-        for k in self.present:
-            axis = ragged_axis(self.sets[k])
-            if axis is None:
-                continue
+    def _may_be_ragged(self, k: int) -> list[int]:
+        """Axes along which operand ``k`` may keep other positions per fibre: every operand that has such an axis must
+        tell the fibres apart (a grouped weight does, a vector that all groups share does not)."""
+        names = {self.layout.names[a] for a in varied(self.sets[k])}
+        allowed = []
+        for axis in varied(self.sets[k]):
             name = self.layout.names[axis]
-            others = {self.layout.names[a] for a in varied(self.sets[k])} - {name}
-            for q, dims in enumerate(self.layout.operands):
-                names = self.layout.names_of(q)
-                if dims is not None and q != k and name in names and not others <= names:
-                    grown |= self._grow(k, hull(self.sets[k]) & ~self.sets[k], _WHY_ALIGNED, q)
-                    break
-        return grown
+            others = [
+                self.layout.names_of(q)
+                for q in range(len(self.layout.operands))
+                if q != k and name in self.layout.names_of(q)
+            ]
+            if all(names - {name} <= known for known in others):
+                allowed.append(axis)
+        return allowed
