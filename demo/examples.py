@@ -176,7 +176,7 @@ def _fpgm(model: nn.Module, digits: Digits) -> Masks:
 EXAMPLES: Sequence[Example] = (
     Example(
         "slim", "slim (VGG-19)", "vgg19", 3, 32, _VGG_COUNTS,
-        Recipe(images=1200, rate=1.5e-3, l1=0.66), _slim,
+        Recipe(images=1200, batch=12, rate=1.5e-3, l1=0.66), _slim,
     ),
     Example("l1filter", "l1filter (VGG-16)", "vgg16", 3, 32, _VGG_COUNTS, _VGG16_RECIPE, _l1filter),
     Example("apoz", "APoZ (VGG-16)", "vgg16", 3, 32, _VGG_COUNTS, _VGG16_RECIPE, _apoz),

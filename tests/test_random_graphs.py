@@ -18,7 +18,7 @@ import speedup
 from tests.graphs import Case, build, check_case, count, random_case, run
 
 FEW = range(0, 240)
-MANY = range(100_000, 103_000)
+MANY = range(100_000, 100_800)
 BLOCK = 20
 
 
