@@ -1,0 +1,12 @@
+"""speedup rules: Attention: heads and head dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from speedup import Rule, hookimpl
+
+
+@hookimpl
+def speedup_rules() -> Iterable[Rule]:
+    return []

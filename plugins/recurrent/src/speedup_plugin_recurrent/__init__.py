@@ -1,0 +1,12 @@
+"""speedup rules: RNN, LSTM, GRU and their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from speedup import Rule, hookimpl
+
+
+@hookimpl
+def speedup_rules() -> Iterable[Rule]:
+    return []
