@@ -18,7 +18,7 @@ from speedup.errors import (
     SpeedupError,
     TraceError,
 )
-from speedup.facts import Bools, Constant, Fact, Floats, Unused, along
+from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
 from speedup.graph import Node, Value
 from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
 from speedup.infer import NodeFacts
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CONTRACT_VERSION",
+    "Affine",
     "Bools",
     "CheckError",
     "Constant",

@@ -1,7 +1,8 @@
-"""The two facts that are known of a tensor, and the arrays that hold them.
+"""The facts that are known of a tensor, and the arrays that hold them.
 
 *constant* (flows forward): entries whose value does not depend on the model's input, with that value.
 *unused* (flows backward): entries that no output of the model depends on.
+*affine* (flows forward, wider than constant): entries that are known combinations of unknowns which they share.
 
 Fact arrays *broadcast* to the tensor's shape: they have size 1 on every axis along which the fact does not vary, so a
 fact about the channels of a feature map is (1, C, 1, 1) and stays cheap whatever the image size.
@@ -12,6 +13,7 @@ by inclusion; a rule may only ever add entries.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -53,7 +55,35 @@ class Unused:
     mask: Bools
 
 
-Fact = Constant | Unused
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Entries that are combinations of a few unknowns, the same ones for all indices of one axis.
+
+    entry = sum over r of terms[r] * u[r] + offset, where the unknowns u[r] depend on the model's input and on the
+    position, but not on the index along ``axis``. Behind a layer norm a constant channel is such an entry: it is no
+    constant, since mean and deviation are not known, but they are the same for all channels.
+
+    Attributes:
+        axis: the axis whose indices share the unknowns.
+        mask: bool, broadcasts to the tensor's shape; True where the entry is known in this way. An entry whose terms
+            are all 0 is a constant.
+        terms: float64 per unknown, same rule.
+        offset: float64, same rule.
+    """
+
+    axis: int
+    mask: Bools
+    terms: tuple[Floats, ...]
+    offset: Floats
+
+    @property
+    def constant(self) -> Bools:
+        """Entries that are constants."""
+        result: Bools = np.logical_and.reduce(np.broadcast_arrays(self.mask, *(t == 0 for t in self.terms)))
+        return result
+
+
+Fact = Constant | Unused | Affine
 
 
 def compact_axes(*arrays: Bools | Floats) -> tuple[Bools | Floats, ...]:
@@ -85,6 +115,18 @@ def constant(mask: Bools, value: Floats) -> Constant | None:
         return None
     small, values = compact_axes(mask, np.where(mask, value, 0.0))
     return Constant(small.astype(bool, copy=False), values.astype(np.float64, copy=False))
+
+
+def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats) -> Affine | None:
+    """An Affine in compact form, or None where nothing is known; entries that are not finite do not count."""
+    terms = list(terms)
+    for array in (*terms, offset):
+        mask = mask & np.isfinite(array)
+    if not mask.any():
+        return None
+    small, *numbers = compact_axes(mask, *(np.where(mask, a, 0.0) for a in (*terms, offset)))
+    used = [t for t in numbers[:-1] if t.any()]
+    return Affine(axis, small.astype(bool, copy=False), tuple(used), numbers[-1].astype(np.float64, copy=False))
 
 
 def any_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:

@@ -21,11 +21,13 @@ import torch
 
 from speedup.axes import Layout
 from speedup.facts import (
+    Affine,
     Bools,
     Constant,
     Fact,
     Floats,
     Unused,
+    affine,
     along,
     any_of,
     any_product,
@@ -48,8 +50,12 @@ def from_weight(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
 
 
 def from_input(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-    """Constant outputs."""
-    return _constants(rule, node, _Named(node, facts))
+    """Constant outputs, and affine ones where the call averages."""
+    found = _constants(rule, node, _Named(node, facts))
+    known = facts.affine(0) if node.operands and facts.present(0) and rule.averaging(node) else None
+    if known is not None:
+        found.update(_averaged(node, known))
+    return found
 
 
 def from_output(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
@@ -119,6 +125,20 @@ def _constants(rule: Rule, node: Node, named: _Named) -> dict[str, Fact]:
     found = _contracted(rule, named) if named.layout.contracted else _pointwise(rule, named)
     outputs = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
     return {name: fact for name, fact in zip(outputs, found, strict=False) if fact is not None}
+
+
+def _averaged(node: Node, known: Affine) -> dict[str, Fact]:
+    """An average over positions keeps what is the same at all of them; its unknowns are averaged too."""
+    layout, out = node.layout, node.layout.n_inputs
+    dim = (layout.operands[0] or ())[known.axis]
+    axes = [a for a, d in enumerate(layout.operands[out] or ()) if d == dim and dim]
+    arrays = [layout.to_named(0, a) for a in (known.mask, known.offset, *known.terms)]
+    over = layout.axes(set(layout.names) - layout.shared(out))
+    if len(axes) != 1 or any(a.shape[p] > 1 for a in arrays for p in over):
+        return {}
+    mask, offset, *terms = (layout.from_named(out, a) for a in arrays)
+    fact = affine(axes[0], mask, terms, offset)
+    return {"output" if len(node.outputs) == 1 else "output0": fact} if fact is not None else {}
 
 
 def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
@@ -206,16 +226,20 @@ def _repeats(layout: Layout, over: tuple[int, ...], *arrays: Floats) -> int:
     return prod(layout.sizes[layout.names[p]] for p in over if all(a.shape[p] == 1 for a in arrays))
 
 
-def response(node: Node, k: int, weight: int, values: Floats) -> Floats:
+def response(node: Node, k: int, weight: int, values: Floats, contents: torch.Tensor | None = None) -> Floats:
     """What a contraction adds to its output for operand ``k`` at these constant values (named space; zero elsewhere).
 
     Only the columns of the weight with a nonzero value are read.
+
+    Args:
+        contents: of the weight, if others than its own.
     """
     layout = node.layout
     source = node.values[weight]
     assert source is not None and source.tensor is not None
     names = [n for dim in layout.operands[weight] or () for n in dim]
-    tensor = source.tensor.detach().reshape([layout.sizes[n] for n in names])
+    contents = source.tensor.detach() if contents is None else contents
+    tensor = contents.reshape([layout.sizes[n] for n in names])
     # Column selection along one contracted name keeps the work at what is constant.
     for name in layout.contracted & set(names):
         p = layout.names.index(name)

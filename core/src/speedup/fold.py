@@ -1,49 +1,67 @@
-"""Folding: what a removed constant leaves behind in the weights of its readers.
+"""Folding: what removed entries leave behind in the weights of their readers.
 
-A contraction reads sum over i of w[o, i] · x[i]. When x[i] is a constant c[i] and is removed, its share goes elsewhere:
+A contraction reads sum over i of w[o, i] · x[i]. When x[i] goes though it is not 0, its share goes elsewhere. What is
+known of x[i] is a row of numbers: x[i] = sum over r of terms[i, r] · u[r], with unknowns u that all i share; a constant
+is the multiple of an unknown that is 1 everywhere.
 
-1. *into the bias*, where the call is the same at all positions: bias[o] += sum over i of w[o, i] · c[i];
-2. *into a carrier*, where it is not (zero padding) or where there is no bias to use: one of them with c[k] != 0 stays,
-   and w[o, k] += sum over i of w[o, i] · c[i] / c[k]. Exact at every position and size, for one channel;
-3. *nowhere*, where the weight is not the call's own (shared, or computed): the constants stay.
+1. *into the bias*, for constants where the call is the same at all positions: bias[o] += sum over i of w[o, i] · c[i].
+   Where there is no bias, a batch norm that follows takes it instead (``Rule.shift``), else the layer gets one;
+2. *onto carriers*, for everything else (a layer norm's output, constants under zero padding): kept entries k whose rows
+   span the removed ones, x[i] = sum over k of a[i, k] · x[k], take it: w[o, k] += sum over i of w[o, i] · a[i, k].
+   Exact at every position and size, for as many channels as there are unknowns: mostly one;
+3. *nowhere*, where the weight is not the call's own (shared, or computed): the entries stay.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from speedup.facts import Bools, Floats, Indices, along, any_of, any_product
+from speedup.facts import Bools, Floats, Indices, any_of, any_product
+from speedup.flow import response
 from speedup.graph import Node, Value
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep
     from speedup.rule import Rule
 
+# Directions that the kept entries have less of than this, of the largest removed row, are not theirs to carry: the
+# weights would grow by its inverse, and rounding with them.
+_WEAK = 1e-3
+_ROUNDING = 1e-10
+
 
 @dataclass(frozen=True, eq=False)
 class Removed:
-    """The removed nonzero constants of operand ``k`` of a contraction, in named space.
+    """The entries of operand ``k`` of a contraction that go though they are not 0, in named space.
 
     Attributes:
         mask: where they are.
-        value: their values, 0 elsewhere.
         foldable: whether they are the same all along the axes that the weight does not have.
         weight: the operand they are multiplied with, None when no weight of the model is.
+        known: everything that is known of the operand, kept entries included.
+        terms: of what is known, the factors of each unknown; the same shape rules as for facts.
+        offset: the constant part.
     """
 
     k: int
     mask: Bools
-    value: Floats
     foldable: bool
     weight: int | None
+    known: Bools
+    terms: tuple[Floats, ...]
+    offset: Floats
+
+
+# -- what goes --------------------------------------------------------------------------------------------------------
 
 
 def removed(node: Node, keep: NodeKeep) -> list[Removed]:
-    """The nonzero constants that go and that some kept output still counts."""
+    """What goes of the factors and is not 0, and that some kept output still counts."""
     layout = node.layout
     facts = keep.facts
     factors = [k for k in range(layout.n_inputs) if layout.present(k) and layout.names_of(k) & layout.contracted]
@@ -52,30 +70,44 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     for k in factors:
         if facts.is_weight(k) and not weights_only:
             continue
-        # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
-        counts = ~facts.zero(k) if weights_only else facts.mask(k) & (facts.value(k) != 0)
-        mask = counts & ~keep.sets[k]
-        if not mask.any():
+        combined = None if weights_only else facts.affine(k)
+        if combined is not None:
+            counts = combined.mask & ~(combined.constant & (combined.offset == 0))
+        else:
+            # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
+            counts = ~facts.zero(k) if weights_only else facts.mask(k) & (facts.value(k) != 0)
+        named = layout.to_named(k, counts & ~keep.sets[k])
+        if not named.any():
             continue
-        value = layout.to_named(k, np.where(mask, facts.value(k), 0.0))
-        named = layout.to_named(k, mask)
         others = [j for j in factors if j != k]
-        out = layout.to_named(layout.n_inputs, keep.sets[layout.n_inputs])
-        out = layout.project_any(layout.n_inputs, out)
-        used = named & layout.project_any(
-            k, any_of(out, layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k)))
-        )
-        for j in others:
-            reads = ~layout.project_all(j, layout.to_named(j, facts.zero(j)))
-            over = layout.axes(set(layout.names) - layout.shared(k))
-            used = used & layout.project_any(k, any_product(reads, out, over))
+        used = named & _read(node, keep, k, others)
         if not used.any():
             continue
         weight = others[0] if others and _is_own(node, others[0]) and not weights_only else None
         scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
-        foldable = weight is not None and all(named.shape[a] == 1 for a in scope)
-        found.append(Removed(k, used, np.where(used, value, 0.0), foldable, weight))
+        numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
+        known, offset = (layout.to_named(k, np.broadcast_to(a, a.shape)) for a in numbers)
+        terms = tuple(layout.to_named(k, t) for t in combined.terms) if combined is not None else ()
+        alike = weight is not None and all(named.shape[a] == 1 for a in scope)
+        if alike and terms:
+            assert combined is not None
+            axis = (layout.operands[k] or ())[combined.axis]
+            alike = layout.contracted <= set(axis) and all(t.shape[a] == 1 for t in (*terms, offset) for a in scope)
+        found.append(Removed(k, used, alike, weight, known, terms, offset))
     return found
+
+
+def _read(node: Node, keep: NodeKeep, k: int, others: list[int]) -> Bools:
+    """The entries of operand ``k`` that some kept output reads."""
+    layout = node.layout
+    out = layout.to_named(layout.n_inputs, keep.sets[layout.n_inputs])
+    out = layout.project_any(layout.n_inputs, out)
+    read = layout.project_any(k, any_of(out, layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))))
+    for j in others:
+        reads = ~layout.project_all(j, layout.to_named(j, keep.facts.zero(j)))
+        over = layout.axes(set(layout.names) - layout.shared(k))
+        read = read & layout.project_any(k, any_product(reads, out, over))
+    return read
 
 
 def _is_own(node: Node, k: int) -> bool:
@@ -85,77 +117,181 @@ def _is_own(node: Node, k: int) -> bool:
 
 
 def takes_bias(rule: Rule, node: Node) -> bool:
-    """Whether constants can go into the bias of this call."""
+    """Whether constants can go into the bias of this call, or of a norm that follows."""
     if rule.bias is None or rule.bias not in node.operand_names or not rule.uniform(node):
         return False
     k = node.operand_names.index(rule.bias)
-    return _is_own(node, k) if node.values[k] is not None else node.module is not None and _called_once(node)
+    if node.values[k] is not None:
+        return _is_own(node, k)
+    return _absorber(node) is not None or (node.module is not None and _called_once(node))
 
 
 def _called_once(node: Node) -> bool:
     return all(v is None or not v.is_source or len(v.uses) == 1 for v in node.operands)
 
 
-def carriers(node: Node, gone: Removed, keep: NodeKeep) -> Floats:
-    """The kept constants that can carry removed ones: named space, 0 where there is none."""
-    layout = node.layout
-    facts = keep.facts
-    kept = facts.mask(gone.k) & keep.sets[gone.k] & ~facts.unused(gone.k)
-    named = layout.to_named(gone.k, np.where(kept, facts.value(gone.k), 0.0))
-    assert gone.weight is not None
-    scope = layout.axes(layout.names_of(gone.k) - layout.names_of(gone.weight))
-    least, most = named.min(axis=scope, keepdims=True), named.max(axis=scope, keepdims=True)
-    return np.where(least == most, most, 0.0)
+def _absorber(node: Node) -> Value | None:
+    """What is subtracted from the output right after the call, entry for entry of its bias: a running mean."""
+    (output,) = node.outputs
+    if output.is_output or len(output.uses) != 1 or not _called_once(node):
+        return None
+    reader, number = output.uses[0]
+    if reader.rule is None or reader.rule.shift is None or number != 0 or reader.rule.folds(reader):
+        return None
+    mean = reader.operand(reader.rule.shift)
+    if mean is None or not mean.is_source or len(mean.uses) != 1 or not _called_once(reader):
+        return None
+    k = reader.operands.index(mean)
+    here, there = node.layout, reader.layout
+    own = {n for j in range(here.n_inputs) if _is_own(node, j) for n in here.names_of(j)} - here.mixed
+    axis = [a for a, dim in enumerate(here.operands[here.n_inputs] or ()) if own & set(dim)]
+    its = [a for a, dim in enumerate(there.operands[0] or ()) if there.names_of(k) & set(dim)]
+    return mean if len(axis) == 1 and axis == its and mean.shape == (output.shape[axis[0]],) else None
+
+
+# -- keeping what cannot go -------------------------------------------------------------------------------------------
 
 
 def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
-    """Keep what cannot be folded: all removed constants, or one carrier per group."""
+    """Keep what cannot be folded: all of it, or as many carriers as it takes."""
     layout = node.layout
+    bias = takes_bias(rule, node)
     for gone in removed(node, keep):
-        if gone.foldable and takes_bias(rule, node):
-            continue
         if not gone.foldable:
             keep.grow(gone.k, layout.from_named(gone.k, gone.mask), "a constant that cannot be folded here", gone.k)
             continue
-        over = layout.axes(layout.contracted)
-        have = any_of(carriers(node, gone, keep) != 0, over)
-        lacking = any_of(gone.mask, over) & ~have
-        if lacking.any():
-            # Written out along the contracted axis, along which all constants may be one number.
-            full = [layout.sizes[n] if p in over else 1 for p, n in enumerate(layout.names)]
-            size = np.abs(gone.value) * np.ones(full)
-            best = gone.mask & (size == size.max(axis=over, keepdims=True)) & lacking
-            first = best & (np.cumsum(best, axis=over[0]) == 1) if len(over) == 1 else best
-            keep.grow(gone.k, layout.from_named(gone.k, first), "carries the constants of removed channels", gone.k)
+        rows = _Rows(node, gone, keep, bias)
+        chosen = rows.lacking()
+        if chosen.any():
+            keep.grow(gone.k, layout.from_named(gone.k, rows.named(chosen)), "carries what was removed", gone.k)
+
+
+class _Rows:
+    """The known entries of an operand as rows of numbers, per group of the weight: arrays (groups, entries, unknowns).
+
+    Attributes:
+        all: every row, 0 where nothing is known.
+        gone, kept: bool (groups, entries): the rows to be represented, and those that can carry them.
+        offset: (groups, entries), the constant part where it goes into a bias.
+    """
+
+    def __init__(self, node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> None:
+        layout = self.layout = node.layout
+        assert gone.weight is not None
+        (self.contracted,) = layout.contracted & layout.names_of(gone.weight)
+        common = layout.names_of(gone.k) & layout.names_of(gone.weight) - {self.contracted}
+        self.outer = [n for n in layout.names if n in common]
+        self.scope = layout.axes(layout.names_of(gone.k) - layout.names_of(gone.weight))
+        self.gone = self._grid(gone.mask).astype(bool)
+        alike = self._alike(gone)
+        kept = layout.to_named(gone.k, keep.sets[gone.k] & ~keep.facts.unused(gone.k)).all(self.scope, keepdims=True)
+        self.kept = self._grid(kept & alike).astype(bool)
+        first = tuple(slice(0, 1) if p in self.scope else slice(None) for p in range(len(layout.names)))
+        terms = [np.where(alike, t[first], 0.0) for t in gone.terms]
+        offset = np.where(alike, gone.offset[first], 0.0)
+        self.offset = self._grid(offset)
+        columns = [self._grid(t) for t in (terms if bias else [*terms, offset])]
+        self.all = np.stack(columns, -1) if columns else np.zeros((*self.gone.shape, 0))
+        # Unknowns of different size weigh alike.
+        largest = np.abs(self.all * self.gone[..., None]).max(axis=(0, 1), keepdims=True)
+        self.all = self.all / np.where(largest == 0, 1.0, largest)
+
+    def _alike(self, gone: Removed) -> Bools:
+        """Known, and the same all along the axes that the weight does not have."""
+        alike = gone.known.all(axis=self.scope, keepdims=True)
+        for array in (gone.offset, *gone.terms):
+            array = np.where(gone.known, array, 0.0)
+            same = array.max(axis=self.scope, keepdims=True) == array.min(axis=self.scope, keepdims=True)
+            alike = alike & same
+        return np.asarray(alike)
+
+    def _grid(self, array: Floats | Bools) -> Floats:
+        """A named array as (groups, entries)."""
+        names, sizes = self.layout.names, self.layout.sizes
+        wide = [sizes[n] if n == self.contracted or n in self.outer else 1 for n in names]
+        order = [names.index(n) for n in (*self.outer, self.contracted)]
+        rest = [p for p in range(len(names)) if p not in order]
+        return np.broadcast_to(array, wide).transpose([*order, *rest]).reshape(-1, sizes[self.contracted])
+
+    def named(self, grid: Bools) -> Bools:
+        """The way back."""
+        names, sizes = self.layout.names, self.layout.sizes
+        here = [*self.outer, self.contracted]
+        array = grid.reshape([sizes[n] for n in here])
+        array = array.transpose([here.index(n) for n in names if n in here])
+        return array.reshape([sizes[n] if n in here else 1 for n in names])
+
+    def inverse(self, kept: Bools) -> Floats:
+        """Per group the (pseudo-)inverse of the Gram matrix of the kept rows, without directions that are too weak."""
+        rows = np.where(kept[..., None], self.all, 0.0)
+        values, vectors = np.linalg.eigh(np.einsum("gir,gis->grs", rows, rows))
+        largest = (np.square(self.all).sum(-1) * self.gone).max(axis=1)
+        strong = values > np.maximum(_WEAK**2 * largest[:, None], np.finfo(np.float64).tiny)
+        inverse: Floats = np.einsum(
+            "grk,gk,gsk->grs", vectors, np.where(strong, 1 / np.where(strong, values, 1), 0), vectors
+        )
+        return inverse
+
+    def lacking(self) -> Bools:
+        """The fewest further rows that must be kept so that the kept ones span those that go."""
+        chosen = np.zeros_like(self.gone)
+        for _ in range(self.all.shape[-1]):
+            kept = self.kept | chosen
+            rows = np.where(kept[..., None], self.all, 0.0)
+            gram = np.einsum("gir,gis->grs", rows, rows)
+            rest = self.all - np.einsum("gir,grs,gst->git", self.all, self.inverse(kept), gram)
+            length = np.sqrt(np.square(rest).sum(-1)) * (self.gone & ~chosen)
+            largest = np.sqrt((np.square(self.all).sum(-1) * self.gone).max(axis=1, keepdims=True))
+            best = (length > _ROUNDING * largest) & (length == length.max(axis=1, keepdims=True))
+            best = best & (np.cumsum(best, axis=1) == 1)
+            if not best.any():
+                break
+            chosen = chosen | best
+        return chosen
+
+
+# -- folding ----------------------------------------------------------------------------------------------------------
 
 
 def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tensor]:
-    """The new contents of weights and biases that take up removed constants, before cutting.
+    """The new contents of weights and biases that take up what goes, before cutting.
 
     Returns:
         full-size tensors by value; under the key ``rule.bias`` a bias that the module did not have.
     """
-    from speedup.flow import response
-
     new: dict[Value | str, torch.Tensor] = {}
+    bias = takes_bias(rule, node)
     for gone in removed(node, keep):
         assert gone.weight is not None and gone.foldable
         weight = node.values[gone.weight]
         assert weight is not None and weight.tensor is not None
-        if takes_bias(rule, node):
-            assert rule.bias is not None
-            shift = response(node, gone.k, gone.weight, gone.value)
-            bias = node.operand(rule.bias)
-            flat = torch.from_numpy(flat_output(node, shift).copy())
-            if bias is None:
-                new[rule.bias] = flat.to(weight.tensor)
-            else:
-                assert bias.tensor is not None
-                b = bias.tensor.detach()
-                new[bias] = (b.to(torch.float64) + flat.to(b.device).reshape(b.shape)).to(b.dtype)
-        else:
-            new[weight] = _onto_carrier(node, gone, keep, weight.tensor.detach())
+        constants = np.where(gone.mask, gone.offset, 0.0)
+        shift = response(node, gone.k, gone.weight, constants) if bias else None
+        if gone.terms or not bias:
+            rows = _Rows(node, gone, keep, bias)
+            new[weight] = moved = _onto_carriers(node, gone, rows, weight.tensor.detach())
+            if shift is not None:
+                # The constant part of the carriers came along.
+                carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
+                shift = shift - response(node, gone.k, gone.weight, carried, moved.to(torch.float64) - weight.tensor)
+        if shift is not None:
+            _into_bias(rule, node, shift, weight.tensor, new)
     return new
+
+
+def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor, new: dict[Value | str, torch.Tensor]) -> None:
+    """Add a shift of the output to the bias, to what is subtracted next, or to a bias that is new."""
+    assert rule.bias is not None
+    flat = torch.from_numpy(flat_output(node, shift).copy())
+    bias, sign = node.operand(rule.bias), 1
+    if bias is None:
+        bias, sign = _absorber(node), -1
+    if bias is None:
+        new[rule.bias] = flat.to(like)
+        return
+    assert bias.tensor is not None
+    old = bias.tensor.detach()
+    new[bias] = (old.to(torch.float64) + sign * flat.to(old.device).reshape(old.shape)).to(old.dtype)
 
 
 def flat_output(node: Node, shift: Floats) -> Floats:
@@ -172,38 +308,37 @@ def flat_output(node: Node, shift: Floats) -> Floats:
     return wide.transpose(axes + rest).reshape(-1)
 
 
-def _onto_carrier(node: Node, gone: Removed, keep: NodeKeep, tensor: torch.Tensor) -> torch.Tensor:
+def _onto_carriers(node: Node, gone: Removed, rows: _Rows, tensor: torch.Tensor) -> torch.Tensor:
+    """The weight with the columns of what goes added onto those of the carriers.
+
+    x[i] = row[i] · inverse · sum over k of row[k] · x[k], so the way leads through one column per unknown.
+    """
     layout = node.layout
     assert gone.weight is not None
-    over = layout.axes(layout.contracted)
-    able = carriers(node, gone, keep)
-    size = np.abs(able)
-    best = (size > 0) & (size == size.max(axis=over, keepdims=True))
-    best = best & (np.cumsum(best, axis=over[0]) == 1)
-    amount = np.where(best, able, 0.0).sum(axis=over, keepdims=True)
     names = [n for dim in layout.operands[gone.weight] or () for n in dim]
-    (contracted,) = [n for n in names if n in layout.contracted]
-    axis = names.index(contracted)
-    factored = tensor.reshape([layout.sizes[n] for n in names])
+    order = [names.index(n) for n in (*rows.outer, rows.contracted)]
+    order += [p for p in range(len(names)) if p not in order]
+    sizes = [layout.sizes[n] for n in names]
+    groups = prod(layout.sizes[n] for n in rows.outer)
+    factored = tensor.reshape(sizes).permute(order)
+    shape = factored.shape
+    result = factored.reshape(groups, layout.sizes[rows.contracted], -1).clone()
 
-    def on_weight(array: Floats | Bools, columns: Indices) -> torch.Tensor:
-        """A named array on the axes of the weight, some columns of it."""
-        there = [n for n in layout.names if n in names]
-        picked = array.reshape([array.shape[layout.names.index(n)] for n in there])
-        picked = np.take(picked.transpose([there.index(n) for n in names]), columns, axis=axis)
-        return torch.from_numpy(np.ascontiguousarray(picked)).to(tensor.device)
+    def columns(chosen: Bools) -> tuple[Indices, torch.Tensor]:
+        at = np.flatnonzero(chosen.any(axis=0))
+        return at, torch.from_numpy(at).to(tensor.device)
 
-    def columns_of(array: Bools) -> Indices:
-        p = layout.names.index(contracted)
-        return np.flatnonzero(along(array, p))
+    def numbers(array: Floats) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(tensor.device)
 
-    def select(columns: Indices) -> torch.Tensor:
-        return factored.index_select(axis, torch.from_numpy(columns).to(tensor.device)).to(torch.float64)
-
-    sources, targets = columns_of(gone.mask), columns_of(best)
-    ratio = np.where(gone.mask, gone.value, 0.0) / np.where(amount == 0, 1.0, amount)
-    moved = (select(sources) * on_weight(ratio, sources)).sum(axis, keepdim=True)
-    result = factored.clone()
-    taken = select(targets) + moved * on_weight(best, targets)
-    result.index_copy_(axis, torch.from_numpy(targets).to(tensor.device), taken.to(tensor.dtype))
-    return result.reshape(tensor.shape)
+    sources, source_index = columns(rows.gone)
+    targets, target_index = columns(rows.kept)
+    going = np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ rows.inverse(rows.kept)
+    staying = np.where(rows.kept[..., None], rows.all, 0.0)[:, targets]
+    # (groups, unknowns, the rest of the weight)
+    through = torch.einsum("gir,gio->gro", numbers(going), result.index_select(1, source_index).to(torch.float64))
+    taken = result.index_select(1, target_index).to(torch.float64)
+    taken = taken + torch.einsum("gkr,gro->gko", numbers(staying), through)
+    result.index_copy_(1, target_index, taken.to(tensor.dtype))
+    back = [order.index(p) for p in range(len(names))]
+    return result.reshape(shape).permute(back).reshape(tensor.shape)

@@ -14,7 +14,7 @@ import torch
 
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
-from speedup.facts import Bools, Constant, Fact, Floats, Unused, compact_axes, everything, nothing
+from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, affine, compact_axes, everything, nothing
 from speedup.graph import Graph, Node, Value
 
 
@@ -24,6 +24,7 @@ class Facts:
     def __init__(self, graph: Graph, masks: Mapping[str, torch.Tensor]) -> None:
         self.graph = graph
         self.constants: dict[Value, Constant] = {}
+        self.affine: dict[Value, Affine] = {}
         self.claims: dict[tuple[Value, Node, int], Bools] = {}
         self.masked: dict[Value, Bools] = {}
         self._numbers: dict[Value, Floats] = {}
@@ -60,6 +61,11 @@ class Facts:
         known = self.constants.get(value)
         return known.zero if known is not None else nothing(value.ndim)
 
+    def known(self, value: Value) -> Bools:
+        """Entries that are constant or affine."""
+        fact = self.affine.get(value)
+        return self.mask(value) if fact is None else self.mask(value) | fact.mask
+
     def unused(self, value: Value) -> Bools:
         """Entries that no reader needs."""
         if value.is_output:
@@ -89,6 +95,22 @@ class Facts:
         elif not new.mask.any():
             return False
         self.constants[value] = new
+        return True
+
+    def add_affine(self, node: Node, value: Value, fact: Affine) -> bool:
+        """Add an affine fact; its constants count as such."""
+        if value.dtype.is_complex or not 0 <= fact.axis < value.ndim:
+            raise RuleError(f"{culprit(node)} gives an affine fact along axis {fact.axis} of {value.label}")
+        mask, offset, *terms = (_shaped(node, value, a) for a in (fact.mask, fact.offset, *fact.terms))
+        constant = Affine(fact.axis, mask, tuple(terms), offset).constant
+        grown = self.add_constant(node, value, Constant(constant, np.broadcast_to(offset, constant.shape)))
+        old = self.affine.get(value)
+        if old is not None and (old.mask & ~(mask | self.mask(value))).any():
+            raise RuleError(f"{culprit(node)} takes back an affine fact of {value.label}; facts may only be added")
+        new = affine(fact.axis, mask & ~constant, terms, offset)
+        if new is None or (old is not None and _alike(old, new)):
+            return grown
+        self.affine[value] = new
         return True
 
     def add_unused(self, node: Node, number: int, value: Value, fact: Unused) -> bool:
@@ -136,6 +158,15 @@ class NodeFacts:
         """Values of the constant entries; broadcasts to the operand's shape."""
         return self._facts.value(self._at(k))
 
+    def affine(self, k: int) -> Affine | None:
+        """What is known of combinations of shared unknowns, constants included; None where there are only constants."""
+        fact = self._facts.affine.get(self._at(k))
+        if fact is None:
+            return None
+        known, value = self.mask(k), self.value(k)
+        terms = (np.where(known, 0.0, t) for t in fact.terms)
+        return affine(fact.axis, known | fact.mask, terms, np.where(known, value, fact.offset))
+
     def zero(self, k: int) -> Bools:
         """Entries known to be 0; broadcasts to the operand's shape."""
         return self._facts.zero(self._at(k))
@@ -162,7 +193,9 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
         seen = NodeFacts(facts, node)
         for function in ("infer_from_weight", "infer_from_input"):
             for value, _, fact in _returned(node, function, seen):
-                if isinstance(fact, Constant) and facts.add_constant(node, value, fact):
+                grown = isinstance(fact, Constant) and facts.add_constant(node, value, fact)
+                grown = grown or (isinstance(fact, Affine) and facts.add_affine(node, value, fact))
+                if grown:
                     yield from (n for n, _ in value.uses if n.rule is not None)
 
     def backward(node: Node) -> Iterable[Node]:
@@ -198,7 +231,7 @@ def _returned(node: Node, function: str, seen: NodeFacts) -> Iterable[tuple[Valu
     if not isinstance(found, Mapping):
         raise RuleError(f"{culprit(node)}: {function} returned {found!r}, not a dict of facts")
     for name, fact in found.items():
-        if isinstance(fact, Constant):
+        if isinstance(fact, Constant | Affine):
             names = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
             if name in names:
                 yield node.outputs[names.index(name)], -1, fact
@@ -210,9 +243,16 @@ def _returned(node: Node, function: str, seen: NodeFacts) -> Iterable[tuple[Valu
                 yield value, number, fact
                 continue
         raise RuleError(
-            f"{culprit(node)}: {function} returned {fact!r} for {name!r}; return Constant for outputs and "
-            f"Unused for operands ({', '.join(node.operand_names)})"
+            f"{culprit(node)}: {function} returned {fact!r} for {name!r}; return Constant or Affine for outputs "
+            f"and Unused for operands ({', '.join(node.operand_names)})"
         )
+
+
+def _alike(old: Affine, new: Affine) -> bool:
+    if old.axis != new.axis or len(old.terms) != len(new.terms):
+        return False
+    pairs = zip((old.mask, old.offset, *old.terms), (new.mask, new.offset, *new.terms), strict=True)
+    return all(a.shape == b.shape and np.array_equal(a, b) for a, b in pairs)
 
 
 def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:

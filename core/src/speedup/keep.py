@@ -183,7 +183,7 @@ def _require(keeps: KeepSets, value: Value) -> None:
         if node.rule is None or number < 0:
             keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node)
     if value.producer is not None:
-        needed = ~(keeps.facts.unused(value) | keeps.facts.mask(value))
+        needed = ~(keeps.facts.unused(value) | keeps.facts.known(value))
         if needed.any():
             keeps.grow(value, needed, "it is read and not constant", value.producer)
 

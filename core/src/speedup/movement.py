@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from speedup.errors import SignatureError
-from speedup.facts import Bools, Fact, Floats, Unused, compact_axes, constant, nothing
+from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, compact_axes, constant, nothing
 from speedup.graph import Node, Ref, Value
 from speedup.regular import cut, regularize
 from speedup.rule import Rule
@@ -219,22 +219,50 @@ class Movement(Rule):
         return {}
 
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        masks = [facts.mask(k) for k in range(len(node.operands))]
+        operands = range(len(node.operands))
+        combined = [facts.affine(k) for k in operands]
+        masks = [facts.mask(k) if a is None else a.mask for k, a in enumerate(combined)]
         if not any(m.any() for m in masks):
             return {}
+        values = [facts.value(k) if a is None else a.offset for k, a in enumerate(combined)]
         values = [
-            np.broadcast_to(facts.value(k), m.shape) if not facts.is_weight(k) else facts.value(k)
-            for k, m in enumerate(masks)
+            v if facts.is_weight(k) else np.broadcast_to(v, m.shape)
+            for k, (v, m) in enumerate(zip(values, masks, strict=True))
         ]
         fills = [o.fill for o in self.origins(node)]
         moved = zip(self.gather(node, masks, True), self.gather(node, values, fills), strict=True)
         found: dict[str, Fact] = {}
         for number, (mask, value) in enumerate(moved):
             mask, value = np.broadcast_arrays(mask, value)
-            fact = constant(mask, value)
+            fact = self._affine(node, number, combined, mask, value) if any(combined) else constant(mask, value)
             if fact is not None:
                 found["output" if len(node.outputs) == 1 else f"output{number}"] = fact
         return found
+
+    def _affine(
+        self, node: Node, number: int, combined: Sequence[Affine | None], mask: Bools, value: Floats
+    ) -> Fact | None:
+        """The moved facts of one output, where the axis that shares unknowns comes out as one axis."""
+        terms: list[Floats] = []
+        axes: set[int] = set()
+        for k, fact in enumerate(combined):
+            for term in () if fact is None else fact.terms:
+                arrays = [term if j == k else np.zeros((1,) * v.ndim) for j, v in enumerate(node.operands) if v]
+                terms.append(self.gather(node, arrays, 0.0)[number])
+            if fact is not None:
+                axes |= self._target(node, number, fact.axis)
+        if len(axes) != 1:
+            known = np.logical_and.reduce(np.broadcast_arrays(mask, *(t == 0 for t in terms)))
+            return constant(known, value)
+        return affine(axes.pop(), mask, terms, value)
+
+    def _target(self, node: Node, number: int, axis: int) -> set[int]:
+        """The axes of an output along which only ``axis`` of the operands varies; none where others vary too."""
+        coordinates = self.origins(node)[number].coordinates
+        ndim = node.outputs[number].ndim
+        along = [{a + ndim - c.ndim for a, s in enumerate(c.shape) if s > 1} for c in coordinates]
+        mixed = any(along[axis] & other for d, other in enumerate(along) if d != axis)
+        return {-1, -2} if mixed or len(along[axis]) != 1 else along[axis]
 
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         first = len(node.operands)

@@ -43,7 +43,19 @@ if TYPE_CHECKING:
     from speedup.infer import NodeFacts
     from speedup.keep import NodeKeep
 
-_FIELDS = ("name", "modules", "functions", "axes", "call", "operands", "sizes", "annihilates", "bias")
+_FIELDS = (
+    "name",
+    "modules",
+    "functions",
+    "axes",
+    "call",
+    "operands",
+    "sizes",
+    "annihilates",
+    "bias",
+    "shift",
+    "averages",
+)
 
 
 class Rule:
@@ -64,6 +76,10 @@ class Rule:
         annihilates: ``{a: (b, …)}``: where operand ``a`` is 0 the result does not depend on operands ``b``. Among the
             operands of a contracted axis this holds by itself.
         bias: the operand that is added to a contraction and may take up folded constants.
+        shift: the operand that is subtracted from the input before anything else, which may take up constants that
+            the layer in front has no bias for.
+        averages: whether an output entry is a weighted mean of entries of the first operand, with the same weights
+            (of sum 1) for all channels: an average pool, a resize, or just the entry itself.
     """
 
     name: str = ""
@@ -75,6 +91,8 @@ class Rule:
     sizes: Mapping[str, str] = {}
     annihilates: Mapping[str, tuple[str, ...]] = {}
     bias: str | None = None
+    shift: str | None = None
+    averages: bool = False
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 
     def __init__(self, **fields: Any) -> None:
@@ -194,6 +212,10 @@ class Rule:
     def uniform(self, node: Node) -> bool:
         """Whether a constant that is the same along the mixed axes comes out the same along them (no zero padding)."""
         return True
+
+    def averaging(self, node: Node) -> bool:
+        """Whether ``averages`` holds for this call (override where it depends on the arguments)."""
+        return self.averages
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Grow the keep sets of a node's operands and outputs until the call can be made on what is kept."""
