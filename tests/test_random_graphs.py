@@ -1,37 +1,37 @@
 """Random networks under random masks: the small model answers as the masked one does, and is never larger.
 
-`tests/graphs.py` writes the networks. A case that fails prints its number; to look at it:
+`tests/graphs` writes the networks. A case that fails prints its number; to look at it:
 
     from tests.graphs import random_case
     print(random_case(NUMBER).script())
+
+`./scripts/fuzz N` runs more of them than fit here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 import speedup
-from tests.graphs import Case, build, check_case, count, random_case, run
+from tests import fuzz
+from tests.graphs import STEPS, STYLES, Case, build, check_case, count, random_case, run
 
-FEW = range(0, 240)
-MANY = range(100_000, 100_800)
+FEW = range(0, 200)
+MANY = range(100_000, 101_000)
 BLOCK = 20
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*masked whole:UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """The networks are tiny: more threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.filterwarnings("ignore:.*masked whole:UserWarning", "ignore:Using padding='same':UserWarning")
 
 
 def check_block(first: int) -> list[float]:
@@ -42,7 +42,7 @@ def check_block(first: int) -> list[float]:
             result = check_case(case)
         except (AssertionError, speedup.SpeedupError) as error:
             pytest.fail(f"case {seed}: {type(error).__name__}: {error}\n{case.source}")
-        kept.append(result.parameters[1] / result.parameters[0])
+        kept.append(result.kept)
     return kept
 
 
@@ -57,6 +57,78 @@ def test_small_is_equal_to_masked_and_never_larger(first: int) -> None:
 @pytest.mark.parametrize("first", MANY[::BLOCK])
 def test_small_is_equal_to_masked_and_never_larger_in_many_cases(first: int) -> None:
     check_block(first)
+
+
+@settings(
+    max_examples=40,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.generate, Phase.shrink),
+)
+@given(steps=st.integers(1, 14), seed=st.integers(0, 2**32 - 1))
+def test_small_is_equal_to_masked_in_cases_that_hypothesis_picks(steps: int, seed: int) -> None:
+    """What fails is shrunk to a network of fewer steps."""
+    check_case(random_case(seed, steps))
+
+
+def test_every_kind_of_step_and_of_masks_is_among_the_cases() -> None:
+    cases = [random_case(seed) for seed in (*FEW, *range(FEW.stop, FEW.stop + 160))]
+    steps = Counter(name for case in cases for name in set(case.steps))
+    assert set(steps) == {function.__name__ for _, function in STEPS}
+    assert {case.style for case in cases} == set(STYLES)
+    assert sum(len(case.others) for case in cases) > 1.5 * len(cases), "most take another batch and another size"
+    assert sum(any(g.shape[2:] != case.inputs[0].shape[2:] for g, *_ in case.others) for case in cases) > 200
+
+
+def test_a_case_is_made_of_its_number_alone() -> None:
+    torch.manual_seed(1)
+    one = random_case(77)
+    torch.manual_seed(2)
+    other = random_case(77)
+    assert one.source == other.source and one.style == other.style
+    assert all(torch.equal(a, b) for a, b in zip(one.inputs, other.inputs, strict=True))
+    states = one.model().state_dict(), other.model().state_dict()
+    assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+    assert one.script() == other.script()
+
+
+@pytest.mark.parametrize("seed", [3, 11])
+def test_the_script_of_a_case_shows_what_the_case_does(seed: int) -> None:
+    case = random_case(seed)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        exec(compile(case.script(), f"case_{seed}.py", "exec"), {"__name__": "script"})
+    result = check_case(case)
+    assert f"parameters {result.parameters[0]:,} -> {result.parameters[1]:,}" in shown.getvalue()
+    for output in run(case.model(), case.inputs):
+        assert f"{tuple(output.shape)} {tuple(output.shape)} difference" in shown.getvalue()
+
+
+def test_a_long_run_sums_up_and_fails_when_a_case_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["4", "--seed", "40", "--processes", "1", "--scripts", str(tmp_path)]
+    assert fuzz.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "cases                    4 (numbers 40 to 43)" in shown
+    assert "mismatches               0" in shown and "crashes                  0" in shown
+
+    def broken(case: Case) -> Any:
+        if case.seed == 41:
+            raise AssertionError("differs by 1 at (2, 3)\nclass Net: ...")
+        if case.seed == 43:
+            raise speedup.RuleError("a rule raised")
+        return check_case(case)
+
+    monkeypatch.setattr(fuzz, "check_case", broken)
+    assert fuzz.main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert "mismatches               1" in shown and "crashes                  1" in shown
+    assert "failed: 41 (mismatch: differs by 1 at (2, 3));" in shown
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["case_41.py", "case_43.py"]
+    compile((tmp_path / "case_41.py").read_text(), "case_41.py", "exec")
 
 
 @pytest.mark.parametrize("seed", range(500, 530))
@@ -105,7 +177,6 @@ def test_a_small_model_can_be_copied_and_its_state_loaded(seed: int) -> None:
 def test_masks_of_ones_change_nothing(seed: int) -> None:
     case = random_case(seed)
     ones: Any = {n: {k: torch.ones_like(m) for k, m in e.items() if m is not None} for n, e in case.masks.items()}
-    case = Case(case.seed, case.source, case.inputs, ones, case.others)
     model = case.model()
     before = count(model), [t.clone() for t in run(model, case.inputs)]
     small = speedup.ModelSpeedup(model, case.inputs, ones).speedup_model()

@@ -241,3 +241,44 @@ def test_a_movement_steered_by_computed_indices_is_a_barrier_with_a_note() -> No
     result = check_equal(model, torch.randn(2, 4), mask_indices(model, {"one.weight": (1, 2), "one.bias": (1, 2)}))
     assert result.shape("one.weight") == (8, 4)
     assert any("index" in b or "gather" in b for b in result.plan.report.barriers)
+
+
+class Table(nn.Module):
+    """Adds as many rows of a table as there are positions, and reads parts of another parameter."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.table, self.halves = nn.Parameter(torch.zeros(rows, 6)), nn.Parameter(torch.zeros(12, 6))
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(x)
+        x = x + self.table.unsqueeze(0)[:, : x.shape[1]]
+        x = x + 0.1 * self.table.sum(0)
+        result: torch.Tensor = self.down(x * self.halves[:6].mean(0) + self.halves[6:].mean(0))
+        return result
+
+
+def test_rows_that_only_a_longer_input_takes_stay() -> None:
+    model = randomize(Table(11))
+    masks = mask_indices(model, {"up.weight": (1, 2), "up.bias": (1, 2)})
+    for position in ("table", "halves"):
+        masks.setdefault("", {}).update(mask_indices(model, {position: (1, 2)}, axis=1)[""])
+    result = check_equal(model, torch.randn(2, 5, 4), masks, [torch.randn(3, 11, 4), torch.randn(1, 1, 4)])
+    assert result.shape("table") == (11, 4), "all rows, of the channels that are left"
+    assert result.shape("halves") == (12, 4)
+
+
+def test_rows_of_a_parameter_that_nothing_keeps_go_with_what_is_taken() -> None:
+    class Slim(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.down = nn.Parameter(torch.zeros(9, 4)), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.down(nn.functional.linear(x, self.weight[:6]))
+            return result
+
+    model = randomize(Slim())
+    result = check_equal(model, torch.randn(2, 4), mask_indices(model, {"weight": (0, 1)}))
+    assert result.shape("down.weight") == (3, 4)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from speedup.errors import SignatureError
-from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, compact_axes, constant, nothing
+from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, compact_axes, constant, nothing
 from speedup.graph import Node, Ref, Value
 from speedup.regular import cut, regularize
 from speedup.rule import Rule
@@ -314,6 +314,27 @@ class Movement(Rule):
             for k, value in enumerate(node.values):
                 assert value is not None
                 grown |= keep.grow(k, self._regular(node, k, value, keep.sets[k]), "every part keeps the same count", k)
+            for k in range(n):
+                grown |= self._keep_untaken(node, k, keep)
+
+    def _keep_untaken(self, node: Node, k: int, keep: NodeKeep) -> bool:
+        """Keep what no call takes of a parameter, where all that this call takes is kept.
+
+        How much is taken of a table of positions, ``table[:x.shape[1]]``, may depend on the size of the input.
+        """
+        value = node.operands[k]
+        if value is None or keep.facts.from_input(k):
+            return False
+        grown = False
+        for axis, taken in _taken(node, value).items():
+            kept = keep.sets[k]
+            if kept.shape[axis] > 1 and along(kept, axis)[taken].all():
+                left = ~taken
+                for other, _ in value.uses:
+                    left = left & ~_taken(other, value).get(axis, np.ones_like(left))
+                left = left.reshape([-1 if a == axis else 1 for a in range(kept.ndim)])
+                grown |= keep.grow(k, left & any_of(kept, axis), "an input of another size may take it", k)
+        return grown
 
     def _regular(self, node: Node, k: int, value: Value, keep: Bools) -> Bools:
         divided = self.parts(node).get(k)
@@ -352,6 +373,24 @@ class Movement(Rule):
 def _asker(keep: NodeKeep, k: int, others: range) -> int:
     """The first other operand that keeps anything: the one named as the cause."""
     return next((j for j in others if keep.sets[j].any()), k)
+
+
+def _taken(node: Node, value: Value) -> dict[int, Bools]:
+    """The indices of a value that a call moves anywhere, for the axes along which it does not take all."""
+    rule = node.rule
+    if not isinstance(rule, Movement):
+        return {}
+    known: dict[Value, dict[int, Bools]] | None = node.__dict__.get("_taken")
+    if known is None:
+        whole = rule.scatter(node, [np.ones((1,) * v.ndim, dtype=bool) for v in node.outputs])
+        moved: dict[Value, Bools] = {}
+        for operand, mask in zip(node.operands, whole, strict=True):
+            assert operand is not None
+            moved[operand] = moved[operand] | mask if operand in moved else mask
+        lines = {v: {a: along(m, a) for a, s in enumerate(m.shape) if s > 1} for v, m in moved.items()}
+        known = {v: {a: line for a, line in own.items() if not line.all()} for v, own in lines.items()}
+        node.__dict__["_taken"] = known
+    return known.get(value, {})
 
 
 def _partial(node: Node) -> bool:
