@@ -5,6 +5,7 @@ Grammar (white space separates axes, commas separate operands)::
     signature := operand ("," operand)* "->" operand ("," operand)*
     operand   := axis* ["?"]          "?" marks an operand that may be missing (a bias)
     axis      := NAME                 an axis; one name is one axis wherever it stands
+               | NAME "=" SIZE        the same, and its size, where the shapes alone do not tell: (g=4 c)
                | "(" NAME NAME … ")"  one axis that is the row-major product of several: (g o)
                | "*"                  any number of axes, entry for entry, broadcasting from the right
                | "~" [COUNT]          COUNT (or any number of) axes whose entries mix: every output entry
@@ -44,7 +45,7 @@ from speedup.facts import all_of, any_of
 Shape = tuple[int, ...]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-_TOKEN = re.compile(r"\s*(\.\.\.|->|~?[A-Za-z_]\w*|~\d*|[*(),?1])")
+_TOKEN = re.compile(r"\s*(\.\.\.|->|~?[A-Za-z_]\w*(?:=\d+)?|~\d*|[*(),?1])")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Signature:
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
     repeated: bool = False
+    given: tuple[tuple[str, int], ...] = ()
 
     def bind(self, inputs: Sequence[Shape | None], outputs: Sequence[Shape]) -> Layout:
         """Fit the signature to shapes; ``None`` stands for a missing optional operand.
@@ -94,7 +96,7 @@ class Signature:
         rows: list[tuple[Operand, Shape | None]] = [*zip(specs, inputs, strict=False)]
         rows += zip(self.outputs, outputs, strict=True)
         try:
-            return _bind(rows, len(inputs))
+            return _bind(rows, len(inputs), dict(self.given))
         except ValueError as error:
             raise self._misfit(inputs, outputs, str(error)) from None
 
@@ -195,6 +197,13 @@ def parse(text: str) -> Signature:
             raise _fault(text, at, "this is no axis, operand or arrow")
         tokens.append((match.group(1), match.start(1)))
         at = match.end()
+    given: dict[str, int] = {}
+    for number, (token, start) in enumerate(tokens):
+        name, equals, size = token.partition("=")
+        if equals:
+            if given.setdefault(name, int(size)) != int(size) or not int(size):
+                raise _fault(text, start, f"axis {name!r} has another size before, or none")
+            tokens[number] = (name, start)
     arrows = [i for i, (t, _) in enumerate(tokens) if t == "->"]
     if len(arrows) != 1:
         raise _fault(text, len(text), "a signature has exactly one '->'")
@@ -202,7 +211,7 @@ def parse(text: str) -> Signature:
     outputs, more = _operands(text, tokens[arrows[0] + 1 :])
     if more:
         raise _fault(text, text.rfind("..."), "'...' may stand among the inputs only")
-    return Signature(text, inputs, outputs, repeated)
+    return Signature(text, inputs, outputs, repeated, tuple(given.items()))
 
 
 def _operands(text: str, tokens: list[tuple[str, int]]) -> tuple[tuple[Operand, ...], bool]:
@@ -257,13 +266,13 @@ def _fault(text: str, at: int, why: str) -> SignatureError:
     return SignatureError(f"{why}\n    {text}\n    {' ' * at}^")
 
 
-def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int) -> Layout:
+def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[str, int]) -> Layout:
     """Assign names to every axis of every operand, then solve for the sizes."""
     bound: list[list[tuple[tuple[str, ...], int]] | None] = []
     mixed: set[str] = set()
     for k, (spec, shape) in enumerate(rows):
         bound.append(None if shape is None else _bind_operand(spec, shape, k, mixed))
-    sizes = _solve(bound)
+    sizes = _solve(bound, given)
     operands: list[tuple[tuple[str, ...], ...] | None] = []
     for dims in bound:
         if dims is None:
@@ -312,9 +321,9 @@ def _bind_operand(spec: Operand, shape: Shape, k: int, mixed: set[str]) -> list[
     return dims
 
 
-def _solve(bound: list[list[tuple[tuple[str, ...], int]] | None]) -> dict[str, int]:
+def _solve(bound: list[list[tuple[tuple[str, ...], int]] | None], given: dict[str, int]) -> dict[str, int]:
     """Sizes of all names: single axes say theirs, a group with one unknown factor yields it."""
-    sizes: dict[str, int] = {}
+    sizes = dict(given)
     groups: list[tuple[tuple[str, ...], int]] = []
     for dims in bound:
         for names, size in dims or ():

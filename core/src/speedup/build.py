@@ -14,6 +14,7 @@ from speedup.ask import ask
 from speedup.errors import RuleError
 from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
+from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.regular import cut, is_regular, kept_shape, ragged_axis
 from speedup.shell import shell_of
@@ -26,12 +27,14 @@ class Kept:
     Attributes:
         module: the module to be replaced; it must not be changed.
         tensors: the new parameters and buffers by attribute name, a gained bias included.
+        facts: what is known at the node, of entries that go as well.
     """
 
     module: nn.Module
     tensors: dict[str, torch.Tensor]
     node: Node
     sets: tuple[Bools, ...]
+    facts: NodeFacts
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -140,7 +143,9 @@ def _replace_modules(
         sets = tuple(keeps.sets[v] if v is not None else np.ones((), dtype=bool) for v in node.values)
         if not held and all(s.all() for s in sets):
             continue
-        made = ask(node, "replace", Kept(model.get_submodule(node.path), held, node, sets))
+        made = ask(
+            node, "replace", Kept(model.get_submodule(node.path), held, node, sets, NodeFacts(keeps.facts, node))
+        )
         if not isinstance(made, nn.Module):
             raise RuleError(f"rule {node.rule.name!r}: replace returned {made!r} at {node.label}, not a module")
         parts.modules[node.path] = made

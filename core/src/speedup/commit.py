@@ -1,7 +1,8 @@
 """Putting new tensors and modules into the model, and taking them out again.
 
-Modules keep their identity: the contents of the new one move into the old one, so references, hooks and handles that
-the user holds stay good. Only a module of another class takes the old one's place in its parents.
+Modules keep their identity: the contents of the new one move into the old one, which becomes one of its class where
+that is a subclass of its own, so references, hooks and handles that the user holds stay good. Only a module of an
+unrelated class takes the old one's place in its parents.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Transaction:
     """The changes of one ``Parts`` to one model; ``undo`` takes them back, bit for bit.
 
     Attributes:
-        substitutes: modules of another class that were put in, by identity, with the type that they replace.
+        substitutes: modules that are of another class now, by identity, with the type that they replace.
     """
 
     def __init__(self, model: nn.Module, parts: Parts) -> None:
@@ -33,7 +34,7 @@ class Transaction:
         try:
             targets = [(path, self.model.get_submodule(path), made) for path, made in self.parts.modules.items()]
             for path, old, made in targets:
-                if type(made) is type(old):
+                if isinstance(made, type(old)):
                     self._move_into(old, made)
                 else:
                     self._put_in_place_of(path, old, made)
@@ -48,6 +49,9 @@ class Transaction:
 
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:
         self._saved.append(Attributes(old))
+        if type(made) is not type(old):
+            self.substitutes[id(old)] = type(old)
+            old.__class__ = type(made)
         for name, value in made.__dict__.items():
             current = old.__dict__.get(name)
             if isinstance(current, dict) and isinstance(value, dict):

@@ -238,6 +238,8 @@ def response(node: Node, k: int, weight: int, values: Floats, contents: torch.Te
     source = node.values[weight]
     assert source is not None and source.tensor is not None
     names = [n for dim in layout.operands[weight] or () for n in dim]
+    if not values.any():
+        return np.zeros((1,) * len(layout.names))
     contents = source.tensor.detach() if contents is None else contents
     tensor = contents.reshape([layout.sizes[n] for n in names])
     # Column selection along one contracted name keeps the work at what is constant.

@@ -98,9 +98,9 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
 
 
 def _read(node: Node, keep: NodeKeep, k: int, others: list[int]) -> Bools:
-    """The entries of operand ``k`` that some kept output reads."""
+    """The entries of operand ``k`` that matter to some kept output."""
     layout = node.layout
-    out = layout.to_named(layout.n_inputs, keep.sets[layout.n_inputs])
+    out = layout.to_named(layout.n_inputs, keep.sets[layout.n_inputs] & ~keep.facts.unused(layout.n_inputs))
     out = layout.project_any(layout.n_inputs, out)
     read = layout.project_any(k, any_of(out, layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))))
     for j in others:

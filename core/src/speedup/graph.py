@@ -85,6 +85,7 @@ class Node:
         operands: the values that the rule's signature speaks of, in its order; None where an optional one is missing.
         operand_names: their names.
         outputs: the tensors that come out, tensors changed in place included.
+        calls: how often the module is called in the whole run.
     """
 
     index: int
@@ -104,6 +105,7 @@ class Node:
     operands: tuple[Value | None, ...] = ()
     operand_names: tuple[str, ...] = ()
     note: str = ""
+    calls: int = 1
 
     @property
     def label(self) -> str:

@@ -103,7 +103,7 @@ class Facts:
             raise RuleError(f"{culprit(node)} gives an affine fact along axis {fact.axis} of {value.label}")
         mask, offset, *terms = (_shaped(node, value, a) for a in (fact.mask, fact.offset, *fact.terms))
         constant = Affine(fact.axis, mask, tuple(terms), offset).constant
-        grown = self.add_constant(node, value, Constant(constant, np.broadcast_to(offset, constant.shape)))
+        grown = self.add_constant(node, value, Constant(*np.broadcast_arrays(constant, offset)))
         old = self.affine.get(value)
         if old is not None and (old.mask & ~(mask | self.mask(value))).any():
             raise RuleError(f"{culprit(node)} takes back an affine fact of {value.label}; facts may only be added")

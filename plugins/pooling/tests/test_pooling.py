@@ -19,6 +19,8 @@ MASKED = {0: 0.75, 3: 0.0, 5: -0.5}
 # Channels that the last layer keeps where it pads with zeros, and where it does not.
 PASSES = (6, 5)  # every constant passes: one carries them where borders differ, else they go into the bias
 ZERO_ONLY = (7, 7)  # only the constant 0 passes
+BORDERED = (6, 6)  # constants fade at the border, all by the same factor: one carries them whatever follows
+FILLED = (7, 6)  # the same on top of the filler, which goes into the bias or needs a second carrier
 
 
 class Net(nn.Module):
@@ -68,17 +70,17 @@ FUNCTIONS = {
     "max_pool2d of which the indices are dropped": (lambda y: F.max_pool2d(y, 2, return_indices=True)[0], PASSES),
     "avg_pool2d": (lambda y: F.avg_pool2d(y, 2), PASSES),
     "avg_pool2d of an uneven window": (lambda y: F.avg_pool2d(y, (3, 1), stride=(1, 2)), PASSES),
-    "avg_pool2d that counts padding": (lambda y: F.avg_pool2d(y, 3, 2, 1), ZERO_ONLY),
+    "avg_pool2d that counts padding": (lambda y: F.avg_pool2d(y, 3, 2, 1), BORDERED),
     "avg_pool2d that does not": (lambda y: F.avg_pool2d(y, 3, 2, 1, count_include_pad=False), PASSES),
     "avg_pool2d with ceil_mode": (lambda y: F.avg_pool2d(y, 3, 2, ceil_mode=True), PASSES),
-    "avg_pool2d with ceil_mode that counts padding": (lambda y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True), ZERO_ONLY),
+    "avg_pool2d with ceil_mode that counts padding": (lambda y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True), BORDERED),
     "avg_pool2d with ceil_mode that does not": (lambda y: F.avg_pool2d(y, 3, 2, 1, True, False), PASSES),
     "avg_pool2d with a divisor": (lambda y: F.avg_pool2d(y, 2, divisor_override=3), PASSES),
     "avg_pool2d with a divisor and cut windows": (
         lambda y: F.avg_pool2d(y, 3, 2, ceil_mode=True, divisor_override=2),
-        ZERO_ONLY,
+        BORDERED,
     ),
-    "avg_pool2d with a divisor and padding": (lambda y: F.avg_pool2d(y, 2, padding=1, divisor_override=3), ZERO_ONLY),
+    "avg_pool2d with a divisor and padding": (lambda y: F.avg_pool2d(y, 2, padding=1, divisor_override=3), BORDERED),
     "adaptive_avg_pool2d": (lambda y: F.adaptive_avg_pool2d(y, 3), PASSES),
     "adaptive_avg_pool2d of one axis": (lambda y: F.adaptive_avg_pool2d(y, (None, 5)), PASSES),
     "adaptive_max_pool2d": (lambda y: F.adaptive_max_pool2d(y, (4, 3)), PASSES),
@@ -110,16 +112,16 @@ FUNCTIONS = {
         PASSES,
     ),
     "F.upsample": (lambda y: F.upsample(y, scale_factor=2, mode="nearest"), PASSES),
-    "F.pad with zeros": (lambda y: F.pad(y, (1, 2, 0, 1)), ZERO_ONLY),
-    "F.pad of one axis with zeros": (lambda y: F.pad(y, (1, 2)), ZERO_ONLY),
-    "F.pad with a masked channel's constant": (lambda y: F.pad(y, (1, 1, 1, 1), value=0.75), (8, 7)),
+    "F.pad with zeros": (lambda y: F.pad(y, (1, 2, 0, 1)), BORDERED),
+    "F.pad of one axis with zeros": (lambda y: F.pad(y, (1, 2)), BORDERED),
+    "F.pad with a masked channel's constant": (lambda y: F.pad(y, (1, 1, 1, 1), value=0.75), FILLED),
     "F.pad by nothing": (lambda y: F.pad(y, (0, 0, 0, 0)), PASSES),
     "F.pad that crops": (lambda y: F.pad(y, (-1, 0, -2, -1)), PASSES),
-    "F.pad that crops and pads": (lambda y: F.pad(y, (-1, -1, -1, 1)), ZERO_ONLY),
+    "F.pad that crops and pads": (lambda y: F.pad(y, (-1, -1, -1, 1)), BORDERED),
     "F.pad reflect": (lambda y: F.pad(y, (1, 2, 0, 1), mode="reflect"), PASSES),
     "F.pad replicate": (lambda y: F.pad(y, (1, 2, 2, 1), mode="replicate"), PASSES),
     "F.pad circular": (lambda y: F.pad(y, (1, 2, 2, 1), mode="circular"), PASSES),
-    "constant_pad_nd": (lambda y: torch.constant_pad_nd(y, (1, 1), 0), ZERO_ONLY),
+    "constant_pad_nd": (lambda y: torch.constant_pad_nd(y, (1, 1), 0), BORDERED),
     "grid_sample": (
         lambda y: F.grid_sample(y, y.new_full((y.shape[0], 6, 6, 2), 0.3), align_corners=False),
         ZERO_ONLY,
@@ -141,14 +143,14 @@ def modules(dims: int) -> dict[str, tuple[nn.Module, tuple[int, int]]]:
     return {
         "MaxPool": (named("MaxPool")(3, 2, 1, ceil_mode=True), PASSES),
         "AvgPool": (named("AvgPool")(3, 2, ceil_mode=True), PASSES),
-        "AvgPool that counts padding": (named("AvgPool")(3, 2, 1), ZERO_ONLY),
+        "AvgPool that counts padding": (named("AvgPool")(3, 2, 1), BORDERED),
         "AvgPool that does not": (named("AvgPool")(3, 2, 1, count_include_pad=False), PASSES),
         "LPPool": (named("LPPool")(2.0, 2, ceil_mode=True), PASSES),
         "AdaptiveAvgPool": (named("AdaptiveAvgPool")(3), PASSES),
         "AdaptiveMaxPool": (named("AdaptiveMaxPool")(4), PASSES),
         "Upsample": (nn.Upsample(scale_factor=2, mode=["linear", "bilinear", "trilinear"][dims - 1]), PASSES),
-        "ZeroPad": (named("ZeroPad")(1), ZERO_ONLY),
-        "ConstantPad": (named("ConstantPad")(1, 0.0), ZERO_ONLY),
+        "ZeroPad": (named("ZeroPad")(1), BORDERED),
+        "ConstantPad": (named("ConstantPad")(1, 0.0), BORDERED),
         "ConstantPad that crops": (named("ConstantPad")(-1, 0.3), PASSES),
         "ReflectionPad": (named("ReflectionPad")(1), PASSES),
         "ReplicationPad": (named("ReplicationPad")(2), PASSES),

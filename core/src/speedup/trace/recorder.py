@@ -273,11 +273,15 @@ class Recorder(TorchFunctionMode):
 
     # -- modules --------------------------------------------------------------------------------------------------
 
+    @_unrecorded
+    def _rule_of(self, module: nn.Module) -> Any:
+        return self.registry.for_module(module)
+
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:
             return original(module, *args, **kwargs)
         path = self._paths.get(id(module), "")
-        rule = self.registry.for_module(module) if id(module) in self._paths else None
+        rule = self._rule_of(module) if id(module) in self._paths else None
         stands_for = self.substitutes.get(id(module))
         if rule is None and stands_for is None:
             self.scope.append(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -111,6 +112,9 @@ def trace(
             outputs.append(value)
     for value in outputs:
         value.is_output = True
+    calls = Counter(id(n.module) for n in recorder.nodes if n.module is not None)
+    for node in recorder.nodes:
+        node.calls = calls.get(id(node.module), 1)
     return Graph(
         recorder.nodes, recorder.values, inputs, outputs, reference, frozenset(recorder.from_input), recorder.branch
     )

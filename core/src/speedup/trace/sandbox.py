@@ -60,14 +60,17 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 class Attributes:
-    """The attributes of one module, to be put back."""
+    """The attributes and the class of one module, to be put back."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.kind = type(module)
         self.saved = dict(module.__dict__)
         self.contents: dict[str, Any] = {k: v.copy() for k, v in self.saved.items() if isinstance(v, list | dict | set)}
 
     def restore(self) -> None:
+        if type(self.module) is not self.kind:
+            self.module.__class__ = self.kind
         now = self.module.__dict__
         for name in [n for n in now if n not in self.saved]:
             del now[name]

@@ -15,7 +15,7 @@ from speedup import Constant, Fact, Kept, Node, NodeFacts, Rule, Unused, hookimp
 _MODULES = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
     nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh,
-    nn.Tanhshrink, nn.Threshold, nn.Identity,
+    nn.Tanhshrink, nn.Threshold,
 )  # fmt: skip
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 _TORCH_DROPOUT = (
@@ -124,6 +124,7 @@ def speedup_rules() -> Iterable[Rule]:
             operands=("input",),
             axes="* -> *",
         ),
+        Rule(name="identity", modules=(nn.Identity,), operands=("input",), axes="* -> *", averages=True),
         Dropout(
             name="dropout",
             modules=_DROPOUT,
@@ -131,6 +132,7 @@ def speedup_rules() -> Iterable[Rule]:
             call="input, p=0.5, training=True, inplace=False",
             operands=("input",),
             axes="* -> *",
+            averages=True,
         ),
         Dropout(
             name="torch.dropout",
@@ -138,6 +140,7 @@ def speedup_rules() -> Iterable[Rule]:
             call="input, p, train",
             operands=("input",),
             axes="* -> *",
+            averages=True,
         ),
         Dropout(
             name="rrelu",

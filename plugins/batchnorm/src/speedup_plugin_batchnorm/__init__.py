@@ -21,6 +21,7 @@ class BatchNorm(Rule):
     operands = ("input", *_TENSORS)
     sizes = {"num_features": "c"}  # noqa: RUF012
     annihilates = _SCALE
+    shift = "running_mean"
 
     def signature(self, node: Node) -> str:
         value = node.operands[0]
@@ -38,6 +39,7 @@ class FrozenBatchNorm(Rule):
     operands = ("input", *_TENSORS)
     axes = "n c *, c, c, c, c -> n c *"
     annihilates = _SCALE
+    shift = "running_mean"
     sizes = {"num_features": "c"}  # noqa: RUF012
 
     def claims(self, module: nn.Module) -> bool:

@@ -24,10 +24,9 @@ _POINTWISE = (
     # comparison and choice
     "eq ne lt le gt ge greater greater_equal less less_equal not_equal isclose isnan isinf isfinite isposinf isneginf "
     "logical_or logical_xor logical_not bitwise_or bitwise_xor bitwise_not "
-    "bitwise_left_shift bitwise_right_shift where masked_fill "
-    # the same entries in another form
-    "type float double half bfloat16 int long short char byte bool clone contiguous detach alias data cpu cuda"
+    "bitwise_left_shift bitwise_right_shift where masked_fill"
 ).split()
+_SAME = "type float double half bfloat16 int long short char byte bool clone contiguous detach alias data cpu cuda".split()
 
 
 class _Hidden:
@@ -84,6 +83,13 @@ class Pointwise(Rule):
         return found
 
 
+class Same(Pointwise):
+    """The same entries in another form; rounded to integers they are no longer what they were made of."""
+
+    def averaging(self, node: Node) -> bool:
+        return node.outputs[0].dtype.is_floating_point and "out" not in node.kwargs
+
+
 class Quotient(Pointwise):
     """0 divided by anything is 0, unless that is known to be 0."""
 
@@ -131,7 +137,7 @@ class EmptyLike(Like):
         return {}
 
 
-class Cast(Pointwise):
+class Cast(Same):
     """``to`` and ``type_as``: what else is given says a type or a device, and has a shape of its own."""
 
     def signature(self, node: Node) -> str:
@@ -234,6 +240,7 @@ def speedup_rules() -> Iterable[Rule]:
     both = {"0": ("1",), "1": ("0",)}
     return [
         Pointwise(name="pointwise", functions=(*variants(*_POINTWISE, missing_ok=True), *reflected)),
+        Same(name="same", functions=variants(*_SAME, missing_ok=True), averages=True),
         Quotient(name="div", functions=tuple(f for f in divisions if f not in reflected)),
         Pointwise(name="mul", functions=variants("mul", "multiply", "logical_and", "bitwise_and"), annihilates=both),
         Pointwise(
@@ -241,7 +248,7 @@ def speedup_rules() -> Iterable[Rule]:
             functions=variants("addcmul"),
             annihilates={"1": ("2",), "2": ("1",)},
         ),
-        Cast(name="cast", functions=variants("to", "type_as")),
+        Cast(name="cast", functions=variants("to", "type_as"), averages=True),
         Made(name="made", functions=(torch.zeros, torch.ones)),
         Full(name="full", functions=(torch.full,)),
         Empty(name="empty", functions=(torch.empty,)),

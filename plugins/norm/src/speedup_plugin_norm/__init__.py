@@ -1,12 +1,262 @@
-"""speedup rules: Layer, RMS, group and instance normalisation."""
+"""speedup rules for layer, RMS, group and instance normalisation.
+
+Mean and variance are taken over channels, so a channel that goes must still be counted: only constants can go, and the
+module that takes the layer's place counts them (``compensated``). Behind the norm they are no constants but
+weight · (c · u + v) + bias with u = 1 / std and v = - mean / std, the same for all channels: an ``Affine`` fact.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from speedup import Rule, hookimpl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, hookimpl
+from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, compensate
+from speedup_plugin_norm.counting import Counting
+from speedup_plugin_norm.custom import Form, form_of
+
+
+class LayerNorm(Counting):
+    """out[c] = (x[c] - mean) / sqrt(var + eps) * weight[c] + bias[c], over all channels c of the last axis."""
+
+    name = "layer_norm"
+    call = "input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True"
+
+    def signature(self, node: Node) -> str:
+        count = len(tuple(node.arg("normalized_shape")))
+        if count == 1:
+            return "* c, c?, c? -> * c"
+        inner = f"~{count}"
+        return f"* {inner}, {inner}?, {inner}? -> * {inner}"
+
+    def single(self, node: Node) -> bool:
+        return "c" in node.layout.names
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return super().infer_from_input(node, facts) if self.single(node) else {}
+
+    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return super().infer_from_output(node, facts) if self.single(node) else {}
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        super().constrain(node, keep) if self.single(node) else Rule.constrain(self, node, keep)
+
+    def terms(self, constants: Floats, groups: int) -> list[Floats]:
+        return [constants, np.ones_like(constants)]
+
+    def alone(self, node: Node, constants: Floats, axes: tuple[int, ...]) -> Floats:
+        spread = constants - constants.mean(axis=axes, keepdims=True)
+        return np.asarray(spread / np.sqrt(np.square(spread).mean(axis=axes, keepdims=True) + self.eps(node)))
+
+    def eps(self, node: Node) -> float:
+        return float(node.arg("eps", 1e-5))
+
+    def replace(self, node: Node, keep: Kept) -> nn.Module:
+        module = super().replace(node, keep)
+        if not self.single(node):
+            return module
+        size = keep.size("c")
+        for name, value in vars(module).items():
+            if name in ("normalized_shape", "dim", "num_channels", "hidden_size"):
+                module.__dict__[name] = (size,) if isinstance(value, tuple) else size
+        count, mean, spread = self.gone(node, keep)
+        if not count.any():
+            return module
+        return compensate(
+            module,
+            LayerNormForward,
+            stat_axis=self.channel(node),
+            stat_eps=self.eps(node),
+            removed=int(count[0]),
+            removed_mean=float(mean[0]),
+            removed_spread=float(spread[0]),
+        )
+
+
+class RMSNorm(Counting):
+    """out[c] = x[c] / sqrt(mean of x² + eps) * weight[c].
+
+    With n of N channels left and S the sum of squares of those that went: (S + N eps) / n for eps, and the weight times
+    sqrt(N / n). Exact, and no new module.
+    """
+
+    name = "rms_norm"
+    operands = ("input", "weight")
+    call = "input, normalized_shape, weight=None, eps=None"
+
+    def signature(self, node: Node) -> str:
+        if len(tuple(node.arg("normalized_shape"))) != 1:
+            raise TypeError("statistics over several axes")
+        return "* c, c? -> * c"
+
+    def removable(self, node: Node) -> bool:
+        return super().removable(node) and node.operands[1] is not None
+
+    def terms(self, constants: Floats, groups: int) -> list[Floats]:
+        return [constants]
+
+    def alone(self, node: Node, constants: Floats, axes: tuple[int, ...]) -> Floats:
+        return np.asarray(constants / np.sqrt(np.square(constants).mean(axis=axes, keepdims=True) + self.eps(node)))
+
+    def eps_name(self, node: Node) -> str:
+        return "eps"
+
+    def eps(self, node: Node) -> float:
+        eps = node.arg(self.eps_name(node))
+        return float(torch.finfo(node.outputs[0].dtype).eps if eps is None else eps)
+
+    def replace(self, node: Node, keep: Kept) -> nn.Module:
+        module = super().replace(node, keep)
+        n = keep.size("c")
+        count, mean, spread = self.gone(node, keep)
+        squares = float(spread[0] + count[0] * mean[0] ** 2)
+        total = n + int(count[0])
+        if hasattr(module, "normalized_shape"):
+            module.__dict__["normalized_shape"] = (n,)
+        if total > n:
+            setattr(module, self.eps_name(node), (squares + total * self.eps(node)) / n)
+            weight = keep.tensors["weight"]
+            scaled = nn.Parameter(weight.detach() * (total / n) ** 0.5, requires_grad=weight.requires_grad)
+            module.register_parameter("weight", scaled)
+        return module
+
+
+class _Recognised:
+    """A module of another library, told by what it computes."""
+
+    kind = ""
+    channels_last = True
+
+    def form(self, node: Node) -> Form:
+        assert node.module is not None
+        form = form_of(node.module)
+        assert form is not None
+        return form
+
+    def claims(self, module: nn.Module) -> bool:
+        form = form_of(module)
+        return form is not None and form.kind == self.kind
+
+    def channel(self, node: Node) -> int:
+        return self.form(node).axis
+
+    def eps(self, node: Node) -> float:
+        return float(getattr(node.module, self.form(node).eps))
+
+    def eps_name(self, node: Node) -> str:
+        return self.form(node).eps
+
+
+class OtherLayerNorm(_Recognised, LayerNorm):
+    name = "other layer_norm"
+    kind = "layer"
+
+    def signature(self, node: Node) -> str:
+        return "* c, c, c? -> * c" if self.channel(node) == -1 else "n c *, c, c? -> n c *"
+
+
+class OtherRMSNorm(_Recognised, RMSNorm):
+    name = "other rms_norm"
+    kind = "rms"
+
+    def signature(self, node: Node) -> str:
+        return "* c, c -> * c" if self.channel(node) == -1 else "n c *, c -> n c *"
+
+
+class GroupNorm(Counting):
+    """As a layer norm, over the channels of each group and all positions."""
+
+    name = "group_norm"
+    call = "input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True"
+    sizes = {"num_groups": "g", "num_channels": "g c"}  # noqa: RUF012
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        assert value is not None
+        rest = f"~{value.ndim - 2}" if value.ndim > 2 else ""
+        return f"n (g={node.arg('num_groups')} c) {rest}, (g c)?, (g c)? -> n (g c) {rest}"
+
+    def channel(self, node: Node) -> int:
+        return 1
+
+    def terms(self, constants: Floats, groups: int) -> list[Floats]:
+        return [constants, np.ones_like(constants)] if groups == 1 else []
+
+    def alone(self, node: Node, constants: Floats, axes: tuple[int, ...]) -> Floats:
+        spread = constants - constants.mean(axis=axes, keepdims=True)
+        variance = np.square(spread).mean(axis=axes, keepdims=True)
+        return np.asarray(spread / np.sqrt(variance + float(node.arg("eps", 1e-5))))
+
+    def replace(self, node: Node, keep: Kept) -> nn.Module:
+        module = super().replace(node, keep)
+        count, mean, spread = self.gone(node, keep)
+        if not count.any():
+            return module
+
+        def per_group(array: Floats) -> torch.Tensor:
+            like = node.operand("weight")
+            dtype, device = (
+                (like.tensor.dtype, like.tensor.device) if like and like.tensor is not None else (None, None)
+            )
+            return torch.from_numpy(array.astype(np.float64)).reshape(1, -1, 1, 1).to(device, dtype)
+
+        return compensate(
+            module,
+            GroupNormForward,
+            stat_eps=float(node.arg("eps", 1e-5)),
+            removed=per_group(count),
+            removed_mean=per_group(mean),
+            removed_spread=per_group(spread),
+        )
+
+
+class InstanceNorm(Rule):
+    """Every channel on its own, over all positions; with running statistics, as a batch norm."""
+
+    name = "instance_norm"
+    operands = ("input", "running_mean", "running_var", "weight", "bias")
+    call = (
+        "input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, "
+        "eps=1e-5, cudnn_enabled=True"
+    )
+    sizes = {"num_features": "c"}  # noqa: RUF012
+    annihilates = {"weight": ("input", "running_mean", "running_var")}  # noqa: RUF012
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        assert value is not None
+        dims = value.ndim - 2
+        if node.module is not None:
+            dims = int(type(node.module).__mro__[0].__name__[-2]) if type(node.module).__name__[-1] == "d" else dims
+        batch = "n" if value.ndim == dims + 2 else ""
+        return f"{batch} c ~{dims}, c?, c?, c?, c? -> {batch} c ~{dims}"
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        """A constant channel is its own mean: only the bias comes out."""
+        if node.arg("use_input_stats", True) if node.module is None else not node.module.track_running_stats:
+            bias = arrays[4]
+            ndim = node.outputs[0].ndim
+            dims = len(node.layout.mixed) // 2
+            if bias is None:
+                return [np.zeros((1,) * ndim)]
+            return [bias.reshape(-1, *(1,) * dims).reshape((1,) * (ndim - dims - 1) + (-1,) + (1,) * dims)]
+        return super().evaluate(node, arrays)
 
 
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
-    return []
+    return [
+        LayerNorm(modules=(nn.LayerNorm,), functions=(F.layer_norm, torch.layer_norm)),
+        RMSNorm(modules=(nn.RMSNorm,), functions=(F.rms_norm, torch.rms_norm)),
+        OtherLayerNorm(),
+        OtherRMSNorm(),
+        GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
+        InstanceNorm(
+            modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+            functions=(F.instance_norm, torch.instance_norm),
+        ),
+    ]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Floats, Movement, Node, Rule, hookimpl, variants
+from speedup import Affine, Fact, Floats, Movement, Node, NodeFacts, Rule, hookimpl, variants
 
 
 class Window(Rule):
@@ -41,6 +41,25 @@ class Window(Rule):
         return array
 
 
+def bordered(node: Node, facts: NodeFacts, filler: float) -> dict[str, Fact]:
+    """The facts behind a call that gives, at each position, m of what is inside and 1 - m of a filler.
+
+    entry = sum of terms · (u m) + offset · m + filler · (1 - m), where m depends on the position only: one unknown more.
+    """
+    known = facts.affine(0)
+    mask, offset = (facts.mask(0), facts.value(0)) if known is None else (known.mask, known.offset)
+    terms = () if known is None else known.terms
+    arrays = (mask, np.broadcast_to(offset, mask.shape), *terms)
+    mixed = {a for a, dim in enumerate(node.layout.operands[0] or ()) if node.layout.mixed.issuperset(dim)}
+    varied = {a for array in arrays for a, size in enumerate(array.shape) if size > 1}
+    channels = known.axis if known is not None else min(varied or {1})
+    if not mask.any() or not varied <= {channels} - mixed:
+        return {}
+    return {
+        "output": Affine(channels, mask, (*terms, np.where(mask, offset - filler, 0.0)), np.full_like(offset, filler))
+    }
+
+
 def one_window(node: Node, array: Floats, dims: int) -> Floats:
     """The call on a single window that is filled with constants."""
     size = node.arg("kernel_size")
@@ -59,6 +78,15 @@ class AveragePool(Window):
         if node.arg("divisor_override") is not None:
             return not padded and not node.arg("ceil_mode", False)
         return not (padded and node.arg("count_include_pad", True))
+
+    def averaging(self, node: Node) -> bool:
+        return self.uniform(node) and node.arg("divisor_override") is None
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """What is padded counts as 0, and a divisor of its own weighs windows that are cut off less."""
+        if self.uniform(node) or facts.is_weight(0):
+            return super().infer_from_input(node, facts)
+        return bordered(node, facts, 0.0) or super().infer_from_input(node, facts)
 
     def passed(self, node: Node, array: Floats) -> Floats:
         return array if node.arg("divisor_override") is None else one_window(node, array, self.dims)
@@ -91,8 +119,15 @@ class Sample(Unpool):
         return f"n c ~{value.ndim - 2}, n ~{value.ndim - 1} -> n c ~{value.ndim - 2}"
 
 
+class AdaptivePool(Window):
+    def averaging(self, node: Node) -> bool:
+        return "avg" in node.op_name.lower()
+
+
 class Resize(Window):
     """interpolate and upsample: all axes but batch and channel. The weights of every mode sum to 1."""
+
+    averages = True
 
     def spatial(self, node: Node) -> int:
         value = node.operands[0]
@@ -120,10 +155,22 @@ class Pad(Window):
         inner = " ".join(f"~x{axis}" if any(pad) else f"a{axis}" for axis, pad in enumerate(pads))
         return f"{inner} -> {inner}"
 
+    def averaging(self, node: Node) -> bool:
+        return _filler(node) is None or not self._adds(node)
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        filler = _filler(node)
+        if filler is None or not self._adds(node) or facts.is_weight(0):
+            return super().infer_from_input(node, facts)
+        return bordered(node, facts, filler) or super().infer_from_input(node, facts)
+
     def passed(self, node: Node, array: Floats) -> Floats:
         filler = _filler(node)
-        adds = any(side > 0 for pad in _pads(node) for side in pad)
-        return array if filler is None or not adds else np.where(array == filler, array, np.nan)
+        return array if filler is None or not self._adds(node) else np.where(array == filler, array, np.nan)
+
+    @staticmethod
+    def _adds(node: Node) -> bool:
+        return any(side > 0 for pad in _pads(node) for side in pad)
 
 
 def _pads(node: Node) -> list[tuple[int, int]]:
@@ -196,7 +243,7 @@ def _pools(d: int) -> list[Rule]:
             "input, norm_type, kernel_size, stride=None, ceil_mode=False",
         ),
         _sized(
-            Window,
+            AdaptivePool,
             "adaptive_pool",
             d,
             (getattr(nn, f"AdaptiveAvgPool{d}d"), getattr(nn, f"AdaptiveMaxPool{d}d")),

@@ -187,10 +187,11 @@ def _axes(dim: int | Sequence[int] | None, axis: int | Sequence[int] | None, ndi
 def speedup_rules() -> Iterable[Rule]:
     return [
         Sum(name="sum", functions=variants("sum", "nansum", "count_nonzero")),
+        Choice(name="mean", functions=variants("mean"), averages=True),
         Choice(
             name="choice",
             functions=variants(
-                "mean", "nanmean", "amax", "amin", "max", "min", "median", "nanmedian", "mode", missing_ok=True
+                "nanmean", "amax", "amin", "max", "min", "median", "nanmedian", "mode", missing_ok=True
             ),
         ),
         Ranked(name="ranked", functions=variants("topk", "kthvalue")),

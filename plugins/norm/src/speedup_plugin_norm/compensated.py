@@ -1,0 +1,112 @@
+"""Norm layers whose statistics still count the channels that were removed.
+
+A layer norm over N channels of which n are left: the others were constants, R = N - n of them, with mean m and sum of
+squared deviations s. Then over all N
+
+    mean = (n · mean_kept + R · m) / N
+    N · var = n · (var_kept + (mean_kept - mean)²) + s + R · (m - mean)²
+
+which is what these modules compute. They are of a subclass of the class that they replace, with the same parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Compensated:
+    """Mixin: ``removed`` counts what went, per group; ``removed_mean`` and ``removed_spread`` are its m and s.
+
+    Attributes:
+        removed, removed_mean, removed_spread: numbers, or tensors of one entry per group.
+        stat_eps: the eps of the original.
+    """
+
+    removed: Any
+    removed_mean: Any
+    removed_spread: Any
+    stat_eps: float
+
+    def normalize(self, x: torch.Tensor, axes: tuple[int, ...], positions: int = 1) -> torch.Tensor:
+        """(x - mean) / sqrt(var + eps) over ``axes`` and what was removed, which counts once at each position."""
+        here, gone = 1, self.removed * positions
+        for axis in axes:
+            here = here * x.shape[axis]
+        total = here + gone
+        var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+        overall = (here * mean + gone * self.removed_mean) / total
+        spread = here * (var + (mean - overall) ** 2) + gone * (self.removed_mean - overall) ** 2
+        spread = spread + self.removed_spread * positions
+        result: torch.Tensor = (x - overall) * torch.rsqrt(spread / total + self.stat_eps)
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        base, kind = type(self).__bases__[1], type(self).__bases__[0]
+        return _rebuild, (kind, base), self.__dict__
+
+
+class LayerNormForward(Compensated):
+    """Over one axis."""
+
+    stat_axis: int
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float() if x.dtype in _HALF else x
+        y = self.normalize(wide, (self.stat_axis,)).to(x.dtype)
+        shape = [-1 if a == self.stat_axis % x.ndim else 1 for a in range(x.ndim)]
+        return scale(self, y, shape)
+
+
+class GroupNormForward(Compensated):
+    """Over the channels of each group and all positions."""
+
+    num_groups: int
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float() if x.dtype in _HALF else x
+        grouped = wide.reshape(x.shape[0], self.num_groups, x.shape[1] // self.num_groups, -1)
+        y = self.normalize(grouped, (2, 3), grouped.shape[3]).reshape(x.shape).to(x.dtype)
+        return scale(self, y, [1, -1] + [1] * (x.ndim - 2))
+
+
+def scale(module: Any, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    """Scale and shift with the parameters that the module has."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if weight is not None:
+        y = y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+_classes: dict[tuple[type, type], type[nn.Module]] = {}
+
+
+def compensated_class(kind: type[Compensated], base: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of ``base`` that computes as ``kind`` does."""
+    if (kind, base) not in _classes:
+        _classes[kind, base] = type(f"Compensated{base.__name__}", (kind, base), {"__module__": __name__})
+    return _classes[kind, base]
+
+
+def _rebuild(kind: type[Compensated], base: type[nn.Module]) -> nn.Module:
+    made = compensated_class(kind, base)
+    return made.__new__(made)
+
+
+def compensate(module: nn.Module, kind: type[Compensated], **numbers: Any) -> nn.Module:
+    """Turn a module (a shell of the original, already with its new parameters) into a compensated one."""
+    base = type(module)
+    if issubclass(base, Compensated):
+        base = base.__bases__[1]
+    made = _rebuild(kind, base)
+    made.__dict__.update(module.__dict__)
+    for name, value in numbers.items():
+        if isinstance(value, torch.Tensor):
+            made.register_buffer(name, value, persistent=False)
+        else:
+            made.__dict__[name] = value
+    return made

@@ -1,0 +1,137 @@
+"""What all norms share that take mean and variance over channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from speedup import Affine, Bools, Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, Unused
+
+
+class Counting(Rule):
+    """A norm with statistics over the names in ``over``, per entry of the others.
+
+    Subclasses give ``terms``, the factors of the unknowns behind the norm, and ``alone``, what constants alone give.
+    """
+
+    operands: tuple[str, ...] = ("input", "weight", "bias")
+    over = "c"
+
+    def terms(self, constants: Floats, groups: int) -> list[Floats]:
+        """Of an entry that is constant in front: its factor of every unknown, before weight and bias (named space)."""
+        raise NotImplementedError
+
+    def alone(self, node: Node, constants: Floats, axes: tuple[int, ...]) -> Floats:
+        """The result where everything that is counted together is constant, before weight and bias (named space)."""
+        raise NotImplementedError
+
+    def channel(self, node: Node) -> int:
+        """The axis of the channels."""
+        return -1
+
+    def removable(self, node: Node) -> bool:
+        """Whether a smaller module can stand in for the call: a function has nowhere to keep what it must count."""
+        own = all(v is None or len(v.uses) == 1 for v in node.operands[1:])
+        return node.module is not None and own and node.calls == 1
+
+    # -- inference ------------------------------------------------------------------------------------------------
+
+    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return {}
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """Constants become affine; where the weight is 0 the bias comes out, and where all is constant, a constant."""
+        layout = node.layout
+        known, value = self.constants(node, facts)
+        weight = self._named(node, facts, 1, 1.0)
+        bias = self._named(node, facts, 2, 0.0)
+        scaled = self.scaled(node, facts)
+        axes = layout.axes({self.over})
+        whole = known.all(axis=axes, keepdims=True)
+        mask = known | ~scaled
+        if not mask.any():
+            return {}
+        unknowns = [] if whole.all() else self.terms(value, layout.sizes.get("g", 1))
+        if not unknowns:
+            mask = whole | ~scaled
+        offset = bias
+        if whole.any():
+            constants = np.where(whole, value, 0.0) * np.ones(self._wide(layout))
+            offset = bias + np.where(whole & scaled, self.alone(node, constants, axes) * weight, 0.0)
+        out = layout.n_inputs
+        terms = [layout.from_named(out, np.where(scaled & ~whole, t * weight, 0.0)) for t in unknowns]
+        axis = self.channel(node) % node.outputs[0].ndim
+        mask, offset = layout.from_named(out, mask), layout.from_named(out, offset)
+        return {"output": Affine(axis, mask, tuple(terms), offset)} if mask.any() else {}
+
+    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """An input is read by everything it is counted with; weight and bias entries only by their own output."""
+        layout = node.layout
+        unused = layout.to_named(layout.n_inputs, facts.unused(layout.n_inputs))
+        unused = layout.project_all(layout.n_inputs, unused)
+        found: dict[str, Fact] = {}
+        for k, name in enumerate(node.operand_names):
+            if not facts.present(k):
+                continue
+            idle = unused
+            if k == 0:
+                idle = np.all(unused | ~self.scaled(node, facts), axis=layout.axes({self.over}), keepdims=True)
+            mask = layout.from_named(k, layout.project_all(k, idle))
+            if mask.any():
+                found[name] = Unused(mask)
+        return found
+
+    def scaled(self, node: Node, facts: NodeFacts) -> Bools:
+        """Where the weight is not 0, in named space."""
+        layout = node.layout
+        return ~layout.to_named(1, facts.zero(1)) if facts.present(1) else np.ones((1,) * len(layout.names), bool)
+
+    def constants(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
+        """The channels that are constant, with one value at all positions, in named space."""
+        layout = node.layout
+        known, value = facts.mask(0), np.broadcast_to(facts.value(0), facts.mask(0).shape)
+        channels = self.channel(node) % known.ndim
+        if facts.is_weight(0) or any(s > 1 for a, s in enumerate(known.shape) if a != channels):
+            known, value = np.zeros((1,) * known.ndim, bool), np.zeros((1,) * known.ndim)
+        return layout.to_named(0, known), layout.to_named(0, np.where(known, value, 0.0))
+
+    def _named(self, node: Node, facts: NodeFacts, k: int, default: float) -> Floats:
+        return (
+            node.layout.to_named(k, facts.value(k))
+            if facts.present(k)
+            else np.full((1,) * len(node.layout.names), default)
+        )
+
+    def _wide(self, layout: Any) -> list[int]:
+        return [layout.sizes[n] if n in ("g", self.over) else 1 for n in layout.names]
+
+    # -- keep sets ------------------------------------------------------------------------------------------------
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        super().constrain(node, keep)
+        layout = node.layout
+        if not self.removable(node):
+            keep.grow(0, np.ones((1,) * len(keep.rigid[0]), bool), "its mean and variance are counted by a function", 0)
+            return
+        known, _ = self.constants(node, keep.facts)
+        kept = layout.to_named(0, keep.sets[0])
+        unused = layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
+        matters = kept & self.scaled(node, keep.facts) & ~layout.project_all(layout.n_inputs, unused)
+        counted = np.any(matters, axis=layout.axes({self.over}), keepdims=True)
+        read = counted & ~known & ~kept
+        if read.any():
+            keep.grow(0, layout.from_named(0, layout.project_any(0, read)), "mean and variance read it", 0)
+
+    def gone(self, node: Node, keep: Kept) -> tuple[Floats, Floats, Floats]:
+        """Per kept group how many channels went, and their mean and sum of squared deviations (flat)."""
+        layout = node.layout
+        _, value = self.constants(node, keep.facts)
+        kept = layout.to_named(0, keep.sets[0]) & np.ones(self._wide(layout), bool)
+        axes = layout.axes({self.over})
+        went = ~kept
+        count = went.sum(axis=axes, keepdims=True)
+        mean = np.where(went, value, 0.0).sum(axis=axes, keepdims=True) / np.maximum(count, 1)
+        spread = np.where(went, (value - mean) ** 2, 0.0).sum(axis=axes, keepdims=True)
+        groups = kept.any(axis=axes, keepdims=True)
+        return tuple(np.broadcast_to(a, groups.shape)[groups] for a in (count, mean, spread))  # type: ignore[return-value]
