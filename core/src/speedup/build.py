@@ -99,7 +99,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
 def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], dict[Node, dict[str, torch.Tensor]]]:
     folded: dict[Value, torch.Tensor] = {}
     gained: dict[Node, dict[str, torch.Tensor]] = {}
-    for node in graph.nodes:
+    for node in graph.nodes if not keeps.drop else ():
         if node.rule is None or not ask(node, "folds"):
             continue
         keep = NodeKeep(keeps, node)

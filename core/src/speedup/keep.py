@@ -42,9 +42,10 @@ class Lock:
 class KeepSets:
     """The keep set of every value, with the reasons."""
 
-    def __init__(self, graph: Graph, facts: Facts) -> None:
+    def __init__(self, graph: Graph, facts: Facts, drop: bool = False) -> None:
         self.graph = graph
         self.facts = facts
+        self.drop = drop
         self.sets: dict[Value, Bools] = {}
         self.rigid: dict[Value, list[bool]] = {}
         self.events: dict[Value, list[Event]] = {}
@@ -81,6 +82,7 @@ class NodeKeep:
         rigid: per operand and axis, whether it can never lose an index.
         derived: operand numbers of weights that this call alone reads: their sets follow from the others.
         patient: whether a line that keeps nothing may still get something from elsewhere, and should wait for it.
+        drop: whether removed constants are left out instead of folded.
     """
 
     def __init__(self, keeps: KeepSets, node: Node) -> None:
@@ -91,6 +93,7 @@ class NodeKeep:
         assert node.rule is not None
         self.derived: set[int] = ask(node, "derived")
         self.patient = keeps.patient
+        self.drop = keeps.drop
         self.changed: set[Value] = set()
 
     @property
@@ -115,16 +118,17 @@ class NodeKeep:
         return np.where(useful, np.abs(self.facts.value(k)), 0.0)
 
 
-def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = ()) -> KeepSets:
+def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool = False) -> KeepSets:
     """Find the smallest keep sets.
 
     Args:
         locks: values that must stay whole along some axes.
+        drop: whether removed constants are left out instead of folded.
 
     Raises:
         RuleError: a rule raised.
     """
-    keeps = KeepSets(graph, facts)
+    keeps = KeepSets(graph, facts, drop)
     _find_rigid(graph, keeps)
     for value in graph.values:
         keeps.sets[value] = nothing(value.ndim)

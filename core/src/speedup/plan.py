@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from speedup.ask import ask
 from speedup.build import Parts, build
 from speedup.check import check, difference, first_difference, largest_entry
 from speedup.commit import Transaction
+from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
 from speedup.infer import Facts, infer
@@ -79,6 +80,8 @@ class Plan:
         """
         if model is not None and model is not self.model:
             return self._again(model).apply(verify=verify)
+        if verify and self.keeps.drop:
+            raise InputError("verify=True cannot hold with constants='drop': the outputs change")
         if self._parts is None:
             raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
         if self._state != _state_of(self.model):
@@ -133,6 +136,7 @@ def plan(
     *,
     map_location: Any = None,
     registry: Registry | None = None,
+    constants: Literal["exact", "drop"] = "exact",
 ) -> Plan:
     """Find out what can go from a model, without changing it.
 
@@ -142,6 +146,9 @@ def plan(
         masks: ``{module: {parameter: 0/1 mask or None}}``, or the path of a ``torch.save``\\ d file of it.
         map_location: for reading the file, as in ``torch.load``.
         registry: the rules to use; by default those of the installed plugins.
+        constants: what becomes of the constants that masked filters leave behind (biases, shifts of norms): "exact"
+            folds them, or keeps what cannot be folded; "drop" leaves them out, so that the outputs change, as the
+            report says. For training on.
 
     Raises:
         MaskError, InputError: the arguments cannot be used.
@@ -156,6 +163,8 @@ def plan(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    if constants not in ("exact", "drop"):
+        raise InputError(f"constants={constants!r}: it is 'exact' or 'drop'")
     inputs = resolve_inputs(dummy_input)
     keep = normalize_masks(model, load_masks(masks, map_location))
     for name in fully_masked(keep):
@@ -178,8 +187,15 @@ def plan(
         log.info("traced: %d calls, %d without a rule", len(graph.nodes), len(graph.barriers))
         facts = infer(graph, keep)
         log.info("inferred: %d values with constants", len(facts.constants))
-        keeps, parts = _settle(model, inputs, graph, facts, rules)
-    made = Plan(model, graph, keeps, parts, inputs, keep, lambda other: plan(other, dummy_input, masks, registry=rules))
+        keeps, parts = _settle(model, inputs, graph, facts, rules, constants == "drop")
+        changes = measure(model, inputs, graph, parts) if keeps.drop else []
+
+    def again(other: nn.Module) -> Plan:
+        return plan(other, dummy_input, masks, registry=rules, constants=constants)
+
+    made = Plan(model, graph, keeps, parts, inputs, keep, again)
+    if keeps.drop:
+        made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
     log.info("planned: %s", made.report.headline)
     return made
 
@@ -190,11 +206,12 @@ def _settle(
     graph: Graph,
     facts: Facts,
     rules: Registry,
+    drop: bool = False,
 ) -> tuple[KeepSets, Parts]:
     """Plan, build and check; where a call cannot take its new sizes, lock it and plan again."""
     locks: list[Lock] = []
     for _ in range(_ROUNDS):
-        keeps = keep_sets(graph, facts, locks)
+        keeps = keep_sets(graph, facts, locks, drop)
         more = _unfit(graph, keeps)
         if not more:
             parts = build(graph, keeps, model)
@@ -269,6 +286,7 @@ class ModelSpeedup:
         map_location: for reading the file, as in ``torch.load``.
         registry: the rules to use; by default those of the installed plugins.
         verify: compare with the masked model on random inputs and other batch sizes too before the change is kept.
+        constants: "exact", or "drop" to leave out what cannot simply go, see ``speedup.plan``.
 
     Example:
         >>> model = ModelSpeedup(model, torch.randn(1, 3, 32, 32), "masks.pt").speedup_model()
@@ -283,9 +301,11 @@ class ModelSpeedup:
         *,
         registry: Registry | None = None,
         verify: bool = False,
+        constants: Literal["exact", "drop"] = "exact",
     ) -> None:
         self.model = model
         self.verify = verify
+        self.constants = constants
         self.dummy_input = dummy_input
         self.masks_file = masks_file
         self.map_location = map_location
@@ -299,7 +319,12 @@ class ModelSpeedup:
             SpeedupError: see ``speedup.plan``; the model is then as it was, bit for bit.
         """
         self.plan = plan(
-            self.model, self.dummy_input, self.masks_file, map_location=self.map_location, registry=self.registry
+            self.model,
+            self.dummy_input,
+            self.masks_file,
+            map_location=self.map_location,
+            registry=self.registry,
+            constants=self.constants,
         )
         return self.plan.apply(verify=self.verify)
 

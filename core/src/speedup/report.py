@@ -13,6 +13,7 @@ import numpy as np
 
 from speedup.ask import ask
 from speedup.build import Parts
+from speedup.drop import Dropped
 from speedup.errors import SignatureError
 from speedup.facts import Bools, all_of, along, any_of
 from speedup.graph import Graph, Node, Value
@@ -47,6 +48,8 @@ class Report:
     find_stays: Callable[[], list[Kept]] = list
     barriers: list[str] = field(default_factory=list)
     gained: list[str] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
     macs: tuple[int, int] = (0, 0)
 
@@ -77,6 +80,8 @@ class Report:
             "gained": self.gained,
             "stays": [vars(k) for k in self.stays],
             "barriers": self.barriers,
+            "dropped": [vars(d) for d in self.dropped],
+            "changes": self.changes,
         }
 
     def __str__(self) -> str:
@@ -92,9 +97,19 @@ class Report:
         lines += ["", self.headline]
         if self.gained:
             lines.append(f"gained: {', '.join(self.gained)}")
+        if self.dropped:
+            lines += ["", *self._dropped_lines()]
         if self.stays:
             lines += ["", explain(self)]
         return "\n".join(lines)
+
+    def _dropped_lines(self) -> list[str]:
+        lines = ["Constants that were dropped, not folded:"]
+        for d in self.dropped:
+            what = f"{d.indices} {'input' if d.indices == 1 else 'inputs'}"
+            lines.append(f"  {what} of {d.name}, {d.where}: changes output {', '.join(map(str, d.outputs)) or 'none'}")
+        moved = [f"output {i} by {e:.2g}" for i, e in enumerate(self.changes) if e > 0]
+        return [*lines, f"On the dummy input, relative to the largest entry: {', '.join(moved) or 'nothing changes'}"]
 
 
 def _percent(after: int, before: int) -> str:
