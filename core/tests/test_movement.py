@@ -254,7 +254,7 @@ class Table(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.up(x)
         x = x + self.table.unsqueeze(0)[:, : x.shape[1]]
-        x = x + 0.1 * self.table.sum(0)
+        x = x + 0.1 * self.halves.sum(0)
         result: torch.Tensor = self.down(x * self.halves[:6].mean(0) + self.halves[6:].mean(0))
         return result
 

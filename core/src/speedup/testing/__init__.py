@@ -1,0 +1,20 @@
+"""For the tests of rules: models with random contents, random masks, and the check that the small model answers alike.
+
+    def test_scale_follows_its_input() -> None:
+        model = randomize(nn.Sequential(nn.Linear(4, 6), Scale(6), nn.Linear(6, 3)), seed=0)
+        masks = random_masks(model, seed=0)
+        result = check_equal(model, torch.randn(2, 4), masks, other_inputs=[torch.randn(5, 4)])
+        assert result.shape("1.scale") == (3,)
+
+``check_equal`` alone would accept a rule that keeps everything: assert ``shape`` or ``kept`` too. ``check_laws`` asks
+every rule of a model about facts that the model itself may never show.
+"""
+
+from __future__ import annotations
+
+from speedup.testing.contents import randomize
+from speedup.testing.equal import Result, check_equal
+from speedup.testing.laws import check_laws
+from speedup.testing.masks import KINDS, mask_indices, masked_copy, random_masks
+
+__all__ = ["KINDS", "Result", "check_equal", "check_laws", "mask_indices", "masked_copy", "random_masks", "randomize"]
