@@ -35,6 +35,15 @@ def test_a_group_is_solved_from_its_known_factors() -> None:
     assert layout.contracted == {"i"}
 
 
+def test_a_size_that_no_shape_tells_is_written_down() -> None:
+    layout = parse("n (g=3 c), (g c)? -> n (g c)").bind([(2, 12), (12,)], [(2, 12)])
+    assert layout.sizes["g"] == 3 and layout.sizes["c"] == 4
+    with pytest.raises(SignatureError, match="cannot be split into g x c"):
+        parse("n (g=5 c) -> n (g c)").bind([(2, 12)], [(2, 12)])
+    with pytest.raises(SignatureError, match="axis 'g' has another size before"):
+        parse("(g=3 c), (g=4 c) -> (g c)")
+
+
 def test_mixed_axes_are_private_to_their_operand_and_may_differ_in_size() -> None:
     layout = parse(CONV).bind([(2, 6, 9, 9), (8, 3, 3, 3), (8,)], [(2, 8, 7, 7)])
     assert len(layout.mixed) == 6

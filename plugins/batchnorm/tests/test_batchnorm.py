@@ -317,3 +317,49 @@ def test_running_statistics_go_on_in_training() -> None:
     result.model.train()(image(2).double())
     assert norm.num_batches_tracked == 1
     assert not torch.equal(before, norm.running_mean)
+
+
+# -- constants for which the layer in front has no bias ---------------------------------------------------------------
+
+
+class Chain(nn.Module):
+    """conv, activation, 1x1 conv without bias, what is tested, conv."""
+
+    def __init__(self, norm: nn.Module, bias: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1, bias=bias)
+        self.norm, self.c = norm, nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(self.norm(self.b(torch.sigmoid(self.a(x))))))
+
+
+class Between(nn.Module):
+    """Two branches read the output: the norm alone cannot take what the layer lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x) + x
+
+
+@pytest.mark.parametrize(
+    ("norm", "bias", "gained"),
+    [
+        (nn.BatchNorm2d(6), False, False),
+        (nn.BatchNorm2d(6, affine=False), False, False),
+        (nn.BatchNorm2d(6), True, False),
+        (nn.BatchNorm2d(6, track_running_stats=False), False, True),
+        (Between(), False, True),
+        (nn.Identity(), False, True),
+    ],
+    ids=["norm", "norm without scale", "bias", "statistics of the batch", "two readers", "no norm"],
+)
+def test_a_norm_takes_constants_for_which_there_is_no_bias(norm: nn.Module, bias: bool, gained: bool) -> None:
+    model = randomize(Chain(norm, bias), 3)
+    x = torch.randn(2, 3, 5, 5)
+    result = check_equal(model, x, mask_indices(model, {"a.weight": [0, 2, 5]}), [torch.randn(3, 3, 4, 7)])
+    assert result.shape("b.weight") == (6, 5, 1, 1)
+    assert [name for name, _ in result.model.named_parameters() if name == "b.bias"] == ["b.bias"] * (gained or bias)
