@@ -93,6 +93,9 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
             assert combined is not None
             axis = (layout.operands[k] or ())[combined.axis]
             alike = layout.contracted <= set(axis) and all(t.shape[a] == 1 for t in (*terms, offset) for a in scope)
+        if alike:
+            # An entry that matters at one position is folded at all of them.
+            used = any_of(used, scope)
         found.append(Removed(k, used, alike, weight, known, terms, offset))
     return found
 

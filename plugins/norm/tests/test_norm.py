@@ -346,3 +346,14 @@ def test_a_failed_plan_leaves_the_class_alone() -> None:
     model = randomize(Stream(nn.LayerNorm)).double()
     speedup.plan(model, tokens(4, 7).double(), mask_indices(model, FILTERS_AND_BIASES))
     assert type(model.n) is nn.LayerNorm and model.n.normalized_shape == (12,)
+
+
+def test_a_reader_of_which_one_position_matters() -> None:
+    class First(Stream):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.g(F.gelu(self.f(self.n(self.a(x)))))[:, 0]
+
+    model = randomize(First(nn.LayerNorm))
+    masks = mask_indices(model, {"a.weight": GONE, "f.weight": [1, 5, 6]})
+    result = check_equal(model, tokens(4, 7), masks, [tokens(2, 3)])
+    assert result.shape("f.weight") == (17, 9)
