@@ -187,7 +187,11 @@ class _Rows:
         self.scope = layout.axes(layout.names_of(gone.k) - layout.names_of(gone.weight))
         self.gone = self._grid(gone.mask).astype(bool)
         alike = self._alike(gone)
-        kept = layout.to_named(gone.k, keep.sets[gone.k] & ~keep.facts.unused(gone.k)).all(self.scope, keepdims=True)
+        # What nobody reads may hold anything; where no output matters that is no harm.
+        live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
+        live = any_of(live, layout.axes(set(layout.names) - {layout.names[p] for p in self.scope}))
+        sound = ~(layout.to_named(gone.k, keep.facts.unused(gone.k)) & live)
+        kept = (layout.to_named(gone.k, keep.sets[gone.k]) & sound).all(self.scope, keepdims=True)
         self.kept = self._grid(kept & alike).astype(bool)
         first = tuple(slice(0, 1) if p in self.scope else slice(None) for p in range(len(layout.names)))
         terms = [np.where(alike, t[first], 0.0) for t in gone.terms]
