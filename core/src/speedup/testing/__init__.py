@@ -15,6 +15,16 @@ from __future__ import annotations
 from speedup.testing.contents import randomize
 from speedup.testing.equal import Result, check_equal
 from speedup.testing.laws import check_laws
-from speedup.testing.masks import KINDS, mask_indices, masked_copy, random_masks
+from speedup.testing.masks import KINDS, Masks, mask_indices, masked_copy, random_masks
 
-__all__ = ["KINDS", "Result", "check_equal", "check_laws", "mask_indices", "masked_copy", "random_masks", "randomize"]
+__all__ = [
+    "KINDS",
+    "Masks",
+    "Result",
+    "check_equal",
+    "check_laws",
+    "mask_indices",
+    "masked_copy",
+    "random_masks",
+    "randomize",
+]
