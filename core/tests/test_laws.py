@@ -179,10 +179,10 @@ class Misshapen(ScaleRule):
         (Misshapen, r"infer_from_output is not well-formed: a fact of shape \(6,\)|gave a fact of shape"),
     ],
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_rule_that_breaks_a_law_is_found_and_named(rule: type[Rule], message: str, seed: int) -> None:
     with pytest.raises(AssertionError, match=message) as caught:
-        laws(rule(), seed=seed, rounds=30)
+        laws(rule(), seed=seed, rounds=25)
     assert "rule 'scale' at scale (" in str(caught.value)
 
 

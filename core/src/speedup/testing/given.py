@@ -54,11 +54,13 @@ class Maker:
 
     def _operand(self, value: Value, sample: torch.Tensor, less: Given, more: Given) -> None:
         draw = self.rng.random()
+        if value not in self.real.graph.from_input:
+            draw = 1.0  # made of weights alone: it is what it is
         known = self.real.affine.get(value)
         if known is None and draw < 0.15 and value.dtype.is_floating_point and value.ndim:
             known = self._affine(value)
         constant = self.real.constants.get(value) if draw > 0.8 else None
-        if constant is None and not (known is not None and draw < 0.5):
+        if constant is None and draw < 1.0 and not (known is not None and draw < 0.5):
             mask = self._mask(value)
             constant = Constant(mask, self._value(mask.shape, sample))
         if known is not None and draw < 0.5:
@@ -115,4 +117,5 @@ class Maker:
             value = np.full(shape, self.rng.normal())
         elif kind == 2:
             value = value * (self.rng.random(shape) < 0.5)
-        return np.asarray(value, dtype=np.float64)
+        held = torch.from_numpy(np.asarray(value, dtype=np.float64)).to(sample.dtype)
+        return np.asarray(held.to(torch.float64).numpy())

@@ -142,7 +142,7 @@ def _not_constant(known: Constant, output: torch.Tensor) -> tuple[int, ...] | No
     if output.is_complex():
         return None
     said = torch.from_numpy(np.broadcast_to(known.value, tuple(output.shape)).copy())
-    return differs(output.to(torch.float64), said, known.mask)
+    return differs(output, said, known.mask)
 
 
 class _Laws:
@@ -203,9 +203,9 @@ class _Laws:
             assert fits, _text(self.node, function, "not well-formed", why)
 
     def _numbers(self, value: Value, facts: Given) -> torch.Tensor:
-        """Random numbers for which the facts hold; weights are what they are."""
+        """Random numbers for which the facts hold; weights and what is made of them are what they are."""
         sample = self.samples[value]
-        return sample if value.tensor is not None else numbers(value, sample, facts, self.rng)
+        return numbers(value, sample, facts, self.rng) if value in facts.graph.from_input else sample
 
     def _monotone(self, less: Answers, more: Answers, finite: Mapping[Value, Bools]) -> None:
         """What is said with less known is said with more known."""
