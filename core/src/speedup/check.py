@@ -125,18 +125,20 @@ def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lo
 def _argument_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lock]:
     """Locks for calls whose own arguments give other entries than planned, though as many (a literal slice), or whose
     numbers came from a size that is smaller now (``x.shape[-1] ** -0.5``)."""
+    locks: list[Lock] = []
     for old, new in zip(graph.nodes, nodes, strict=False):
         changed = _changed_numbers(old, new) if old.module is None and not (old.rule and old.rule.moves) else []
         if changed:
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
-            return _lock_scope(old, graph, keeps, why)
+            locks += _lock_scope(old, graph, keeps, why)
+            continue
         sets = [keeps.sets[v] for v in old.values if v is not None]
         if old.rule is None or new.rule is None or old.module is not None or all(s.all() for s in sets):
             continue
         if not ask(old, "fits", sets, new):
             why = "the code of the call holds a position: it would take other entries"
-            return _lock_call(old, graph, keeps, None, why)
-    return []
+            locks += _lock_call(old, graph, keeps, None, why)
+    return locks
 
 
 def _changed_numbers(old: Node, new: Node) -> list[tuple[float, float]]:

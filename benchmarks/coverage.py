@@ -1,0 +1,248 @@
+"""Every model builder of torchvision under two sets of masks: equal or not, how small, how long, and what stayed.
+
+    python benchmarks/coverage.py                            # all of torchvision
+    python benchmarks/coverage.py resnet50 swin_t            # some of it
+    python benchmarks/coverage.py --timm resnet50 vit_tiny_patch16_224 --transformers bert
+    python benchmarks/coverage.py --write docs/coverage.md   # the table, as Markdown
+
+Weights are random, BatchNorm statistics too. Masks (a) are drawn layer by layer: a random third of the filters of every
+convolution and linear layer. Masks (b) leave every second index of everything: filters, biases, tokens and position
+tables, but no norm's parameters. Each model runs in a process of its own; models of more than 100 M parameters run in
+float32, the others in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import multiprocessing
+import platform
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+import speedup
+from speedup.testing import masked_copy, randomize
+
+sys.path.insert(0, str(Path(__file__).parent))
+import models
+
+LARGE = 100_000_000
+Masks = dict[str, dict[str, torch.Tensor]]
+
+
+def unaligned(model: nn.Module, seed: int = 0) -> Masks:
+    """A random third of the output indices of every convolution and linear layer."""
+    generator = torch.Generator().manual_seed(seed)
+    masks: Masks = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            axis = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+            line = torch.rand(module.weight.shape[axis], generator=generator) > 1 / 3
+            masks[name] = _entry(module, line, axis)
+    return masks
+
+
+def aligned(model: nn.Module) -> Masks:
+    """Every second output index of every layer, and of the tables that are added to what they make."""
+    masks: Masks = {}
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            axis = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+            masks[name] = _entry(module, torch.arange(module.weight.shape[axis]) % 2 == 0, axis)
+        elif isinstance(module, nn.Embedding):
+            masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
+        elif "Norm" not in type(module).__name__:
+            for parameter, tensor in own.items():
+                axis = max(range(tensor.ndim), key=lambda a: tensor.shape[a]) if tensor.ndim else 0
+                if tensor.ndim and tensor.shape[axis] > 1 and "relative" not in parameter:
+                    line = torch.arange(tensor.shape[axis]) % 2 == 0
+                    shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
+                    masks.setdefault(name, {})[parameter] = line.reshape(shape).expand_as(tensor)
+    return masks
+
+
+def _entry(module: Any, line: torch.Tensor, axis: int) -> dict[str, torch.Tensor]:
+    shape = [-1 if a == axis else 1 for a in range(module.weight.ndim)]
+    entry = {"weight": line.reshape(shape).expand_as(module.weight)}
+    if module.bias is not None and module.bias.numel() == line.numel():
+        entry["bias"] = line
+    return entry
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Both masks on one model; failures are results too."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    found: dict[str, Any] = {"name": name}
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, inputs, others = models.make(name)
+        found["parameters"] = sum(p.numel() for p in model.parameters())
+        wide = found["parameters"] <= LARGE
+        randomize(model, 0)
+        model = (model.double() if wide else model.float()).eval()
+        inputs, others = (models.cast(x, torch.float64 if wide else torch.float32) for x in (inputs, others))
+        for key, masks in (("unaligned", unaligned(model)), ("aligned", aligned(model))):
+            found[key] = _one(copy.deepcopy(model), inputs, others, masks)
+    except Exception as error:
+        found["error"] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        found["traceback"] = traceback.format_exc()
+    return found
+
+
+def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, Any]:
+    reference = masked_copy(model, masks)
+    start = time.perf_counter()
+    try:
+        plan = speedup.plan(model, inputs, masks)
+        small = plan.apply()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()}
+    seconds = time.perf_counter() - start
+    worst = 0.0
+    for x in [inputs, *others]:
+        worst = max(worst, _difference(models.call(reference, x), models.call(small, x)))
+    report = plan.report
+    reasons: Counter[str] = Counter()
+    for stay in report.stays:
+        reasons[stay.why] += len(stay.indices)
+    return {
+        "error": None,
+        "difference": worst,
+        "parameters": report.parameters[1] / max(report.parameters[0], 1),
+        "macs": report.macs[1] / max(report.macs[0], 1),
+        "seconds": seconds,
+        "barriers": sorted({b.split(" at ")[0] for b in report.barriers}),
+        "stays": dict(reasons.most_common(5)),
+    }
+
+
+def _difference(wanted: Any, got: Any) -> float:
+    """The largest difference relative to the largest entry of its tensor; infinite for other shapes."""
+    worst = 0.0
+    a, b = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (wanted, got))
+    if [t.shape for t in a] != [t.shape for t in b]:
+        return float("inf")
+    for one, other in zip(a, b, strict=True):
+        if one.numel() and one.is_floating_point():
+            one, other = one.double(), other.double()
+            gap = (
+                torch.where(one == other, torch.zeros_like(one), one - other)
+                .abs()
+                .nan_to_num(0.0 if _nans(one, other) else torch.inf)
+            )
+            worst = max(worst, float(gap.max() / one.nan_to_num(0).abs().max().clamp_min(1e-30)))
+        elif one.numel() and not torch.equal(one, other):
+            return float("inf")
+    return worst
+
+
+def is_equal(result: dict[str, Any], parameters: int) -> bool:
+    """Equal up to rounding."""
+    return result["error"] is None and result["difference"] < (1e-8 if parameters <= LARGE else 2e-3)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    heads = ("model", "parameters", "(a) equal", "(a) kept", "(b) equal", "(b) kept", "(b) MACs", "(b) s", "barriers")
+    rows = [f"| {' | '.join(heads)} |", "|---|---:|---|---:|---|---:|---:|---:|---|"]
+    for r in sorted(results, key=lambda r: models.order(r["name"])):
+        if "error" in r:
+            rows.append(f"| {r['name']} | | {r['error']} | | | | | | |")
+            continue
+        cells = [r["name"], f"{r['parameters'] / 1e6:.1f} M"]
+        for key in ("unaligned", "aligned"):
+            one = r[key]
+            if one["error"] is not None:
+                cells += [one["error"].split("\n")[0][:80].replace("|", "/"), *[""] * (1 if key == "unaligned" else 3)]
+                continue
+            cells.append(
+                f"yes, {one['difference']:.0e}"
+                if is_equal(one, r["parameters"])
+                else f"**no, {one['difference']:.0e}**"
+            )
+            cells.append(f"{one['parameters']:.3f}")
+            if key == "aligned":
+                cells += [f"{one['macs']:.3f}", f"{one['seconds']:.1f}"]
+        barriers = r["aligned"].get("barriers", [])
+        cells.append(", ".join(f"`{b}`" for b in barriers))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    good = [r for r in results if "error" not in r]
+    both = [r for r in good if all(is_equal(r[k], r["parameters"]) for k in ("unaligned", "aligned"))]
+    crashed = [r["name"] for r in results if "error" in r or any(r[k]["error"] for k in ("unaligned", "aligned"))]
+    seconds = sorted(r["aligned"]["seconds"] for r in good if r["aligned"]["error"] is None)
+    kept = sorted(r["aligned"]["parameters"] for r in good if r["aligned"]["error"] is None)
+    failed = f"{len(crashed)} failed" + (f": {', '.join(crashed)}" if crashed else "")
+    lines = [f"{len(results)} models, {len(both)} equal under both masks, {failed}."]
+    if seconds:
+        medians = kept[len(kept) // 2], seconds[len(seconds) // 2]
+        lines.append(f"Masks (b): median {medians[0]:.3f} of the parameters kept, median {medians[1]:.2f} s.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="builders of torchvision; all of them when nothing is named")
+    parser.add_argument("--timm", nargs="*", default=[], help="names of timm models")
+    parser.add_argument("--transformers", nargs="*", default=[], help="model types of transformers, such as bert")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the results here, model by model")
+    parser.add_argument("--write", type=Path, help="write the table between the marks of this Markdown file")
+    options = parser.parse_args()
+    names = [*options.names, *(f"timm:{n}" for n in options.timm), *(f"transformers:{n}" for n in options.transformers)]
+    names = names or models.torchvision_names()
+    results: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(options.workers, context, max_tasks_per_child=None) as pool:
+        waiting = {pool.submit(measure, name): name for name in names}
+        for future in as_completed(waiting):
+            result = future.result()
+            results.append(result)
+            print(_line(result), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=1))
+    machine = f"torch {torch.__version__}, {platform.machine()}, one thread per model."
+    text = f"{machine}\n\n{summary(results)}\n\n{table(results)}"
+    print(f"\n{text}")
+    if options.write:
+        before, begin, rest = options.write.read_text().partition("<!-- coverage -->\n")
+        _, end, after = rest.partition("<!-- /coverage -->")
+        options.write.write_text(f"{before}{begin}{text}\n{end}{after}")
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+
+
+def _line(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"{result['name']:32} FAILED {result['error']}"
+    parts = [f"{result['name']:32}"]
+    for key in ("unaligned", "aligned"):
+        one = result[key]
+        if one["error"] is not None:
+            parts.append(f"{key} FAILED {one['error'][:200]}")
+        else:
+            mark = "equal" if is_equal(one, result["parameters"]) else "DIFFERS"
+            parts.append(f"{key} {mark} {one['difference']:.0e} kept {one['parameters']:.3f} {one['seconds']:.1f} s")
+    return "  ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The models that the coverage run knows, each with an input and others of another size where it takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+# Inputs (batch, channels, height, width) of builders that do not take small images.
+_SIZES = {"vit": 224, "maxvit": 224, "inception_v3": 96, "swin": 64, "alexnet": 64, "googlenet": 64}
+_VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 64)}
+
+
+def torchvision_names() -> list[str]:
+    """Every builder but the quantized ones, which are out of scope."""
+    from torchvision import models as tv
+
+    return [n for n in tv.list_models() if "quantized" not in n]
+
+
+def order(name: str) -> tuple[str, str]:
+    """For sorting: by library and task, then by name."""
+    return (_task(name), name)
+
+
+def _task(name: str) -> str:
+    if ":" in name:
+        return name.split(":")[0]
+    from torchvision import models as tv
+
+    return tv.get_model_builder(name).__module__.rpartition(".")[0]
+
+
+def make(name: str) -> tuple[nn.Module, Any, list[Any]]:
+    """A model with random weights, a dummy input and further inputs; both as a tuple of arguments or a dict."""
+    library, _, rest = name.rpartition(":")
+    if library == "timm":
+        return _timm(rest)
+    if library == "transformers":
+        return _transformers(rest)
+    task = _task(name)
+    if task.endswith("detection"):
+        return _detection(name)
+    if task.endswith("optical_flow"):
+        return _optical_flow(name)
+    if task.endswith("video"):
+        return _video(name)
+    return _image(name)
+
+
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    """The same inputs in another floating-point type."""
+    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    with torch.no_grad():
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def _image(name: str) -> tuple[nn.Module, Any, list[Any]]:
+    from torchvision import models as tv
+
+    options: dict[str, Any] = {"weights": None}
+    if _task(name).endswith("segmentation"):
+        options["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    model = tv.get_model(name, **options)
+    size = next((s for prefix, s in _SIZES.items() if name.startswith(prefix)), 64)
+    fixed = name.startswith(("vit", "maxvit"))
+    other = torch.randn(2, 3, size, size) if fixed else torch.randn(2, 3, size + 32, size + 64)
+    return model, (torch.randn(1, 3, size, size),), [(other,)]
+
+
+def _detection(name: str) -> tuple[nn.Module, Any, list[Any]]:
+    from torchvision import models as tv
+
+    sizes = {} if name.startswith("ssd") else {"min_size": 128, "max_size": 160}
+    model = tv.get_model(name, weights=None, weights_backbone=None, **sizes)
+    return model, ([torch.rand(3, 128, 160), torch.rand(3, 160, 128)],), [([torch.rand(3, 140, 150)],)]
+
+
+def _video(name: str) -> tuple[nn.Module, Any, list[Any]]:
+    from torchvision import models as tv
+
+    model = tv.get_model(name, weights=None)
+    frames, size = next((v for prefix, v in _VIDEO.items() if name.startswith(prefix)), (8, 64))
+    return model, (torch.randn(1, 3, frames, size, size),), [(torch.randn(2, 3, frames, size, size),)]
+
+
+def _optical_flow(name: str) -> tuple[nn.Module, Any, list[Any]]:
+    from torchvision import models as tv
+
+    model = tv.get_model(name, weights=None)
+    images = torch.rand(2, 1, 3, 128, 128) * 2 - 1
+    others = torch.rand(2, 2, 3, 128, 160) * 2 - 1
+    return (
+        model,
+        {"image1": images[0], "image2": images[1], "num_flow_updates": 2},
+        [{"image1": others[0], "image2": others[1], "num_flow_updates": 2}],
+    )
+
+
+def _timm(name: str) -> tuple[nn.Module, Any, list[Any]]:
+    import timm
+
+    model = timm.create_model(name, pretrained=False)
+    _, height, width = model.pretrained_cfg["input_size"] if hasattr(model, "pretrained_cfg") else (3, 224, 224)
+    return model, (torch.randn(1, 3, height, width),), [(torch.randn(2, 3, height, width),)]
+
+
+def _transformers(name: str) -> tuple[nn.Module, Any, list[Any]]:
+    """A small configuration of a model type, with its own base model."""
+    import transformers
+
+    small = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 100,
+        "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "num_layers": 2,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "n_embd": 64, "n_layer": 2,
+        "n_head": 4, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "embedding_size": 64, "d_ff": 96,
+        "d_kv": 16, "num_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "num_key_value_heads": 2,
+        "head_dim": 16, "use_cache": False, "tie_word_embeddings": False, "attn_implementation": "eager",
+    }  # fmt: skip
+    config = transformers.AutoConfig.for_model(name)
+    for key, value in small.items():
+        if hasattr(config, key) and not isinstance(getattr(type(config), key, None), property):
+            setattr(config, key, value)
+    config.return_dict = False
+    model = transformers.AutoModel.from_config(config)
+    tokens = {"input_ids": torch.randint(1, 100, (2, 9))}
+    others = {"input_ids": torch.randint(1, 100, (3, 12))}
+    if config.is_encoder_decoder:
+        tokens["decoder_input_ids"] = torch.randint(1, 100, (2, 5))
+        others["decoder_input_ids"] = torch.randint(1, 100, (3, 6))
+    return model, tokens, [others]
