@@ -140,11 +140,9 @@ def _difference(wanted: Any, got: Any) -> float:
     for one, other in zip(a, b, strict=True):
         if one.numel() and one.is_floating_point():
             one, other = one.double(), other.double()
-            gap = (
-                torch.where(one == other, torch.zeros_like(one), one - other)
-                .abs()
-                .nan_to_num(0.0 if _nans(one, other) else torch.inf)
-            )
+            if not torch.equal(one.isnan(), other.isnan()):
+                return float("inf")
+            gap = torch.where(one == other, torch.zeros_like(one), one - other).abs().nan_to_num(0.0, torch.inf)
             worst = max(worst, float(gap.max() / one.nan_to_num(0).abs().max().clamp_min(1e-30)))
         elif one.numel() and not torch.equal(one, other):
             return float("inf")
