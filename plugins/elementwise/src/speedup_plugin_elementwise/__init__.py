@@ -26,7 +26,9 @@ _POINTWISE = (
     "logical_or logical_xor logical_not bitwise_or bitwise_xor bitwise_not "
     "bitwise_left_shift bitwise_right_shift where masked_fill"
 ).split()
-_SAME = "type float double half bfloat16 int long short char byte bool clone contiguous detach alias data cpu cuda".split()
+_SAME = (
+    "type float double half bfloat16 int long short char byte bool clone contiguous detach alias data cpu cuda".split()
+)
 
 
 class _Hidden:

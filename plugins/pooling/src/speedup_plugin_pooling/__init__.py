@@ -44,7 +44,7 @@ class Window(Rule):
 def bordered(node: Node, facts: NodeFacts, filler: float) -> dict[str, Fact]:
     """The facts behind a call that gives, at each position, m of what is inside and 1 - m of a filler.
 
-    entry = sum of terms · (u m) + offset · m + filler · (1 - m), where m depends on the position only: one unknown more.
+    entry = sum of terms · (u m) + offset · m + filler · (1 - m), m of the position only: one unknown more.
     """
     known = facts.affine(0)
     mask, offset = (facts.mask(0), facts.value(0)) if known is None else (known.mask, known.offset)

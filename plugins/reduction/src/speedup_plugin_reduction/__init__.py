@@ -190,9 +190,7 @@ def speedup_rules() -> Iterable[Rule]:
         Choice(name="mean", functions=variants("mean"), averages=True),
         Choice(
             name="choice",
-            functions=variants(
-                "nanmean", "amax", "amin", "max", "min", "median", "nanmedian", "mode", missing_ok=True
-            ),
+            functions=variants("nanmean", "amax", "amin", "max", "min", "median", "nanmedian", "mode", missing_ok=True),
         ),
         Ranked(name="ranked", functions=variants("topk", "kthvalue")),
         Quantile(name="quantile", functions=variants("quantile", "nanquantile")),
