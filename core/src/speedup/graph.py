@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,6 +80,7 @@ class Node:
         module, path: the module and its qualified name, for calls of modules.
         scope: qualified name of the module in whose forward the call stands.
         where: ``file:line`` in the caller's source.
+        sites: code objects and instructions that stand for this call in the forward of ``scope``, innermost first.
         arguments: every argument by its name in the rule's ``call``; tensors as ``Ref``.
         tensors: every tensor that goes in, in the order of their ``Ref``; then those that the module holds.
         attributes: where the tensors that the module holds stand in ``tensors``, by attribute name.
@@ -106,6 +108,7 @@ class Node:
     operand_names: tuple[str, ...] = ()
     note: str = ""
     calls: int = 1
+    sites: tuple[tuple[CodeType, int], ...] = ()
 
     @property
     def label(self) -> str:

@@ -28,7 +28,7 @@ from speedup.names import op_name
 from speedup.registry import Registry
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import tensors_in
-from speedup.trace.source import caller
+from speedup.trace.source import caller, sites
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
 _READS = frozenset(
@@ -185,7 +185,13 @@ class Recorder(TorchFunctionMode):
         name = getattr(op, "__name__", str(op))
         where = caller()
         self.current = f"{op_name(op)} at {where}"
-        result = call()
+        stands = sites()
+        try:
+            result = call()
+        except Exception as error:
+            if not hasattr(error, "speedup_call"):
+                error.speedup_call = (op_name(op), plain_args, plain_kwargs)  # type: ignore[attr-defined]
+            raise
         outputs = [t for t in tensors_in(result)]
         changed = [t for t, state in zip(tensors, before, strict=True) if _state(t) != state]
         if name == "__set__" and tensors:  # x.data = y
@@ -211,6 +217,7 @@ class Recorder(TorchFunctionMode):
             tensors=inputs,
             outputs=(),
             attributes=attributes,
+            sites=stands,
         )
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
         if any(v in self.from_input or v.kind == "unknown" for v in inputs):
