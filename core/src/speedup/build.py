@@ -17,6 +17,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.regular import cut, is_regular, kept_shape, ragged_axis
+from speedup.repair.parts import Repairs
 from speedup.shell import shell_of
 
 
@@ -64,11 +65,16 @@ class Kept:
 
 @dataclass(eq=False)
 class Parts:
-    """New modules by path, to be put in the place of the old ones; each stands for all paths of its old module."""
+    """New modules by path, to be put in the place of the old ones; each stands for all paths of its old module.
+
+    Attributes:
+        repairs: new attributes and rewritten calls of modules, by path, see ``speedup.repair``.
+    """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     gained: dict[str, torch.Tensor] = field(default_factory=dict)
+    repairs: Repairs = field(default_factory=dict)
 
 
 def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:

@@ -1,14 +1,16 @@
 """The check before anything is committed: the new model runs once and is compared with plan and masked model.
 
 Call by call the sizes, then the numbers of the outputs. A size that differs from the plan means that the forward holds
-a size of its own (a literal, an attribute): those indices are locked and planned again. Numbers that differ mean a
-wrong rule: the model is refused, and the first call that differs is named.
+a size of its own (a literal, an attribute): it is repaired, or those indices are locked and planned again. Numbers that
+differ mean a wrong rule: the model is refused, and the first call that differs is named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,33 @@ from speedup.trace.run import trace
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
+@dataclass(frozen=True, eq=False)
+class Mismatch:
+    """The first call at which the small model differs from the plan.
+
+    Attributes:
+        node: the call as it was.
+        stage: 0 while sizes differ, 1 when only entries or numbers in arguments do.
+        args, kwargs: of the call as the small model makes it; None when it never came to it.
+        numbers: whether numbers differ that are no sizes, but may be made of them.
+        nodes: the calls that the small model made.
+        locks: what to keep whole when nothing else helps.
+    """
+
+    node: Node
+    stage: int
+    args: tuple[Any, ...] | None
+    kwargs: dict[str, Any] | None
+    numbers: bool
+    nodes: Sequence[Node]
+    locks: Callable[[], list[Lock]]
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Larger when the model agrees with the plan further."""
+        return self.stage, self.node.index
+
+
 def check(
     model: nn.Module,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
@@ -36,8 +65,8 @@ def check(
     keeps: KeepSets,
     registry: Registry,
     substitutes: Mapping[int, type[nn.Module]],
-) -> list[Lock]:
-    """Run the changed model; the locks that its sizes ask for, none when it agrees with the plan.
+) -> Mismatch | None:
+    """Run the changed model; where it differs from the plan, None when it agrees.
 
     Where constants were dropped, its numbers may be others.
 
@@ -50,22 +79,32 @@ def check(
         raise
     except Exception as error:
         nodes, _ = getattr(error, "speedup_trace", ([], ""))
-        locks = _size_locks(graph, keeps, nodes)
-        if locks:
-            return locks
+        found = _size_mismatch(graph, keeps, nodes)
+        if found is not None:
+            return found
         failed = next(iter(graph.nodes[len(nodes) : len(nodes) + 1]), None)
         if failed is None:
             raise CheckError(f"the small model raises {error!r}") from error
-        return _lock_call(
-            failed, graph, keeps, _changed_axes(failed, keeps), f"the call fails on fewer indices: {error}"
+        name, args, kwargs = getattr(error, "speedup_call", ("", None, None))
+        if name != failed.op_name:
+            args = kwargs = None
+        why = f"the call fails on fewer indices: {error}"
+        return Mismatch(
+            failed,
+            0,
+            args,
+            kwargs,
+            False,
+            nodes,
+            lambda: _lock_call(failed, graph, keeps, _changed_axes(failed, keeps), why),
         )
-    locks = _size_locks(graph, keeps, again.nodes) or _argument_locks(graph, keeps, again.nodes)
-    if locks:
-        return locks
+    found = _size_mismatch(graph, keeps, again.nodes) or _argument_mismatch(graph, keeps, again.nodes)
+    if found is not None:
+        return found
     worst = difference(graph.reference, again.reference) if not keeps.drop else None
     if worst is not None:
         raise CheckError(worst)
-    return []
+    return None
 
 
 def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floor: float = 0.0) -> str | None:
@@ -109,36 +148,44 @@ def largest_entry(tensor: torch.Tensor) -> float:
     return distance(tensor, tensor)[1] if tensor.is_floating_point() else 0.0
 
 
-def _size_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lock]:
+def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mismatch | None:
     for old, new in zip(graph.nodes, nodes, strict=False):
         if old.op_name != new.op_name or len(old.outputs) != len(new.outputs):
-            return _lock_call(old, graph, keeps, None, "the small model takes another path from here")
+            why = "the small model takes another path from here"
+            return Mismatch(old, 0, None, None, False, nodes, partial(_lock_call, old, graph, keeps, None, why))
         for number, (a, b) in enumerate(zip(old.outputs, new.outputs, strict=True)):
             planned = kept_shape(keeps.sets[a], a.shape)
             if planned != b.shape:
-                axes = _stale_axes(a.shape, planned, b.shape)
+                at = number, _stale_axes(a.shape, planned, b.shape)
                 sizes = frozenset(zip(planned, b.shape, strict=False))
-                return _lock_call(old, graph, keeps, (number, axes), _why(a.shape, planned, b.shape), sizes)
-    return []
+                lock = partial(_lock_call, old, graph, keeps, at, _why(a.shape, planned, b.shape), sizes)
+                return Mismatch(old, 0, new.args, new.kwargs, False, nodes, lock)
+    return None
 
 
-def _argument_locks(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> list[Lock]:
-    """Locks for calls whose own arguments give other entries than planned, though as many (a literal slice), or whose
+def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mismatch | None:
+    """The first call whose own arguments give other entries than planned, though as many (a literal slice), or whose
     numbers came from a size that is smaller now (``x.shape[-1] ** -0.5``)."""
-    locks: list[Lock] = []
+    found: list[Mismatch] = []
+
+    def mismatch(old: Node, new: Node, numbers: bool, locks: Callable[[], list[Lock]]) -> Mismatch:
+        return Mismatch(old, 1, new.args, new.kwargs, numbers, nodes, locks)
+
     for old, new in zip(graph.nodes, nodes, strict=False):
         changed = _changed_numbers(old, new) if old.module is None and not (old.rule and old.rule.moves) else []
         if changed:
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
-            locks += _lock_scope(old, graph, keeps, why)
+            found.append(mismatch(old, new, True, partial(_lock_scope, old, graph, keeps, why)))
             continue
         sets = [keeps.sets[v] for v in old.values if v is not None]
         if old.rule is None or new.rule is None or old.module is not None or all(s.all() for s in sets):
             continue
         if not ask(old, "fits", sets, new):
             why = "the code of the call holds a position: it would take other entries"
-            locks += _lock_call(old, graph, keeps, None, why)
-    return locks
+            found.append(mismatch(old, new, False, partial(_lock_call, old, graph, keeps, None, why)))
+    if not found:
+        return None
+    return replace(found[0], locks=lambda: [lock for each in found for lock in each.locks()])
 
 
 def _changed_numbers(old: Node, new: Node) -> list[tuple[float, float]]:

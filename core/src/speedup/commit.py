@@ -28,6 +28,7 @@ class Transaction:
         self.parts = parts
         self.substitutes: dict[int, type[nn.Module]] = {}
         self._saved: list[Attributes] = []
+        self._classes: list[tuple[nn.Module, type[nn.Module]]] = []
 
     def apply(self) -> None:
         """Swap everything in; on any error everything is put back before it is raised."""
@@ -38,11 +39,19 @@ class Transaction:
                     self._move_into(old, made)
                 else:
                     self._put_in_place_of(path, old, made)
+            for path, repair in self.parts.repairs.items():
+                module = self.model.get_submodule(path)
+                self._saved.append(Attributes(module))
+                self._classes.append((module, type(module)))
+                repair.apply(module)
         except BaseException:
             self.undo()
             raise
 
     def undo(self) -> None:
+        for module, cls in reversed(self._classes):
+            module.__class__ = cls
+        self._classes.clear()
         for attributes in reversed(self._saved):
             attributes.restore()
         self._saved.clear()

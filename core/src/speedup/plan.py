@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from speedup.ask import ask
 from speedup.build import Parts, build
-from speedup.check import check, difference, first_difference, largest_entry
+from speedup.check import Mismatch, check, difference, first_difference, largest_entry
 from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
@@ -29,6 +30,10 @@ from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets, Lock, keep_sets
 from speedup.masks import fully_masked, load_masks, normalize_masks
 from speedup.registry import Registry, default_registry
+from speedup.repair.mend import mend
+from speedup.repair.options import Job
+from speedup.repair.parts import Repairs
+from speedup.repair.vary import comparable, varied
 from speedup.report import Report, explain, summarize
 from speedup.trace import sandbox, trace
 from speedup.verify import compare, random_inputs, run
@@ -215,25 +220,71 @@ def _settle(
         more = _unfit(graph, keeps)
         if not more:
             parts = build(graph, keeps, model)
-            transaction = Transaction(model, parts)
-            transaction.apply()
-            try:
-                more = check(model, inputs, graph, keeps, rules, transaction.substitutes)
-            except CheckError as error:
-                where = _find_difference(model, inputs, graph, keeps, rules, transaction)
-                if where is None:
-                    return keeps, parts
-                raise CheckError(
-                    f"the small model does not give the same answers, nothing was changed: {error}. {where}"
-                ) from error
-            finally:
-                transaction.undo()
-            if not more:
+
+            def tried(repairs: Repairs, keeps: KeepSets = keeps, parts: Parts = parts) -> Mismatch | None:
+                return _try(model, inputs, graph, keeps, rules, replace(parts, repairs=repairs))
+
+            def steady(repairs: Repairs, parts: Parts = parts) -> bool:
+                return _steady(model, inputs, graph.reference, replace(parts, repairs=repairs))
+
+            parts.repairs, found = mend(Job(model, graph, keeps), tried, steady)
+            if found is None:
                 return keeps, parts
+            more = found.locks()
         for lock in more:
             log.debug("lock %s axes %s: %s", graph.values[lock.value].label, lock.axes, lock.why)
         locks += more
     raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {locks[-1].why}")
+
+
+def _try(
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    graph: Graph,
+    keeps: KeepSets,
+    rules: Registry,
+    parts: Parts,
+) -> Mismatch | None:
+    """Put everything in, run and compare, and take everything out.
+
+    Raises:
+        CheckError: the outputs differ.
+    """
+    transaction = Transaction(model, parts)
+    transaction.apply()
+    try:
+        return check(model, inputs, graph, keeps, rules, transaction.substitutes)
+    except CheckError as error:
+        where = _find_difference(model, inputs, graph, keeps, rules, transaction)
+        if where is None:
+            return None
+        raise CheckError(
+            f"the small model does not give the same answers, nothing was changed: {error}. {where}"
+        ) from error
+    finally:
+        transaction.undo()
+
+
+def _steady(
+    model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], reference: list[torch.Tensor], parts: Parts
+) -> bool:
+    """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
+    if not parts.repairs:
+        return True
+    cases = varied(inputs)
+    wanted = run(model, cases)
+    cases = {n: c for n, c in cases.items() if comparable(n, wanted[n], reference)}
+    if not cases:
+        return True
+    transaction = Transaction(model, parts)
+    transaction.apply()
+    try:
+        return bool(compare({name: wanted[name] for name in cases}, run(model, cases)))
+    except CheckError as error:
+        log.debug("at another size: %s", error)
+        return False
+    finally:
+        transaction.undo()
 
 
 def _unfit(graph: Graph, keeps: KeepSets) -> list[Lock]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -42,6 +42,15 @@ class Kept:
     parameters: int
 
 
+@dataclass(frozen=True)
+class Repaired:
+    """A size in the code of a module that follows the plan: an attribute, or an argument of one call."""
+
+    module: str
+    what: str
+    where: str
+
+
 @dataclass
 class Report:
     layers: list[Layer] = field(default_factory=list)
@@ -50,6 +59,7 @@ class Report:
     gained: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
+    repaired: list[Repaired] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
     macs: tuple[int, int] = (0, 0)
 
@@ -78,6 +88,7 @@ class Report:
                 for x in self.layers
             ],
             "gained": self.gained,
+            "repaired": [vars(r) for r in self.repaired],
             "stays": [vars(k) for k in self.stays],
             "barriers": self.barriers,
             "dropped": [vars(d) for d in self.dropped],
@@ -99,6 +110,7 @@ class Report:
             lines.append(f"gained: {', '.join(self.gained)}")
         if self.dropped:
             lines += ["", *self._dropped_lines()]
+        lines += _repairs(self.repaired)
         if self.stays:
             lines += ["", explain(self)]
         return "\n".join(lines)
@@ -110,6 +122,18 @@ class Report:
             lines.append(f"  {what} of {d.name}, {d.where}: changes output {', '.join(map(str, d.outputs)) or 'none'}")
         moved = [f"output {i} by {e:.2g}" for i, e in enumerate(self.changes) if e > 0]
         return [*lines, f"On the dummy input, relative to the largest entry: {', '.join(moved) or 'nothing changes'}"]
+
+
+def _repairs(repaired: Sequence[Repaired]) -> list[str]:
+    """One line per place, with the modules that share it."""
+    modules: dict[tuple[str, str], list[str]] = {}
+    for r in repaired:
+        modules.setdefault((r.what, r.where), []).append(r.module)
+    lines = []
+    for (what, where), paths in modules.items():
+        inside = ", ".join(p or "the model" for p in paths[:3]) + (f" and {len(paths) - 3} more" if paths[3:] else "")
+        lines.append(f"repaired: {what} ({_place(f'in {inside}', where)})")
+    return lines
 
 
 def _percent(after: int, before: int) -> str:
@@ -133,6 +157,7 @@ def summarize(graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
         report.layers.append(Layer(value.names[0], value.shape, shape, _kept(keep) if value.uses else {}))
     report.parameters = (before, after + sum(t.numel() for t in parts.gained.values()))
     report.macs = _macs(graph, keeps)
+    report.repaired = [Repaired(path, *line) for path, r in parts.repairs.items() for line in r.describe()]
     report.barriers = [f"{n.op_name} at {n.where}" + (f" ({n.note})" if n.note else "") for n in graph.barriers]
     report.find_stays = lambda: _stays(graph, keeps)
     return report
@@ -240,7 +265,14 @@ def _made_by(node: Node, weight: Value) -> tuple[Value | None, Callable[[Bools],
 
 
 def explain(report: Report, name: str | None = None) -> str:
-    """The reasons, ranked by parameters, for what stays though it is masked."""
+    """The reasons, ranked by parameters, for what stays though it is masked; and the repairs of a module."""
+    repaired = [
+        r for r in report.repaired if name is not None and (r.module == name or r.module.startswith(f"{name}."))
+    ]
+    return "\n".join([_explain(report, name), *_repairs(repaired)])
+
+
+def _explain(report: Report, name: str | None) -> str:
     chosen = [k for k in report.stays if name is None or k.name == name or k.name.startswith(name + ".")]
     if not chosen:
         if name is None:

@@ -1,0 +1,211 @@
+"""What may repair one call that differs from the plan, to be tried one after another."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from speedup.check import Mismatch
+from speedup.graph import Graph, Node
+from speedup.keep import KeepSets
+from speedup.regular import kept_shape
+from speedup.repair.attributes import held, mentioned, repaired
+from speedup.repair.locate import Path, Place, expressions, literals, numbers, place_of, place_of_forward
+from speedup.repair.parts import Repair, Repairs, joined
+from speedup.repair.rewrite import Edit, is_literal, span_of
+from speedup.repair.stale import Stale, stale_numbers, stale_sizes, wanted_numbers
+
+Given = list[tuple[ast.expr, Path]]
+Call = tuple[Node, Place, nn.Module, list[Stale]]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is being repaired: a model, its graph and the plan for it."""
+
+    model: nn.Module
+    graph: Graph
+    keeps: KeepSets
+
+
+def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> Iterator[Repairs]:
+    """Repairs that may make the call as the plan wants it, the best first.
+
+    Args:
+        repairs: what is repaired already.
+        attributes: whether attributes may change.
+    """
+    node = found.node
+    module = job.model.get_submodule(node.scope)
+    if found.args is None or found.kwargs is None:
+        forward = place_of_forward(module)
+        if attributes and forward is not None:
+            yield from _guesses(job, node, forward, module, repairs)
+        return
+    place = place_of(node, module)
+    if place is None:
+        return
+    made_of_sizes = found.numbers
+    stale = (
+        stale_numbers(node, found.args, found.kwargs)
+        if made_of_sizes
+        else stale_sizes(node, job.keeps, found.args, found.kwargs)
+    )
+    if not stale or not _agree(job, node, stale, made_of_sizes):
+        return
+    calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale)]
+    if attributes and not made_of_sizes:
+        first = _all(calls, partial(_by_attributes, repairs=repairs))
+        if any(r.attributes for r in first.values()):
+            yield first
+    choices = max(len(_given(place, s, node)) for s in stale)
+    for choice in range(choices):
+        by_edits = _all(calls, partial(_by_edits, choice=choice))
+        if node.scope in by_edits:
+            yield by_edits
+
+
+def _all(calls: Sequence[Call], repair: Callable[[Call], Repair | None]) -> Repairs:
+    """The repairs of several calls; nothing when the first of them cannot be repaired."""
+    out: Repairs = {}
+    for number, call in enumerate(calls):
+        made = repair(call)
+        if made is not None:
+            out = joined(out, {call[0].scope: made})
+        elif number == 0:
+            return {}
+    return out
+
+
+def _agree(job: Job, node: Node, stale: list[Stale], made_of_sizes: bool) -> bool:
+    """Whether all runs of one call (a loop, a module that is called twice) want the same numbers."""
+    for other in job.graph.nodes:
+        if other is node or other.scope != node.scope or other.sites != node.sites:
+            continue
+        if made_of_sizes:
+            wanted = [s.wanted for s in stale_numbers(node, other.args, other.kwargs)]
+            if wanted:
+                return False
+        elif wanted_numbers(other, job.keeps) != wanted_numbers(node, job.keeps):
+            mine = {s.path: s.wanted for s in stale_sizes(node, job.keeps, other.args, other.kwargs)}
+            if any(s.path in mine for s in stale):
+                theirs = {s.path: s.wanted for s in stale_sizes(other, job.keeps, other.args, other.kwargs)}
+                if any(mine.get(s.path) != theirs.get(s.path) for s in stale):
+                    return False
+    return True
+
+
+def _alike(job: Job, found: Mismatch, stale: list[Stale]) -> Iterator[Call]:
+    """The same call in other modules of the same class, later in the run, which holds the same numbers."""
+    node = found.node
+    paths = {s.path for s in stale}
+    seen = {node.scope}
+    for other in job.graph.nodes[node.index + 1 :]:
+        if other.scope in seen or other.sites != node.sites or other.op is not node.op:
+            continue
+        seen.add(other.scope)
+        ran = found.nodes[other.index] if other.index < len(found.nodes) else None
+        args, kwargs = (ran.args, ran.kwargs) if ran is not None else (other.args, other.kwargs)
+        if found.numbers:
+            more = stale_numbers(other, args, kwargs) if ran is not None else []
+        elif ran is None and _twins(job, node, other):
+            more = stale
+        else:
+            more = [s for s in stale_sizes(other, job.keeps, args, kwargs) if s.path in paths]
+        module = job.model.get_submodule(other.scope)
+        place = place_of(other, module)
+        if more and place is not None and _agree(job, other, more, found.numbers):
+            yield other, place, module, more
+
+
+def _twins(job: Job, node: Node, other: Node) -> bool:
+    """Whether two calls had and should have the same numbers."""
+    old = numbers(node.args, node.kwargs) == numbers(other.args, other.kwargs)
+    return old and wanted_numbers(node, job.keeps) == wanted_numbers(other, job.keeps)
+
+
+# -- one call ---------------------------------------------------------------------------------------------------------
+
+
+def _given(place: Place, stale: Stale, node: Node) -> Given:
+    """The expressions that may give a stale number."""
+    known = expressions(place, stale.path, node.op_name, node.args)
+    known = [(e, rest) for e, rest in known if not (is_literal(e) and not _gives(e, stale.now))]
+    if known or type(stale.now) is not int:
+        return known
+    same = literals(place, stale.now)
+    return [(same[0], ())] if len(same) == 1 else []
+
+
+def _gives(expression: ast.expr, number: int | float) -> bool:
+    code = compile(ast.fix_missing_locations(ast.Expression(expression)), "", "eval")
+    return bool(eval(code, {"__builtins__": {}}) == number)
+
+
+def _edit(place: Place, stale: Stale, expression: ast.expr, rest: Path) -> Edit | None:
+    if len(rest) > 1 or (rest and not (isinstance(rest[0], int) and rest[0] >= 0)):
+        return None
+    return Edit(
+        method=place.method,
+        function=place.function.__qualname__,
+        digest=place.found.digest,
+        span=span_of(expression, place.found.tree),
+        item=rest[0] if rest else None,
+        old=stale.now,
+        new=stale.wanted,
+        text=place.found.text(expression),
+    )
+
+
+def _by_edits(call: Call, choice: int = 0) -> Repair | None:
+    node, place, _, stale = call
+    edits: dict[Any, Edit] = {}
+    for each in stale:
+        given = _given(place, each, node)
+        if not given:
+            return None
+        made = _edit(place, each, *given[min(choice, len(given) - 1)])
+        if made is None or edits.setdefault((made.span, made.item), made) != made:
+            return None
+    return Repair(edits=tuple((e, node.op_name, node.where) for e in edits.values()))
+
+
+def _by_attributes(call: Call, repairs: Repairs) -> Repair | None:
+    """Attributes where they give the stale numbers, edits for the rest."""
+    node, place, module, stale = call
+    changed = dict(repairs[node.scope].attributes) if node.scope in repairs else {}
+    found: dict[str, Any] = {}
+    left = []
+    for each in stale:
+        made = repaired(place, module, each, _given(place, each, node), {**changed, **found})
+        if not made or any(name in found and found[name] != value for name, value in made.items()):
+            left.append(each)
+        else:
+            found.update(made)
+    if not found:
+        return _by_edits(call)
+    rest = _by_edits((node, place, module, left)) if left else Repair()
+    return None if rest is None else replace(rest, attributes=found, before={n: held(module, n, {}) for n in found})
+
+
+def _guesses(job: Job, node: Node, place: Place, module: nn.Module, repairs: Repairs) -> Iterator[Repairs]:
+    """Attributes that hold a size of the call's tensors which is smaller now: Python code itself may compare them."""
+    keeps = job.keeps
+    changed = dict(repairs[node.scope].attributes) if node.scope in repairs else {}
+    near = [n for n in job.graph.nodes if n.scope == node.scope]
+    sizes = {
+        (v.shape[a], s)
+        for n in near
+        for v in (*n.tensors, *n.outputs)
+        for a, s in enumerate(kept_shape(keeps.sets[v], v.shape))
+        if s != v.shape[a]
+    }
+    for name, value in mentioned(place, module, place.found.tree, changed):
+        new = {small for full, small in sizes if full == value}
+        if len(new) == 1 and held(module, name, {}) == value:
+            yield {node.scope: Repair({name: new.pop()}, {name: value})}

@@ -1,0 +1,229 @@
+"""Edits of single arguments in a method, and the functions and classes that have them.
+
+The class of a repaired module is a subclass made for its edits: of the same name, with the edited methods and nothing
+else. Everything that looks at the module meets the user's class (``isinstance``, ``super()``, other methods), copies
+of every kind keep the edits, and the user's class and file are untouched. Pickled, a module carries its edits as data;
+the methods are made again from the user's class when it is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from speedup.errors import SpeedupError
+from speedup.repair import source
+from speedup.repair.method import exchanged, innermost
+from speedup.repair.source import Def, Definition
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One argument of one call in a method gives another number.
+
+    Attributes:
+        method: its name in the class.
+        function, digest: the name and a digest of the definition that is edited.
+        span: first line, column, last line and column of the argument, lines counted from the definition's first.
+        item: which item, where the argument is a tuple or list.
+        old, new: what it gives without the edit, and with it. Where it is no literal it is multiplied by the ratio,
+            so that it stays right if it also counts something that varies (``B * C``).
+        text: the argument in the source.
+    """
+
+    method: str
+    function: str
+    digest: str
+    span: tuple[int, int, int, int]
+    item: int | None
+    old: int | float
+    new: int | float
+    text: str
+
+    def __str__(self) -> str:
+        if self.text == str(self.old):
+            return f"{self.old} -> {self.new}"
+        item = "" if self.item is None else f"[{self.item}]"
+        return f"{self.text}{item}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+def _shown(number: int | float) -> str:
+    return f"{number:.6g}" if isinstance(number, float) else str(number)
+
+
+def span_of(node: ast.expr, tree: Def) -> tuple[int, int, int, int]:
+    """The place of an expression, lines counted from the line of ``def``."""
+    assert node.end_lineno is not None and node.end_col_offset is not None
+    return node.lineno - tree.lineno, node.col_offset, node.end_lineno - tree.lineno, node.end_col_offset
+
+
+class _Apply(ast.NodeTransformer):
+    def __init__(self, edit: Edit, tree: Def) -> None:
+        self.edit = edit
+        self.tree = tree
+        self.done = False
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        value = isinstance(node, ast.expr) and not isinstance(node, ast.Starred | ast.Slice)
+        if value and not self.done and span_of(node, self.tree) == self.edit.span:  # type: ignore[arg-type]
+            self.done = True
+            return _placed(replacement(node, self.edit), node)  # type: ignore[arg-type]
+        result: ast.AST = self.generic_visit(node)
+        return result
+
+
+def _placed(new: ast.expr, old: ast.expr) -> ast.expr:
+    """Give all new nodes the place of the old one, so that tracebacks point to it."""
+    known = {id(n) for n in ast.walk(old)}
+    for node in ast.walk(new):
+        if id(node) not in known:
+            ast.copy_location(node, old)
+    return new
+
+
+def replacement(node: ast.expr, edit: Edit) -> ast.expr:
+    """The expression in the place of an argument."""
+    if edit.item is None:
+        return scaled(node, edit.old, edit.new)
+    v = ast.Name("v", ast.Load())
+
+    def part(lower: int | None, upper: int | None) -> ast.expr:
+        bounds = ast.Slice(*(None if b is None else ast.Constant(b) for b in (lower, upper)))
+        return ast.Starred(ast.Subscript(v, bounds, ast.Load()), ast.Load())
+
+    one = ast.Subscript(v, ast.Constant(edit.item), ast.Load())
+    items = [part(None, edit.item), scaled(one, edit.old, edit.new), part(edit.item + 1, None)]
+    only = ast.arguments([], [ast.arg("v")], None, [], [], None, [])
+    return ast.Call(ast.Lambda(only, ast.Tuple(items, ast.Load())), [node], [])
+
+
+def is_literal(node: ast.expr) -> bool:
+    """Whether an expression is made of numbers alone."""
+    plain = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.unaryop, ast.operator)
+    return all(isinstance(n, plain) for n in ast.walk(node))
+
+
+def scaled(node: ast.expr, old: int | float, new: int | float) -> ast.expr:
+    """The expression times ``new / old``; for a literal the new number itself."""
+    if is_literal(node) or not old or isinstance(old, bool):
+        return _number(new)
+    if isinstance(old, int) and isinstance(new, int):
+        ratio = Fraction(new, old)
+        out = node
+        for operator, factor in ((ast.Mult(), ratio.numerator), (ast.FloorDiv(), ratio.denominator)):
+            if factor != 1:
+                out = ast.BinOp(out, operator, _number(factor))
+        return out
+    return ast.BinOp(node, ast.Mult(), _number(new / old))
+
+
+def _number(value: int | float) -> ast.expr:
+    if value < 0:
+        return ast.UnaryOp(ast.USub(), ast.Constant(-value))
+    return ast.Constant(value)
+
+
+# -- methods and classes ----------------------------------------------------------------------------------------------
+
+
+def edited(cls: type, name: str, edits: tuple[Edit, ...]) -> Any:
+    """The method of a class with some edits.
+
+    Raises:
+        SpeedupError: its source is not at hand, or another one than the edits were made for.
+    """
+    held = getattr(cls, name, None)
+    for inner in {e.function: e for e in edits}:
+        mine = [e for e in edits if e.function == inner]
+        for function in innermost(held):
+            found = source.definition(function)
+            if found is not None and function.__qualname__ == inner and found.digest == mine[0].digest:
+                held = exchanged(held, function, _with(function, mine))  # type: ignore[arg-type]
+                break
+        else:
+            raise SpeedupError(
+                f"{cls.__module__}.{cls.__qualname__}.{name} was rewritten for smaller sizes ({mine[0]}), and its "
+                "source is not at hand, or was changed since"
+            )
+    return held
+
+
+def _with(function: Any, edits: list[Edit]) -> Any:
+    def change(found: Definition, tree: Def) -> None:
+        for edit in edits:
+            step = _Apply(edit, tree)
+            tree.body = [step.visit(s) for s in tree.body]  # type: ignore[misc]
+            if not step.done:
+                raise SpeedupError(f"the argument of the edit {edit} is not found in {function.__qualname__}")
+
+    made = source.changed(function, change)
+    if made is None:
+        raise SpeedupError(f"the source of {function.__qualname__} is not at hand")
+    return made
+
+
+class _Quiet:
+    """Keeps an ``__init_subclass__`` of the user's (which may register classes) from running."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
+def _reduce_ex(self: Any, protocol: Any) -> Any:
+    """For copy and pickle: the user's class and the edits instead of the class that was made."""
+    owner: type = next(c for c in type(self).__mro__ if "_speedup_edits" in vars(c))
+    reduced = super(owner, self).__reduce_ex__(max(2, int(protocol)))  # type: ignore[arg-type]
+    if isinstance(reduced, str) or type(self) is not owner:
+        return reduced
+    base, edits = original(owner)
+    make, args, *rest = reduced
+    return (_revive, (edits, make, tuple(base if a is owner else a for a in args)), *rest)
+
+
+def _revive(edits: tuple[Edit, ...], make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    module = make(*args)
+    module.__class__ = rewritten(type(module), edits)
+    return module
+
+
+def original(cls: type) -> tuple[type, tuple[Edit, ...]]:
+    """The user's class behind a class, and the edits that were made to it."""
+    found: tuple[type, tuple[Edit, ...]] = cls.__dict__.get("_speedup_edits", (cls, ()))
+    return found
+
+
+_made: weakref.WeakValueDictionary[tuple[type, tuple[Edit, ...]], type] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def rewritten(cls: type, edits: tuple[Edit, ...]) -> type:
+    """The class with some edits: the same one for the same edits.
+
+    Raises:
+        SpeedupError: the source of a method is not at hand.
+    """
+    base, before = original(cls)
+    edits = (*before, *edits)
+    if not edits:
+        return cls
+    with _lock:
+        made = _made.get((base, edits))
+        if made is None:
+            members: dict[str, Any] = {
+                "__module__": base.__module__,
+                "__qualname__": base.__qualname__,
+                "__doc__": base.__doc__,
+                "_speedup_edits": (base, edits),
+                "__reduce_ex__": _reduce_ex,
+            }
+            for name in dict.fromkeys(e.method for e in edits):
+                members[name] = edited(base, name, tuple(e for e in edits if e.method == name))
+            registers = getattr(base.__init_subclass__, "__func__", None) is not None
+            bases = (_Quiet, base) if registers else (base,)
+            made = _made[base, edits] = type(base)(base.__name__, bases, members)
+        return made

@@ -1,0 +1,89 @@
+"""Which numbers of a call are not what the plan wants: sizes that stayed, and numbers that were made of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from speedup.ask import ask
+from speedup.build import Kept
+from speedup.graph import Node
+from speedup.keep import KeepSets
+from speedup.movement import Movement
+from speedup.regular import kept_shape
+from speedup.repair.locate import Path, numbers
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A number of a call.
+
+    Attributes:
+        path: the way to it in the arguments, see ``locate.numbers``.
+        now, wanted: what the small model's call has, and what it should have.
+    """
+
+    path: Path
+    now: int | float
+    wanted: int | float
+
+
+def stale_sizes(node: Node, keeps: KeepSets, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Stale]:
+    """The sizes and positions in a call that differ from those of the plan.
+
+    Args:
+        args, kwargs: of the call as the small model makes it.
+    """
+    return _differing(numbers(args, kwargs), wanted_numbers(node, keeps))
+
+
+def stale_numbers(node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Stale]:
+    """The numbers in a call that the masked model's call had otherwise."""
+    return _differing(numbers(args, kwargs), [number for _, number in numbers(node.args, node.kwargs)])
+
+
+def _differing(given: list[tuple[Path, Any]], wanted: list[Any]) -> list[Stale]:
+    if len(given) != len(wanted):
+        return []
+    found = []
+    for (path, now), number in zip(given, wanted, strict=True):
+        open_end = now == -1 and path[-1] not in ("lower", "upper")  # "what is left", as it was
+        if now is not None and number is not None and now != number and not open_end:
+            found.append(Stale(path, now, number))
+    return found
+
+
+def wanted_numbers(node: Node, keeps: KeepSets) -> list[Any]:
+    """The numbers of the call as the plan wants it, in the order of ``numbers(node.args, node.kwargs)``."""
+    old = [number for _, number in numbers(node.args, node.kwargs)]
+    if node.rule is None or node.module is not None:
+        return old
+    sets = [keeps.sets[v] if v is not None else np.ones((), dtype=bool) for v in node.values]
+    changed = _resized(node, sets)
+    if changed:
+        made = [number for _, number in numbers(*node.rule.rebind(node, changed))]
+        return made if len(made) == len(old) else old
+    if len(node.outputs) == 1:
+        value = node.outputs[0]
+        rank = value.ndim
+        for start in range(len(old) - rank + 1):
+            # Numbers that spell the shape of the output are sizes.
+            if rank and tuple(old[start : start + rank]) == value.shape:
+                old[start : start + rank] = kept_shape(keeps.sets[value], value.shape)
+                break
+    return old
+
+
+def _resized(node: Node, sets: Sequence[Any]) -> dict[str, Any]:
+    """Arguments with other sizes, by their names in the rule's ``call``."""
+    assert node.rule is not None
+    if isinstance(node.rule, Movement):
+        return dict(ask(node, "resize", sets))
+    named = {name: axes for name, axes in node.rule.sizes.items() if name in node.arguments}
+    if not named:
+        return {}
+    kept = Kept(node.module, {}, node, tuple(sets))  # type: ignore[arg-type]
+    return {name: kept.size(axes) for name, axes in named.items() if isinstance(node.arguments[name], int)}

@@ -1,0 +1,59 @@
+"""Does a repaired model hold at other sizes? Inputs like the dummy input with more samples, or larger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from speedup.trace.outputs import tensors_in
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+_BATCH = "more samples"
+_LARGER = "larger"
+
+
+def varied(inputs: Inputs) -> dict[str, Inputs]:
+    """Inputs of other sizes by name, made of entries of the given ones."""
+    tensors = [t for t in tensors_in(inputs) if t.ndim]
+    found = {}
+    if tensors and len({t.shape[0] for t in tensors}) == 1:
+        found[_BATCH] = _doubled(inputs, (0,))
+    for axes in _choices(tensors):
+        found[f"{_LARGER} {axes}"] = _doubled(inputs, axes)
+    return found
+
+
+def comparable(name: str, outputs: list[torch.Tensor] | Exception, reference: Sequence[torch.Tensor]) -> bool:
+    """Whether the masked model takes this input as it takes the dummy input.
+
+    A literal ``view(-1, 512)`` may take a larger image for more samples: what it gives then has no meaning.
+    """
+    if isinstance(outputs, Exception) or len(outputs) != len(reference):
+        return False
+    if name == _BATCH:
+        return True
+    return all(a.shape[:1] == b.shape[:1] for a, b in zip(outputs, reference, strict=True))
+
+
+def _choices(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[int, ...]]:
+    """Axes that may hold positions: those of an image, or one of a sequence."""
+    rank = min((t.ndim for t in tensors), default=0)
+    if rank >= 4:
+        yield tuple(range(2, rank))
+    elif rank >= 2:
+        yield from ((axis,) for axis in range(1, rank))
+
+
+def _doubled(inputs: Inputs, axes: tuple[int, ...]) -> Inputs:
+    def double(tensor: torch.Tensor) -> torch.Tensor:
+        for axis in axes:
+            if axis < tensor.ndim:
+                tensor = torch.cat([tensor, tensor.flip(axis)], axis)
+        return tensor
+
+    larger: Inputs = pytree.tree_map_only(torch.Tensor, double, inputs)
+    return larger
