@@ -7,7 +7,6 @@ differ mean a wrong rule: the model is refused, and the first call that differs 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.registry import Registry
 from speedup.regular import cut, kept_shape
+from speedup.repair.stale import same_number, stale_numbers
 from speedup.trace.run import trace
 
 # Largest accepted difference, relative to the largest entry of the output.
@@ -173,7 +173,7 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
 
     for old, new in zip(graph.nodes, nodes, strict=False):
         changed = _changed_numbers(old, new) if old.module is None and not (old.rule and old.rule.moves) else []
-        if changed:
+        if changed and stale_numbers(old, keeps, new.args, new.kwargs):
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
             found.append(mismatch(old, new, True, partial(_lock_scope, old, graph, keeps, why)))
             continue
@@ -189,9 +189,8 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
 
 
 def _changed_numbers(old: Node, new: Node) -> list[tuple[float, float]]:
-    """Numbers of a call that differ by more than rounding, which a number that was read from data may do."""
-    pairs = zip(_numbers(old), _numbers(new), strict=False)
-    return [(a, b) for a, b in pairs if not (a == b or math.isclose(a, b, rel_tol=1e-5) or (a != a and b != b))]
+    """Numbers of a call that differ by more than rounding."""
+    return [(a, b) for a, b in zip(_numbers(old), _numbers(new), strict=False) if not same_number(a, b)]
 
 
 def _numbers(node: Node) -> list[int | float]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from speedup.repair.locate import Path, Place
+from speedup.repair.arguments import Path
+from speedup.repair.locate import Place
 from speedup.repair.stale import Stale
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import itertools
 import types
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,6 @@ from speedup.graph import Node
 from speedup.repair.method import function_inside, innermost, method_of
 from speedup.repair.rewrite import original
 from speedup.repair.source import Definition, definition
-
-Path = tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,111 +103,3 @@ def _expression(tree: ast.AST, code: types.CodeType, instruction: int) -> ast.ex
     calls = [n for n in ending if isinstance(n, ast.Call)]
     chosen: list[Any] = exact or (calls if len(calls) == 1 else [])
     return chosen[0] if chosen else None
-
-
-# -- numbers of a call and the expressions that give them -------------------------------------------------------------
-
-
-def numbers(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Path, Any]]:
-    """The numbers (and None) in the arguments of a call, with the way to each: position or name, then items."""
-    return [*_numbers(tuple(args), ()), *_numbers(kwargs, ())]
-
-
-def _numbers(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
-    if value is None or isinstance(value, int | float):
-        yield path, value
-    elif isinstance(value, slice):
-        for name in ("lower", "upper", "step"):
-            yield from _numbers({"lower": value.start, "upper": value.stop, "step": value.step}[name], (*path, name))
-    elif isinstance(value, tuple | list):
-        for i, item in enumerate(value):
-            yield from _numbers(item, (*path, i))
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _numbers(item, (*path, name))
-
-
-def expressions(place: Place, path: Path, op_name: str, args: Sequence[Any]) -> list[tuple[ast.expr, Path]]:
-    """The expressions that may give one number of a call, with what of the way is left inside its value.
-
-    Args:
-        args: the positional arguments of the recorded call.
-    """
-    call = place.call
-    if isinstance(call, ast.BinOp):
-        reflected = op_name.rpartition(".")[2].startswith("__r")
-        return [(s, ()) for s in ((call.left, call.right) if reflected else (call.right, call.left))]
-    if isinstance(call, ast.AugAssign):
-        return [(call.value, ())]
-    if isinstance(call, ast.Subscript):
-        found = _inside(call.slice, path[1:], args[1]) if path[0] == 1 else None
-    elif not isinstance(call, ast.Call) or not place.direct:
-        return []
-    elif isinstance(path[0], str):
-        named = [k.value for k in call.keywords if k.arg == path[0]]
-        found = _inside(named[0], path[1:], None) if named else None
-    else:
-        first = 0 if _of_module(call.func, place) else 1
-        item = _item(call.args, path[0] - first, len(args) - first) if path[0] >= first else None
-        found = _inside(item[0], (*item[1], *path[1:]), None if item[1] else args[path[0]]) if item else None
-    return [found] if found else []
-
-
-def _of_module(function: ast.expr, place: Place) -> bool:
-    """Whether a function is called by its own name, and not as the method of a tensor."""
-    while isinstance(function, ast.Attribute):
-        function = function.value
-    if not isinstance(function, ast.Name):
-        return False
-    known = place.function.__globals__.get(function.id)
-    return isinstance(known, types.ModuleType) or callable(known)
-
-
-def _item(items: Sequence[ast.expr], number: int, count: int) -> tuple[ast.expr, Path] | None:
-    """The expression behind one of ``count`` items, of which a starred one gives several."""
-    starred = [i for i, e in enumerate(items) if isinstance(e, ast.Starred)]
-    if not starred:
-        return (items[number], ()) if number < len(items) else None
-    if len(starred) > 1:
-        return None
-    star, after = starred[0], len(items) - starred[0] - 1
-    if number < star:
-        return items[number], ()
-    if number >= count - after:
-        return items[number - count], ()
-    inner = items[star]
-    assert isinstance(inner, ast.Starred)
-    return inner.value, (number - star,)
-
-
-def _inside(node: ast.expr, path: Path, value: Any) -> tuple[ast.expr, Path] | None:
-    """Follow the rest of a way into tuples, lists and slices that are written out."""
-    while path:
-        if isinstance(node, ast.Slice):
-            part = getattr(node, str(path[0]), None)
-            if part is None:
-                return None
-            node, path = part, path[1:]
-        elif isinstance(node, ast.Tuple | ast.List) and isinstance(path[0], int):
-            item = _item(node.elts, path[0], len(value) if isinstance(value, tuple | list) else len(node.elts))
-            if item is None:
-                return None
-            value = value[path[0]] if isinstance(value, tuple | list) else None
-            node, path = item[0], (*item[1], *path[1:])
-        else:
-            break
-    return node, path
-
-
-def literals(place: Place, value: int | float) -> list[ast.expr]:
-    """The arguments of a call that are this very number in the source."""
-    call = place.call
-    if not isinstance(call, ast.Call):
-        return []
-    given = [*call.args, *(k.value for k in call.keywords)]
-    return [
-        n
-        for g in given
-        for n in ast.walk(g)
-        if isinstance(n, ast.Constant) and type(n.value) is int and n.value == value
-    ]

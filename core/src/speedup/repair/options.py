@@ -14,11 +14,12 @@ from speedup.check import Mismatch
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 from speedup.regular import kept_shape
+from speedup.repair.arguments import Path, behind, expressions, literals, numbers, others
 from speedup.repair.attributes import held, mentioned, repaired
-from speedup.repair.locate import Path, Place, expressions, literals, numbers, place_of, place_of_forward
+from speedup.repair.locate import Place, place_of, place_of_forward
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, is_literal, span_of
-from speedup.repair.stale import Stale, stale_numbers, stale_sizes, wanted_numbers
+from speedup.repair.stale import Stale, stale_numbers, wanted_numbers
 
 Given = list[tuple[ast.expr, Path]]
 Call = tuple[Node, Place, nn.Module, list[Stale]]
@@ -50,16 +51,11 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
     place = place_of(node, module)
     if place is None:
         return
-    made_of_sizes = found.numbers
-    stale = (
-        stale_numbers(node, found.args, found.kwargs)
-        if made_of_sizes
-        else stale_sizes(node, job.keeps, found.args, found.kwargs)
-    )
-    if not stale or not _agree(job, node, stale, made_of_sizes):
+    stale = stale_numbers(node, job.keeps, found.args, found.kwargs)
+    if not stale or not _agree(job, node, stale):
         return
     calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale)]
-    if attributes and not made_of_sizes:
+    if attributes and not found.numbers:
         first = _all(calls, partial(_by_attributes, repairs=repairs))
         if any(r.attributes for r in first.values()):
             yield first
@@ -82,22 +78,18 @@ def _all(calls: Sequence[Call], repair: Callable[[Call], Repair | None]) -> Repa
     return out
 
 
-def _agree(job: Job, node: Node, stale: list[Stale], made_of_sizes: bool) -> bool:
+def _agree(job: Job, node: Node, stale: list[Stale]) -> bool:
     """Whether all runs of one call (a loop, a module that is called twice) want the same numbers."""
-    for other in job.graph.nodes:
-        if other is node or other.scope != node.scope or other.sites != node.sites:
-            continue
-        if made_of_sizes:
-            wanted = [s.wanted for s in stale_numbers(node, other.args, other.kwargs)]
-            if wanted:
-                return False
-        elif wanted_numbers(other, job.keeps) != wanted_numbers(node, job.keeps):
-            mine = {s.path: s.wanted for s in stale_sizes(node, job.keeps, other.args, other.kwargs)}
-            if any(s.path in mine for s in stale):
-                theirs = {s.path: s.wanted for s in stale_sizes(other, job.keeps, other.args, other.kwargs)}
-                if any(mine.get(s.path) != theirs.get(s.path) for s in stale):
-                    return False
-    return True
+    paths = [s.path for s in stale]
+    mine = _wanted(job, node, paths)
+    same = [n for n in job.graph.nodes if n.scope == node.scope and n.sites == node.sites and n.op is node.op]
+    return all(_wanted(job, n, paths) == mine for n in same)
+
+
+def _wanted(job: Job, node: Node, paths: list[Path]) -> list[Any]:
+    places = [path for path, _ in numbers(node.args, node.kwargs)]
+    wanted = dict(zip(places, wanted_numbers(node, job.keeps), strict=True))
+    return [wanted.get(path) for path in paths]
 
 
 def _alike(job: Job, found: Mismatch, stale: list[Stale]) -> Iterator[Call]:
@@ -111,15 +103,13 @@ def _alike(job: Job, found: Mismatch, stale: list[Stale]) -> Iterator[Call]:
         seen.add(other.scope)
         ran = found.nodes[other.index] if other.index < len(found.nodes) else None
         args, kwargs = (ran.args, ran.kwargs) if ran is not None else (other.args, other.kwargs)
-        if found.numbers:
-            more = stale_numbers(other, args, kwargs) if ran is not None else []
-        elif ran is None and _twins(job, node, other):
+        if ran is None and _twins(job, node, other):
             more = stale
         else:
-            more = [s for s in stale_sizes(other, job.keeps, args, kwargs) if s.path in paths]
+            more = [s for s in stale_numbers(other, job.keeps, args, kwargs) if s.path in paths]
         module = job.model.get_submodule(other.scope)
         place = place_of(other, module)
-        if more and place is not None and _agree(job, other, more, found.numbers):
+        if more and place is not None and _agree(job, other, more):
             yield other, place, module, more
 
 
@@ -135,11 +125,18 @@ def _twins(job: Job, node: Node, other: Node) -> bool:
 def _given(place: Place, stale: Stale, node: Node) -> Given:
     """The expressions that may give a stale number."""
     known = expressions(place, stale.path, node.op_name, node.args)
-    known = [(e, rest) for e, rest in known if not (is_literal(e) and not _gives(e, stale.now))]
+    if len(known) > 1:
+        known = [(e, rest) for e, rest in known if not is_literal(e) or _gives(e, stale.now)]
     if known or type(stale.now) is not int:
         return known
-    same = literals(place, stale.now)
-    return [(same[0], ())] if len(same) == 1 else []
+    return [(e, ()) for e in (*literals(place, stale.now), *(() if place.direct else others(place)))]
+
+
+def _sources(place: Place, stale: Stale, node: Node) -> Given:
+    """The same, and what stands behind local names."""
+    args = node.args
+    value = args[stale.path[0]] if isinstance(stale.path[0], int) and stale.path[0] < len(args) else None
+    return [behind(place, e, rest, value) for e, rest in _given(place, stale, node)]
 
 
 def _gives(expression: ast.expr, number: int | float) -> bool:
@@ -182,8 +179,9 @@ def _by_attributes(call: Call, repairs: Repairs) -> Repair | None:
     found: dict[str, Any] = {}
     left = []
     for each in stale:
-        made = repaired(place, module, each, _given(place, each, node), {**changed, **found})
-        if not made or any(name in found and found[name] != value for name, value in made.items()):
+        lists = {n: v for n, v in found.items() if not isinstance(v, int)}  # which may change in several items
+        made = repaired(place, module, each, _sources(place, each, node), {**changed, **lists})
+        if not made or any(found.get(n, v) != v for n, v in made.items() if isinstance(v, int)):
             left.append(each)
         else:
             found.update(made)

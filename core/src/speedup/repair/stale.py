@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from speedup.graph import Node
 from speedup.keep import KeepSets
 from speedup.movement import Movement
 from speedup.regular import kept_shape
-from speedup.repair.locate import Path, numbers
+from speedup.repair.arguments import Path, numbers
 
 
 @dataclass(frozen=True)
@@ -31,29 +32,26 @@ class Stale:
     wanted: int | float
 
 
-def stale_sizes(node: Node, keeps: KeepSets, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Stale]:
-    """The sizes and positions in a call that differ from those of the plan.
+def stale_numbers(node: Node, keeps: KeepSets, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Stale]:
+    """Sizes and positions that differ from those of the plan, and other numbers that are not what they were.
 
     Args:
         args, kwargs: of the call as the small model makes it.
     """
-    return _differing(numbers(args, kwargs), wanted_numbers(node, keeps))
-
-
-def stale_numbers(node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Stale]:
-    """The numbers in a call that the masked model's call had otherwise."""
-    return _differing(numbers(args, kwargs), [number for _, number in numbers(node.args, node.kwargs)])
-
-
-def _differing(given: list[tuple[Path, Any]], wanted: list[Any]) -> list[Stale]:
+    given, wanted = numbers(args, kwargs), wanted_numbers(node, keeps)
     if len(given) != len(wanted):
         return []
     found = []
     for (path, now), number in zip(given, wanted, strict=True):
         open_end = now == -1 and path[-1] not in ("lower", "upper")  # "what is left", as it was
-        if now is not None and number is not None and now != number and not open_end:
+        if now is not None and number is not None and not open_end and not same_number(now, number):
             found.append(Stale(path, now, number))
     return found
+
+
+def same_number(a: int | float, b: int | float) -> bool:
+    """Whether two numbers differ by no more than rounding, as one that was read from data may."""
+    return a == b or math.isclose(a, b, rel_tol=1e-5) or (a != a and b != b)
 
 
 def wanted_numbers(node: Node, keeps: KeepSets) -> list[Any]:

@@ -1,0 +1,166 @@
+"""The numbers in the arguments of a call, and the expressions in the source that give them."""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from speedup.repair.locate import Place
+
+Path = tuple[Any, ...]
+
+_GUESSES = 4
+
+
+def numbers(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Path, Any]]:
+    """The numbers (and None) in the arguments of a call, with the way to each: position or name, then items."""
+    return [*_numbers(tuple(args), ()), *_numbers(kwargs, ())]
+
+
+def _numbers(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if value is None or isinstance(value, int | float):
+        yield path, value
+    elif isinstance(value, slice):
+        for name in ("lower", "upper", "step"):
+            yield from _numbers({"lower": value.start, "upper": value.stop, "step": value.step}[name], (*path, name))
+    elif isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            yield from _numbers(item, (*path, i))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, (*path, name))
+
+
+def expressions(place: Place, path: Path, op_name: str, args: Sequence[Any]) -> list[tuple[ast.expr, Path]]:
+    """The expressions that may give one number of a call, with what of the way is left inside its value.
+
+    Args:
+        args: the positional arguments of the recorded call.
+    """
+    call = place.call
+    if isinstance(call, ast.BinOp):
+        reflected = op_name.rpartition(".")[2].startswith("__r")
+        return [(s, ()) for s in ((call.left, call.right) if reflected else (call.right, call.left))]
+    if isinstance(call, ast.AugAssign):
+        return [(call.value, ())]
+    if isinstance(call, ast.Subscript):
+        found = _inside(call.slice, path[1:], args[1]) if path[0] == 1 else None
+    elif not isinstance(call, ast.Call) or not place.direct:
+        return []
+    elif isinstance(path[0], str):
+        named = [k.value for k in call.keywords if k.arg == path[0]]
+        found = _inside(named[0], path[1:], None) if named else None
+    else:
+        first = 0 if _of_module(call.func, place) else 1
+        item = _item(call.args, path[0] - first, len(args) - first) if path[0] >= first else None
+        found = _inside(item[0], (*item[1], *path[1:]), None if item[1] else args[path[0]]) if item else None
+    return [found] if found else []
+
+
+def _of_module(function: ast.expr, place: Place) -> bool:
+    """Whether a function is called by its own name, and not as the method of a tensor."""
+    while isinstance(function, ast.Attribute):
+        function = function.value
+    if not isinstance(function, ast.Name):
+        return False
+    known = place.function.__globals__.get(function.id)
+    return isinstance(known, types.ModuleType) or callable(known)
+
+
+def _item(items: Sequence[ast.expr], number: int, count: int) -> tuple[ast.expr, Path] | None:
+    """The expression behind one of ``count`` items, of which a starred one gives several."""
+    starred = [i for i, e in enumerate(items) if isinstance(e, ast.Starred)]
+    if not starred:
+        return (items[number], ()) if number < len(items) else None
+    if len(starred) > 1:
+        return None
+    star, after = starred[0], len(items) - starred[0] - 1
+    if number < star:
+        return items[number], ()
+    if number >= count - after:
+        return items[number - count], ()
+    inner = items[star]
+    assert isinstance(inner, ast.Starred)
+    return inner.value, (number - star,)
+
+
+def _inside(node: ast.expr, path: Path, value: Any) -> tuple[ast.expr, Path] | None:
+    """Follow the rest of a way into tuples, lists and slices that are written out."""
+    while path:
+        if isinstance(node, ast.Slice):
+            part = getattr(node, str(path[0]), None)
+            if part is None:
+                return None
+            node, path = part, path[1:]
+        elif isinstance(node, ast.Tuple | ast.List) and isinstance(path[0], int):
+            item = _item(node.elts, path[0], len(value) if isinstance(value, tuple | list) else len(node.elts))
+            if item is None:
+                return None
+            value = value[path[0]] if isinstance(value, tuple | list) else None
+            node, path = item[0], (*item[1], *path[1:])
+        elif _ends_in(node, path, value):
+            assert isinstance(node, ast.BinOp) and isinstance(node.right, ast.Tuple | ast.List)
+            node, path, value = node.right.elts[path[0] - len(value)], path[1:], value[path[0]]
+        else:
+            break
+    return node, path
+
+
+def _ends_in(node: ast.expr, path: Path, value: Any) -> bool:
+    """Whether an item is among those of a tuple that is added to another: ``x.shape[:-1] + (heads, size)``."""
+    return (
+        isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Add)
+        and isinstance(node.right, ast.Tuple | ast.List)
+        and not any(isinstance(e, ast.Starred) for e in node.right.elts)
+        and isinstance(value, tuple | list)
+        and len(value) - len(node.right.elts) <= path[0] < len(value)
+    )
+
+
+def behind(place: Place, node: ast.expr, path: Path, value: Any) -> tuple[ast.expr, Path]:
+    """What stands behind a local name that is assigned once; the name itself where that is unclear.
+
+    Args:
+        value: the argument of the call that holds the number, if that is a tuple or list.
+    """
+    for _ in range(4):
+        if not isinstance(node, ast.Name):
+            break
+        assigned = [n for n in ast.walk(place.found.tree) if isinstance(n, ast.Name) and n.id == node.id]
+        assigned = [n for n in assigned if isinstance(n.ctx, ast.Store)]
+        values = [
+            n.value
+            for n in ast.walk(place.found.tree)
+            if isinstance(n, ast.Assign) and len(n.targets) == 1 and n.targets[0] in assigned
+        ]
+        if len(assigned) != 1 or len(values) != 1:
+            break
+        found = _inside(values[0], path, value)
+        if found is None:
+            break
+        node, path = found
+    return node, path
+
+
+def others(place: Place) -> Sequence[ast.expr]:
+    """The names among the arguments of a helper's call, which may hold a size."""
+    call = place.call
+    given = [*call.args, *(k.value for k in call.keywords)] if isinstance(call, ast.Call) else []
+    return [g for g in given if isinstance(g, ast.Name | ast.Attribute)][:_GUESSES]
+
+
+def literals(place: Place, value: int | float) -> list[ast.expr]:
+    """The arguments of a call that are this very number in the source."""
+    call = place.call
+    if not isinstance(call, ast.Call):
+        return []
+    given = [*call.args, *(k.value for k in call.keywords)]
+    return [
+        n
+        for g in given
+        for n in ast.walk(g)
+        if isinstance(n, ast.Constant) and type(n.value) is int and n.value == value
+    ]
