@@ -15,7 +15,7 @@ import linecache
 import textwrap
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Def = ast.FunctionDef | ast.AsyncFunctionDef
@@ -57,9 +57,14 @@ def definition(function: types.FunctionType) -> Definition | None:
         return None
     try:
         found = _find(code.co_filename, source, code.co_name, code.co_firstlineno)
-        return found if found is not None and _compiled(function, found, found.tree) == code else None
+        if found is not None:
+            # A console or notebook may have compiled the imports apart.
+            for each in (found, replace(found, imports=())):
+                if _compiled(function, each, each.tree) == code:
+                    return each
     except (SyntaxError, ValueError, RecursionError):
-        return None
+        pass
+    return None
 
 
 @functools.lru_cache(maxsize=256)
