@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -44,23 +45,29 @@ class Kept:
 
     def size(self, names: str) -> int:
         """The new size of an axis, or of a product of axes: ``keep.size("g o")``."""
-        return prod(self._one(n) for n in names.split())
+        return new_size(self.node, self.sets, names)
 
-    def _one(self, name: str) -> int:
-        layout = self.node.layout
-        best = layout.sizes.get(name)
-        if best is None:
-            raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
-        for k, dims in enumerate(layout.operands):
-            if dims is None or name not in layout.names_of(k):
-                continue
-            named = layout.to_named(k, self.sets[k])
-            axis = layout.names.index(name)
-            if named.shape[axis] > 1 and named.any() and is_regular(named):
-                if ragged_axis(named) == axis:
-                    return int(named.sum(axis=axis).max())
-                return int(along(named, axis).sum())
-        return best
+
+def new_size(node: Node, sets: Sequence[Bools], names: str) -> int:
+    """The size, in the small model, of an axis of a node's signature, or of a product of axes."""
+    return prod(_axis_size(node, sets, n) for n in names.split())
+
+
+def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
+    layout = node.layout
+    full = layout.sizes.get(name)
+    if full is None:
+        raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
+    for k, dims in enumerate(layout.operands):
+        if dims is None or name not in layout.names_of(k):
+            continue
+        named = layout.to_named(k, sets[k])
+        axis = layout.names.index(name)
+        if named.shape[axis] > 1 and named.any() and is_regular(named):
+            if ragged_axis(named) == axis:
+                return int(named.sum(axis=axis).max())
+            return int(along(named, axis).sum())
+    return full
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from speedup.ask import ask
-from speedup.build import Kept
+from speedup.build import new_size
 from speedup.graph import Node
 from speedup.keep import KeepSets
 from speedup.movement import Movement
@@ -83,5 +83,4 @@ def _resized(node: Node, sets: Sequence[Any]) -> dict[str, Any]:
     named = {name: axes for name, axes in node.rule.sizes.items() if name in node.arguments}
     if not named:
         return {}
-    kept = Kept(node.module, {}, node, tuple(sets))  # type: ignore[arg-type]
-    return {name: kept.size(axes) for name, axes in named.items() if isinstance(node.arguments[name], int)}
+    return {name: new_size(node, sets, axes) for name, axes in named.items() if isinstance(node.arguments[name], int)}
