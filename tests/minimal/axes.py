@@ -80,7 +80,6 @@ AXES = (
         {"a": (0,)},
         {"a": (3, 3), "b": (5, 48)},
         "as flatten",
-        gap="sizes that are written in the code stay",
         shape=(2, 3, 4, 4),
         other=(5, 3, 4, 4),
     ),

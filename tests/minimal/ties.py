@@ -77,7 +77,6 @@ TIES = (
         {"a": (0, 3, 4)},
         {"a": (5, 3), "b": (5, 1), "c": (5, 4)},
         "parts of any size can be given to split",
-        gap="sizes that are written in the code stay",
     ),
     Minimal(
         "gated linear unit",
