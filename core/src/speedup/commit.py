@@ -28,7 +28,6 @@ class Transaction:
         self.parts = parts
         self.substitutes: dict[int, type[nn.Module]] = {}
         self._saved: list[Attributes] = []
-        self._classes: list[tuple[nn.Module, type[nn.Module]]] = []
 
     def apply(self) -> None:
         """Swap everything in; on any error everything is put back before it is raised."""
@@ -42,16 +41,12 @@ class Transaction:
             for path, repair in self.parts.repairs.items():
                 module = self.model.get_submodule(path)
                 self._saved.append(Attributes(module))
-                self._classes.append((module, type(module)))
                 repair.apply(module)
         except BaseException:
             self.undo()
             raise
 
     def undo(self) -> None:
-        for module, cls in reversed(self._classes):
-            module.__class__ = cls
-        self._classes.clear()
         for attributes in reversed(self._saved):
             attributes.restore()
         self._saved.clear()
