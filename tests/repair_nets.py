@@ -85,7 +85,7 @@ class Helped(Conv):
 
 
 class Inside(Conv):
-    """The size is inside a function that is out of reach."""
+    """The size is inside a function that the method calls."""
 
     def forward(self, x: Tensor) -> Any:
         return self.fc(_flat_128(self.conv(x)))
@@ -93,6 +93,60 @@ class Inside(Conv):
 
 def _flat_128(x: Tensor) -> Tensor:
     return x.reshape(-1, 128)
+
+
+class Deeper(Conv):
+    """The size is inside a function that a function calls: out of reach."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(_called_again(self.conv(x)))
+
+
+def _called_again(x: Tensor) -> Tensor:
+    return _flat_128(x)
+
+
+class Chosen(Conv):
+    """Which function is called is known at run time only: out of reach."""
+
+    def forward(self, x: Tensor) -> Any:
+        flatten = _flat_128 if self.conv.bias is None else _called_again
+        return self.fc(flatten(self.conv(x)))
+
+
+def doubled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+        return 2 * function(*args, **kwargs)
+
+    return wrapper
+
+
+@doubled
+def attend(x: Tensor, weight: Tensor, *, heads: int, out: nn.Module) -> Tensor:
+    """Sizes from a shape, from a parameter, and a number made of one; as in torchvision's shifted windows."""
+    B, N, C = x.shape
+    q, k, v = F.linear(x, weight).reshape(B, N, 3, heads, C // heads).permute(2, 0, 3, 1, 4)
+    q = q * (C // heads) ** -0.5
+    y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+    result: Tensor = out(y.transpose(1, 2).reshape(B, N, C))
+    return result
+
+
+class InFunction(nn.Module):
+    """All of the attention is in a function, and the method holds a size as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.embed = nn.Linear(3, 16)
+        self.weight = nn.Parameter(torch.randn(48, 16))
+        self.out, self.head = nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        y = attend(x, self.weight, heads=self.heads, out=self.out)
+        return self.head((x + y).view(-1, x.shape[1], 16))
 
 
 class Features(nn.Module):

@@ -109,6 +109,8 @@ def of(function: Callable[..., Any], shape: tuple[int, ...] = MAP) -> Model:
     return function, [], shape
 
 
+INSTALLED = {entry.name for entry in importlib.metadata.entry_points(group="speedup.plugins")}
+
 FAMILIES: dict[str, list[Model]] = {
     "conv": [
         chain(MAP, nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular")),
@@ -241,7 +243,7 @@ def names(family: str) -> set[str]:
     return {rule.name for rule in plugin.speedup_rules()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(INSTALLED))
 @pytest.mark.parametrize("kind", ["filters+biases", "mixed"])
 def test_rules_obey_the_laws(family: str, kind: str) -> None:
     for number, model in enumerate(FAMILIES[family]):
@@ -250,7 +252,7 @@ def test_rules_obey_the_laws(family: str, kind: str) -> None:
         _ASKED.setdefault(family, set()).update(asked)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(INSTALLED))
 def test_every_rule_is_asked(family: str) -> None:
     if family not in _ASKED:
         for model in FAMILIES[family]:
@@ -260,8 +262,8 @@ def test_every_rule_is_asked(family: str) -> None:
 
 
 def test_every_family_is_here() -> None:
-    assert {entry.name for entry in importlib.metadata.entry_points(group="speedup.plugins")} == set(FAMILIES)
-    assert {name for family in FAMILIES for name in names(family)} == {rule.name for rule in default_registry().rules}
+    assert set(FAMILIES) >= INSTALLED
+    assert {name for family in INSTALLED for name in names(family)} == {rule.name for rule in default_registry().rules}
 
 
 @pytest.mark.parametrize("seed", range(2000, 2016))

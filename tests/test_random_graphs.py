@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,13 @@ def test_a_case_is_made_of_its_number_alone() -> None:
 
 
 @pytest.mark.parametrize("seed", [3, 11])
-def test_the_script_of_a_case_shows_what_the_case_does(seed: int) -> None:
+def test_the_script_of_a_case_shows_what_the_case_does(seed: int, tmp_path: Path) -> None:
     case = random_case(seed)
+    file = tmp_path / f"case_{seed}.py"
+    file.write_text(case.script())
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        exec(compile(case.script(), f"case_{seed}.py", "exec"), {"__name__": "script"})
+        runpy.run_path(str(file))
     result = check_case(case)
     assert f"parameters {result.parameters[0]:,} -> {result.parameters[1]:,}" in shown.getvalue()
     for output in run(case.model(), case.inputs):

@@ -306,12 +306,43 @@ def test_a_line_that_runs_twice_with_two_sizes_is_locked() -> None:
     assert "view" in plan.explain("convs.0")
 
 
+# -- functions that a method calls ------------------------------------------------------------------------------------
+
+
+def test_a_size_inside_a_function() -> None:
+    small, masked, plan = shrink(nets.Inside(), CONV, *IMAGE)
+    assert small.fc.weight.shape == (2, 96)
+    assert repaired(plan) == ["torch.Tensor.reshape: 128 -> 96"]
+    x = torch.randn(*IMAGE, dtype=torch.float64)
+    assert torch.equal(nets._flat_128(masked.conv(x)), masked.conv(x).reshape(-1, 128)), "the function is untouched"
+    for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        assert isinstance(other, nets.Inside) and torch.equal(other(x), small(x))
+
+
+@pytest.mark.parametrize("heads", [(), (1,)])
+@pytest.mark.parametrize("stream", [(), (0, 5, 7, 15)])
+def test_attention_in_a_decorated_function(heads: tuple[int, ...], stream: tuple[int, ...]) -> None:
+    rows = {16 * part + 4 * head + i for part in range(3) for head in heads for i in range(4)}
+    rows |= {16 * part + 4 * head for part in range(3) for head in range(4)}  # one dimension of every head
+    dropped = {"weight": tuple(sorted(rows))}
+    dropped |= {f"{name}.{p}": stream for name in ("embed", "out") for p in ("weight", "bias")}
+    small, _, plan = shrink(nets.InFunction(), dropped, 2, 5, 3)
+    assert small.weight.shape == (9 * (4 - len(heads)), 16 - len(stream))
+    assert small.head.weight.shape == (2, 16 - len(stream))
+    assert small.heads == 4 - len(heads), "the parameter of the function is an attribute of the module"
+    scale = (16 - len(stream)) // small.heads != 4
+    assert any("(C // heads) ** -0.5" in what for what in repaired(plan)) == scale
+    x = torch.randn(3, 7, 3, dtype=torch.float64)
+    assert torch.equal(pickle.loads(pickle.dumps(small))(x), small(x))
+
+
 # -- what is out of reach ---------------------------------------------------------------------------------------------
 
 
-def test_a_size_inside_a_helper_function_is_locked() -> None:
-    small, _, plan = shrink(nets.Inside(), CONV, *IMAGE)
-    assert small.fc.weight.shape == (2, 128) and type(small) is nets.Inside
+@pytest.mark.parametrize("net", [nets.Deeper, nets.Chosen])
+def test_a_size_inside_a_function_that_is_out_of_reach_is_locked(net: type[nn.Module]) -> None:
+    small, _, plan = shrink(net(), CONV, *IMAGE)
+    assert small.fc.weight.shape == (2, 128) and type(small) is net
     assert "reshape" in plan.explain("conv")
 
 

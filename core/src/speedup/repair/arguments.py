@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import types
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from speedup.repair.locate import Place
@@ -12,6 +13,20 @@ from speedup.repair.locate import Place
 Path = tuple[Any, ...]
 
 _GUESSES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """An expression that may give a number of a call.
+
+    Attributes:
+        place: where it stands.
+        rest: the way to the number inside its value.
+    """
+
+    place: Place
+    expression: ast.expr
+    rest: Path
 
 
 def numbers(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Path, Any]]:
@@ -120,17 +135,41 @@ def _ends_in(node: ast.expr, path: Path, value: Any) -> bool:
     )
 
 
-def behind(place: Place, node: ast.expr, path: Path, value: Any) -> tuple[ast.expr, Path]:
+def passed(given: Given) -> Given:
+    """For a parameter of a function that a method calls, the argument in the method; everything else as it is."""
+    place, name = given.place, given.expression
+    caller = place.caller
+    if caller is None or not isinstance(name, ast.Name) or _stores(place, name.id):
+        return given
+    call, tree = caller.call, place.found.tree.args
+    assert isinstance(call, ast.Call)
+    parameters = [a.arg for a in (*tree.posonlyargs, *tree.args)]
+    named = [k.value for k in call.keywords if k.arg == name.id]
+    if named:
+        return Given(caller, named[0], given.rest)
+    if name.id in parameters:
+        item = _item(call.args, parameters.index(name.id), len(call.args))
+        if item is not None and not any(isinstance(a, ast.Starred) for a in call.args):
+            return Given(caller, item[0], given.rest)
+    return given
+
+
+def _stores(place: Place, name: str) -> list[ast.Name]:
+    names = [n for n in ast.walk(place.found.tree) if isinstance(n, ast.Name) and n.id == name]
+    return [n for n in names if isinstance(n.ctx, ast.Store)]
+
+
+def behind(given: Given, value: Any) -> Given:
     """What stands behind a local name that is assigned once; the name itself where that is unclear.
 
     Args:
         value: the argument of the call that holds the number, if that is a tuple or list.
     """
+    place, node, path = given.place, given.expression, given.rest
     for _ in range(4):
         if not isinstance(node, ast.Name):
             break
-        assigned = [n for n in ast.walk(place.found.tree) if isinstance(n, ast.Name) and n.id == node.id]
-        assigned = [n for n in assigned if isinstance(n.ctx, ast.Store)]
+        assigned = _stores(place, node.id)
         values = [
             n.value
             for n in ast.walk(place.found.tree)
@@ -142,7 +181,7 @@ def behind(place: Place, node: ast.expr, path: Path, value: Any) -> tuple[ast.ex
         if found is None:
             break
         node, path = found
-    return node, path
+    return passed(Given(place, node, path))
 
 
 def others(place: Place) -> Sequence[ast.expr]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
-from speedup.repair.arguments import Path
+from speedup.repair.arguments import Given
 from speedup.repair.locate import Place
 from speedup.repair.stale import Stale
 
@@ -25,21 +25,20 @@ def held(module: nn.Module, name: str, changed: dict[str, Any]) -> Any:
     return None
 
 
-def repaired(
-    place: Place, module: nn.Module, stale: Stale, given: Iterable[tuple[ast.expr, Path]], changed: dict[str, Any]
-) -> dict[str, Any]:
+def repaired(module: nn.Module, stale: Stale, given: Sequence[Given], changed: dict[str, Any]) -> dict[str, Any]:
     """The attribute, with its new value, from which a stale size may come; empty when there is none.
 
     First the attribute that is the argument itself, then one that the argument is computed from, then one that the
     method reads elsewhere and that has the stale size.
 
     Args:
-        given: the expressions of the argument, see ``locate.expressions``.
+        given: the expressions of the argument, see ``arguments.expressions``.
         changed: attributes that are repaired already.
     """
     if type(stale.now) is not int or type(stale.wanted) is not int or not stale.now:
         return {}
-    for expression, rest in given:
+    for each in given:
+        place, expression, rest = each.place, each.expression, each.rest
         name = place.attribute(expression)
         value = held(module, name, changed) if name is not None else None
         if name is not None and isinstance(value, tuple | list) and len(rest) == 1 and _plain(value[rest[0]]):
@@ -48,6 +47,9 @@ def repaired(
         for name, value in _factors(place, module, expression, changed):
             if value * stale.wanted % stale.now == 0 and value * stale.wanted // stale.now > 0:
                 return {name: value * stale.wanted // stale.now}
+    if not given:
+        return {}
+    place = given[0].place.caller or given[0].place
     near = {name for name, _ in mentioned(place, module, place.call, changed)}
     same = [n for n, v in mentioned(place, module, place.found.tree, changed) if v == stale.now and n not in near]
     return {same[0]: stale.wanted} if len(same) == 1 else {}

@@ -12,20 +12,22 @@ from typing import Any
 from torch import nn
 
 from speedup.graph import Node
-from speedup.repair.method import function_inside, innermost, method_of
+from speedup.repair.method import called_function, first_parameter, function_inside, innermost, method_of
 from speedup.repair.rewrite import original
 from speedup.repair.source import Definition, definition
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """An expression that makes a call, in a method of the module whose forward is running.
+    """An expression that makes a call, in a method of the module whose forward is running, or in a function that
+    the method calls.
 
     Attributes:
         method: the method's name in the class.
-        function: the function that is defined there (the method itself, or what it decorates).
+        function: the function that holds the expression (the method itself, what it decorates, or what it calls).
         call: the expression.
         direct: whether it is the recorded call itself, and not that of a helper that makes it.
+        caller: where the method calls the function, None for the method itself.
     """
 
     method: str
@@ -33,28 +35,45 @@ class Place:
     found: Definition
     call: ast.expr | ast.stmt
     direct: bool
+    caller: Place | None = None
 
     @property
     def self_name(self) -> str:
-        """How the method calls its module."""
-        tree = self.found.tree
-        names = [a.arg for a in (*tree.args.posonlyargs, *tree.args.args)]
-        return names[0] if names else ""
+        """How the method calls its module; "" in a function that is no method."""
+        return first_parameter(self.found.tree) if self.caller is None else ""
 
     def attribute(self, node: ast.AST) -> str | None:
         """The name of the module's attribute that an expression is; None for anything else."""
-        is_own = (
-            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self.self_name
-        )
-        return node.attr if isinstance(node, ast.Attribute) and is_own else None
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name) or not self.self_name:
+            return None
+        return node.attr if node.value.id == self.self_name else None
 
 
-def place_of(node: Node, module: nn.Module) -> Place | None:
-    """Where the forward of ``module`` makes a recorded call; None when that is out of reach."""
+def places_of(node: Node, module: nn.Module) -> list[Place]:
+    """Where the forward of ``module`` makes a recorded call: in the function that it calls, if it does, then in the
+    method. Empty when that is out of reach."""
     for number, (code, instruction) in enumerate(node.sites):
         place = _place(module, code, instruction, direct=number == 0)
         if place is not None:
-            return place
+            inside = _place_in_callee(place, *node.sites[0]) if number else None
+            return [place] if inside is None else [inside, place]
+    return []
+
+
+def _place_in_callee(place: Place, code: types.CodeType, instruction: int) -> Place | None:
+    """Where the function that is called at a place makes a call itself."""
+    if not isinstance(place.call, ast.Call) or not place.self_name:
+        return None
+    called = called_function(place.function, place.call.func)
+    if called is None or function_inside(called, code) is None:
+        return None
+    for function in innermost(called):
+        if function_inside(function, code) is not function:
+            continue
+        found = definition(function)
+        call = _expression(found.tree, code, instruction) if found is not None else None
+        if found is not None and call is not None:
+            return Place(place.method, function, found, call, True, place)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import types
 from typing import Any
@@ -45,6 +46,29 @@ def innermost(held: Any, depth: int = _DEPTH) -> list[types.FunctionType]:
     if not isinstance(held, types.FunctionType) or depth == 0:
         return []
     return [held, *(f for inner in _decorated(held) for f in innermost(inner, depth - 1))]
+
+
+def called_function(caller: types.FunctionType, name: ast.expr) -> types.FunctionType | None:
+    """The plain function that an expression such as ``helper`` or ``library.helper`` names where ``caller`` is defined;
+    None for anything else."""
+    found = _named(caller, name)
+    return found if isinstance(found, types.FunctionType) else None
+
+
+def _named(function: types.FunctionType, name: ast.expr) -> Any:
+    if isinstance(name, ast.Attribute):
+        held = _named(function, name.value)
+        return vars(held).get(name.attr) if isinstance(held, types.ModuleType) else None
+    if not isinstance(name, ast.Name) or name.id in function.__code__.co_varnames:
+        return None
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
+    return _contents(cells[name.id]) if name.id in cells else function.__globals__.get(name.id)
+
+
+def first_parameter(tree: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """The name of a function's first parameter, "" where it has none."""
+    names = [a.arg for a in (*tree.args.posonlyargs, *tree.args.args)]
+    return names[0] if names else ""
 
 
 def _decorated(function: types.FunctionType) -> list[Any]:

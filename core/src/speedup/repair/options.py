@@ -14,14 +14,13 @@ from speedup.check import Mismatch
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 from speedup.regular import kept_shape
-from speedup.repair.arguments import Path, behind, expressions, literals, numbers, others
+from speedup.repair.arguments import Given, Path, behind, expressions, literals, numbers, others, passed
 from speedup.repair.attributes import held, mentioned, repaired
-from speedup.repair.locate import Place, place_of, place_of_forward
+from speedup.repair.locate import Place, place_of_forward, places_of
 from speedup.repair.parts import Repair, Repairs, joined
-from speedup.repair.rewrite import Edit, is_literal, span_of
+from speedup.repair.rewrite import Edit, Via, is_literal, span_of
 from speedup.repair.stale import Stale, stale_numbers, wanted_numbers
 
-Given = list[tuple[ast.expr, Path]]
 Call = tuple[Node, Place, nn.Module, list[Stale]]
 
 
@@ -48,14 +47,22 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
         if attributes and forward is not None:
             yield from _guesses(job, node, forward, module, repairs)
         return
-    place = place_of(node, module)
-    if place is None:
-        return
     stale = stale_numbers(node, job.keeps, found.args, found.kwargs)
     if not stale or not _agree(job, node, stale):
         return
-    calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale)]
-    if attributes and not found.numbers:
+    for depth, place in enumerate(places_of(node, module)):
+        calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale, depth)]
+        yield from _options(calls, repairs, attributes and not found.numbers)
+
+
+def _options(calls: Sequence[Call], repairs: Repairs, attributes: bool) -> Iterator[Repairs]:
+    """What may repair a call and those like it.
+
+    Args:
+        calls: the call that differs first.
+    """
+    node, place, _, stale = calls[0]
+    if attributes:
         first = _all(calls, partial(_by_attributes, repairs=repairs))
         if any(r.attributes for r in first.values()):
             yield first
@@ -92,7 +99,7 @@ def _wanted(job: Job, node: Node, paths: list[Path]) -> list[Any]:
     return [wanted.get(path) for path in paths]
 
 
-def _alike(job: Job, found: Mismatch, stale: list[Stale]) -> Iterator[Call]:
+def _alike(job: Job, found: Mismatch, stale: list[Stale], depth: int) -> Iterator[Call]:
     """The same call in other modules of the same class, later in the run, which holds the same numbers."""
     node = found.node
     paths = {s.path for s in stale}
@@ -108,9 +115,9 @@ def _alike(job: Job, found: Mismatch, stale: list[Stale]) -> Iterator[Call]:
         else:
             more = [s for s in stale_numbers(other, job.keeps, args, kwargs) if s.path in paths]
         module = job.model.get_submodule(other.scope)
-        place = place_of(other, module)
-        if more and place is not None and _agree(job, other, more):
-            yield other, place, module, more
+        places = places_of(other, module)
+        if more and depth < len(places) and _agree(job, other, more):
+            yield other, places[depth], module, more
 
 
 def _twins(job: Job, node: Node, other: Node) -> bool:
@@ -122,21 +129,21 @@ def _twins(job: Job, node: Node, other: Node) -> bool:
 # -- one call ---------------------------------------------------------------------------------------------------------
 
 
-def _given(place: Place, stale: Stale, node: Node) -> Given:
+def _given(place: Place, stale: Stale, node: Node) -> list[Given]:
     """The expressions that may give a stale number."""
-    known = expressions(place, stale.path, node.op_name, node.args)
+    known = [Given(place, e, rest) for e, rest in expressions(place, stale.path, node.op_name, node.args)]
     if len(known) > 1:
-        known = [(e, rest) for e, rest in known if not is_literal(e) or _gives(e, stale.now)]
+        known = [g for g in known if not is_literal(g.expression) or _gives(g.expression, stale.now)]
     if known or type(stale.now) is not int:
-        return known
-    return [(e, ()) for e in (*literals(place, stale.now), *(() if place.direct else others(place)))]
+        return [passed(g) for g in known]
+    return [Given(place, e, ()) for e in (*literals(place, stale.now), *(() if place.direct else others(place)))]
 
 
-def _sources(place: Place, stale: Stale, node: Node) -> Given:
+def _sources(place: Place, stale: Stale, node: Node) -> list[Given]:
     """The same, and what stands behind local names."""
     args = node.args
     value = args[stale.path[0]] if isinstance(stale.path[0], int) and stale.path[0] < len(args) else None
-    return [behind(place, e, rest, value) for e, rest in _given(place, stale, node)]
+    return [behind(g, value) for g in _given(place, stale, node)]
 
 
 def _gives(expression: ast.expr, number: int | float) -> bool:
@@ -144,9 +151,15 @@ def _gives(expression: ast.expr, number: int | float) -> bool:
     return bool(eval(code, {"__builtins__": {}}) == number)
 
 
-def _edit(place: Place, stale: Stale, expression: ast.expr, rest: Path) -> Edit | None:
+def _edit(stale: Stale, given: Given) -> Edit | None:
+    place, expression, rest = given.place, given.expression, given.rest
     if len(rest) > 1 or (rest and not (isinstance(rest[0], int) and rest[0] >= 0)):
         return None
+    via, caller = None, place.caller
+    if caller is not None:
+        assert isinstance(caller.call, ast.Call)
+        name = span_of(caller.call.func, caller.found.tree)
+        via = Via(caller.function.__qualname__, caller.found.digest, name)
     return Edit(
         method=place.method,
         function=place.function.__qualname__,
@@ -156,6 +169,7 @@ def _edit(place: Place, stale: Stale, expression: ast.expr, rest: Path) -> Edit 
         old=stale.now,
         new=stale.wanted,
         text=place.found.text(expression),
+        via=via,
     )
 
 
@@ -166,8 +180,8 @@ def _by_edits(call: Call, choice: int = 0) -> Repair | None:
         given = _given(place, each, node)
         if not given:
             return None
-        made = _edit(place, each, *given[min(choice, len(given) - 1)])
-        if made is None or edits.setdefault((made.span, made.item), made) != made:
+        made = _edit(each, given[min(choice, len(given) - 1)])
+        if made is None or edits.setdefault((made.via, made.span, made.item), made) != made:
             return None
     return Repair(edits=tuple((e, node.op_name, node.where) for e in edits.values()))
 
@@ -180,7 +194,7 @@ def _by_attributes(call: Call, repairs: Repairs) -> Repair | None:
     left = []
     for each in stale:
         lists = {n: v for n, v in found.items() if not isinstance(v, int)}  # which may change in several items
-        made = repaired(place, module, each, _sources(place, each, node), {**changed, **lists})
+        made = repaired(module, each, _sources(place, each, node), {**changed, **lists})
         if not made or any(found.get(n, v) != v for n, v in made.items() if isinstance(v, int)):
             left.append(each)
         else:

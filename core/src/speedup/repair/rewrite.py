@@ -10,16 +10,34 @@ from __future__ import annotations
 
 import ast
 import threading
+import types
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from speedup.errors import SpeedupError
 from speedup.repair import source
-from speedup.repair.method import exchanged, innermost
+from speedup.repair.method import called_function, exchanged, first_parameter, innermost
 from speedup.repair.source import Def, Definition
+
+Span = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Via:
+    """A call in a method that goes to an edited copy of the function instead.
+
+    Attributes:
+        function, digest: the name and a digest of the definition that makes the call.
+        span: the place of the called function's name in it, as in ``Edit``.
+    """
+
+    function: str
+    digest: str
+    span: Span
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class Edit:
 
     Attributes:
         method: its name in the class.
+        via: where the method calls the function that is edited; None where that is the method itself.
         function, digest: the name and a digest of the definition that is edited.
         span: first line, column, last line and column of the argument, lines counted from the definition's first.
         item: which item, where the argument is a tuple or list.
@@ -39,11 +58,12 @@ class Edit:
     method: str
     function: str
     digest: str
-    span: tuple[int, int, int, int]
+    span: Span
     item: int | None
     old: int | float
     new: int | float
     text: str
+    via: Via | None = None
 
     def __str__(self) -> str:
         if self.text == str(self.old):
@@ -56,23 +76,26 @@ def _shown(number: int | float) -> str:
     return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 
-def span_of(node: ast.expr, tree: Def) -> tuple[int, int, int, int]:
+def span_of(node: ast.expr, tree: Def) -> Span:
     """The place of an expression, lines counted from the line of ``def``."""
     assert node.end_lineno is not None and node.end_col_offset is not None
     return node.lineno - tree.lineno, node.col_offset, node.end_lineno - tree.lineno, node.end_col_offset
 
 
-class _Apply(ast.NodeTransformer):
-    def __init__(self, edit: Edit, tree: Def) -> None:
-        self.edit = edit
+class _Replace(ast.NodeTransformer):
+    """Puts another expression in the place of one."""
+
+    def __init__(self, span: Span, make: Callable[[ast.expr], ast.expr], tree: Def) -> None:
+        self.span = span
+        self.make = make
         self.tree = tree
         self.done = False
 
     def visit(self, node: ast.AST) -> ast.AST:
         value = isinstance(node, ast.expr) and not isinstance(node, ast.Starred | ast.Slice)
-        if value and not self.done and span_of(node, self.tree) == self.edit.span:  # type: ignore[arg-type]
+        if value and not self.done and span_of(node, self.tree) == self.span:  # type: ignore[arg-type]
             self.done = True
-            return _placed(replacement(node, self.edit), node)  # type: ignore[arg-type]
+            return _placed(self.make(node), node)  # type: ignore[arg-type]
         result: ast.AST = self.generic_visit(node)
         return result
 
@@ -131,35 +154,74 @@ def _number(value: int | float) -> ast.expr:
 # -- methods and classes ----------------------------------------------------------------------------------------------
 
 
-def edited(cls: type, name: str, edits: tuple[Edit, ...]) -> Any:
-    """The method of a class with some edits.
+def edited(cls: type, name: str, edits: tuple[Edit, ...]) -> dict[str, Any]:
+    """The method of a class with some edits, and copies of the functions that it calls, by their names in the class.
 
     Raises:
         SpeedupError: its source is not at hand, or another one than the edits were made for.
     """
     held = getattr(cls, name, None)
-    for inner in {e.function: e for e in edits}:
-        mine = [e for e in edits if e.function == inner]
-        for function in innermost(held):
-            found = source.definition(function)
-            if found is not None and function.__qualname__ == inner and found.digest == mine[0].digest:
-                held = exchanged(held, function, _with(function, mine))  # type: ignore[arg-type]
-                break
-        else:
-            raise SpeedupError(
-                f"{cls.__module__}.{cls.__qualname__}.{name} was rewritten for smaller sizes ({mine[0]}), and its "
-                "source is not at hand, or was changed since"
-            )
-    return held
+    members: dict[str, Any] = {}
+    places = dict.fromkeys((e.via.function, e.via.digest) if e.via else (e.function, e.digest) for e in edits)
+    for place in places:
+        function = _defined(held, *place)
+        if function is None:
+            raise SpeedupError(_unknown(f"{cls.__module__}.{cls.__qualname__}.{name}", edits[0]))
+        steps = [_argument(e) for e in edits if e.via is None and (e.function, e.digest) == place]
+        for via in dict.fromkeys(e.via for e in edits if e.via and (e.via.function, e.via.digest) == place):
+            copy = f"_speedup_{name}_{len(members)}"
+            members[copy] = staticmethod(_callee(function, via, [e for e in edits if e.via == via]))
+            steps.append((via.span, partial(_own, copy, function)))
+        held = exchanged(held, function, _with(function, steps))  # type: ignore[arg-type]
+    return {**members, name: held}
 
 
-def _with(function: Any, edits: list[Edit]) -> Any:
+Step = tuple[Span, Callable[[ast.expr], ast.expr]]
+
+
+def _argument(edit: Edit) -> Step:
+    return edit.span, partial(replacement, edit=edit)
+
+
+def _own(name: str, method: types.FunctionType, node: ast.expr) -> ast.expr:
+    """The function that the class holds, instead of the one that a method names."""
+    found = source.definition(method)
+    assert found is not None
+    return ast.Attribute(ast.Name(first_parameter(found.tree), ast.Load()), name, ast.Load())
+
+
+def _defined(held: Any, name: str, digest: str) -> types.FunctionType | None:
+    """The function with this definition, among a function and those that it decorates."""
+    for function in innermost(held):
+        found = source.definition(function)
+        if found is not None and function.__qualname__ == name and found.digest == digest:
+            return function
+    return None
+
+
+def _callee(caller: types.FunctionType, via: Via, edits: list[Edit]) -> types.FunctionType:
+    """A copy, with edits, of the function that is called at a place."""
+    found = source.definition(caller)
+    assert found is not None
+    names = [n for n in ast.walk(found.tree) if isinstance(n, ast.expr) and span_of(n, found.tree) == via.span]
+    called = called_function(caller, names[0]) if names else None
+    function = _defined(called, edits[0].function, edits[0].digest)
+    if called is None or function is None:
+        raise SpeedupError(_unknown(edits[0].function, edits[0]))
+    return exchanged(called, function, _with(function, [_argument(e) for e in edits]))
+
+
+def _unknown(name: str, edit: Edit) -> str:
+    return f"{name} was rewritten for smaller sizes ({edit}), and its source is not at hand, or was changed since"
+
+
+def _with(function: types.FunctionType, steps: list[Step]) -> types.FunctionType:
     def change(found: Definition, tree: Def) -> None:
-        for edit in edits:
-            step = _Apply(edit, tree)
+        for span, make in steps:
+            step = _Replace(span, make, tree)
             tree.body = [step.visit(s) for s in tree.body]  # type: ignore[misc]
             if not step.done:
-                raise SpeedupError(f"the argument of the edit {edit} is not found in {function.__qualname__}")
+                raise SpeedupError(f"an edited expression is not found in {function.__qualname__}")
 
     made = source.changed(function, change)
     if made is None:
@@ -222,7 +284,7 @@ def rewritten(cls: type, edits: tuple[Edit, ...]) -> type:
                 "__reduce_ex__": _reduce_ex,
             }
             for name in dict.fromkeys(e.method for e in edits):
-                members[name] = edited(base, name, tuple(e for e in edits if e.method == name))
+                members.update(edited(base, name, tuple(e for e in edits if e.method == name)))
             registers = getattr(base.__init_subclass__, "__func__", None) is not None
             bases = (_Quiet, base) if registers else (base,)
             made = _made[base, edits] = type(base)(base.__name__, bases, members)
