@@ -106,7 +106,7 @@ class Facts:
         grown = self.add_constant(node, value, Constant(*np.broadcast_arrays(constant, offset)))
         old = self.affine.get(value)
         if old is not None and (old.mask & ~(mask | self.mask(value))).any():
-            raise RuleError(f"{culprit(node)} takes back an affine fact of {value.label}; facts may only be added")
+            return grown  # unknowns along two axes cannot be said at once: what is known stays
         new = affine(fact.axis, mask & ~constant, terms, offset)
         if new is None or (old is not None and _alike(old, new)):
             return grown

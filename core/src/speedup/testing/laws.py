@@ -168,7 +168,9 @@ class _Laws:
                 {} if outputs is None else {v: isfinite(t) for v, t in zip(self.node.outputs, outputs, strict=True)}
             )
             self._monotone(bare, one, finite)
-            self._monotone(one, two, finite)
+            # A fact has unknowns along one axis: where a second comes in, what they make together cannot be said.
+            one_axis = len({fact.axis for fact in more.affine.values()}) < 2
+            self._monotone(one, two, finite, Fact if one_axis else (Constant, Unused))
             if outputs is not None:
                 self._sound(more, two, given, outputs)
 
@@ -207,9 +209,11 @@ class _Laws:
         sample = self.samples[value]
         return numbers(value, sample, facts, self.rng) if value in facts.graph.from_input else sample
 
-    def _monotone(self, less: Answers, more: Answers, finite: Mapping[Value, Bools]) -> None:
+    def _monotone(self, less: Answers, more: Answers, finite: Mapping[Value, Bools], kinds: Any = Fact) -> None:
         """What is said with less known is said with more known."""
         for (function, value, number), fact in less.items():
+            if not isinstance(fact, kinds):
+                continue
             said = nothing(value.ndim)
             for (_, other, place), answer in more.items():
                 if other is value and place == number:
