@@ -155,8 +155,7 @@ def passed(given: Given) -> Given:
 
 
 def _stores(place: Place, name: str) -> list[ast.Name]:
-    names = [n for n in ast.walk(place.found.tree) if isinstance(n, ast.Name) and n.id == name]
-    return [n for n in names if isinstance(n.ctx, ast.Store)]
+    return [n for n in place.found.nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store)]
 
 
 def behind(given: Given, value: Any) -> Given:
@@ -172,7 +171,7 @@ def behind(given: Given, value: Any) -> Given:
         assigned = _stores(place, node.id)
         values = [
             n.value
-            for n in ast.walk(place.found.tree)
+            for n in place.found.nodes
             if isinstance(n, ast.Assign) and len(n.targets) == 1 and n.targets[0] in assigned
         ]
         if len(assigned) != 1 or len(values) != 1:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import itertools
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def _place_in_callee(place: Place, code: types.CodeType, instruction: int) -> Pl
         if function_inside(function, code) is not function:
             continue
         found = definition(function)
-        call = _expression(found.tree, code, instruction) if found is not None else None
+        call = _expression(found.nodes, code, instruction) if found is not None else None
         if found is not None and call is not None:
             return Place(place.method, function, found, call, True, place)
     return None
@@ -101,22 +102,20 @@ def _place(module: nn.Module, code: types.CodeType, instruction: int, direct: bo
         ):
             continue
         found = definition(function)
-        call = _expression(found.tree, code, instruction) if found is not None else None
+        call = _expression(found.nodes, code, instruction) if found is not None else None
         if found is not None and call is not None:
             return Place(name, function, found, call, direct)
     return None
 
 
-def _expression(tree: ast.AST, code: types.CodeType, instruction: int) -> ast.expr | ast.stmt | None:
+def _expression(nodes: Sequence[ast.AST], code: types.CodeType, instruction: int) -> ast.expr | ast.stmt | None:
     """The call, subscript or operation that an instruction carries out."""
     at = next(itertools.islice(code.co_positions(), instruction // 2, None), None)
     if at is None or None in at:
         return None
     line, end_line, column, end_column = at
     kinds = (ast.Call, ast.Subscript, ast.BinOp, ast.AugAssign)
-    ending = [
-        n for n in ast.walk(tree) if isinstance(n, kinds) and (n.end_lineno, n.end_col_offset) == (end_line, end_column)
-    ]
+    ending = [n for n in nodes if isinstance(n, kinds) and (n.end_lineno, n.end_col_offset) == (end_line, end_column)]
     exact = [n for n in ending if (n.lineno, n.col_offset) == (line, column)]
     # A method call over several lines begins, for the interpreter, at the name of the method.
     calls = [n for n in ending if isinstance(n, ast.Call)]

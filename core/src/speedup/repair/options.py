@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -112,6 +113,8 @@ def _alike(job: Job, found: Mismatch, stale: list[Stale], depth: int) -> Iterato
         args, kwargs = (ran.args, ran.kwargs) if ran is not None else (other.args, other.kwargs)
         if ran is None and _twins(job, node, other):
             more = stale
+        elif ran is None and not _foreseen(job, node, other, stale):
+            continue
         else:
             more = [s for s in stale_numbers(other, job.keeps, args, kwargs) if s.path in paths]
         module = job.model.get_submodule(other.scope)
@@ -124,6 +127,23 @@ def _twins(job: Job, node: Node, other: Node) -> bool:
     """Whether two calls had and should have the same numbers."""
     old = numbers(node.args, node.kwargs) == numbers(other.args, other.kwargs)
     return old and wanted_numbers(node, job.keeps) == wanted_numbers(other, job.keeps)
+
+
+def _foreseen(job: Job, node: Node, other: Node, stale: list[Stale]) -> bool:
+    """Whether a call that was not made yet will hold the numbers that it held, as the first one does.
+
+    It does where both forwards are given as much as before, or where both are given equally less.
+    """
+    held = dict(numbers(node.args, node.kwargs))
+    return all(held.get(s.path) == s.now for s in stale) and _given_less(job, node) == _given_less(job, other)
+
+
+def _given_less(job: Job, node: Node) -> list[tuple[Fraction, ...]]:
+    """The share of the sizes that is left of what the forward around a call is given."""
+    near = (n for n in job.graph.nodes if n.scope == node.scope)
+    given = next(filter(None, ([v for v in n.tensors if v in job.graph.from_input] for n in near)), [])
+    kept = [kept_shape(job.keeps.sets[v], v.shape) for v in given]
+    return [tuple(map(Fraction, k, v.shape)) for k, v in zip(kept, given, strict=True) if 0 not in v.shape]
 
 
 # -- one call ---------------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def _callee(caller: types.FunctionType, via: Via, edits: list[Edit]) -> types.Fu
     """A copy, with edits, of the function that is called at a place."""
     found = source.definition(caller)
     assert found is not None
-    names = [n for n in ast.walk(found.tree) if isinstance(n, ast.expr) and span_of(n, found.tree) == via.span]
+    names = [n for n in found.nodes if isinstance(n, ast.expr) and span_of(n, found.tree) == via.span]
     called = called_function(caller, names[0]) if names else None
     function = _defined(called, edits[0].function, edits[0].digest)
     if called is None or function is None:

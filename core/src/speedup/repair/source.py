@@ -44,8 +44,18 @@ class Definition:
         found: Def = self.scopes[-1]
         return found
 
-    def text(self, node: ast.AST) -> str:
-        return " ".join((ast.get_source_segment(self.source, node) or "").split())
+    @functools.cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Everything in the definition."""
+        return list(ast.walk(self.tree))
+
+    def text(self, node: ast.expr) -> str:
+        """An expression as it is written, in one line."""
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        lines = [line.encode() for line in _lines(self.source)[node.lineno - 1 : node.end_lineno]]
+        lines[-1] = lines[-1][: node.end_col_offset]
+        lines[0] = lines[0][node.col_offset :]
+        return " ".join(b" ".join(lines).decode().split())
 
 
 def definition(function: types.FunctionType) -> Definition | None:
@@ -53,14 +63,17 @@ def definition(function: types.FunctionType) -> Definition | None:
     code = function.__code__
     linecache.checkcache(code.co_filename)
     source = "".join(linecache.getlines(code.co_filename, function.__globals__))
-    if not source:
-        return None
+    return _definition(function.__code__, source) if source else None
+
+
+@functools.lru_cache(maxsize=256)
+def _definition(code: types.CodeType, source: str) -> Definition | None:
     try:
         found = _find(code.co_filename, source, code.co_name, code.co_firstlineno)
         if found is not None:
             # A console or notebook may have compiled the imports apart.
             for each in (found, replace(found, imports=())):
-                if _compiled(function, each, each.tree) == code:
+                if _compiled(code, each, each.tree) == code:
                     return each
     except (SyntaxError, ValueError, RecursionError):
         pass
@@ -84,6 +97,11 @@ def _parsed(filename: str, source: str) -> ast.Module:
     return ast.parse(source, filename)
 
 
+@functools.lru_cache(maxsize=8)
+def _lines(source: str) -> list[str]:
+    return ast._splitlines_no_ff(source)  # type: ignore[attr-defined,no-any-return]
+
+
 def _chains(node: ast.AST, above: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """Every class and function in a tree, with the scopes around it."""
     for child in ast.iter_child_nodes(node):
@@ -102,7 +120,7 @@ def _imports(node: ast.AST) -> Iterator[ast.AST]:
             yield from _imports(child)
 
 
-def _compiled(function: types.FunctionType, found: Definition, tree: Def) -> types.CodeType | None:
+def _compiled(old: types.CodeType, found: Definition, tree: Def) -> types.CodeType | None:
     """The code of a function with a (changed) definition: compiled in its scopes, so that closures and private names
     mean the same."""
     built: Any = tree
@@ -114,7 +132,6 @@ def _compiled(function: types.FunctionType, found: Definition, tree: Def) -> typ
         else:
             built = copy.deepcopy(scope, {id(inner): built})
     module = ast.Module(body=[*found.imports, built], type_ignores=[])
-    old = function.__code__
     code = compile(module, old.co_filename, "exec", flags=old.co_flags & _FUTURE, dont_inherit=True)
     for each in nested(code):
         if each.co_name == old.co_name and each.co_firstlineno == old.co_firstlineno:
@@ -142,7 +159,7 @@ def changed(function: types.FunctionType, change: Callable[[Definition, Def], No
     tree = copy.deepcopy(found.tree)
     change(found, tree)
     ast.fix_missing_locations(tree)
-    code = _compiled(function, found, tree)
+    code = _compiled(function.__code__, found, tree)
     return None if code is None else with_code(function, code)
 
 
