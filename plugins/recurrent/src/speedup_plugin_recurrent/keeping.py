@@ -1,0 +1,247 @@
+"""Which hidden units stay, and the smaller module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from speedup import Bools, Floats, Kept, Node, NodeFacts, NodeKeep
+from speedup_plugin_recurrent.analysis import cells_of, constants, reads
+from speedup_plugin_recurrent.call import Call, features, gate_rows
+from speedup_plugin_recurrent.known import CELLS
+
+_WHY_READ = "a hidden unit reads it, and it is not constant, or there is no bias that could take it up"
+_WHY_LINKED = "its hidden unit stays"
+_WHY_COUNT = "every layer and direction keeps the same count"
+
+
+@dataclass(eq=False)
+class Sets:
+    """What is kept.
+
+    Attributes:
+        input: features of the input.
+        h: (cells, width), entries of the state.
+        made: (cells, units), units; the same as ``h`` without a projection.
+    """
+
+    input: Bools
+    h: Bools
+    made: Bools
+
+    def columns(self, call: Call, number: int) -> Bools:
+        """The columns of a cell's input weight that stay."""
+        layer = number // call.directions
+        return self.input if layer == 0 else self.h[(layer - 1) * call.directions : layer * call.directions].reshape(-1)
+
+    def weight(self, call: Call, number: int, role: int) -> Bools:
+        """What stays of a weight of a cell; ``role`` is its place in ``call.WEIGHTS``."""
+        if role == 4:
+            return self.h[number][:, None] & self.made[number]
+        rows = gate_rows(self.made[number], CELLS[call.kind][0])
+        if role in (2, 3):
+            return rows
+        return rows[:, None] & (self.columns(call, number) if role == 0 else self.h[number])
+
+
+def sets_of(call: Call, node: Node, sets: Sequence[Bools]) -> Sets:
+    """What the operands and outputs say is kept."""
+    size = node.operands[0].shape[-1]  # type: ignore[union-attr]
+    h = call.rows(sets[call.h], call.width)
+    for k in (call.h0,):
+        h |= call.rows(sets[k], call.width) if k is not None else False
+    if call.out is not None:
+        h[-call.directions :] |= features(sets[call.out], h[-call.directions :].size).reshape(call.directions, -1)
+    made = np.zeros((len(h), call.units), dtype=bool)
+    for k in (call.c, call.c0):
+        made |= call.rows(sets[k], call.units) if k is not None else False
+    if not call.projected:
+        h = made = h | made
+    return Sets(features(sets[0], size), h, made)
+
+
+def required(call: Call, node: Node, facts: NodeFacts) -> Sets:
+    """What is read and can neither be left out nor folded into a bias."""
+    cells = cells_of(call, facts)
+    known = constants(call, cells, facts)
+    read = reads(call, cells, known, facts)
+    takes = [[k is not None and is_own(node, k) for k in row[2:4]] for row in call.weights]
+    h = np.zeros((len(cells), call.width), dtype=bool)
+    made = np.zeros((len(cells), call.units), dtype=bool)
+    size = node.operands[0].shape[-1]  # type: ignore[union-attr]
+    input = np.zeros(size, dtype=bool)
+    for number, (cell, at, its) in enumerate(zip(cells, known, read, strict=True)):
+        into_ih, into_hh = takes[number]
+        h[number] |= its.state & ~(at.steady.mask if into_hh else at.steady.zero)
+        if cell.hr is not None:
+            made[number] |= cell.hr.read_by(its.h) & ~at.step.made.zero
+        if number < call.directions:
+            free = at.x.mask if into_ih and facts.from_input(0) else at.x.zero
+            input |= its.input & ~free
+        else:
+            below = number // call.directions * call.directions - call.directions
+            lower = its.input & ~(at.x.mask if into_ih else at.x.zero)
+            h[below : below + call.directions] |= lower.reshape(call.directions, -1)
+    return Sets(input, h, made if call.projected else h)
+
+
+def is_own(node: Node, k: int) -> bool:
+    """Whether an operand is a weight that this call alone reads."""
+    value = node.operands[k]
+    return value is not None and value.is_source and len(value.uses) == 1
+
+
+def own_weights(call: Call, node: Node) -> set[int]:
+    return {k for row in call.weights for k in row if k is not None and is_own(node, k)}
+
+
+def constrain(call: Call, node: Node, keep: NodeKeep) -> None:
+    """Grow everything to what is required, equal counts per cell, and what shared weights keep."""
+    needed = required(call, node, keep.facts)
+    now = sets_of(call, node, keep.sets)
+    kept = Sets(now.input | needed.input, now.h | needed.h, now.made | needed.made)
+    _from_weights(call, keep, kept)
+    if not keep.patient and not kept.input.any():
+        kept.input[0] = True
+    _even(call, kept, 0 if keep.patient else 1)
+    _grow(call, node, keep, kept, needed)
+
+
+def _from_weights(call: Call, keep: NodeKeep, kept: Sets) -> None:
+    """Weights that other calls read too keep what those need."""
+    gates = CELLS[call.kind][0]
+    for number, row in enumerate(call.weights):
+        for role, k in enumerate(row):
+            if k is None or k in keep.derived or not keep.sets[k].any():
+                continue
+            mask = np.broadcast_to(keep.sets[k], kept.weight(call, number, role).shape)
+            rows = mask if mask.ndim == 1 else mask.any(axis=1)
+            if role == 4:
+                kept.h[number] |= rows
+                kept.made[number] |= mask.any(axis=0)
+                continue
+            kept.made[number] |= rows.reshape(gates, -1).any(axis=0)
+            if not call.projected:
+                kept.h[number] |= kept.made[number]
+            if role == 1:
+                kept.h[number] |= mask.any(axis=0)
+            if role == 0 and number < call.directions:
+                kept.input |= mask.any(axis=0)
+            elif role == 0:
+                below = number // call.directions * call.directions - call.directions
+                kept.h[below : below + call.directions] |= mask.any(axis=0).reshape(call.directions, -1)
+    if not call.projected:
+        kept.h |= kept.made
+        kept.made = kept.h
+
+
+def _even(call: Call, kept: Sets, least: int) -> None:
+    """Fill up every cell to the count of the largest; a projection stays smaller than what it projects."""
+    _fill(kept.h, max(least, int(kept.h.sum(axis=1).max())))
+    if call.projected:
+        least = int(kept.h.sum(axis=1).max()) + 1 if kept.h.any() else 0
+        _fill(kept.made, max(least, int(kept.made.sum(axis=1).max())))
+
+
+def _fill(rows: Bools, count: int) -> None:
+    elsewhere = rows.any(axis=0)
+    for row in rows:
+        missing = count - int(row.sum())
+        if missing > 0:
+            order = np.argsort(~elsewhere, kind="stable")
+            row[order[~row[order]][:missing]] = True
+
+
+def _grow(call: Call, node: Node, keep: NodeKeep, kept: Sets, needed: Sets) -> None:
+    def grow(k: int, mask: Bools, why: str, cause: int) -> None:
+        if mask.any():
+            keep.grow(k, mask, why, cause)
+
+    def last(mask: Bools, k: int) -> Bools:
+        return mask.reshape([1] * (len(keep.rigid[k]) - 1) + [-1])
+
+    grow(0, last(needed.input, 0), _WHY_READ, call.h)
+    grow(0, last(kept.input, 0), _WHY_LINKED, call.h)
+    for k, wanted, all_kept in (
+        (call.h, needed.h, kept.h),
+        (call.c, needed.made, kept.made),
+        (call.h0, None, kept.h),
+        (call.c0, None, kept.made),
+    ):
+        if k is not None:
+            ndim = len(keep.rigid[k])
+            if wanted is not None:
+                grow(k, call.batched(wanted, ndim), _WHY_READ, k)
+            grow(k, call.batched(all_kept, ndim), _WHY_COUNT if k == call.h else _WHY_LINKED, call.h)
+    if call.out is not None:
+        grow(call.out, last(kept.h[-call.directions :].reshape(-1), call.out), _WHY_LINKED, call.h)
+    for number, row in enumerate(call.weights):
+        for role, k in enumerate(row):
+            if k is not None and k not in keep.derived:
+                grow(k, kept.weight(call, number, role), _WHY_LINKED, call.h)
+
+
+# -- the smaller module -----------------------------------------------------------------------------------------------
+
+
+def folded(call: Call, node: Node, keep: Kept) -> dict[str, nn.Parameter]:
+    """New biases that take up the constants that go, already cut.
+
+    b_ih takes weight_ih · x of features and units of the layer below that go, b_hh takes weight_hh · h of units that
+    go. (For a GRU it matters which: its gate r multiplies what comes of b_hh.)
+    """
+    cells = cells_of(call, keep.facts)
+    known = constants(call, cells, keep.facts)
+    kept = sets_of(call, node, keep.sets)
+    new: dict[str, nn.Parameter] = {}
+    for number, (cell, at) in enumerate(zip(cells, known, strict=True)):
+        for role, weight, vector, stays in (
+            (2, cell.ih, at.x, kept.columns(call, number)),
+            (3, cell.hh, at.steady, kept.h[number]),
+        ):
+            k = call.weights[number][role]
+            gone = np.where(stays, 0.0, vector.value)
+            if k is None or not gone.any() or not is_own(node, k):
+                continue
+            rows = kept.weight(call, number, role)
+            new[node.operand_names[k]] = _added(node, k, weight.value @ gone, rows)
+    return new
+
+
+def _added(node: Node, k: int, shift: Floats, rows: Bools) -> nn.Parameter:
+    value = node.operands[k]
+    assert value is not None and value.tensor is not None
+    old = value.tensor.detach()
+    wide = old.to(torch.float64) + torch.from_numpy(shift).to(old.device)
+    made = nn.Parameter(wide[torch.from_numpy(rows).to(old.device)].to(old.dtype), value.tensor.requires_grad)
+    made.__dict__.update(value.tensor.__dict__)
+    return made
+
+
+def replace(call: Call, node: Node, keep: Kept, module: nn.Module) -> nn.Module:
+    """Put weights and sizes into a module that has those of the original."""
+    for name, tensor in {**keep.tensors, **folded(call, node, keep)}.items():
+        assert isinstance(tensor, nn.Parameter)
+        module.register_parameter(name, tensor)
+    kept = sets_of(call, node, keep.sets)
+    module.input_size = int(kept.input.sum())
+    module.hidden_size = int(kept.made[0].sum())
+    if call.projected:
+        module.proj_size = int(kept.h[0].sum())
+    if isinstance(module, nn.RNNBase):
+        _flatten(module, keep.module)
+    return module
+
+
+def _flatten(module: nn.RNNBase, original: nn.Module) -> None:
+    """Renew the list of weights that the layer's forward uses; for cuDNN in one piece of memory, if all are new."""
+    own = [getattr(module, name, None) for name in module._flat_weights_names]
+    old = {id(p) for p in original.parameters()}
+    if all(id(w) not in old for w in own):
+        module._init_flat_weights()
+    else:
+        module._flat_weights = own
