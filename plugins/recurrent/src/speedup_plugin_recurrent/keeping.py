@@ -49,19 +49,10 @@ class Sets:
 
 
 def sets_of(call: Call, node: Node, sets: Sequence[Bools]) -> Sets:
-    """What the operands and outputs say is kept."""
+    """What the input and the last states say is kept: they have all features and units."""
     size = node.operands[0].shape[-1]  # type: ignore[union-attr]
     h = call.rows(sets[call.h], call.width)
-    for k in (call.h0,):
-        h |= call.rows(sets[k], call.width) if k is not None else False
-    if call.out is not None:
-        h[-call.directions :] |= features(sets[call.out], h[-call.directions :].size).reshape(call.directions, -1)
-    made = np.zeros((len(h), call.units), dtype=bool)
-    for k in (call.c, call.c0):
-        made |= call.rows(sets[k], call.units) if k is not None else False
-    if not call.projected:
-        h = made = h | made
-    return Sets(features(sets[0], size), h, made)
+    return Sets(features(sets[0], size), h, call.rows(sets[call.c], call.units) if call.projected and call.c else h)
 
 
 def required(call: Call, node: Node, facts: NodeFacts) -> Sets:
@@ -100,15 +91,34 @@ def own_weights(call: Call, node: Node) -> set[int]:
 
 
 def constrain(call: Call, node: Node, keep: NodeKeep) -> None:
-    """Grow everything to what is required, equal counts per cell, and what shared weights keep."""
+    """Grow everything to what is required, equal counts per cell, and what states and shared weights keep."""
     needed = required(call, node, keep.facts)
-    now = sets_of(call, node, keep.sets)
-    kept = Sets(now.input | needed.input, now.h | needed.h, now.made | needed.made)
+    kept = sets_of(call, node, keep.sets)
+    kept.input |= needed.input
+    kept.h |= needed.h
+    kept.made |= needed.made
+    alike = {k for k in (call.h0, call.c0) if k is not None and _alike(keep.facts, k)}
+    _from_states(call, keep, kept, alike)
     _from_weights(call, keep, kept)
     if not keep.patient and not kept.input.any():
         kept.input[0] = True
-    _even(call, kept, 0 if keep.patient else 1)
-    _grow(call, node, keep, kept, needed)
+    _even(call, kept, keep, alike)
+    _grow(call, keep, kept, needed, alike)
+
+
+def _alike(facts: NodeFacts, k: int) -> bool:
+    """Whether all entries of an initial state are one number (zeros): then it only matters how many stay."""
+    value = facts.value(k)
+    return bool(facts.mask(k).all() and np.isfinite(value).all() and value.max() == value.min())
+
+
+def _from_states(call: Call, keep: NodeKeep, kept: Sets, alike: set[int]) -> None:
+    for k, rows in ((call.h0, kept.h), (call.c0, kept.made), (call.c, kept.made)):
+        if k is not None and k not in alike:
+            rows |= call.rows(keep.sets[k], rows.shape[1])
+    if call.out is not None:
+        top = kept.h[-call.directions :]
+        top |= features(keep.sets[call.out], top.size).reshape(top.shape)
 
 
 def _from_weights(call: Call, keep: NodeKeep, kept: Sets) -> None:
@@ -125,8 +135,6 @@ def _from_weights(call: Call, keep: NodeKeep, kept: Sets) -> None:
                 kept.made[number] |= mask.any(axis=0)
                 continue
             kept.made[number] |= rows.reshape(gates, -1).any(axis=0)
-            if not call.projected:
-                kept.h[number] |= kept.made[number]
             if role == 1:
                 kept.h[number] |= mask.any(axis=0)
             if role == 0 and number < call.directions:
@@ -134,17 +142,22 @@ def _from_weights(call: Call, keep: NodeKeep, kept: Sets) -> None:
             elif role == 0:
                 below = number // call.directions * call.directions - call.directions
                 kept.h[below : below + call.directions] |= mask.any(axis=0).reshape(call.directions, -1)
-    if not call.projected:
-        kept.h |= kept.made
-        kept.made = kept.h
 
 
-def _even(call: Call, kept: Sets, least: int) -> None:
+def _even(call: Call, kept: Sets, keep: NodeKeep, alike: set[int]) -> None:
     """Fill up every cell to the count of the largest; a projection stays smaller than what it projects."""
-    _fill(kept.h, max(least, int(kept.h.sum(axis=1).max())))
+    least = 0 if keep.patient else 1
+    counts = [
+        max(least, _count(rows), _count(call.rows(keep.sets[k], rows.shape[1])) if k in alike else 0)
+        for rows, k in ((kept.h, call.h0), (kept.made, call.c0))
+    ]
+    _fill(kept.h, counts[0] if call.projected else max(counts))
     if call.projected:
-        least = int(kept.h.sum(axis=1).max()) + 1 if kept.h.any() else 0
-        _fill(kept.made, max(least, int(kept.made.sum(axis=1).max())))
+        _fill(kept.made, max(counts[1], counts[0] + 1 if counts[0] else 0))
+
+
+def _count(rows: Bools) -> int:
+    return int(rows.sum(axis=1).max())
 
 
 def _fill(rows: Bools, count: int) -> None:
@@ -156,7 +169,7 @@ def _fill(rows: Bools, count: int) -> None:
             row[order[~row[order]][:missing]] = True
 
 
-def _grow(call: Call, node: Node, keep: NodeKeep, kept: Sets, needed: Sets) -> None:
+def _grow(call: Call, keep: NodeKeep, kept: Sets, needed: Sets, alike: set[int]) -> None:
     def grow(k: int, mask: Bools, why: str, cause: int) -> None:
         if mask.any():
             keep.grow(k, mask, why, cause)
@@ -164,19 +177,22 @@ def _grow(call: Call, node: Node, keep: NodeKeep, kept: Sets, needed: Sets) -> N
     def last(mask: Bools, k: int) -> Bools:
         return mask.reshape([1] * (len(keep.rigid[k]) - 1) + [-1])
 
+    def state(k: int, rows: Bools, why: str, cause: int) -> None:
+        grow(k, call.batched(rows, len(keep.rigid[k])), why, cause)
+
     grow(0, last(needed.input, 0), _WHY_READ, call.h)
     grow(0, last(kept.input, 0), _WHY_LINKED, call.h)
-    for k, wanted, all_kept in (
-        (call.h, needed.h, kept.h),
-        (call.c, needed.made, kept.made),
-        (call.h0, None, kept.h),
-        (call.c0, None, kept.made),
-    ):
+    state(call.h, needed.h, _WHY_READ, call.h)
+    state(call.h, kept.h, _WHY_COUNT, call.h)
+    if call.c is not None:
+        state(call.c, needed.made, _WHY_READ, call.c)
+        state(call.c, kept.made, _WHY_COUNT, call.h)
+    for k, rows in ((call.h0, kept.h), (call.c0, kept.made)):
+        if k in alike:
+            count, rows = _count(rows), call.rows(keep.sets[k], rows.shape[1])
+            _fill(rows, count)
         if k is not None:
-            ndim = len(keep.rigid[k])
-            if wanted is not None:
-                grow(k, call.batched(wanted, ndim), _WHY_READ, k)
-            grow(k, call.batched(all_kept, ndim), _WHY_COUNT if k == call.h else _WHY_LINKED, call.h)
+            state(k, rows, _WHY_LINKED, call.h)
     if call.out is not None:
         grow(call.out, last(kept.h[-call.directions :].reshape(-1), call.out), _WHY_LINKED, call.h)
     for number, row in enumerate(call.weights):
