@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from speedup import default_registry
 from speedup.testing import check_laws, random_masks, randomize
@@ -96,6 +97,11 @@ def _one_after_the_other(m: Net, x: torch.Tensor) -> torch.Tensor:
     for layer in m.layers:
         x = layer(x)
     return x
+
+
+def _packed(m: Net, x: torch.Tensor) -> Any:
+    y, state = m.layers[0](pack_padded_sequence(x, [6, 4], batch_first=True))
+    return *pad_packed_sequence(y, batch_first=True), state
 
 
 Model = tuple[Callable[..., Any], list[nn.Module], tuple[int, ...]]
@@ -224,6 +230,7 @@ FAMILIES: dict[str, list[Model]] = {
         (lambda m, x: m.layers[0](x)[0], [nn.LSTM(8, 4, batch_first=True, bidirectional=True)], TOKENS),
         (lambda m, x: m.layers[0](x)[1], [nn.GRU(8, 4, num_layers=2)], TOKENS),
         (lambda m, x: m.layers[0](x), [nn.LSTMCell(8, 4)], VECTOR),
+        (_packed, [nn.LSTM(8, 4, proj_size=2, bidirectional=True)], TOKENS),
     ],
 }
 

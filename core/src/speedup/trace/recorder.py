@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
-from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
@@ -29,6 +28,7 @@ from speedup.registry import Registry
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, sites
+from speedup.trees import replaced
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
 _READS = frozenset(
@@ -174,7 +174,7 @@ class Recorder(TorchFunctionMode):
             return Ref(len(tensors) - 1)
 
         # A list keeps its own contents when a caller fills it later: the structure is copied here.
-        plain_args, plain_kwargs = pytree.tree_map_only(torch.Tensor, ref, (args, kwargs))
+        plain_args, plain_kwargs = replaced(torch.Tensor, ref, (args, kwargs))
         attributes: dict[str, int] = {}
         for name, tensor in (held or {}).items():
             attributes[name] = len(tensors)

@@ -18,6 +18,7 @@ from speedup_plugin_recurrent import keeping
 from speedup_plugin_recurrent.analysis import cells_of, constants, reads
 from speedup_plugin_recurrent.call import Call, bind, held
 from speedup_plugin_recurrent.known import Known
+from speedup_plugin_recurrent.packing import Pack, Pad
 
 
 class Recurrent(Rule):
@@ -47,7 +48,9 @@ class Recurrent(Rule):
             found[call.c] = _stacked([each.step.c for each in known if each.step.c is not None])
         result: dict[str, Fact] = {}
         for k, rows in found.items():
-            self._say(node, result, k, call.batched(rows.mask, _ndim(node, k)), call.batched(rows.value, _ndim(node, k)))
+            self._say(
+                node, result, k, call.batched(rows.mask, _ndim(node, k)), call.batched(rows.value, _ndim(node, k))
+            )
         if call.out is not None:
             top = found[call.h][-call.directions :]
             shape = [1] * (_ndim(node, call.out) - 1) + [-1]
@@ -134,4 +137,6 @@ def speedup_rules() -> Iterable[Rule]:
     return [
         Recurrent(name="recurrent", modules=(nn.RNN, nn.LSTM, nn.GRU)),
         Recurrent(name="recurrent cell", modules=(nn.RNNCell, nn.LSTMCell, nn.GRUCell)),
+        Pack(name="pack_padded_sequence", functions=(torch._pack_padded_sequence,)),
+        Pad(name="pad_packed_sequence", functions=(torch._pad_packed_sequence,)),
     ]

@@ -29,8 +29,7 @@ class Weight:
 
     def times(self, x: Known, bias: Floats | float = 0.0) -> Known:
         """Known where every column that is not masked meets a known number."""
-        unknown = ~x.mask
-        mask = ~self.live[:, unknown].any(axis=1) if unknown.any() else np.ones(self.live.shape[0], dtype=bool)
+        mask = ~np.asarray(self.live[:, ~x.mask].any(axis=1))
         value = self.value @ x.value + bias
         return Known(mask, np.where(mask, value, 0.0))
 
@@ -90,8 +89,8 @@ def cells_of(call: Call, facts: NodeFacts) -> list[Cell]:
     for ih, hh, b_ih, b_hh, hr in call.weights:
         own, recurrent = weight(ih), weight(hh)
         assert own is not None and recurrent is not None
-        biases = [0.0 if b is None else facts.value(b) for b in (b_ih, b_hh)]
-        cells.append(Cell(call.kind, own, recurrent, *biases, weight(hr)))
+        shift = [0.0 if b is None else facts.value(b) for b in (b_ih, b_hh)]
+        cells.append(Cell(call.kind, own, recurrent, shift[0], shift[1], weight(hr)))
     return cells
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from speedup import Bools, Node, SignatureError, Value
@@ -69,10 +70,7 @@ class Call:
 
     def rows(self, array: Bools, size: int) -> Bools:
         """A state's array that broadcasts, as (cells, size): true where any entry of the batch is."""
-        if self.once:
-            flat = array.any(axis=tuple(range(array.ndim - 1)))[None]
-        else:
-            flat = array.any(axis=tuple(range(1, array.ndim - 1)))
+        flat = np.asarray(array.any(axis=self.over(array.ndim)))
         return np.broadcast_to(flat, (len(self.weights), size)).copy()
 
     def batched(self, rows: Bools, ndim: int) -> Bools:
@@ -94,10 +92,9 @@ def bind(node: Node) -> Call:
     """
     module = node.module
     assert module is not None
-    given = _arguments(*node.args, **node.kwargs)
-    free = pytree.tree_leaves(given)
-    if any(not hasattr(leaf, "number") for leaf in free):
-        raise SignatureError("only tensors are handled, no packed sequence")
+    free = pytree.tree_leaves(_arguments(*node.args, **node.kwargs))
+    if not all(hasattr(leaf, "number") for leaf in free):
+        raise SignatureError("an argument is no tensor")
     kind, once = kind_of(module), isinstance(module, nn.RNNCellBase)
     lstm, names = kind == "lstm", weight_names(module)
     states = ["h0", "c0"][: len(free) - 1]
@@ -130,6 +127,8 @@ def bind(node: Node) -> Call:
 
 
 def _arguments(input: Any, hx: Any = None) -> Any:
+    if isinstance(input, PackedSequence):  # which else holds only the lengths and the order of the samples
+        input = input.data
     return [input] if hx is None else [input, hx]
 
 

@@ -41,11 +41,11 @@ class Sets:
     def weight(self, call: Call, number: int, role: int) -> Bools:
         """What stays of a weight of a cell; ``role`` is its place in ``call.WEIGHTS``."""
         if role == 4:
-            return self.h[number][:, None] & self.made[number]
+            return np.asarray(self.h[number][:, None] & self.made[number])
         rows = gate_rows(self.made[number], CELLS[call.kind][0])
         if role in (2, 3):
             return rows
-        return rows[:, None] & (self.columns(call, number) if role == 0 else self.h[number])
+        return np.asarray(rows[:, None] & (self.columns(call, number) if role == 0 else self.h[number]))
 
 
 def sets_of(call: Call, node: Node, sets: Sequence[Bools]) -> Sets:
@@ -244,10 +244,13 @@ def replace(call: Call, node: Node, keep: Kept, module: nn.Module) -> nn.Module:
         assert isinstance(tensor, nn.Parameter)
         module.register_parameter(name, tensor)
     kept = sets_of(call, node, keep.sets)
-    module.input_size = int(kept.input.sum())
-    module.hidden_size = int(kept.made[0].sum())
-    if call.projected:
-        module.proj_size = int(kept.h[0].sum())
+    for name, count in (
+        ("input_size", kept.input.sum()),
+        ("hidden_size", kept.made[0].sum()),
+        ("proj_size", kept.h[0].sum() if call.projected else 0),
+    ):
+        if hasattr(module, name):
+            setattr(module, name, int(count))
     if isinstance(module, nn.RNNBase):
         _flatten(module, keep.module)
     return module
