@@ -54,7 +54,8 @@ class Net(nn.Module):
             return None
         if self.state in ("zeros", "ones"):
             fill = getattr(torch, self.state)
-            h, c = (fill(self.cells, batch, n, dtype=x.dtype) for n in (self.width, self.hidden))
+            h = fill(self.cells, batch, self.width, dtype=x.dtype)
+            c = fill(self.cells, batch, self.hidden, dtype=x.dtype)
         elif self.state == "learned":
             h, c = self.h0.expand(-1, batch, -1), self.c0.expand(-1, batch, -1)
         else:
