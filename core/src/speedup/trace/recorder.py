@@ -218,6 +218,7 @@ class Recorder(TorchFunctionMode):
             outputs=(),
             attributes=attributes,
             sites=stands,
+            writes=bool(changed),
         )
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
         if any(v in self.from_input or v.kind == "unknown" for v in inputs):
