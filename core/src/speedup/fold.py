@@ -137,6 +137,14 @@ def _called_once(node: Node) -> bool:
     return all(v is None or not v.is_source or len(v.uses) == 1 for v in node.operands)
 
 
+def is_shifted(node: Node) -> bool:
+    """Whether the output of a call may be lower by constants, which the call behind it takes up."""
+    rule = node.rule
+    if rule is None or rule.bias is None or not rule.folds(node) or node.operand(rule.bias) is not None:
+        return False
+    return _absorber(node) is not None
+
+
 def _absorber(node: Node) -> Value | None:
     """What is subtracted from the output right after the call, entry for entry of its bias: a running mean."""
     (output,) = node.outputs
