@@ -25,6 +25,7 @@ from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
 from speedup.movement import Movement
 from speedup.names import op_name, variants
+from speedup.overwrite import TiedMovement
 from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry, default_registry
 from speedup.regular import kept_shape
@@ -57,6 +58,7 @@ __all__ = [
     "RuleError",
     "SignatureError",
     "SpeedupError",
+    "TiedMovement",
     "TraceError",
     "Unused",
     "Value",

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
 from speedup.names import op_name
+from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import tensors_in
@@ -87,6 +88,7 @@ class Recorder(TorchFunctionMode):
         self.op_count = 0
         self.entering: list[Any] = []
         self.current = ""
+        self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
         self.branch: Branch | None = None
@@ -283,13 +285,15 @@ class Recorder(TorchFunctionMode):
                 path="",
                 scope=cause.scope,
                 where=cause.where,
-                args=(),
+                args=(Ref(0), Ref(1)),
                 kwargs={},
                 tensors=(value, *cause.outputs),
                 outputs=(),
             )
             node.outputs = (self._value(tensor, "activation", node),)
-            self.from_input.update(node.outputs)
+            if any(v in self.from_input or v.kind == "unknown" for v in node.tensors):
+                self.from_input.update(node.outputs)
+            self.in_place.claim_change(node, tensor, changed)
             self._append(node)
             if self.log is not None:
                 self.log.append([tensor.detach().clone()])

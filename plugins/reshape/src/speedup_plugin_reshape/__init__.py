@@ -16,14 +16,12 @@ from torch import nn
 
 from speedup import (
     Bools,
-    Fact,
     Floats,
     Movement,
     Node,
-    NodeFacts,
     NodeKeep,
     Rule,
-    Unused,
+    TiedMovement,
     Value,
     along,
     hookimpl,
@@ -109,29 +107,7 @@ class Shuffle(Movement):
         return {0: (1, node.arg("groups"))}
 
 
-class Tied(Movement):
-    """One operand has the shape of the output, whatever moves from it."""
-
-    tied = 0
-
-    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        # What is written over is not used, though as many entries come out as go in.
-        used = self.scatter(node, [~facts.unused(len(node.operands))])
-        return {name: Unused(~u) for name, u in zip(node.operand_names, used, strict=True) if not u.all()}
-
-    def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-        return [list(rigid[self.tied])]
-
-    def constrain(self, node: Node, keep: NodeKeep) -> None:
-        last = len(node.operands)
-        super().constrain(node, keep)
-        while keep.grow(self.tied, keep.sets[last], "it has the same shape", last) or keep.grow(
-            last, keep.sets[self.tied], "it has the same shape", self.tied
-        ):
-            super().constrain(node, keep)
-
-
-class ShapedAs(Tied):
+class ShapedAs(TiedMovement):
     """view_as, reshape_as: the shape of another tensor, of which nothing else is read."""
 
     call = "input, other"
@@ -212,7 +188,7 @@ def _kept_slice(item: slice, keep: Bools, axis: int) -> slice:
     return slice(int(np.sum(line[:start])), int(np.sum(line[:stop])))
 
 
-class SetItem(Tied, Index):
+class SetItem(TiedMovement, Index):
     """x[index] = value. With a mask that is computed, entry by entry one or the other."""
 
     call = "input, index, value"
