@@ -218,6 +218,9 @@ FAMILIES: dict[str, list[Model]] = {
             TOKENS,
         ),
         (lambda m, x: x + m.layers[0](torch.arange(6) % 3), [nn.Embedding(3, 8)], TOKENS),
+        of(
+            lambda m, x: x + torch.embedding(m.weight, torch.arange(6)) * torch.embedding(x[0], torch.arange(6)), TOKENS
+        ),
         (lambda m, x: x + m.layers[0](torch.arange(6).view(2, 3)), [nn.EmbeddingBag(7, 8)], VECTOR),
     ],
     "recurrent": [
