@@ -222,6 +222,34 @@ FAMILIES: dict[str, list[Model]] = {
             lambda m, x: x + torch.embedding(m.weight, torch.arange(6)) * torch.embedding(x[0], torch.arange(6)), TOKENS
         ),
         (lambda m, x: x + m.layers[0](torch.arange(6).view(2, 3)), [nn.EmbeddingBag(7, 8)], VECTOR),
+        (
+            lambda m, x: [
+                F.embedding_bag(i, table, mode=mode, padding_idx=padding)
+                for table in (m.layers[0].weight, x)
+                for i in [torch.tensor([[0, 1], [1, 1], [0, 0]])]
+                for mode in ("sum", "mean", "max")
+                for padding in (None, 0)
+            ],
+            [nn.Embedding(2, 8)],
+            VECTOR,
+        ),
+        of(
+            lambda m, x: [
+                F.embedding_bag(
+                    torch.tensor([0, 1, 1]), t, torch.tensor([0, 0, 2, 3]), mode=mode, include_last_offset=last
+                )
+                for t in (m.weight, x)
+                for mode in ("sum", "mean", "max")
+                for last in (False, True)
+            ],
+            VECTOR,
+        ),
+        of(
+            lambda m, x: F.embedding_bag(
+                torch.tensor([[0, 1], [1, 1]]), x, mode="sum", per_sample_weights=m.weight[:2, :2]
+            ),
+            VECTOR,
+        ),
     ],
     "recurrent": [
         (lambda m, x: m.layers[0](x)[0], [nn.LSTM(8, 4, batch_first=True, bidirectional=True)], TOKENS),
