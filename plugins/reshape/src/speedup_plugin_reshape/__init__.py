@@ -30,6 +30,7 @@ from speedup import (
     kept_shape,
     variants,
 )
+from speedup_plugin_reshape.lookup import IndexSelect, Lookup, is_data
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -172,6 +173,13 @@ class Index(Select):
 
     call = "input, index"
 
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.lookup = Lookup(name=f"{self.name} of data")
+
+    def claim(self, node: Node) -> None:
+        self.lookup.claim(node) if is_data(node) else super().claim(node)
+
     def positions(self, node: Node, value: Value) -> Mapping[int, int]:
         return {axis: item for item, axis in _items(node) if isinstance(item, int) and axis is not None}
 
@@ -228,7 +236,7 @@ class SetItem(Tied, Index):
         if _is_masked(node):
             self.where.claim(node)
         else:
-            super().claim(node)
+            Movement.claim(self, node)
 
 
 def _is_masked(node: Node) -> bool:
@@ -273,7 +281,7 @@ class Narrow(Movement):
 _AS_THEY_ARE = (
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
     "repeat tile repeat_interleave unbind hsplit vsplit dsplit tensor_split roll flip fliplr flipud rot90 "
-    "diagonal pixel_shuffle pixel_unshuffle index_select take_along_dim gather unfold"
+    "diagonal pixel_shuffle pixel_unshuffle take_along_dim gather unfold"
 ).split()
 
 
@@ -308,6 +316,7 @@ def speedup_rules() -> Iterable[Rule]:
         ),
         Select(name="select", functions=variants("select")),
         Index(name="index", functions=variants("getitem")),
+        IndexSelect(name="index_select", functions=variants("index_select")),
         SetItem(name="assign", functions=variants("setitem")),
         Narrow(name="narrow", functions=variants("narrow")),
     ]
