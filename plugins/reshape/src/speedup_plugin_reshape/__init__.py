@@ -156,7 +156,9 @@ class Select(Movement):
         assert value is not None
         for axis, position in self.positions(node, value).items():
             if not keep.rigid[0][axis]:
-                keep.grow(0, _before(keep, value, axis, position), "the code of the call holds a position after it", 0)
+                # Of the lines before it, what is kept of any line.
+                before = _before(keep, value, axis, position) & keep.sets[0].any(axis=axis, keepdims=True)
+                keep.grow(0, before, "the code of the call holds a position after it", 0)
         super().constrain(node, keep)
 
 
