@@ -114,7 +114,7 @@ class _Named:
             return self.mask(k), self.value(k)
         dims = [a for a, dim in enumerate(self.layout.operands[k] or ()) if self.layout.mixed.intersection(dim)]
         made = any_of(self.facts.zero(k), tuple(dims)) | all(value.shape[a] == 1 for a in dims)
-        if not made.any() or not value.tensor.numel():
+        if not dims or not made.any() or not value.tensor.numel() or value.tensor.is_complex():
             return self._nowhere, np.zeros(self._nowhere.shape)
         tensor = value.tensor.detach()
         low, high = (f(tensor, dims, keepdim=True) for f in (torch.amin, torch.amax))

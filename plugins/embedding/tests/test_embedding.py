@@ -141,6 +141,20 @@ FUNCTIONS = {
 }
 
 
+def test_tables_of_other_numbers() -> None:
+    """What is no parameter, or holds complex numbers or truth values, is read as it is."""
+
+    def body(m: Net, ids: torch.Tensor) -> torch.Tensor:
+        turned = F.embedding(ids * 0, m.turns).abs()
+        return m.layers[0](ids) * torch.where(m.flags[ids], turned, 1.0)
+
+    model = Net(body, layer())
+    model.turns = nn.Parameter(torch.randn(1, 1, dtype=torch.complex128))
+    model.register_buffer("flags", torch.arange(9)[:, None] % 2 == 0)
+    result = checked(model, columns(model, "layers.0.weight"))
+    assert result.shape("layers.0.weight") == (9, 6)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str) -> None:
     model = Net(FUNCTIONS[name])
