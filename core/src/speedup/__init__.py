@@ -19,7 +19,7 @@ from speedup.errors import (
     TraceError,
 )
 from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
-from speedup.graph import Node, Value
+from speedup.graph import Node, Ref, Value
 from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
 from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
@@ -53,6 +53,7 @@ __all__ = [
     "Plan",
     "PluginConflictError",
     "PluginError",
+    "Ref",
     "Registry",
     "Rule",
     "RuleError",

@@ -129,7 +129,10 @@ def takes_bias(rule: Rule, node: Node) -> bool:
         return False
     k = node.operand_names.index(rule.bias)
     if node.values[k] is not None:
-        return _is_own(node, k)
+        # The share of what goes varies along the names that the weight brings to the output: so must the bias.
+        layout = node.layout
+        own = {n for j in range(layout.n_inputs) if j != k and _is_own(node, j) for n in layout.names_of(j)}
+        return _is_own(node, k) and own & layout.names_of(layout.n_inputs) == layout.names_of(k)
     return _absorber(node) is not None or (node.module is not None and _called_once(node))
 
 

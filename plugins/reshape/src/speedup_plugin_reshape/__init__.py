@@ -28,6 +28,7 @@ from speedup import (
     kept_shape,
     variants,
 )
+from speedup_plugin_reshape.lookup import IndexSelect, Lookup, is_data
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -131,7 +132,9 @@ class Select(Movement):
         assert value is not None
         for axis, position in self.positions(node, value).items():
             if not keep.rigid[0][axis]:
-                keep.grow(0, _before(keep, value, axis, position), "the code of the call holds a position after it", 0)
+                # Of the lines before it, what is kept of any line.
+                before = _before(keep, value, axis, position) & keep.sets[0].any(axis=axis, keepdims=True)
+                keep.grow(0, before, "the code of the call holds a position after it", 0)
         super().constrain(node, keep)
 
 
@@ -147,6 +150,13 @@ class Index(Select):
     """x[index], and x[index] = value: slices move with what is kept before them."""
 
     call = "input, index"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.lookup = Lookup(name=f"{self.name} of data")
+
+    def claim(self, node: Node) -> None:
+        self.lookup.claim(node) if is_data(node) else super().claim(node)
 
     def positions(self, node: Node, value: Value) -> Mapping[int, int]:
         return {axis: item for item, axis in _items(node) if isinstance(item, int) and axis is not None}
@@ -204,7 +214,7 @@ class SetItem(TiedMovement, Index):
         if _is_masked(node):
             self.where.claim(node)
         else:
-            super().claim(node)
+            Movement.claim(self, node)
 
 
 def _is_masked(node: Node) -> bool:
@@ -249,7 +259,7 @@ class Narrow(Movement):
 _AS_THEY_ARE = (
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
     "repeat tile repeat_interleave unbind hsplit vsplit dsplit tensor_split roll flip fliplr flipud rot90 "
-    "diagonal pixel_shuffle pixel_unshuffle index_select take_along_dim gather unfold"
+    "diagonal pixel_shuffle pixel_unshuffle take_along_dim gather unfold"
 ).split()
 
 
@@ -284,6 +294,7 @@ def speedup_rules() -> Iterable[Rule]:
         ),
         Select(name="select", functions=variants("select")),
         Index(name="index", functions=variants("getitem")),
+        IndexSelect(name="index_select", functions=variants("index_select")),
         SetItem(name="assign", functions=variants("setitem")),
         Narrow(name="narrow", functions=variants("narrow")),
     ]
