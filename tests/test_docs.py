@@ -245,7 +245,9 @@ def _traced(call: str) -> speedup.Node:
     made = re.match(r"(nn\.\w+\(.*?\)) on (.*)$", call)
     if made:
         model: torch.nn.Module = eval(made[1], names)
-        inputs = tuple(torch.rand(shape) for shape in ast.literal_eval(f"[{made[2]}]"))
+        kind = torch.long if made[2].startswith("ids ") else torch.float
+        shapes = ast.literal_eval(f"[{made[2].removeprefix('ids ')}]")
+        inputs = tuple(torch.ones(shape, dtype=kind) for shape in shapes)
     else:
         found = re.match(r"(.*) for (.*)$", call)
         assert found, call

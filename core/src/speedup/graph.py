@@ -88,6 +88,7 @@ class Node:
         operand_names: their names.
         outputs: the tensors that come out, tensors changed in place included.
         calls: how often the module is called in the whole run.
+        writes: whether the call changed a tensor in place.
     """
 
     index: int
@@ -109,6 +110,7 @@ class Node:
     note: str = ""
     calls: int = 1
     sites: tuple[tuple[CodeType, int], ...] = ()
+    writes: bool = False
 
     @property
     def label(self) -> str:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from speedup.graph import Graph
 from speedup.registry import Registry
 from speedup.trace.outputs import tensors_in
-from speedup.trace.recorder import Recorder
+from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import undisturbed
 
 
@@ -71,6 +71,7 @@ def trace(
     registry: Registry,
     log: list[list[torch.Tensor]] | None = None,
     substitutes: Mapping[int, type[nn.Module]] | None = None,
+    watch: Watch | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -80,13 +81,14 @@ def trace(
     Args:
         log: filled with copies of every node's outputs, when given.
         substitutes: modules (by identity) to be recorded as one call of the type that they stand for.
+        watch: sees every call and says what it gives; its ``got`` is filled as ``log`` is.
 
     Raises:
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     recorder = Recorder(model, registry, substitutes)
-    recorder.log = log
+    recorder.watch, recorder.log = watch, log if watch is None else watch.got
     inputs = []
     for tensor in tensors_in((args, kwargs)):
         value = recorder._value(tensor, "input")
