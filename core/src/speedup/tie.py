@@ -78,7 +78,7 @@ def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
 def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
     """Grow the keep sets at one node until 1 to 3 hold, and the constants that go can be folded."""
     _Ties(node, keep).settle()
-    if node.layout.contracted and not keep.drop:
+    if not keep.drop and rule.folds(node):
         fold.demand(rule, node, keep)
 
 

@@ -1,0 +1,13 @@
+"""speedup rules for attention: heads and head dimensions go, and the scale of the softmax stays the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from speedup import Rule, hookimpl
+from speedup_plugin_attention.fused import ScaledDotProductAttention
+
+
+@hookimpl
+def speedup_rules() -> Iterable[Rule]:
+    return [ScaledDotProductAttention()]
