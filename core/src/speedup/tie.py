@@ -17,7 +17,7 @@ import numpy as np
 
 from speedup import fold
 from speedup.axes import Layout
-from speedup.facts import Bools, any_of
+from speedup.facts import Bools, any_of, compact_axes
 from speedup.graph import Node
 from speedup.regular import regularize, varied
 
@@ -169,9 +169,12 @@ class _Ties:
     def _may_be_ragged(self, k: int) -> list[int]:
         """Axes along which operand ``k`` may keep other positions per fibre: every operand that has such an axis must
         tell the fibres apart (a grouped weight does, a vector that all groups share does not)."""
-        names = {self.layout.names[a] for a in varied(self.sets[k])}
+        axes = varied(self.sets[k])
+        if len(axes) > 2:
+            axes = varied(compact_axes(self.sets[k])[0])  # an axis may be written out and yet be the same all along
+        names = {self.layout.names[a] for a in axes}
         allowed = []
-        for axis in varied(self.sets[k]):
+        for axis in axes:
             name = self.layout.names[axis]
             others = [
                 self.layout.names_of(q)

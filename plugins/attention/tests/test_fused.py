@@ -102,7 +102,7 @@ def test_a_head_goes_that_nobody_reads() -> None:
     assert {result.shape(f"{n}.weight") for n in "qkv"} == {(8, WIDTH)}
 
 
-@pytest.mark.parametrize("options", [{"is_causal": True}, {"scale": 0.3}, {"scale": None}])
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"scale": 0.3}])
 def test_options(options: dict[str, Any]) -> None:
     result = checked(Heads(**options), dropped("q", "k", "v", where=EACH))
     assert {result.shape(f"{n}.weight") for n in "qkv"} == {(9, WIDTH)}
@@ -111,6 +111,11 @@ def test_options(options: dict[str, Any]) -> None:
 class SizedScale(Heads):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.size(-1)))
+
+
+class NoScale(Heads):
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, scale=None)
 
 
 class Deep(Heads):
@@ -128,8 +133,9 @@ def _inner(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def test_a_scale_made_of_a_size() -> None:
-    result = checked(SizedScale(), dropped("q", "k", where=EACH))
+@pytest.mark.parametrize("net", [SizedScale, NoScale])
+def test_a_scale_that_is_written_otherwise(net: type[Heads]) -> None:
+    result = checked(net(), dropped("q", "k", where=EACH))
     assert result.shape("q.weight") == (9, WIDTH)
 
 
@@ -158,14 +164,31 @@ def mask(kind: str, batch: int, length: int) -> torch.Tensor:
     return allowed if "bool" in kind else torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
 
 
-@pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize("kind", ["bool", "float", "bool batch", "float batch"])
-def test_rows_that_attend_to_nothing(kind: str, biases: bool) -> None:
-    two = rows(4, *((h, d) for h in range(3) for d in (0, 2)))
+class One(Heads):
+    """A single head, not split off."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.o(self.attend(self.q(x), self.k(x), self.v(x), mask))
+
+
+KINDS_OF_MASK = ["bool", "float", "bool batch", "float batch"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_MASK)
+def test_rows_that_attend_to_nothing(kind: str) -> None:
     inputs, others = (tokens(B, S), mask(kind, B, S)), [(tokens(1, 3), mask(kind, 1, 3))]
-    result = checked(Heads(), dropped("v", where=two, biases=biases), inputs, others)
-    # One of the constants stays: it carries whether a row attends to anything.
-    assert result.shape("v.weight") == (6 if biases else 9, WIDTH)
+    result = checked(Heads(), dropped("v", where=EACH), inputs, others)
+    assert result.shape("v.weight") == (9, WIDTH)
+    # A constant that is not 0 is one only in rows that attend to something.
+    result = checked(Heads(), dropped("v", where=EACH, biases=False), inputs, others)
+    assert result.shape("v.weight") == (12, WIDTH)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_MASK[:2])
+def test_one_constant_carries_whether_a_row_attends_to_anything(kind: str) -> None:
+    inputs, others = (tokens(B, S), mask(kind, B, S)), [(tokens(1, 3), mask(kind, 1, 3))]
+    result = checked(One(heads=1), dropped("v", where=[0, 2, 3], biases=False), inputs, others)
+    assert result.shape("v.weight") == (2, WIDTH)
 
 
 class Table(Heads):
@@ -178,15 +201,15 @@ class Table(Heads):
         self.register_buffer("allowed", causal if open_rows else causal.tril(-1))
         self.allowed: torch.Tensor
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        n = x.shape[1]
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        n = q.shape[2]
         mask = self.table[:, :n, :n].masked_fill(~self.allowed[:n, :n], -torch.inf)
-        return super().forward(x, mask)
+        return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 @pytest.mark.parametrize("open_rows", [True, False])
 def test_tables_of_biases_lose_heads(open_rows: bool) -> None:
-    result = checked(Table(open_rows), dropped("v", where=HEAD + EACH))
+    result = checked(Table(open_rows), dropped("v", where=sorted({*HEAD, *EACH})))
     assert result.shape("table") == (2, 9, 9)
     assert result.shape("v.weight") == (6, WIDTH)
 

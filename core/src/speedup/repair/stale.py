@@ -11,7 +11,7 @@ import numpy as np
 
 from speedup.ask import ask
 from speedup.build import new_size
-from speedup.graph import Node
+from speedup.graph import Node, Value
 from speedup.keep import KeepSets
 from speedup.regular import kept_shape
 from speedup.repair.arguments import Path, numbers
@@ -54,12 +54,17 @@ def same_number(a: int | float, b: int | float) -> bool:
     return a == b or math.isclose(a, b, rel_tol=1e-5) or (a != a and b != b)
 
 
-def missing(node: Node, keeps: KeepSets) -> dict[str, int | float]:
-    """Numbers that the call as the plan wants it has, and that the recorded call leaves to a default."""
+def missing(node: Node, keeps: KeepSets, whole: Value | None = None) -> dict[str, int | float]:
+    """Numbers that the call as the plan wants it has, and that the recorded call leaves to a default.
+
+    Args:
+        whole: an operand that is taken to stay whole.
+    """
     if node.rule is None or node.module is not None:
         return {}
     default = {name for name, value in node.arguments.items() if value is None}
-    changed = ask(node, "resize", _sets(node, keeps))
+    sets = [s | True if v is whole else s for s, v in zip(_sets(node, keeps), node.values, strict=True)]
+    changed = ask(node, "resize", sets)
     return {n: v for n, v in changed.items() if n in default and isinstance(v, int | float)}
 
 

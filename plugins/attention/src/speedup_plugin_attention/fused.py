@@ -69,11 +69,12 @@ class ScaledDotProductAttention(Rule):
         layout = node.layout
         unread = _unread(node, facts)
         idle, key_flat, query_zero = _idle(node, facts), _flat_key(node, facts), _zero(node, facts, Q)
+        closed = not _rows_are_open(node, facts)
         found = {
             Q: idle | key_flat,
             K: idle | query_zero,
             V: unread,
-            MASK: np.logical_and.reduce(unread, layout.axes({"d"}), keepdims=True),
+            MASK: _idle(node, facts, zeros=closed),
         }
         return {
             node.operand_names[k]: Unused(layout.from_named(k, layout.project_all(k, mask)))
@@ -163,10 +164,10 @@ def _unread(node: Node, facts: NodeFacts) -> Bools:
     return node.layout.project_all(OUT, node.layout.to_named(OUT, facts.unused(OUT)))
 
 
-def _idle(node: Node, facts: NodeFacts) -> Bools:
-    """Heads whose weights make no difference: every value is constant, or what comes of it unread."""
-    mask, terms, _ = _values(facts)
-    for term in terms:
+def _idle(node: Node, facts: NodeFacts, zeros: bool = False) -> Bools:
+    """Heads whose weights make no difference: every value is constant (or 0), or what comes of it unread."""
+    mask, terms, offset = _values(facts)
+    for term in (*terms, offset) if zeros else terms:
         mask = mask & (term == 0)
     steady = node.layout.to_named(V, mask) | _unread(node, facts)
     idle: Bools = np.logical_and.reduce(steady, node.layout.axes({"d"}), keepdims=True)
