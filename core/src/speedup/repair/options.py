@@ -170,7 +170,7 @@ def _sources(place: Place, stale: Stale, node: Node) -> list[Given]:
     return [behind(g, value) for g in _given(place, stale, node)]
 
 
-def _gives(expression: ast.expr, number: int | float) -> bool:
+def _gives(expression: ast.expr, number: int | float | None) -> bool:
     code = compile(ast.fix_missing_locations(ast.Expression(expression)), "", "eval")
     return bool(eval(code, {"__builtins__": {}}) == number)
 

@@ -9,8 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from speedup import Affine, Bools, Constant, Fact, Floats, Node, NodeFacts, NodeKeep, Rule, SignatureError, Unused
-from speedup import kept_shape, variants
+from speedup import (
+    Affine,
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    Node,
+    NodeFacts,
+    NodeKeep,
+    Rule,
+    SignatureError,
+    Unused,
+    kept_shape,
+    variants,
+)
 
 Q, K, V, MASK, OUT = range(5)
 
@@ -60,10 +73,10 @@ class ScaledDotProductAttention(Rule):
             terms, offset = (*terms, offset), np.zeros((1,) * offset.ndim)
         if not mask.any():
             return {}
-        mask, offset, *terms = (layout.from_named(OUT, layout.to_named(V, a)) for a in (mask, offset, *terms))
-        if not terms:
+        mask, offset, *factors = (layout.from_named(OUT, layout.to_named(V, a)) for a in (mask, offset, *terms))
+        if not factors:
             return {"output": Constant(*np.broadcast_arrays(mask, offset))}
-        return {"output": Affine(mask.ndim - 1, mask, tuple(terms), offset)}
+        return {"output": Affine(mask.ndim - 1, mask, tuple(factors), offset)}
 
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         layout = node.layout
@@ -121,7 +134,7 @@ def _scale(node: Node) -> float:
 
 def _flat(mask: Bools, *numbers: Floats) -> Bools:
     """Where a fact holds at all positions, with the same numbers (those axes get size 1)."""
-    flat: Bools = mask.all(-2, keepdims=True)
+    flat: Bools = np.logical_and.reduce(mask, axis=-2, keepdims=True)
     for array in numbers:
         array = np.where(mask, array, 0.0)
         flat = flat & (array.max(-2, keepdims=True) == array.min(-2, keepdims=True))
@@ -138,7 +151,8 @@ def _known(facts: NodeFacts, k: int) -> tuple[Bools, Floats]:
 
 def _values(facts: NodeFacts) -> tuple[Bools, tuple[Floats, ...], Floats]:
     """What is known of the value at all positions alike: where, with which factors of unknowns, with which constant."""
-    (mask, offset), terms = _known(facts, V), ()
+    mask, offset = _known(facts, V)
+    terms: tuple[Floats, ...] = ()
     known = facts.affine(V)
     if known is not None and facts.from_input(V) and known.axis == mask.ndim - 1:
         mask, offset, terms = known.mask, known.offset, known.terms
