@@ -13,6 +13,7 @@ from torch import nn
 from speedup import fold
 from speedup.ask import ask
 from speedup.errors import RuleError
+from speedup.expand import Call, settle
 from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
@@ -106,6 +107,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
             parts.tensors[name] = fresh[value]
     _replace_modules(graph, keeps, model, fresh, gained, parts)
     _replace_owners(model, parts)
+    _settle_expanded(graph, keeps, model, parts)
     return parts
 
 
@@ -181,6 +183,17 @@ def _replace_owners(model: nn.Module, parts: Parts) -> None:
                 setattr(shell, attribute, tensor)
         elif shell._buffers.get(attribute) is owner._buffers.get(attribute):
             shell._buffers[attribute] = tensor
+
+
+def _settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts) -> None:
+    """Modules that ran in parts get their sizes, where anything inside became smaller."""
+    for path, rule in graph.expanded.items():
+        inside = [n for n in graph.nodes if n.scope == path or n.scope.startswith(path + "." if path else "")]
+        calls = [Call(n, tuple(None if v is None else planned_shape(keeps, v) for v in n.values)) for n in inside]
+        if not all(c.whole for c in calls):
+            if path not in parts.modules:
+                parts.modules[path] = shell_of(model.get_submodule(path))
+            settle(rule, path, parts.modules[path], calls)
 
 
 def planned_shape(keeps: KeepSets, value: Value) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from speedup.expand import Expansion, expand
 from speedup.graph import Graph
 from speedup.registry import Registry
 from speedup.trace.outputs import tensors_in
@@ -85,6 +86,20 @@ def trace(
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+    with undisturbed(model):
+        expanded = expand(model, registry)
+        return _trace(model, args, kwargs, registry, log, substitutes, expanded)
+
+
+def _trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    registry: Registry,
+    log: list[list[torch.Tensor]] | None,
+    substitutes: Mapping[int, type[nn.Module]] | None,
+    expanded: Mapping[str, Expansion],
+) -> Graph:
     recorder = Recorder(model, registry, substitutes)
     recorder.log = log
     inputs = []
@@ -93,13 +108,12 @@ def trace(
         recorder.from_input.add(value)
         recorder.track(tensor, value)
         inputs.append(value)
-    with undisturbed(model):
-        try:
-            with _uncompiled(), _module_calls(recorder), _Underneath(recorder), recorder:
-                result = model(*args, **kwargs)
-        except Exception as error:
-            error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
-            raise
+    try:
+        with _uncompiled(), _module_calls(recorder), _Underneath(recorder), recorder:
+            result = model(*args, **kwargs)
+    except Exception as error:
+        error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
+        raise
     outputs, reference = [], []
     for tensor in tensors_in(result):
         outputs.append(recorder.value_of(tensor))
@@ -116,5 +130,12 @@ def trace(
     for node in recorder.nodes:
         node.calls = calls.get(id(node.module), 1)
     return Graph(
-        recorder.nodes, recorder.values, inputs, outputs, reference, frozenset(recorder.from_input), recorder.branch
+        recorder.nodes,
+        recorder.values,
+        inputs,
+        outputs,
+        reference,
+        frozenset(recorder.from_input),
+        recorder.branch,
+        expanded,
     )

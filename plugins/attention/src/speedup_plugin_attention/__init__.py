@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 from speedup import Rule, hookimpl
 from speedup_plugin_attention.fused import ScaledDotProductAttention
+from speedup_plugin_attention.multihead import MultiheadAttention
+from speedup_plugin_attention.weighted import AttentionWithWeights
 
 
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
-    return [ScaledDotProductAttention()]
+    return [ScaledDotProductAttention(), AttentionWithWeights(), MultiheadAttention()]

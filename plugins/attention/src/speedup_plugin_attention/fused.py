@@ -74,26 +74,36 @@ class ScaledDotProductAttention(Rule):
         if not mask.any():
             return {}
         mask, offset, *factors = (layout.from_named(OUT, layout.to_named(V, a)) for a in (mask, offset, *terms))
+        name = "output" if len(node.outputs) == 1 else "output0"
         if not factors:
-            return {"output": Constant(*np.broadcast_arrays(mask, offset))}
-        return {"output": Affine(mask.ndim - 1, mask, tuple(factors), offset)}
+            return {name: Constant(*np.broadcast_arrays(mask, offset))}
+        return {name: Affine(mask.ndim - 1, mask, tuple(factors), offset)}
 
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         layout = node.layout
         unread = _unread(node, facts)
-        idle, key_flat, query_zero = _idle(node, facts), _flat_key(node, facts), _zero(node, facts, Q)
+        idle, key_flat, query_zero = self.idle(node, facts), _flat_key(node, facts), _zero(node, facts, Q)
         closed = not _rows_are_open(node, facts)
         found = {
             Q: idle | key_flat,
             K: idle | query_zero,
             V: unread,
-            MASK: _idle(node, facts, zeros=closed),
+            MASK: self.idle(node, facts, zeros=closed),
         }
         return {
             node.operand_names[k]: Unused(layout.from_named(k, layout.project_all(k, mask)))
             for k, mask in found.items()
             if node.operands[k] is not None and mask.any()
         }
+
+    def idle(self, node: Node, facts: NodeFacts, zeros: bool = False) -> Bools:
+        """Heads whose weights make no difference: every value is constant (or 0), or what comes of it unread."""
+        mask, terms, offset = _values(facts)
+        for term in (*terms, offset) if zeros else terms:
+            mask = mask & (term == 0)
+        steady = node.layout.to_named(V, mask) | _unread(node, facts)
+        idle: Bools = np.logical_and.reduce(steady, node.layout.axes({"d"}), keepdims=True)
+        return idle
 
     # -- keep sets ------------------------------------------------------------------------------------------------
 
@@ -105,7 +115,7 @@ class ScaledDotProductAttention(Rule):
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         super().constrain(node, keep)
-        counts = ~(_idle(node, keep.facts) | _flat_key(node, keep.facts) | _zero(node, keep.facts, Q))
+        counts = ~(self.idle(node, keep.facts) | _flat_key(node, keep.facts) | _zero(node, keep.facts, Q))
         for k in (Q, K):
             products = node.layout.from_named(k, node.layout.project_any(k, counts))
             keep.grow(k, products, "its products with the other factor are counted", 1 - k)
@@ -176,16 +186,6 @@ def _rows_are_open(node: Node, facts: NodeFacts) -> bool:
 def _unread(node: Node, facts: NodeFacts) -> Bools:
     """Outputs that nobody reads, whatever the position; in named space, as all that follows."""
     return node.layout.project_all(OUT, node.layout.to_named(OUT, facts.unused(OUT)))
-
-
-def _idle(node: Node, facts: NodeFacts, zeros: bool = False) -> Bools:
-    """Heads whose weights make no difference: every value is constant (or 0), or what comes of it unread."""
-    mask, terms, offset = _values(facts)
-    for term in (*terms, offset) if zeros else terms:
-        mask = mask & (term == 0)
-    steady = node.layout.to_named(V, mask) | _unread(node, facts)
-    idle: Bools = np.logical_and.reduce(steady, node.layout.axes({"d"}), keepdims=True)
-    return idle
 
 
 def _flat_key(node: Node, facts: NodeFacts) -> Bools:
