@@ -1,8 +1,8 @@
 """Modules that run in parts which rules know.
 
-Some modules do in one fused call, or in code that is full of sizes, what could be said in plain calls. For these a rule
-gives a forward that computes the same in such calls. Whenever the model is traced, the module is of a subclass with that
-forward; afterwards only a module that became smaller stays of it.
+Some modules do in one fused call, or in code that is full of sizes, what could be said in plain calls. For these a
+rule gives a forward that computes the same in such calls. Whenever the model is traced, the module is of a subclass
+with that forward; afterwards only a module that became smaller stays of it.
 """
 
 from __future__ import annotations
@@ -88,10 +88,11 @@ class Expansion(Rule):
         """The forward for a module type that is claimed."""
         return next(self.forwards[base] for base in kind.__mro__ if base in self.forwards)
 
-    def settle(self, module: nn.Module, calls: Sequence[Call]) -> bool:
+    def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
         """Set the sizes of the small module, which has its new tensors already (override).
 
         Args:
+            path: of the module.
             calls: what runs inside the module, its children included.
 
         Returns:
@@ -125,7 +126,7 @@ def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call])
     """
     plain = plain_class(module)
     try:
-        needed = rule.settle(module, calls)
+        needed = rule.settle(module, path, calls)
     except SpeedupError:
         raise
     except Exception as error:

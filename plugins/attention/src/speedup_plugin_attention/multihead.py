@@ -35,7 +35,7 @@ class MultiheadForward(Expanded, Base):
     query_dim: int
     value_dim: int
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -59,8 +59,8 @@ class MultiheadForward(Expanded, Base):
             k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], 1)
             v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], 1)
             appended += 1
-        q, k = (x.unflatten(-1, (heads, dims[0])).transpose(1, 2) for x in (q, k))
-        v = v.unflatten(-1, (heads, dims[1])).transpose(1, 2)
+        q, k = (torch.unflatten(x, -1, (heads, dims[0])).transpose(1, 2) for x in (q, k))
+        v = torch.unflatten(v, -1, (heads, dims[1])).transpose(1, 2)
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
             appended += 1
@@ -79,17 +79,18 @@ class MultiheadForward(Expanded, Base):
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, rows: int, value_rows: int) -> Three:
         """Queries, keys and values, in one product as far as they are made of the same tensor."""
-        widths, bias = [rows, rows, value_rows], self.in_proj_bias
-        if self.in_proj_weight is not None and query is key and key is value:
-            q, k, v = F.linear(query, self.in_proj_weight, bias).split(widths, -1)
+        widths = [rows, rows, value_rows]
+        fused, bias = self._parameters["in_proj_weight"], self._parameters["in_proj_bias"]
+        if fused is not None and query is key and key is value:
+            q, k, v = torch.split(F.linear(query, fused, bias), widths, -1)
             return q, k, v
-        q_bias, k_bias, v_bias = (None, None, None) if bias is None else bias.split(widths)
-        if self.in_proj_weight is not None:
-            q_weight, k_weight, v_weight = self.in_proj_weight.split(widths)
-        else:
-            assert self.q_proj_weight is not None and self.k_proj_weight is not None and self.v_proj_weight is not None
-            q_weight, k_weight, v_weight = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
-        return F.linear(query, q_weight, q_bias), F.linear(key, k_weight, k_bias), F.linear(value, v_weight, v_bias)
+        biases = [None] * 3 if bias is None else torch.split(bias, widths)
+        weights = [self._parameters[n] for n in _SEPARATE] if fused is None else torch.split(fused, widths)
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))  # type: ignore[arg-type]
+        return q, k, v
+
+
+_SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def sizes(module: nn.MultiheadAttention) -> tuple[float, tuple[int, int]]:
@@ -104,7 +105,7 @@ def _merged(
     """Both masks as numbers to be added to the scores."""
     masks = []
     if attn_mask is not None:
-        mask = attn_mask.unflatten(0, (-1, heads)) if attn_mask.dim() == 3 else attn_mask
+        mask = torch.unflatten(attn_mask, 0, (-1, heads)) if attn_mask.dim() == 3 else attn_mask
         masks.append(_additive(mask, like))
     if key_padding_mask is not None:
         mask = key_padding_mask if key_padding_mask.dim() == 2 else key_padding_mask.unsqueeze(0)
@@ -128,7 +129,7 @@ class MultiheadAttention(Expansion):
     name = "multihead_attention"
     forwards = {nn.MultiheadAttention: MultiheadForward}  # noqa: RUF012
 
-    def settle(self, module: nn.Module, calls: Sequence[Call]) -> bool:
+    def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
         assert isinstance(module, nn.MultiheadAttention)
         scale, _ = sizes(module)
         fused = next(c.shapes for c in calls if isinstance(c.node.rule, ScaledDotProductAttention))
@@ -136,14 +137,9 @@ class MultiheadAttention(Expansion):
         assert query is not None and value is not None and out is not None
         own = module.__dict__
         own.update(scale=scale, num_heads=query[1], query_dim=query[3], value_dim=value[3], head_dim=value[3])
-        if module.in_proj_weight is not None:
-            own.update(embed_dim=module.in_proj_weight.shape[1])
-            own.update(kdim=module.embed_dim, vdim=module.embed_dim)
-        else:
-            widths = [
-                w.shape[1] for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if w is not None
-            ]
-            own.update(zip(("embed_dim", "kdim", "vdim"), widths, strict=True))
+        weights = [module._parameters[n] for n in ("in_proj_weight", *_SEPARATE)]
+        widths = [w.shape[1] for w in weights if w is not None] * 3
+        own.update(zip(("embed_dim", "kdim", "vdim"), widths, strict=False))
         # Fast paths of torch, that of nn.TransformerEncoderLayer too, ask for this and know nothing of other sizes.
         own["_qkv_same_embed_dim"] = False
         return True
