@@ -28,7 +28,7 @@ class Expanded:
     copies, pickles, the ``state_dict``.
     """
 
-    __module__ = __name__
+    forward: Any
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         kind, base = type(self).__bases__

@@ -19,6 +19,7 @@ from speedup.registry import Registry
 from speedup.trace.outputs import tensors_in
 from speedup.trace.recorder import Recorder
 from speedup.trace.sandbox import undisturbed
+from speedup.trace.source import see_through
 
 
 class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -88,6 +89,7 @@ def trace(
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     with undisturbed(model):
         expanded = expand(model, registry)
+        see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
         return _trace(model, args, kwargs, registry, log, substitutes, expanded)
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from speedup import Call, Expanded, Expansion
 
 if TYPE_CHECKING:
-    Layer, Stack = nn.TransformerEncoderLayer, nn.TransformerEncoder
+    Layer = nn.TransformerEncoderLayer
+    Stack = nn.TransformerEncoder
 else:
     Layer = Stack = object
 
@@ -38,10 +39,11 @@ class LayerForward(Expanded, Layer):
         x = src
         if self.norm_first:
             x = x + self._sa_block(self.norm1(x), src_mask, src_key_padding_mask, is_causal=is_causal)
-            return x + self._ff_block(self.norm2(x))
-        x = self.norm1(x + self._sa_block(x, src_mask, src_key_padding_mask, is_causal=is_causal))
-        result: Tensor = self.norm2(x + self._ff_block(x))
-        return result
+            x = x + self._ff_block(self.norm2(x))
+        else:
+            x = self.norm1(x + self._sa_block(x, src_mask, src_key_padding_mask, is_causal=is_causal))
+            x = self.norm2(x + self._ff_block(x))
+        return x
 
     def _unpacked(self, src: Tensor) -> Tensor:
         """For a stack that packs, of a class of the user's."""
