@@ -18,6 +18,7 @@ from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
+from speedup.pieces import contents, put_back, source_of
 from speedup.regular import cut, is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
 from speedup.shell import shell_of
@@ -119,8 +120,11 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
             continue
         keep = NodeKeep(keeps, node)
         for target, tensor in fold.fold(node.rule, node, keep).items():
-            if isinstance(target, Value):
+            if isinstance(target, Value) and target.is_source:
                 folded[target] = tensor
+            elif isinstance(target, Value):
+                whole = source_of(target)
+                folded[whole] = put_back(target, tensor, folded.get(whole, contents(whole)))
             else:
                 out = keep.sets[node.layout.n_inputs]
                 named = node.layout.to_named(node.layout.n_inputs, out)

@@ -44,8 +44,8 @@ class Decoder(nn.Module):
         self.a, self.c, self.b = nn.Linear(5, E), nn.Linear(6, E), nn.Linear(E, 3)
         self.e = nn.TransformerDecoder(layer, 2, nn.LayerNorm(E))
 
-    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.b(self.e(self.a(x), self.c(z)))
+    def forward(self, x: torch.Tensor, z: torch.Tensor, **masks: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.b(self.e(self.a(x), self.c(z), **masks))
         return result
 
 
@@ -185,11 +185,26 @@ def test_decoders(norm_first: bool) -> None:
     assert result.shape("e.layers.0.linear1.weight") == (7, E)
 
 
+def test_a_causal_mask_of_a_decoder_that_comes_in() -> None:
+    model = randomize(Decoder())
+
+    def given(batch: int, length: int) -> dict[str, torch.Tensor]:
+        x, z = inputs(model, batch, length)
+        return {"x": x, "z": z, "tgt_mask": nn.Transformer.generate_square_subsequent_mask(length)}
+
+    result = check_equal(model, given(2, 6), layers(model, ONE, HEAD, UNITS, []), [given(1, 3)])
+    assert result.shape("e.layers.1.self_attn.in_proj_weight") == (10, E)
+    assert type(result.model.e) is nn.TransformerDecoder
+
+
 @pytest.mark.parametrize("net", [lambda: Decoder(norm_first=True), Whole])
 def test_the_stream_of_a_decoder_becomes_narrow(net: Any) -> None:
     result = checked(net(), ONE, HEAD, UNITS, STREAM)
     assert result.shape("a.weight") == (6, 5)
-    assert result.shape("c.weight")[0] == (5 if isinstance(result.model, Decoder) else 6)
+    if isinstance(result.model, Whole):
+        assert result.model.t.d_model == 6 and isinstance(result.model.t, nn.Transformer)
+    # One weight projects both streams: of the memory as many channels stay, though no norm in front needs a carrier.
+    assert result.shape("c.weight") == (6, 6)
 
 
 NETS: dict[str, Any] = {

@@ -7,10 +7,18 @@ from collections.abc import Iterable
 from speedup import Rule, hookimpl
 from speedup_plugin_attention.fused import ScaledDotProductAttention
 from speedup_plugin_attention.multihead import MultiheadAttention
-from speedup_plugin_attention.transformer import Encoder, EncoderLayer
+from speedup_plugin_attention.transformer import Decoder, Encoder, EncoderLayer, Transformer
 from speedup_plugin_attention.weighted import AttentionWithWeights
 
 
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
-    return [ScaledDotProductAttention(), AttentionWithWeights(), MultiheadAttention(), EncoderLayer(), Encoder()]
+    return [
+        ScaledDotProductAttention(),
+        AttentionWithWeights(),
+        MultiheadAttention(),
+        EncoderLayer(),
+        Encoder(),
+        Decoder(),
+        Transformer(),
+    ]

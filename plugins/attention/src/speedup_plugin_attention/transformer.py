@@ -18,8 +18,10 @@ from speedup import Call, Expanded, Expansion
 if TYPE_CHECKING:
     Layer = nn.TransformerEncoderLayer
     Stack = nn.TransformerEncoder
+    DecoderStack = nn.TransformerDecoder
+    Both = nn.Transformer
 else:
-    Layer = Stack = object
+    Layer = Stack = DecoderStack = Both = object
 
 Tensor = torch.Tensor
 
@@ -81,6 +83,68 @@ class StackForward(Expanded, Stack):
         return out if self.norm is None else self.norm(out)
 
 
+class DecoderForward(Expanded, DecoderStack):
+    """The layers in turn, without a look into the mask whether it is causal."""
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        out = tgt
+        for layer in self.layers:
+            out = layer(
+                out,
+                memory,
+                tgt_mask=tgt_mask,
+                memory_mask=memory_mask,
+                tgt_key_padding_mask=tgt_key_padding_mask,
+                memory_key_padding_mask=memory_key_padding_mask,
+                tgt_is_causal=bool(tgt_is_causal),
+                memory_is_causal=memory_is_causal,
+            )
+        return out if self.norm is None else self.norm(out)
+
+
+class BothForward(Expanded, Both):
+    """Encoder and decoder, whatever is left of the width."""
+
+    def forward(
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        if src.dim() == 3 and src.size(1 - int(self.batch_first)) != tgt.size(1 - int(self.batch_first)):
+            raise RuntimeError("the batch number of src and tgt must be equal")
+        memory = self.encoder(src, mask=src_mask, src_key_padding_mask=src_key_padding_mask, is_causal=src_is_causal)
+        out: Tensor = self.decoder(
+            tgt,
+            memory,
+            tgt_mask=tgt_mask,
+            memory_mask=memory_mask,
+            tgt_key_padding_mask=tgt_key_padding_mask,
+            memory_key_padding_mask=memory_key_padding_mask,
+            tgt_is_causal=tgt_is_causal,
+            memory_is_causal=memory_is_causal,
+        )
+        return out
+
+
 def _packs(stack: nn.TransformerEncoder, src: Tensor) -> bool:
     """Whether the original would make a nested tensor, as far as the contents of the mask do not forbid it."""
     first = stack.layers[0]
@@ -111,3 +175,22 @@ class Encoder(Expansion):
     def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
         assert isinstance(module, nn.TransformerEncoder)
         return not all(_only_hidden(calls, f"{path}.layers.{i}".lstrip(".")) for i in range(len(module.layers)))
+
+
+class Decoder(Expansion):
+    name = "transformer_decoder"
+    forwards = {nn.TransformerDecoder: DecoderForward}  # noqa: RUF012
+
+    def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
+        return False  # its own forward runs as well
+
+
+class Transformer(Expansion):
+    name = "transformer"
+    forwards = {nn.Transformer: BothForward}  # noqa: RUF012
+
+    def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
+        last = calls[-1].shapes[-1]
+        assert last is not None
+        module.__dict__["d_model"] = last[-1]
+        return True  # the original compares the widths with d_model
