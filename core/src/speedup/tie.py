@@ -79,7 +79,11 @@ def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
     """Grow the keep sets at one node until 1 to 3 hold, and the constants that go can be folded."""
     _Ties(node, keep).settle()
     if not keep.drop and rule.folds(node):
+        before = list(keep.sets)
         fold.demand(rule, node, keep)
+        if any(a is not b for a, b in zip(before, keep.sets, strict=True)):
+            # A weight has its carriers before others look for what to fill it up with.
+            _Ties(node, keep).settle()
 
 
 class _Ties:
