@@ -47,12 +47,13 @@ class ScaledDotProductAttention(Rule):
     def signature(self, node: Node) -> str:
         mask = node.operands[MASK]
         # Grouped queries: r heads of the query for each of key and value.
-        many, one = ("(h r)", "h") if node.arg("enable_gqa") else ("", "")
+        many, one = (["(h r)"], ["h"]) if node.arg("enable_gqa") else ([], [])
         rank = 0 if mask is None else mask.ndim
         if rank == 1:
             raise SignatureError("a mask with one axis")
-        heads = "" if rank == 2 else f"* {many}"
-        return f"* {many} ~1 e, * {one} ~1 e, * {one} ~1 d, {heads} ~1 ~1? -> * {many} ~1 d"
+        query, key = (" ".join(["*", *heads]) for heads in (many, one))
+        mask_heads = "" if rank == 2 else f"{query} "
+        return f"{query} ~1 e, {key} ~1 e, {key} ~1 d, {mask_heads}~1 ~1? -> {query} ~1 d"
 
     def check(self, node: Node) -> None:
         if node.arg("dropout_p"):
