@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
+import speedup
 from speedup.testing import KINDS, Result, check_equal, mask_indices, masked_copy, random_masks, randomize
 
 E, H, D = 12, 3, 4  # embedding, heads, dimensions of a head
@@ -359,3 +361,31 @@ def test_views_of_the_output_run_as_in_eager_mode() -> None:
     rows = [2 * E, 2 * E + 6]
     result = check_equal(model, inputs(model, 2, 6), mask_indices(model, fused() | {"m.in_proj_weight": rows}))
     assert result.shape("m.in_proj_weight") == (34, E)
+
+
+def test_weights_that_hooks_make() -> None:
+    """As torch.nn.utils.prune leaves them: what the module reads is a product, the parameter has another name."""
+    model = randomize(Self())
+    prune.ln_structured(model.m, "in_proj_weight", 0.3, 2, 0)
+    prune.random_unstructured(model.m.out_proj, "weight", 0.3)
+    masks = mask_indices(model, {"a.weight": [0, 1], "a.bias": [0, 1]})
+    x = inputs(model, 2, 6)
+    with torch.no_grad():
+        for p in (model.a.weight, model.a.bias):
+            p[:2] = 0
+        wanted = model.eval()(x)
+    speedup.ModelSpeedup(model, x, masks, verify=True).speedup_model()
+    with torch.no_grad():
+        assert torch.allclose(model(x), wanted, atol=1e-5)
+
+
+def test_hooks_of_the_output_layer_are_not_called() -> None:
+    model = randomize(Self())
+    model.m.out_proj.register_forward_hook(_doubled)
+    masks = mask_indices(model, fused(query=EACH, key=EACH, value=EACH))
+    result = check_equal(model, inputs(model, 2, 6), masks, [inputs(model, 1, 3)])
+    assert result.shape("m.out_proj.weight") == (E, 9)
+
+
+def _doubled(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+    return out * 2

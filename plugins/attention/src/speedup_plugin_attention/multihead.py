@@ -72,22 +72,36 @@ class MultiheadForward(Expanded, Base):
         else:
             out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale)
         out = out.transpose(1, 2) if self.batch_first or not batched else out.permute(2, 0, 1, 3)
-        out = self.out_proj(out.flatten(2))
+        out = self._put_out(out.flatten(2))
         if not batched:
             out, weights = out.squeeze(0), weights.squeeze(0) if weights is not None else None
         return out, weights
 
+    def _put_out(self, x: Tensor) -> Tensor:
+        """The original reads weight and bias of the layer, and calls neither its forward nor its hooks."""
+        layer: nn.Module = self.out_proj
+        if type(layer).forward is not nn.Linear.forward or layer._forward_hooks or layer._forward_pre_hooks:
+            return F.linear(x, self.out_proj.weight, self.out_proj.bias)
+        result: Tensor = layer(x)
+        return result
+
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, rows: int, value_rows: int) -> Three:
         """Queries, keys and values, in one product as far as they are made of the same tensor."""
         widths = [rows, rows, value_rows]
-        fused, bias = self._parameters["in_proj_weight"], self._parameters["in_proj_bias"]
+        fused, bias = _held(self, "in_proj_weight"), _held(self, "in_proj_bias")
         if fused is not None and query is key and key is value:
             q, k, v = torch.split(F.linear(query, fused, bias), widths, -1)
             return q, k, v
         biases = [None] * 3 if bias is None else torch.split(bias, widths)
-        weights = [self._parameters[n] for n in _SEPARATE] if fused is None else torch.split(fused, widths)
+        weights = [_held(self, n) for n in _SEPARATE] if fused is None else torch.split(fused, widths)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))  # type: ignore[arg-type]
         return q, k, v
+
+
+def _held(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter, or what stands in its place, such as a product with a mask."""
+    held: Tensor | None = getattr(module, name)
+    return held
 
 
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -137,7 +151,7 @@ class MultiheadAttention(Expansion):
         assert query is not None and value is not None and out is not None
         own = module.__dict__
         own.update(scale=scale, num_heads=query[1], query_dim=query[3], value_dim=value[3], head_dim=value[3])
-        weights = [module._parameters[n] for n in ("in_proj_weight", *_SEPARATE)]
+        weights = [_held(module, n) for n in ("in_proj_weight", *_SEPARATE)]
         widths = [w.shape[1] for w in weights if w is not None] * 3
         own.update(zip(("embed_dim", "kdim", "vdim"), widths, strict=False))
         # Fast paths of torch, that of nn.TransformerEncoderLayer too, ask for this and know nothing of other sizes.
