@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from speedup import Expansion, default_registry
 from speedup.testing import check_laws, random_masks, randomize
@@ -28,6 +29,7 @@ class Net(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.function = function
         self.weight, self.scale = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8))
+        self.order = torch.tensor([3, 0])
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.function(self, self.first(x))
@@ -96,6 +98,11 @@ def _one_after_the_other(m: Net, x: torch.Tensor) -> torch.Tensor:
     for layer in m.layers:
         x = layer(x)
     return x
+
+
+def _packed(m: Net, x: torch.Tensor) -> Any:
+    y, state = m.layers[0](pack_padded_sequence(x, [6, 4], batch_first=True))
+    return *pad_packed_sequence(y, batch_first=True), state
 
 
 Model = tuple[Callable[..., Any], list[nn.Module], tuple[int, ...]]
@@ -180,7 +187,9 @@ FAMILIES: dict[str, list[Model]] = {
         of(lambda m, x: x.view(2, 2, 4, 6, 6).flatten(1, 2).reshape(2, -1).unflatten(1, (8, 36))),
         of(lambda m, x: (*x.chunk(2, 1), *x.split(3, 1), *torch.split(x, [2, 6], 1), *torch.tensor_split(x, 3, 1))),
         of(lambda m, x: (x[:, 2:6], x[:, 1], x.select(1, 3), x.narrow(1, 2, 3), x[:, [1, 1, 0]])),
-        of(lambda m, x: (x.index_select(1, torch.tensor([3, 0])), *x.unbind(1), x.expand(3, -1, -1, -1, -1), x.tril())),
+        of(lambda m, x: (x.index_select(1, m.order), x.index_select(2, torch.tensor([3, 0])), x[m.weight[:2] > 0])),
+        of(lambda m, x: (x[:, :, torch.tensor([1, 0])], x[torch.arange(2), torch.tensor([5, 7])], x[:, m.order])),
+        of(lambda m, x: (*x.unbind(1), x.expand(3, -1, -1, -1, -1), x.tril())),
         chain(MAP, nn.ChannelShuffle(2), nn.Flatten(2), nn.Unflatten(1, (2, 4))),
         of(lambda m, x: F.channel_shuffle(x, 4) + x.view_as(x) + x.flatten(1).reshape(x.shape)),
         of(_assigned),
@@ -218,12 +227,44 @@ FAMILIES: dict[str, list[Model]] = {
             TOKENS,
         ),
         (lambda m, x: x + m.layers[0](torch.arange(6) % 3), [nn.Embedding(3, 8)], TOKENS),
+        of(
+            lambda m, x: x + torch.embedding(m.weight, torch.arange(6)) * torch.embedding(x[0], torch.arange(6)), TOKENS
+        ),
         (lambda m, x: x + m.layers[0](torch.arange(6).view(2, 3)), [nn.EmbeddingBag(7, 8)], VECTOR),
+        (
+            lambda m, x: [
+                F.embedding_bag(i, table, mode=mode, padding_idx=padding)
+                for table in (m.layers[0].weight, x)
+                for i in [torch.tensor([[0, 1], [1, 1], [0, 0]])]
+                for mode in ("sum", "mean", "max")
+                for padding in (None, 0)
+            ],
+            [nn.Embedding(2, 8)],
+            VECTOR,
+        ),
+        of(
+            lambda m, x: [
+                F.embedding_bag(
+                    torch.tensor([0, 1, 1]), t, torch.tensor([0, 0, 2, 3]), mode=mode, include_last_offset=last
+                )
+                for t in (m.weight, x)
+                for mode in ("sum", "mean", "max")
+                for last in (False, True)
+            ],
+            VECTOR,
+        ),
+        of(
+            lambda m, x: F.embedding_bag(
+                torch.tensor([[0, 1], [1, 1]]), x, mode="sum", per_sample_weights=m.weight[:2, :2]
+            ),
+            VECTOR,
+        ),
     ],
     "recurrent": [
         (lambda m, x: m.layers[0](x)[0], [nn.LSTM(8, 4, batch_first=True, bidirectional=True)], TOKENS),
         (lambda m, x: m.layers[0](x)[1], [nn.GRU(8, 4, num_layers=2)], TOKENS),
         (lambda m, x: m.layers[0](x), [nn.LSTMCell(8, 4)], VECTOR),
+        (_packed, [nn.LSTM(8, 4, proj_size=2, bidirectional=True)], TOKENS),
     ],
 }
 

@@ -126,6 +126,34 @@ def test_a_true_zero_in_a_weight_is_no_mask() -> None:
     assert result.shape("conv.weight")[0] == 5
 
 
+class Table(nn.Module):
+    """Rows of a table, at indices that are data."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, 5, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.weight[ids]
+
+
+TABLE = Rule(name="table", modules=(Table,), operands=("weight", "ids"), axes="~v d, * -> * d", indices=("ids",))
+
+
+@pytest.mark.parametrize(("rows", "constant"), [(4, [1]), (1, [0, 1, 2, 3, 4])])
+def test_what_is_the_same_wherever_an_index_points_comes_out(rows: int, constant: list[int]) -> None:
+    model = Table(rows)
+    model.weight.data[:, 2] = 0.5  # equal, but no mask says that it must be
+    mask = torch.ones(rows, 5)
+    mask[:, 1], mask[1:, 3] = 0, 0
+    graph, facts = facts_of(model, torch.tensor([[0, 0, 0]]), {"": {"weight": mask}}, Registry.from_rules(TABLE))
+    (node,) = graph.nodes
+    known = np.broadcast_to(facts.mask(node.outputs[0]), (1, 1, 5))[0, 0]
+    assert np.flatnonzero(known).tolist() == constant
+    masked = np.where(mask[0].numpy() == 0, 0, model.weight.detach()[0].numpy())
+    assert np.broadcast_to(facts.value(node.outputs[0]), (1, 1, 5))[0, 0, known] == pytest.approx(masked[known])
+
+
 # -- rules that break the contract ------------------------------------------------------------------------------------
 
 

@@ -145,3 +145,13 @@ def test_barriers_are_listed_with_their_place() -> None:
     (barrier,) = plan.report.barriers
     assert "bessel_j0" in barrier and "test_report.py:" in barrier
     assert plan.to_dict()["barriers"] == [barrier]
+
+
+def test_explain_says_how_to_add_a_rule_where_one_is_missing() -> None:
+    class Strange(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.special.bessel_j0(self.c(self.a(x) + self.b(x))).mean((2, 3)))
+
+    text = plan_of(randomize(Strange()), {"c.weight": (1,)}).explain()
+    assert "bessel_j0" in text and "docs/write-a-plugin.md" in text.splitlines()[-1]
+    assert "write-a-plugin" not in plan_of(net(), {"a.weight": (0,)}).explain()

@@ -40,9 +40,9 @@ def difference(wanted: list[torch.Tensor], got: list[torch.Tensor]) -> float:
     return worst
 
 
-def _samples(outputs: list[torch.Tensor], given: tuple[torch.Tensor, ...]) -> list[bool]:
-    """Which outputs have as many samples as the input."""
-    return [t.shape[:1] == given[0].shape[:1] for t in outputs]
+def _samples(outputs: list[torch.Tensor], given: tuple[torch.Tensor, ...]) -> list[float]:
+    """How many samples every output has for one of the input."""
+    return [t.shape[0] / given[0].shape[0] if t.ndim else 0.0 for t in outputs]
 
 
 def check_case(case: Case, tolerance: float = 1e-9) -> Result:

@@ -3,8 +3,9 @@
 from tests.minimal.axes import AXES
 from tests.minimal.case import Minimal
 from tests.minimal.constants import CONSTANTS
+from tests.minimal.tables import TABLES
 from tests.minimal.ties import TIES
 
-CASES = (*CONSTANTS, *TIES, *AXES)
+CASES = (*CONSTANTS, *TIES, *AXES, *TABLES)
 
 __all__ = ["CASES", "Minimal"]

@@ -20,12 +20,13 @@ from speedup.errors import (
 )
 from speedup.expand import Call, Expanded, Expansion
 from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
-from speedup.graph import Node, Value
+from speedup.graph import Node, Ref, Value
 from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
 from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
 from speedup.movement import Movement
 from speedup.names import op_name, variants
+from speedup.overwrite import TiedMovement
 from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry, default_registry
 from speedup.regular import kept_shape
@@ -56,11 +57,13 @@ __all__ = [
     "Plan",
     "PluginConflictError",
     "PluginError",
+    "Ref",
     "Registry",
     "Rule",
     "RuleError",
     "SignatureError",
     "SpeedupError",
+    "TiedMovement",
     "TraceError",
     "Unused",
     "Value",

@@ -12,23 +12,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from speedup.ask import ask
+from speedup.decisions import Decisions, is_decision
 from speedup.errors import CheckError, SpeedupError
-from speedup.facts import along, nothing
-from speedup.graph import Graph, Node, Value
+from speedup.facts import along
+from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Lock
 from speedup.registry import Registry
-from speedup.regular import cut, kept_shape
+from speedup.regular import kept_shape
 from speedup.repair.stale import missing, same_number, stale_numbers
+from speedup.rounding import difference
 from speedup.trace.run import trace
-
-# Largest accepted difference, relative to the largest entry of the output.
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +39,7 @@ class Mismatch:
         numbers: whether numbers differ that are no sizes, but may be made of them.
         nodes: the calls that the small model made.
         locks: what to keep whole when nothing else helps.
+        tipped: whether it may come of a decision that rounding tips.
     """
 
     node: Node
@@ -51,6 +49,7 @@ class Mismatch:
     numbers: bool
     nodes: Sequence[Node]
     locks: Callable[[], list[Lock]]
+    tipped: bool = False
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -65,16 +64,18 @@ def check(
     keeps: KeepSets,
     registry: Registry,
     substitutes: Mapping[int, type[nn.Module]],
+    decisions: Decisions | None = None,
 ) -> Mismatch | None:
     """Run the changed model; where it differs from the plan, None when it agrees.
 
-    Where constants were dropped, its numbers may be others.
+    Where constants were dropped, its numbers may be others. With ``decisions``, those that rounding tips are taken as
+    the masked model takes them.
 
     Raises:
         CheckError: the outputs differ.
     """
     try:
-        again = trace(model, *inputs, registry, substitutes=substitutes)
+        again = trace(model, *inputs, registry, substitutes=substitutes, watch=decisions)
     except SpeedupError:
         raise
     except Exception as error:
@@ -101,66 +102,33 @@ def check(
     found = _size_mismatch(graph, keeps, again.nodes) or _argument_mismatch(graph, keeps, again.nodes)
     if found is not None:
         return found
-    worst = difference(graph.reference, again.reference) if not keeps.drop else None
+    floor = decisions.largest if decisions is not None else 0.0
+    worst = difference(graph.reference, again.reference, floor) if not keeps.drop else None
     if worst is not None:
         raise CheckError(worst)
     return None
-
-
-def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floor: float = 0.0) -> str | None:
-    """What differs between two lists of outputs beyond rounding, None when nothing does.
-
-    Args:
-        floor: the largest number that the outputs were made of: where they cancel out, its rounding is what is left.
-    """
-    if len(wanted) != len(got):
-        return f"the small model returns {len(got)} tensors, the masked one {len(wanted)}"
-    for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return f"output {number} is {tuple(b.shape)} {b.dtype} instead of {tuple(a.shape)} {a.dtype}"
-        error, scale = distance(a, b)
-        rounding = 1e3 * torch.finfo(a.dtype).eps * floor if a.is_floating_point() else 0.0
-        if error > max(tolerance(a.dtype) * scale, rounding):
-            return f"output {number} differs by {error:.3g} (its largest entry is {scale:.3g})"
-    return None
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """The largest difference that rounding explains, relative to the largest entry."""
-    return _TOLERANCE.get(dtype, 0.0)
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-    """The largest absolute difference of two tensors of one shape, and the largest finite entry of the first."""
-    if a.numel() == 0:
-        return 0.0, 0.0
-    wide = torch.complex128 if a.is_complex() else torch.float64
-    a, b = a.detach().to("cpu", wide), b.detach().to("cpu", wide)
-    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
-    gap = torch.where(same, torch.zeros((), dtype=wide), a - b).abs()
-    finite = torch.where(torch.isfinite(a), a, torch.zeros((), dtype=wide)).abs()
-    error = float(torch.nan_to_num(gap, nan=float("inf")).max())
-    return error, float(finite.max())
-
-
-def largest_entry(tensor: torch.Tensor) -> float:
-    """The largest finite absolute entry of a floating-point tensor, else 0."""
-    return distance(tensor, tensor)[1] if tensor.is_floating_point() else 0.0
 
 
 def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mismatch | None:
     for old, new in zip(graph.nodes, nodes, strict=False):
         if old.op_name != new.op_name or len(old.outputs) != len(new.outputs):
             why = "the small model takes another path from here"
-            return Mismatch(old, 0, None, None, False, nodes, partial(_lock_call, old, graph, keeps, None, why))
+            lock = partial(_lock_call, old, graph, keeps, None, why)
+            return Mismatch(old, 0, None, None, False, nodes, lock, _decided(graph, old))
         for number, (a, b) in enumerate(zip(old.outputs, new.outputs, strict=True)):
             planned = kept_shape(keeps.sets[a], a.shape)
             if planned != b.shape:
                 at = number, _stale_axes(a.shape, planned, b.shape)
                 sizes = frozenset(zip(planned, b.shape, strict=False))
                 lock = partial(_lock_call, old, graph, keeps, at, _why(a.shape, planned, b.shape), sizes)
-                return Mismatch(old, 0, new.args, new.kwargs, False, nodes, lock)
+                tipped = planned == a.shape and _decided(graph, old)
+                return Mismatch(old, 0, new.args, new.kwargs, False, nodes, lock, tipped)
     return None
+
+
+def _decided(graph: Graph, node: Node) -> bool:
+    """Whether a call, or one before it, makes whole numbers or truth values of the input."""
+    return any(is_decision(n) and n.outputs[0] in graph.from_input for n in graph.nodes[: node.index + 1])
 
 
 def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mismatch | None:
@@ -293,43 +261,3 @@ def _held(lock: Lock, graph: Graph, keeps: KeepSets) -> bool:
     if lock.axes is None:
         return bool(keep.all())
     return all(bool(along(keep, a).all()) for a in lock.axes)
-
-
-def first_difference(
-    graph: Graph, keeps: KeepSets, wanted: Sequence[list[torch.Tensor]], got: Sequence[list[torch.Tensor]]
-) -> str:
-    """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
-    for node, old, new in zip(graph.nodes, wanted, got, strict=False):
-        for value, a, b in zip(node.outputs, old, new, strict=False):
-            unused = keeps.facts.unused(value)
-            wrong = _wrong_constant(keeps, value, a)
-            if wrong:
-                return f"first at {node.label}, {_rule(node)}, {node.where}: {wrong}"
-            keep = keeps.sets[value]
-            a = torch.where(
-                torch.from_numpy(np.broadcast_to(unused, a.shape).copy()).to(a.device), torch.zeros_like(a), a
-            )
-            small = cut(a, keep)
-            if small.shape != b.shape:
-                return f"first at {node.label}, {node.where}"
-            idle = cut(torch.from_numpy(np.broadcast_to(unused | nothing(value.ndim), value.shape).copy()), keep)
-            worst = difference([small], [torch.where(idle.to(b.device), torch.zeros_like(b), b)])
-            if worst:
-                return f"first at {node.label}, {_rule(node)}, {node.where}: {worst.replace('output 0', 'it')}"
-    return ""
-
-
-def _rule(node: Node) -> str:
-    return f"rule {node.rule.name!r}" if node.rule is not None else "no rule"
-
-
-def _wrong_constant(keeps: KeepSets, value: Value, real: torch.Tensor) -> str:
-    """Where the masked run itself gives another number than a rule said; '' when it does not."""
-    known = keeps.facts.constants.get(value)
-    if known is None or real.is_complex():
-        return ""
-    said = torch.from_numpy(np.broadcast_to(np.where(known.mask, known.value, 0.0), real.shape).copy())
-    at = torch.from_numpy(np.broadcast_to(known.mask, real.shape).copy())
-    real = torch.where(at, real.detach().to("cpu", torch.float64), 0.0).to(real.dtype)
-    worst = difference([real], [said.to(real.dtype)])
-    return f"the rule says that entries are constant, and the call gives others: {worst}" if worst else ""

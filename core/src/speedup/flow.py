@@ -1,11 +1,13 @@
 """The flow of both facts through an op, derived from its axes signature.
 
-Two kinds of op, told apart by the signature:
+Three kinds of op, of which a rule says the last (``Rule.indices``), and the signature tells the others apart:
 
 * *pointwise*: every shared axis of the inputs is in the output. An output entry is constant where all operands are, or
   where one that is 0 makes the others irrelevant (``annihilates``); its value is found by running the call.
 * *contraction*: out[o] = sum over i of x[i] · w[o, i] + bias[o]. A term is constant where a factor is 0 or all are
   constant; an output is constant where all its terms are; x[i] is unused where every w[o, i] is 0 or out[o] unused.
+* *choice*: an output entry is an entry of the first operand, at an index that is data. It is constant where all that
+  may be chosen are the same.
 
 All of it is computed in named space (see ``speedup.axes``), where arrays have size 1 along names that do not matter.
 """
@@ -102,6 +104,23 @@ class _Named:
         first = tuple(slice(0, 1) if n in self.layout.mixed else slice(None) for n in self.layout.names)
         return np.where(self.mask(k), value[first], 0.0)
 
+    def same(self, k: int) -> tuple[Bools, Floats]:
+        """Where operand ``k`` is constant and the same all along its mixed axes, and its value there.
+
+        Of a parameter only what masks made so, for the rest may be trained further; or what has one entry there.
+        """
+        value = self.node.values[k]
+        if value is None or value.tensor is None:
+            return self.mask(k), self.value(k)
+        dims = [a for a, dim in enumerate(self.layout.operands[k] or ()) if self.layout.mixed.intersection(dim)]
+        made = any_of(self.facts.zero(k), tuple(dims)) | all(value.shape[a] == 1 for a in dims)
+        if not dims or not made.any() or not value.tensor.numel() or value.tensor.is_complex():
+            return self._nowhere, np.zeros(self._nowhere.shape)
+        tensor = value.tensor.detach()
+        low, high = (f(tensor, dims, keepdim=True) for f in (torch.amin, torch.amax))
+        mask = made & (low == high).cpu().numpy()
+        return self.layout.to_named(k, mask), self.layout.to_named(k, low.to("cpu", torch.float64).numpy())
+
     def zero(self, k: int) -> Bools:
         if not self._known(k):
             return self._nowhere
@@ -122,7 +141,8 @@ class _Named:
 
 
 def _constants(rule: Rule, node: Node, named: _Named) -> dict[str, Fact]:
-    found = _contracted(rule, named) if named.layout.contracted else _pointwise(rule, named)
+    kind = _chosen if rule.indices else _contracted if named.layout.contracted else _pointwise
+    found = kind(rule, named)
     outputs = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
     return {name: fact for name, fact in zip(outputs, found, strict=False) if fact is not None}
 
@@ -139,6 +159,13 @@ def _averaged(node: Node, known: Affine) -> dict[str, Fact]:
     mask, offset, *terms = (layout.from_named(out, a) for a in arrays)
     fact = affine(axes[0], mask, terms, offset)
     return {"output" if len(node.outputs) == 1 else "output0": fact} if fact is not None else {}
+
+
+def _chosen(rule: Rule, named: _Named) -> list[Constant | None]:
+    """Entries of the first operand, nobody knows which: what is the same for all that may be chosen."""
+    out = named.layout.n_inputs
+    mask, value = (named.layout.from_named(out, a) for a in np.broadcast_arrays(*named.same(0)))
+    return [constant(mask, value)]
 
 
 def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:

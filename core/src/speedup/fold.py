@@ -81,7 +81,7 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
         if not named.any():
             continue
         others = [j for j in factors if j != k]
-        used = named & _read(node, keep, k, others)
+        used = named & _read(node, keep, k, others, weights_only)
         if not used.any():
             continue
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
@@ -101,10 +101,14 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     return found
 
 
-def _read(node: Node, keep: NodeKeep, k: int, others: list[int]) -> Bools:
-    """The entries of operand ``k`` that matter to some kept output."""
+def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: bool) -> Bools:
+    """The entries of operand ``k`` that matter to some kept output.
+
+    How much is read of a table, one that parameters alone make, may depend on the size of the input: all that is kept.
+    """
     layout = node.layout
-    out = layout.to_named(layout.n_inputs, keep.sets[layout.n_inputs] & ~keep.facts.unused(layout.n_inputs))
+    kept = keep.sets[layout.n_inputs]
+    out = layout.to_named(layout.n_inputs, kept if weights_only else kept & ~keep.facts.unused(layout.n_inputs))
     out = layout.project_any(layout.n_inputs, out)
     read = layout.project_any(k, any_of(out, layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))))
     for j in others:
@@ -120,12 +124,23 @@ def takes_bias(rule: Rule, node: Node) -> bool:
         return False
     k = node.operand_names.index(rule.bias)
     if node.values[k] is not None:
-        return is_own(node, k)
+        # The share of what goes varies along the names that the weight brings to the output: so must the bias.
+        layout = node.layout
+        own = {n for j in range(layout.n_inputs) if j != k and is_own(node, j) for n in layout.names_of(j)}
+        return is_own(node, k) and own & layout.names_of(layout.n_inputs) == layout.names_of(k)
     return _absorber(node) is not None or (node.module is not None and _called_once(node))
 
 
 def _called_once(node: Node) -> bool:
     return all(v is None or not v.is_source or len(v.uses) == 1 for v in node.operands)
+
+
+def is_shifted(node: Node) -> bool:
+    """Whether the output of a call may be lower by constants, which the call behind it takes up."""
+    rule = node.rule
+    if rule is None or rule.bias is None or not rule.folds(node) or node.operand(rule.bias) is not None:
+        return False
+    return _absorber(node) is not None
 
 
 def _absorber(node: Node) -> Value | None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from speedup.shell import shell_of
+from speedup.trees import replaced
 
 if TYPE_CHECKING:
     from speedup.axes import Layout, Shape
@@ -89,6 +89,7 @@ class Node:
         operand_names: their names.
         outputs: the tensors that come out, tensors changed in place included.
         calls: how often the module is called in the whole run.
+        writes: whether the call changed a tensor in place.
     """
 
     index: int
@@ -110,6 +111,7 @@ class Node:
     note: str = ""
     calls: int = 1
     sites: tuple[tuple[CodeType, int], ...] = ()
+    writes: bool = False
 
     @property
     def label(self) -> str:
@@ -159,8 +161,8 @@ class Node:
         Keyword arguments replace arguments of these names in the rule's ``call``, or attributes of the module.
         """
 
-        def real(leaf: Any) -> Any:
-            return tensors[leaf.number] if isinstance(leaf, Ref) else leaf
+        def real(leaf: Ref) -> torch.Tensor:
+            return tensors[leaf.number]
 
         args, kwargs, module = self.args, self.kwargs, self.module
         if changed and module is not None:
@@ -170,7 +172,7 @@ class Node:
         elif changed:
             assert self.rule is not None
             args, kwargs = self.rule.rebind(self, changed)
-        args, kwargs = pytree.tree_map_only(Ref, real, (args, kwargs))
+        args, kwargs = replaced(Ref, real, (args, kwargs))
         if module is not None:
             held = {name: tensors[number] for name, number in self.attributes.items()}
             return torch.func.functional_call(module, held, args, kwargs)

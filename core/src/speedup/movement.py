@@ -200,17 +200,7 @@ class Movement(Rule):
                 chosen = (origin.source == number) & array
                 if not chosen.any():
                     continue
-                wide = {a for a, s in enumerate(chosen.shape) if s > 1}
-                at: list[Any] = []
-                for c, size in zip(origin.coordinates, value.shape, strict=False):
-                    shared = any(s > 1 and a in wide for a, s in enumerate(c.shape))
-                    covered = len(np.unique(c)) == size
-                    at.append(c if shared or not covered else None)
-                back = np.zeros([1 if c is None else s for c, s in zip(at, value.shape, strict=True)], dtype=bool)
-                parts = np.broadcast_arrays(chosen, *(c for c in at if c is not None))
-                index = iter(p[parts[0]] for p in parts[1:])
-                back[tuple(0 if c is None else next(index) for c in at)] = True
-                results[number] = results[number] | back
+                results[number] = results[number] | _scattered(chosen, origin.coordinates, value.shape)
         return results
 
     # -- inference ------------------------------------------------------------------------------------------------
@@ -375,6 +365,30 @@ def _asker(keep: NodeKeep, k: int, others: range) -> int:
     return next((j for j in others if keep.sets[j].any()), k)
 
 
+def _scattered(chosen: Bools, coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]) -> Bools:
+    """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape."""
+    wide = {a for a, s in enumerate(chosen.shape) if s > 1}
+    varies = [{a for a, s in enumerate(c.shape) if s > 1} for c in coordinates]
+    at: list[Any] = []
+    lines = np.ones((1,) * len(shape), dtype=bool)
+    for axis, (c, size) in enumerate(zip(coordinates, shape, strict=False)):
+        others = wide.union(*(v for a, v in enumerate(varies) if a != axis))
+        if varies[axis] & others:
+            at.append(c)
+            continue
+        # This index varies on its own: whatever is chosen, it takes these values.
+        at.append(None)
+        line = np.zeros(size, dtype=bool)
+        line[c] = True
+        if not line.all():
+            lines = lines & line.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    back = np.zeros([1 if c is None else s for c, s in zip(at, shape, strict=True)], dtype=bool)
+    parts = np.broadcast_arrays(chosen, *(c for c in at if c is not None))
+    index = iter(p[parts[0]] for p in parts[1:])
+    back[tuple(0 if c is None else next(index) for c in at)] = True
+    return back & lines
+
+
 def _taken(node: Node, value: Value) -> dict[int, Bools]:
     """The indices of a value that a call moves anywhere, for the axes along which it does not take all."""
     rule = node.rule
@@ -401,7 +415,7 @@ def _partial(node: Node) -> bool:
 
 def _writable(node: Node, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """Copies where the call writes into a tensor."""
-    if node.op_name.endswith("_"):
+    if node.writes:
         return [t.clone() for t in tensors]
     return tensors
 

@@ -20,8 +20,9 @@ from torch import nn
 
 from speedup.ask import ask
 from speedup.build import Parts, build
-from speedup.check import Mismatch, check, difference, first_difference, largest_entry
+from speedup.check import Mismatch, check
 from speedup.commit import Transaction
+from speedup.decisions import Decisions
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
@@ -250,19 +251,36 @@ def _try(
     Raises:
         CheckError: the outputs differ.
     """
-    transaction = Transaction(model, parts)
-    transaction.apply()
+
+    def attempt(decisions: Decisions | None = None) -> Mismatch | None:
+        transaction = Transaction(model, parts)
+        transaction.apply()
+        try:
+            return check(model, inputs, graph, keeps, rules, transaction.substitutes, decisions)
+        finally:
+            transaction.undo()
+
     try:
-        return check(model, inputs, graph, keeps, rules, transaction.substitutes)
-    except CheckError as error:
-        where = _find_difference(model, inputs, graph, keeps, rules, transaction)
-        if where is None:
-            return None
+        found = attempt()
+        if found is None or not found.tipped:
+            return found
+        error = None
+    except CheckError as differs:
+        found, error = None, differs
+    # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
+    wanted: list[list[torch.Tensor]] = []
+    trace(model, *inputs, rules, log=wanted)
+    decisions = Decisions(graph, keeps, wanted)
+    try:
+        found = attempt(decisions)
+    except CheckError as still:
+        where = decisions.first_difference()
         raise CheckError(
-            f"the small model does not give the same answers, nothing was changed: {error}. {where}"
-        ) from error
-    finally:
-        transaction.undo()
+            f"the small model does not give the same answers, nothing was changed: {error or still}. {where}"
+        ) from still
+    for node in decisions.taken:
+        log.debug("rounding tips %s (%s)", node.label, node.where)
+    return found
 
 
 def _steady(
@@ -271,15 +289,19 @@ def _steady(
     """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
     if not parts.repairs:
         return True
-    cases = varied(inputs)
-    wanted = run(model, cases)
-    cases = {n: c for n, c in cases.items() if comparable(n, wanted[n], reference)}
+    cases, wanted = {}, {}
+    for alternatives in varied(inputs):
+        for name, case in alternatives.items():
+            outputs = run(model, {name: case})[name]
+            if comparable(name, outputs, reference):
+                cases[name], wanted[name] = case, outputs
+                break
     if not cases:
         return True
     transaction = Transaction(model, parts)
     transaction.apply()
     try:
-        return bool(compare({name: wanted[name] for name in cases}, run(model, cases)))
+        return bool(compare(wanted, run(model, cases)))
     except CheckError as error:
         log.debug("at another size: %s", error)
         return False
@@ -297,34 +319,6 @@ def _unfit(graph: Graph, keeps: KeepSets) -> list[Lock]:
             fresh = [v for v in node.values if v is not None and not keeps.sets[v].all()]
             locks += [Lock(v.number, None, why) for v in fresh]
     return locks
-
-
-def _find_difference(
-    model: nn.Module,
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
-    graph: Graph,
-    keeps: KeepSets,
-    rules: Registry,
-    transaction: Transaction,
-) -> str | None:
-    """Run both models again with all their intermediate results and compare call by call.
-
-    Returns:
-        where they differ first; None when the outputs differ by no more than the rounding of what they are made of.
-    """
-    got: list[list[torch.Tensor]] = []
-    wanted: list[list[torch.Tensor]] = []
-    try:
-        small = trace(model, *inputs, rules, log=got, substitutes=transaction.substitutes)
-        transaction.undo()
-        trace(model, *inputs, rules, log=wanted)
-        largest = max((largest_entry(t) for outputs in wanted for t in outputs), default=0.0)
-        if difference(graph.reference, small.reference, floor=largest) is None:
-            return None
-        return first_difference(graph, keeps, wanted, got)
-    except Exception as error:
-        log.debug("the first difference could not be found: %r", error)
-        return ""
 
 
 class ModelSpeedup:

@@ -294,6 +294,8 @@ def _explain(report: Report, name: str | None) -> str:
         numbers[(k.why, k.where)] += len(k.indices)
     for (why, where), parameters in totals.most_common():
         lines.append(f"  {_indices(numbers[(why, where)])}, {parameters:,} parameters: {_place(why, where)}")
+    if any("no rule knows" in why for why, _ in totals):
+        lines.append("A rule for an op that has none takes about ten lines: docs/write-a-plugin.md")
     return "\n".join(lines)
 
 

@@ -55,6 +55,7 @@ _FIELDS = (
     "bias",
     "shift",
     "averages",
+    "indices",
 )
 
 
@@ -80,6 +81,8 @@ class Rule:
             the layer in front has no bias for.
         averages: whether an output entry is a weighted mean of entries of the first operand, with the same weights
             (of sum 1) for all channels: an average pool, a resize, or just the entry itself.
+        indices: operands that only choose among the entries of the first operand along its mixed axes, for all
+            channels alike: what is the same all along these axes comes out, whatever the indices are.
     """
 
     name: str = ""
@@ -93,6 +96,7 @@ class Rule:
     bias: str | None = None
     shift: str | None = None
     averages: bool = False
+    indices: tuple[str, ...] = ()
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 
     def __init__(self, **fields: Any) -> None:
@@ -215,7 +219,7 @@ class Rule:
 
     def averaging(self, node: Node) -> bool:
         """Whether ``averages`` holds for this call (override where it depends on the arguments)."""
-        return self.averages
+        return self.averages or bool(self.indices)  # one chosen entry is a mean with one weight
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Grow the keep sets of a node's operands and outputs until the call can be made on what is kept."""

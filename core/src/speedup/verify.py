@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from speedup.check import distance, tolerance
 from speedup.errors import CheckError
 from speedup.inputs import resolve_inputs
 from speedup.masks import load_masks, normalize_masks
+from speedup.rounding import distance, tolerance
 from speedup.trace.outputs import tensors_in
 from speedup.trace.sandbox import sandbox, undisturbed
 

@@ -115,7 +115,12 @@ FUNCTIONS = {
     "F.pad with zeros": (lambda y: F.pad(y, (1, 2, 0, 1)), BORDERED),
     "F.pad of one axis with zeros": (lambda y: F.pad(y, (1, 2)), BORDERED),
     "F.pad with a masked channel's constant": (lambda y: F.pad(y, (1, 1, 1, 1), value=0.75), FILLED),
-    "F.pad by nothing": (lambda y: F.pad(y, (0, 0, 0, 0)), PASSES),
+    "F.pad by nothing": (lambda y: F.pad(y, (0, 0, 0, 0)), BORDERED),
+    "F.pad to whole windows, here by nothing": (lambda y: F.pad(y, (0, -y.shape[3] % 8, 0, -y.shape[2] % 8)), BORDERED),
+    "F.pad to whole windows, channels last": (
+        lambda y: F.pad(y.movedim(1, 3), (0, 0, 0, -y.shape[3] % 8, 0, -y.shape[2] % 8)).movedim(3, 1),
+        BORDERED,
+    ),
     "F.pad that crops": (lambda y: F.pad(y, (-1, 0, -2, -1)), PASSES),
     "F.pad that crops and pads": (lambda y: F.pad(y, (-1, -1, -1, 1)), BORDERED),
     "F.pad reflect": (lambda y: F.pad(y, (1, 2, 0, 1), mode="reflect"), PASSES),

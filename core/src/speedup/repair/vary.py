@@ -1,4 +1,4 @@
-"""Does a repaired model hold at other sizes? Inputs like the dummy input with more samples, or larger."""
+"""Does a repaired model hold at other sizes? Inputs like the dummy input with more samples, smaller, or larger."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from speedup.trace.outputs import tensors_in
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 _BATCH = "more samples"
-_LARGER = "larger"
 
 
-def varied(inputs: Inputs) -> dict[str, Inputs]:
-    """Inputs of other sizes by name, made of entries of the given ones."""
+def varied(inputs: Inputs) -> list[dict[str, Inputs]]:
+    """Inputs of other sizes by name, made of entries of the given ones: alternatives, of which the first that works is
+    enough. Half an image comes first, as it is the cheapest.
+    """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
-    found = {}
+    found = []
     if tensors and len({t.shape[0] for t in tensors}) == 1:
-        found[_BATCH] = _doubled(inputs, (0,))
+        found.append({_BATCH: _doubled(inputs, (0,))})
     for axes in _choices(tensors):
-        found[f"{_LARGER} {axes}"] = _doubled(inputs, axes)
+        found.append({f"smaller {axes}": _halved(inputs, axes), f"larger {axes}": _doubled(inputs, axes)})
     return found
 
 
@@ -46,6 +47,17 @@ def _choices(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[int, ...]]:
         yield tuple(range(2, rank))
     elif rank >= 2:
         yield from ((axis,) for axis in range(1, rank))
+
+
+def _halved(inputs: Inputs, axes: tuple[int, ...]) -> Inputs:
+    def halve(tensor: torch.Tensor) -> torch.Tensor:
+        for axis in axes:
+            if axis < tensor.ndim and tensor.shape[axis] > 1:
+                tensor = tensor.narrow(axis, 0, tensor.shape[axis] // 2)
+        return tensor
+
+    smaller: Inputs = pytree.tree_map_only(torch.Tensor, halve, inputs)
+    return smaller
 
 
 def _doubled(inputs: Inputs, axes: tuple[int, ...]) -> Inputs:

@@ -14,21 +14,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
-from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
 from speedup.names import op_name
+from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, sites
+from speedup.trees import replaced
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
 _READS = frozenset(
@@ -61,6 +62,16 @@ def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
     return inner
 
 
+class Watch(Protocol):
+    """Sees every call and may have it give other tensors."""
+
+    got: list[list[torch.Tensor]]
+
+    def __call__(
+        self, number: int, op_name: str, tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]: ...
+
+
 class Recorder(TorchFunctionMode):
     """Records calls into ``nodes``; use through ``trace``."""
 
@@ -77,7 +88,9 @@ class Recorder(TorchFunctionMode):
         self.op_count = 0
         self.entering: list[Any] = []
         self.current = ""
+        self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
+        self.watch: Watch | None = None
         self.branch: Branch | None = None
         self.from_input: set[Value] = set()
         self._live: dict[int, tuple[Any, Value]] = {}
@@ -174,7 +187,7 @@ class Recorder(TorchFunctionMode):
             return Ref(len(tensors) - 1)
 
         # A list keeps its own contents when a caller fills it later: the structure is copied here.
-        plain_args, plain_kwargs = pytree.tree_map_only(torch.Tensor, ref, (args, kwargs))
+        plain_args, plain_kwargs = replaced(torch.Tensor, ref, (args, kwargs))
         attributes: dict[str, int] = {}
         for name, tensor in (held or {}).items():
             attributes[name] = len(tensors)
@@ -199,6 +212,11 @@ class Recorder(TorchFunctionMode):
         untouched = {id(t) for t in tensors} - {id(t) for t in changed}
         outputs = [t for t in outputs if id(t) not in untouched]
         outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
+        if self.watch is not None and outputs and not changed:
+            given = self.watch(len(self.nodes), op_name(op), tensors, outputs)
+            instead = {id(old): new for old, new in zip(outputs, given, strict=True)}
+            result = replaced(torch.Tensor, lambda t: instead.get(id(t), t), result)
+            outputs = given
         if not outputs:
             reads = tensors and (self.op_count > ops_before or name in _READS)
             if not reads or list(tensors_in(result)):
@@ -218,6 +236,7 @@ class Recorder(TorchFunctionMode):
             outputs=(),
             attributes=attributes,
             sites=stands,
+            writes=bool(changed),
         )
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
         if any(v in self.from_input or v.kind == "unknown" for v in inputs):
@@ -266,13 +285,15 @@ class Recorder(TorchFunctionMode):
                 path="",
                 scope=cause.scope,
                 where=cause.where,
-                args=(),
+                args=(Ref(0), Ref(1)),
                 kwargs={},
                 tensors=(value, *cause.outputs),
                 outputs=(),
             )
             node.outputs = (self._value(tensor, "activation", node),)
-            self.from_input.update(node.outputs)
+            if any(v in self.from_input or v.kind == "unknown" for v in node.tensors):
+                self.from_input.update(node.outputs)
+            self.in_place.claim_change(node, tensor, changed)
             self._append(node)
             if self.log is not None:
                 self.log.append([tensor.detach().clone()])

@@ -17,7 +17,7 @@ from speedup.expand import Expansion, expand
 from speedup.graph import Graph
 from speedup.registry import Registry
 from speedup.trace.outputs import tensors_in
-from speedup.trace.recorder import Recorder
+from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.source import see_through
 
@@ -73,6 +73,7 @@ def trace(
     registry: Registry,
     log: list[list[torch.Tensor]] | None = None,
     substitutes: Mapping[int, type[nn.Module]] | None = None,
+    watch: Watch | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -82,6 +83,7 @@ def trace(
     Args:
         log: filled with copies of every node's outputs, when given.
         substitutes: modules (by identity) to be recorded as one call of the type that they stand for.
+        watch: sees every call and says what it gives; its ``got`` is filled as ``log`` is.
 
     Raises:
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
@@ -90,20 +92,18 @@ def trace(
     with undisturbed(model):
         expanded = expand(model, registry)
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
-        return _trace(model, args, kwargs, registry, log, substitutes, expanded)
+        recorder = Recorder(model, registry, substitutes)
+        recorder.watch, recorder.log = watch, log if watch is None else watch.got
+        return _run(model, args, kwargs, recorder, expanded)
 
 
-def _trace(
+def _run(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    registry: Registry,
-    log: list[list[torch.Tensor]] | None,
-    substitutes: Mapping[int, type[nn.Module]] | None,
+    recorder: Recorder,
     expanded: Mapping[str, Expansion],
 ) -> Graph:
-    recorder = Recorder(model, registry, substitutes)
-    recorder.log = log
     inputs = []
     for tensor in tensors_in((args, kwargs)):
         value = recorder._value(tensor, "input")

@@ -32,6 +32,8 @@ class MatMul(Rule):
 class AddMatMul(Rule):
     """input + a @ b, where the input broadcasts to the product; with other factors than 1 no rule holds."""
 
+    bias = "input"
+
     def signature(self, node: Node) -> str:
         if node.arg("beta", 1) != 1 or node.arg("alpha", 1) != 1:
             raise SignatureError("beta and alpha other than 1")

@@ -156,30 +156,30 @@ class Pad(Window):
         return f"{inner} -> {inner}"
 
     def averaging(self, node: Node) -> bool:
-        return _filler(node) is None or not self._adds(node)
+        return _added(node) is None
 
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        filler = _filler(node)
-        if filler is None or not self._adds(node) or facts.is_weight(0):
+        filler = _added(node)
+        if filler is None or facts.is_weight(0):
             return super().infer_from_input(node, facts)
         return bordered(node, facts, filler) or super().infer_from_input(node, facts)
 
     def passed(self, node: Node, array: Floats) -> Floats:
-        filler = _filler(node)
-        return array if filler is None or not self._adds(node) else np.where(array == filler, array, np.nan)
-
-    @staticmethod
-    def _adds(node: Node) -> bool:
-        return any(side > 0 for pad in _pads(node) for side in pad)
+        filler = _added(node)
+        return array if filler is None else np.where(array == filler, array, np.nan)
 
 
 def _pads(node: Node) -> list[tuple[int, int]]:
     """Entries that are padded before and after, per axis of the input; negative numbers crop."""
-    value = node.tensors[0]
+    pairs = _given(node)
+    return [(0, 0)] * (node.tensors[0].ndim - len(pairs)) + pairs
+
+
+def _given(node: Node) -> list[tuple[int, int]]:
+    """The same for the axes that the call names, the last ones."""
     pad = node.arg("pad", node.arg("padding"))
     sides = [pad, pad] if isinstance(pad, int) else [int(p) for p in pad]
-    pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]
-    return [(0, 0)] * (value.ndim - len(pairs)) + pairs
+    return list(zip(sides[::2], sides[1::2], strict=True))[::-1]
 
 
 def _filler(node: Node) -> float | None:
@@ -189,6 +189,15 @@ def _filler(node: Node) -> float | None:
         return None if kind.startswith(("Reflection", "Replication", "Circular")) else float(node.arg("value", 0.0))
     value: Any = node.arg("value")
     return float(value or 0.0) if node.arg("mode", "constant") == "constant" else None
+
+
+def _added(node: Node) -> float | None:
+    """The filler, None where none comes in.
+
+    A call that pads by nothing here may pad an input of another size: what fills it up to whole windows is computed.
+    """
+    adds = any(max(pad) > 0 or (pad == (0, 0) and node.module is None) for pad in _given(node))
+    return _filler(node) if adds else None
 
 
 def _pads_channels(node: Node) -> bool:

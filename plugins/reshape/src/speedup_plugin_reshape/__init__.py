@@ -16,20 +16,19 @@ from torch import nn
 
 from speedup import (
     Bools,
-    Fact,
     Floats,
     Movement,
     Node,
-    NodeFacts,
     NodeKeep,
     Rule,
-    Unused,
+    TiedMovement,
     Value,
     along,
     hookimpl,
     kept_shape,
     variants,
 )
+from speedup_plugin_reshape.lookup import IndexSelect, Lookup, is_data
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -109,29 +108,7 @@ class Shuffle(Movement):
         return {0: (1, node.arg("groups"))}
 
 
-class Tied(Movement):
-    """One operand has the shape of the output, whatever moves from it."""
-
-    tied = 0
-
-    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        # What is written over is not used, though as many entries come out as go in.
-        used = self.scatter(node, [~facts.unused(len(node.operands))])
-        return {name: Unused(~u) for name, u in zip(node.operand_names, used, strict=True) if not u.all()}
-
-    def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-        return [list(rigid[self.tied])]
-
-    def constrain(self, node: Node, keep: NodeKeep) -> None:
-        last = len(node.operands)
-        super().constrain(node, keep)
-        while keep.grow(self.tied, keep.sets[last], "it has the same shape", last) or keep.grow(
-            last, keep.sets[self.tied], "it has the same shape", self.tied
-        ):
-            super().constrain(node, keep)
-
-
-class ShapedAs(Tied):
+class ShapedAs(TiedMovement):
     """view_as, reshape_as: the shape of another tensor, of which nothing else is read."""
 
     call = "input, other"
@@ -155,7 +132,9 @@ class Select(Movement):
         assert value is not None
         for axis, position in self.positions(node, value).items():
             if not keep.rigid[0][axis]:
-                keep.grow(0, _before(keep, value, axis, position), "the code of the call holds a position after it", 0)
+                # Of the lines before it, what is kept of any line.
+                before = _before(keep, value, axis, position) & keep.sets[0].any(axis=axis, keepdims=True)
+                keep.grow(0, before, "the code of the call holds a position after it", 0)
         super().constrain(node, keep)
 
 
@@ -171,6 +150,13 @@ class Index(Select):
     """x[index], and x[index] = value: slices move with what is kept before them."""
 
     call = "input, index"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.lookup = Lookup(name=f"{self.name} of data")
+
+    def claim(self, node: Node) -> None:
+        self.lookup.claim(node) if is_data(node) else super().claim(node)
 
     def positions(self, node: Node, value: Value) -> Mapping[int, int]:
         return {axis: item for item, axis in _items(node) if isinstance(item, int) and axis is not None}
@@ -212,7 +198,7 @@ def _kept_slice(item: slice, keep: Bools, axis: int) -> slice:
     return slice(int(np.sum(line[:start])), int(np.sum(line[:stop])))
 
 
-class SetItem(Tied, Index):
+class SetItem(TiedMovement, Index):
     """x[index] = value. With a mask that is computed, entry by entry one or the other."""
 
     call = "input, index, value"
@@ -228,7 +214,7 @@ class SetItem(Tied, Index):
         if _is_masked(node):
             self.where.claim(node)
         else:
-            super().claim(node)
+            Movement.claim(self, node)
 
 
 def _is_masked(node: Node) -> bool:
@@ -273,7 +259,7 @@ class Narrow(Movement):
 _AS_THEY_ARE = (
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
     "repeat tile repeat_interleave unbind hsplit vsplit dsplit tensor_split roll flip fliplr flipud rot90 "
-    "diagonal pixel_shuffle pixel_unshuffle index_select take_along_dim gather unfold"
+    "diagonal pixel_shuffle pixel_unshuffle take_along_dim gather unfold"
 ).split()
 
 
@@ -308,6 +294,7 @@ def speedup_rules() -> Iterable[Rule]:
         ),
         Select(name="select", functions=variants("select")),
         Index(name="index", functions=variants("getitem")),
+        IndexSelect(name="index_select", functions=variants("index_select")),
         SetItem(name="assign", functions=variants("setitem")),
         Narrow(name="narrow", functions=variants("narrow")),
     ]

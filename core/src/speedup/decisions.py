@@ -1,0 +1,108 @@
+"""Decisions that rounding tips: what is sorted, compared or rounded to whole numbers may come out otherwise.
+
+Two boxes with nearly the same score, a pixel on the border of a bin: the small model is right, and gives other numbers
+than the masked one from there on. So where its outputs differ it is run once more, and each call that gets the same
+numbers as in the masked run, and cannot be at fault, is made to give what it gave there. What differs then is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from speedup.facts import nothing
+from speedup.fold import is_shifted
+from speedup.graph import Graph, Node, Value
+from speedup.keep import KeepSets
+from speedup.regular import cut
+from speedup.rounding import difference, largest_entry
+
+
+class Decisions:
+    """Watches a run of the small model, with every intermediate result of the masked one at hand.
+
+    Attributes:
+        got: every result of the small model, call by call.
+        largest: the largest number of the masked run.
+        taken: the calls whose results were taken from the masked run.
+    """
+
+    def __init__(self, graph: Graph, keeps: KeepSets, wanted: Sequence[list[torch.Tensor]]) -> None:
+        self.graph, self.keeps, self.wanted = graph, keeps, wanted
+        self.got: list[list[torch.Tensor]] = []
+        self.largest = max((largest_entry(t) for outputs in wanted for t in outputs), default=0.0)
+        self.taken: list[Node] = []
+        self._results = {
+            v: t for n, ts in zip(graph.nodes, wanted, strict=False) for v, t in zip(n.outputs, ts, strict=False)
+        }
+
+    def __call__(
+        self, number: int, op_name: str, tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """What the call is to give: its own outputs, or those of the masked run."""
+        if number >= len(self.graph.nodes):
+            return list(outputs)
+        node = self.graph.nodes[number]
+        if node.op_name != op_name or len(node.outputs) != len(outputs) or len(node.tensors) != len(tensors):
+            return list(outputs)
+        expected = [cut(self._results[v], self.keeps.sets[v]) for v in node.outputs]
+        if not self._tipped(node, expected, outputs):
+            return list(outputs)
+        pairs = zip(node.tensors, tensors, strict=True)
+        if not all(self._agrees(v, t) for v, t in pairs if v.producer is not None):
+            return list(outputs)
+        self.taken.append(node)
+        return [e.clone().to(o) for e, o in zip(expected, outputs, strict=True)]
+
+    def _tipped(self, node: Node, expected: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
+        """Whether a call that is as it was, or one that gives whole numbers, gives others."""
+        values = [v for v in (*node.tensors, *node.outputs) if not v.is_source]
+        if not (is_decision(node) or all(self.keeps.sets[v].all() for v in values)):
+            return False
+        return difference(expected, outputs) is not None
+
+    def _agrees(self, value: Value, tensor: torch.Tensor) -> bool:
+        return value in self._results and not _differs(self.keeps, value, self._results[value], tensor)
+
+    def first_difference(self) -> str:
+        """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
+        for node, old, new in zip(self.graph.nodes, self.wanted, self.got, strict=False):
+            for value, a, b in zip(node.outputs, old, new, strict=False):
+                rule = f"rule {node.rule.name!r}" if node.rule is not None else "no rule"
+                place = f"first at {node.label}, {rule}, {node.where}"
+                worst = _wrong_constant(self.keeps, value, a)
+                if not worst and not is_shifted(node):
+                    worst = _differs(self.keeps, value, a, b).replace("output 0", "it")
+                if worst:
+                    return f"{place}: {worst}"
+        return ""
+
+
+def is_decision(node: Node) -> bool:
+    """Whether a call gives only whole numbers or truth values."""
+    return bool(node.outputs) and not any(v.dtype.is_floating_point or v.dtype.is_complex for v in node.outputs)
+
+
+def _differs(keeps: KeepSets, value: Value, wanted: torch.Tensor, got: torch.Tensor) -> str:
+    """Where the kept entries that somebody needs differ; '' where they do not."""
+    keep, unused = keeps.sets[value], keeps.facts.unused(value)
+    small = cut(wanted, keep)
+    if small.shape != got.shape:
+        return f"its size is {tuple(got.shape)} instead of {tuple(small.shape)}"
+    idle = cut(torch.from_numpy(np.broadcast_to(unused | nothing(value.ndim), value.shape).copy()), keep).to(got.device)
+    small, got = (torch.where(idle, torch.zeros_like(t), t) for t in (small, got))
+    return difference([small], [got]) or ""
+
+
+def _wrong_constant(keeps: KeepSets, value: Value, real: torch.Tensor) -> str:
+    """Where the masked run itself gives another number than a rule said; '' when it does not."""
+    known = keeps.facts.constants.get(value)
+    if known is None or real.is_complex():
+        return ""
+    said = torch.from_numpy(np.broadcast_to(np.where(known.mask, known.value, 0.0), real.shape).copy())
+    at = torch.from_numpy(np.broadcast_to(known.mask, real.shape).copy())
+    real = torch.where(at, real.detach().to("cpu", torch.float64), 0.0).to(real.dtype)
+    worst = difference([real], [said.to(real.dtype)])
+    return f"the rule says that entries are constant, and the call gives others: {worst}" if worst else ""

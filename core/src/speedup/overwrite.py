@@ -1,0 +1,128 @@
+"""Movements of which one operand has the shape of the output, and what an in-place op does to other views of a tensor.
+
+A tensor that was changed in place may share its storage with others: ``x[:, 2:4].zero_()`` changes ``x``. Where one of
+them is a block of the other, as views are, what happened is data movement: the block of the old contents, or of the
+new ones, is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from speedup.facts import Bools, Fact, Unused
+from speedup.graph import Node
+from speedup.infer import NodeFacts
+from speedup.keep import NodeKeep
+from speedup.movement import Movement
+
+
+class TiedMovement(Movement):
+    """One operand has the shape of the output, whatever moves from it."""
+
+    tied = 0
+
+    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        # What is written over is not used, though as many entries come out as go in.
+        used = self.scatter(node, [~facts.unused(len(node.operands))])
+        return {name: Unused(~u) for name, u in zip(node.operand_names, used, strict=True) if not u.all()}
+
+    def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
+        return [list(rigid[self.tied])]
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        last = len(node.operands)
+        super().constrain(node, keep)
+        while keep.grow(self.tied, keep.sets[last], "it has the same shape", last) or keep.grow(
+            last, keep.sets[self.tied], "it has the same shape", self.tied
+        ):
+            super().constrain(node, keep)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The part of one tensor that another one of the same storage is.
+
+    Attributes:
+        region: an index that takes the part, with all axes left.
+        order: the axes of the part of more than one index, as the other tensor has them.
+        shape: of the other tensor.
+    """
+
+    region: tuple[slice, ...]
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, part: torch.Tensor, whole: torch.Tensor) -> Block | None:
+        """Where a part of a tensor is; None where it is no block of it."""
+        steps = [int(s) for s in whole.stride()]
+        if part.dtype != whole.dtype or part.numel() == 0 or min((*part.stride(), *steps), default=1) < 1:
+            return None
+        left = int(part.storage_offset()) - int(whole.storage_offset())
+        axes = sorted((a for a, n in enumerate(whole.shape) if n > 1), key=lambda a: -steps[a])
+        start = dict.fromkeys(range(whole.ndim), 0)
+        for axis in axes:
+            start[axis], left = divmod(left, steps[axis])
+        region = {a: slice(s, s + 1) for a, s in start.items()}
+        order: list[int] = []
+        for size, stride in zip(part.shape, part.stride(), strict=True):
+            if size == 1:
+                continue
+            able = [a for a in axes if a not in order and stride % steps[a] == 0]
+            if not able:
+                return None
+            axis, step = able[0], stride // steps[able[0]]
+            region[axis] = slice(start[axis], start[axis] + (size - 1) * step + 1, step)
+            order.append(axis)
+        fits = all(region[a].start >= 0 and region[a].stop <= n for a, n in enumerate(whole.shape))
+        block = cls(tuple(region[a] for a in range(whole.ndim)), tuple(order), tuple(part.shape))
+        return block if left == 0 and fits else None
+
+    def take(self, whole: torch.Tensor) -> torch.Tensor:
+        part = whole[self.region]
+        rest = [a for a in range(whole.ndim) if a not in self.order]
+        return part.permute(*rest, *self.order).reshape(self.shape)
+
+    def put(self, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        whole = whole.clone()
+        target = whole[self.region]
+        wide = part.reshape([n for n in self.shape if n > 1])
+        back = [self.order.index(a) for a in sorted(self.order)]
+        target.copy_(wide.permute(back).reshape(target.shape))
+        return whole
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The new contents of a tensor of which another view was changed in place."""
+
+    old_in_new: Block | None
+    new_in_old: Block | None
+
+    def __call__(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        if self.old_in_new is not None:
+            return self.old_in_new.take(new)
+        assert self.new_in_old is not None
+        return self.new_in_old.put(old, new)
+
+
+class InPlaceChange(TiedMovement):
+    """The old contents of a tensor, with those of the view that was changed in it.
+
+    No call does that: it follows from the views, which were made by calls of their own.
+    """
+
+    def claim_change(self, node: Node, tensor: torch.Tensor, changed: Sequence[torch.Tensor]) -> None:
+        """Take a node whose tensors are the old contents and the outputs of the call that changed a view of them."""
+        if len(changed) != 1 or tensor.layout != torch.strided or changed[0].layout != torch.strided:
+            return
+        change = Changed(Block.of(tensor, changed[0]), Block.of(changed[0], tensor))
+        if change.old_in_new is not None or change.new_in_old is not None:
+            node.op = change
+            self.claim(node)
+
+    def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
+        return True

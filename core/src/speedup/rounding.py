@@ -1,0 +1,51 @@
+"""Two lists of tensors that should be equal: what differs by more than rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+# Largest accepted difference, relative to the largest entry of the output.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+
+
+def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floor: float = 0.0) -> str | None:
+    """What differs between two lists of outputs beyond rounding, None when nothing does.
+
+    Args:
+        floor: the largest number that the outputs were made of: where they cancel out, its rounding is what is left.
+    """
+    if len(wanted) != len(got):
+        return f"the small model returns {len(got)} tensors, the masked one {len(wanted)}"
+    for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"output {number} is {tuple(b.shape)} {b.dtype} instead of {tuple(a.shape)} {a.dtype}"
+        error, scale = distance(a, b)
+        rounding = 1e3 * torch.finfo(a.dtype).eps * floor if a.is_floating_point() else 0.0
+        if error > max(tolerance(a.dtype) * scale, rounding):
+            return f"output {number} differs by {error:.3g} (its largest entry is {scale:.3g})"
+    return None
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest difference that rounding explains, relative to the largest entry."""
+    return _TOLERANCE.get(dtype, 0.0)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """The largest absolute difference of two tensors of one shape, and the largest finite entry of the first."""
+    if a.numel() == 0:
+        return 0.0, 0.0
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    a, b = a.detach().to("cpu", wide), b.detach().to("cpu", wide)
+    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
+    gap = torch.where(same, torch.zeros((), dtype=wide), a - b).abs()
+    finite = torch.where(torch.isfinite(a), a, torch.zeros((), dtype=wide)).abs()
+    error = float(torch.nan_to_num(gap, nan=float("inf")).max())
+    return error, float(finite.max())
+
+
+def largest_entry(tensor: torch.Tensor) -> float:
+    """The largest finite absolute entry of a floating-point tensor, else 0."""
+    return distance(tensor, tensor)[1] if tensor.is_floating_point() else 0.0

@@ -1,0 +1,91 @@
+"""What rounding tips is no difference; what is wrong still is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import speedup
+from speedup import Floats, Node, Registry, Rule, default_registry
+from speedup.testing import mask_indices, randomize
+
+
+class Ranked(nn.Module):
+    """Scores that are equal but for the order in which they are summed up, and values in the order of the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.score, self.value = nn.Linear(4, 16), nn.Linear(16, 64, bias=False), nn.Linear(16, 64)
+        self.out = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.sigmoid(self.a(x))
+        order = self.score(y).topk(64).indices
+        result: torch.Tensor = self.out(self.value(y).gather(1, order))
+        return result
+
+
+def ranked() -> Ranked:
+    net = randomize(Ranked()).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        # Inputs of the scores come in equal pairs, so that swapping weights within a pair changes rounding only.
+        net.a.weight[8:], net.a.bias[8:] = net.a.weight[:8], net.a.bias[:8]
+        row = net.score.weight[0]
+        for other in net.score.weight:
+            swap = torch.rand(8, generator=generator) < 0.5
+            other.copy_(torch.cat([torch.where(swap, row[8:], row[:8]), torch.where(swap, row[:8], row[8:])]))
+    return net
+
+
+X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_an_order_that_rounding_tips_is_no_difference(caplog: pytest.LogCaptureFixture) -> None:
+    net = ranked()
+    with caplog.at_level("DEBUG", logger="speedup"):
+        plan = speedup.plan(net, X, mask_indices(net, {"a.weight": [0, 8, 3, 11], "a.bias": [0, 3, 8, 11]}))
+    assert "rounding tips torch.Tensor.topk" in caplog.text, "the case does not show what it should"
+    small = plan.apply()
+    assert small.a.weight.shape == (12, 4)  # type: ignore[union-attr]
+
+
+class Wrong(Rule):
+    """Says that a sigmoid of a constant is another one."""
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        return None if arrays[0] is None else [1 / (1 + np.exp(-arrays[0])) + 0.01]
+
+
+def test_a_wrong_rule_in_front_of_a_decision_is_found() -> None:
+    wrong = Wrong(name="wrong", functions=(torch.sigmoid,), axes="* -> *")
+    rules = [r for r in default_registry().rules if torch.sigmoid not in r.functions]
+    assert len(rules) < len(list(default_registry().rules))
+    net = ranked()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(speedup.CheckError, match="wrong"):
+        speedup.plan(
+            net,
+            X,
+            mask_indices(net, {"a.weight": [0, 8], "a.bias": [0, 8]}),
+            registry=Registry.from_rules(*rules, wrong),
+        )
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_count_that_rounding_tips_locks_nothing() -> None:
+    class Kept(Ranked):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.sigmoid(self.a(x))
+            s = self.score(y)
+            result: torch.Tensor = self.out(self.value(y) * (s == s[:, :1]).nonzero().shape[0])
+            return result
+
+    net = ranked()
+    net.__class__ = Kept
+    plan = speedup.plan(net, X, mask_indices(net, {"a.weight": [0, 8, 3, 11], "a.bias": [0, 3, 8, 11]}))
+    assert plan.apply().a.weight.shape == (12, 4)  # type: ignore[union-attr]

@@ -1,0 +1,137 @@
+"""A view that is changed in place changes the tensor that it is a view of, and other views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speedup.overwrite import Block
+from speedup.testing import check_equal, mask_indices, random_masks, randomize
+
+
+class Net(nn.Module):
+    """Eight channels, something done to a part of them in place, and a layer that reads all of them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x) * 1
+        if self.kind == "a slice set to 0":
+            y[:, 4:6].zero_()
+        if self.kind == "a slice with relu":
+            F.relu(y[:, 2:7], inplace=True)
+        if self.kind == "every second":
+            y[:, ::2].mul_(3)
+        if self.kind == "one channel":
+            y[:, 3].exp_()
+        if self.kind == "transposed":
+            y[:, 4:].transpose(1, 3).sigmoid_()
+        if self.kind == "a view of a view":
+            z = y[:, 4:]
+            z[:, :2].relu_()
+            z.mul_(2)
+        if self.kind == "a copy into it":
+            y[:, 4:].copy_(x.mean(1, keepdim=True))
+        if self.kind == "halves into one another":
+            first, second = y.chunk(2, 1)
+            first.add_(second)
+        if self.kind == "a flat view":
+            y.view(-1).mul_(2)
+        result: torch.Tensor = self.b(y)
+        return result
+
+
+# What is done, and how many channels are left when 0, 1, 6 and 7 are masked (weight and bias).
+CHANGES = {
+    "a slice set to 0": 3,  # a tensor is never empty
+    "a slice with relu": 4,
+    "every second": 4,
+    "one channel": 6,  # what stands before a position that the code holds stays
+    "transposed": 4,
+    "a view of a view": 4,
+    "a copy into it": 6,
+}
+# Here more than one view is changed at once, or no block of the tensor: these stay whole.
+BARRIERS = ("halves into one another", "a flat view")
+
+X, OTHER = torch.randn(2, 3, 6, 6), torch.randn(3, 3, 5, 9)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_changed_through_a_view(name: str) -> None:
+    net = randomize(Net(name))
+    result = check_equal(net, X, mask_indices(net, {"a.weight": [0, 1, 6, 7], "a.bias": [0, 1, 6, 7]}), [OTHER])
+    assert not result.plan.report.barriers
+    assert result.shape("a.weight")[0] == CHANGES[name], result.plan.explain()
+    for seed in range(4):
+        check_equal(net, X, random_masks(net, seed), [OTHER])
+
+
+@pytest.mark.parametrize("name", BARRIERS)
+def test_what_stays_whole(name: str) -> None:
+    net = randomize(Net(name))
+    for seed in range(4):
+        result = check_equal(net, X, random_masks(net, seed), [OTHER])
+        assert any("in-place change" in b for b in result.plan.report.barriers)
+
+
+def test_a_part_of_a_parameter_that_is_made_0() -> None:
+    class Attention(nn.Module):
+        """As the second version of shifted windows has it: keys have no bias."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.qkv, self.out = nn.Linear(4, 6), nn.Linear(6, 12), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bias = self.qkv.bias.clone()
+            bias[4:8].zero_()
+            q, k, v = F.linear(self.a(x), self.qkv.weight, bias).chunk(3, -1)
+            result: torch.Tensor = self.out((q @ k.transpose(1, 2)).softmax(-1) @ v)
+            return result
+
+    net = randomize(Attention())
+    plan_masks = mask_indices(net, {"qkv.weight": [1, 5, 9], "qkv.bias": [1, 5, 9], "a.weight": [2]})
+    result = check_equal(net, torch.randn(2, 5, 4), plan_masks, [torch.randn(1, 7, 4)])
+    assert result.shape("qkv.weight") == (9, 6) and result.shape("qkv.bias") == (9,)
+    assert result.shape("out.weight") == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t[:, 1:3],
+        lambda t: t[1],
+        lambda t: t.permute(2, 0, 1)[::2],
+        lambda t: t[:, ::2, 1:].transpose(0, 2),
+        lambda t: t[1:2, :, None, 3],
+        lambda t: t[2, 3, 4],
+        lambda t: t,
+    ],
+)
+def test_a_block_is_where_the_view_is(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    for whole in (
+        torch.arange(60.0).reshape(3, 4, 5),
+        torch.arange(120.0).reshape(6, 4, 5)[1::2],
+        torch.arange(60.0).reshape(5, 4, 3).permute(2, 1, 0),
+    ):
+        part = view(whole)
+        block = Block.of(part, whole)
+        assert block is not None
+        assert torch.equal(block.take(whole.clone()), part)
+        changed = whole.clone()
+        view(changed).copy_(part + 100)
+        assert torch.equal(block.put(whole, part + 100), changed)
+
+
+def test_what_is_no_block() -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    for part in (whole.view(-1)[3:9], whole.as_strided((3,), (7,)), whole[:, :1].expand(4, 6), whole.view(torch.int32)):
+        assert Block.of(part, whole) is None

@@ -1,0 +1,92 @@
+"""Entries at an index that is data: which ones come out, nobody knows before.
+
+The axes that are indexed stay whole; the others pass entry for entry, so that channels can go.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from speedup import Movement, Node, Ref, Rule, SignatureError
+
+_INTEGERS = (torch.int64, torch.int32)
+
+
+class Lookup(Rule):
+    """x[:, index], x[rows, columns], x[mask]: index tensors side by side, and whole axes before and after them."""
+
+    indices = ("1",)
+
+    def signature(self, node: Node) -> str:
+        source = node.operands[0]
+        items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        if source is None or not all(map(_is_plain, items)):
+            raise SignatureError("an index tensor beside other parts than ':' and '...'")
+        chosen = [node.tensors[item.number] for item in items if isinstance(item, Ref)]
+        if [id(v) for v in chosen] != [id(v) for v in node.operands[1:]]:
+            raise SignatureError("tensors elsewhere than in the index")
+        masks = any(v.dtype == torch.bool for v in chosen)
+        if any(v.dtype not in _INTEGERS for v in chosen) and not (masks and len(chosen) == 1 and chosen[0].ndim):
+            raise SignatureError("an index that is neither integers nor one mask")
+        taken = [chosen[0].ndim] if masks else [1] * len(chosen)
+        rest = source.ndim - sum(taken) - sum(isinstance(item, slice) for item in items)
+        axes: list[str] = []  # of the source
+        out: list[str] = []
+        for position, item in enumerate(items):
+            if isinstance(item, Ref):
+                axes += [f"~v{len(axes) + n}" for n in range(taken.pop(0))]
+                if position == 0 or not isinstance(items[position - 1], Ref):
+                    out.append("n" if masks else "*")
+            else:
+                for _ in range(rest if item is Ellipsis else 1):
+                    out.append(f"a{len(axes)}")
+                    axes.append(out[-1])
+        if out.count("*") > 1:
+            raise SignatureError("index tensors that do not stand side by side")
+        for _ in range(source.ndim - len(axes)):
+            out.append(f"a{len(axes)}")
+            axes.append(out[-1])
+        return f"{' '.join(axes)}, {', '.join(['~' if masks else '*'] * len(chosen))} -> {' '.join(out)}"
+
+
+class LookupAlong(Rule):
+    """index_select: an index along one axis."""
+
+    call = "input, dim, index"
+    operands = ("input", "index")
+    indices = ("index",)
+
+    def signature(self, node: Node) -> str:
+        source, dim = node.operands[0], node.arg("dim")
+        if source is None or not isinstance(dim, int):
+            raise SignatureError("no axis of a tensor")
+        axes = [f"a{n}" for n in range(source.ndim)]
+        dim = dim % source.ndim
+        return (
+            f"{' '.join([*axes[:dim], '~v', *axes[dim + 1 :]])}, n -> {' '.join([*axes[:dim], 'n', *axes[dim + 1 :]])}"
+        )
+
+
+class IndexSelect(Movement):
+    """An index along one axis, which the model holds or which is data."""
+
+    call = "input, dim, index"
+    operands = ("input",)
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.lookup = LookupAlong(name=f"{self.name} of data")
+
+    def claim(self, node: Node) -> None:
+        self.lookup.claim(node) if is_data(node) else super().claim(node)
+
+
+def is_data(node: Node) -> bool:
+    """Whether an index is a tensor that the model does not hold."""
+    return any(v.tensor is None for v in node.tensors[1:])
+
+
+def _is_plain(item: object) -> bool:
+    return item is Ellipsis or isinstance(item, Ref) or (isinstance(item, slice) and item == slice(None))
