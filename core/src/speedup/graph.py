@@ -6,7 +6,7 @@ or shared modules the model has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import CodeType
@@ -20,6 +20,7 @@ from speedup.trees import replaced
 
 if TYPE_CHECKING:
     from speedup.axes import Layout, Shape
+    from speedup.expand import Expansion
     from speedup.rule import Rule
 
 
@@ -200,6 +201,7 @@ class Graph:
         outputs: the values that the model returns, then parameters and buffers that its forward writes to.
         reference: copies of the tensors that the model returned.
         from_input: the values that depend on the input; the others are made of parameters alone.
+        expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
     """
 
     nodes: list[Node]
@@ -209,6 +211,7 @@ class Graph:
     reference: list[torch.Tensor]
     from_input: frozenset[Value]
     branch: Branch | None = None
+    expanded: Mapping[str, Expansion] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[Value]:
