@@ -362,3 +362,14 @@ class Blocks(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.head(x.mean(1))
+
+
+class CutFlat(nn.Module):
+    """A position in an axis that holds channels and places at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x).flatten(1)[:, 23:]

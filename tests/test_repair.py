@@ -475,3 +475,10 @@ def test_the_report_names_what_was_repaired() -> None:
     assert "repair_nets.py:" in lines[1]
     assert plan.to_dict()["repaired"][0] == {"module": "blocks.0", "what": "num_heads: 4 -> 2", "where": ""}
     assert "repaired: num_heads: 4 -> 2 (in blocks.1)" in plan.explain("blocks.1")
+
+
+def test_a_position_that_is_right_for_shorter_inputs_only_is_not_repaired() -> None:
+    small, masked, plan = shrink(nets.CutFlat(), {"conv.weight": (0,)}, 2, 3, 12)
+    assert not plan.report.repaired and small.conv.weight.shape == (2, 3, 1)
+    for length in (6, 14, 20):
+        equal(small, masked, torch.randn(2, 3, length, dtype=torch.float64))

@@ -190,22 +190,38 @@ def test_resize_and_parts_make_an_attribute_follow() -> None:
     assert result.shape("0.weight") == (6, 4), "3 of one half and 2 of the other are 3 and 3"
 
 
-def test_without_resize_the_call_is_locked_and_right() -> None:
+def test_without_resize_the_entries_stand_in_another_order() -> None:
     result = between(Halves, Movement(name="stiff", modules=(Halves,)), 8, {"0.weight": (0, 5), "0.bias": (0, 5)})
+    assert result.shape("0.weight") == (6, 4) and result.model[1].half == 4  # type: ignore[index]
+
+
+class Last(nn.Module):
+    """Takes the last half, whose start it holds as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, self.start :]
+
+
+def test_without_resize_the_call_is_locked_and_right() -> None:
+    result = between(Last, Movement(name="stiff", modules=(Last,)), 4, {"0.weight": (0, 5), "0.bias": (0, 5)})
     assert result.shape("0.weight") == (8, 4)
     assert "stiff" in str(result.plan) or "cannot take fewer indices" in result.plan.explain("0")
 
 
 def test_a_wrong_resize_is_never_committed() -> None:
-    class Wrong(HalvesRule):
+    class Wrong(Movement):
         def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
-            return {"half": 1}
+            return {"start": 1}
 
     try:
-        result = between(Halves, Wrong(), 8, {"0.weight": (0, 5), "0.bias": (0, 5)})
+        result = between(Last, Wrong(name="wrong", modules=(Last,)), 4, {"0.weight": (0, 5), "0.bias": (0, 5)})
     except CheckError:
         return
-    assert result.shape("0.weight") == (8, 4) and result.model[1].half == 4  # type: ignore[index]
+    assert result.shape("0.weight") == (8, 4) and result.model[1].start == 4  # type: ignore[index]
 
 
 @pytest.mark.parametrize("function", ["resize", "parts", "moving"])

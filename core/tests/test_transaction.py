@@ -256,7 +256,7 @@ def test_a_wrong_fact_is_refused() -> None:
     "target",
     [
         "plan.trace", "plan.infer", "plan.keep_sets", "plan.build", "plan.check",
-        "fold.fold", "fold.demand", "build.cut", "plan.summarize",
+        "fold.fold", "fold.demand", "keep.cut", "plan.summarize",
         "commit.Transaction._move_into",
     ],
 )  # fmt: skip

@@ -113,8 +113,7 @@ AXES = (
         "return self.c(self.s(F.relu(self.a(x))))",
         {"a": (1, 6)},
         {"a": (6, 3), "c": (5, 6)},
-        "one of either group; c would read what is left in another order",
-        gap="what is left of an axis keeps its order",
+        "one of either group; c reads what is left in another order",
     ),
     Minimal(
         "product of two activations",

@@ -19,7 +19,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.pieces import contents, put_back, source_of
-from speedup.regular import cut, is_regular, kept_shape, ragged_axis
+from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
 from speedup.shell import shell_of
 
@@ -98,11 +98,11 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
     for value in graph.sources:
         keep = keeps.sets[value]
         whole = bool(keep.all()) or not value.uses
-        if whole and value not in folded and value not in keeps.facts.masked:
+        if whole and value not in keeps.orders and value not in folded and value not in keeps.facts.masked:
             continue
         assert value.tensor is not None
         tensor = folded.get(value, value.tensor.detach())
-        tensor = tensor.clone() if whole else cut(tensor, keep).contiguous()
+        tensor = tensor.clone() if whole and value not in keeps.orders else keeps.cut(value, tensor).contiguous()
         fresh[value] = _like(value.tensor, tensor)
         for name in value.names:
             parts.tensors[name] = fresh[value]
@@ -129,7 +129,10 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
                 out = keep.sets[node.layout.n_inputs]
                 named = node.layout.to_named(node.layout.n_inputs, out)
                 chosen = torch.from_numpy(fold.flat_output(node, named).copy())
-                gained.setdefault(node, {})[target] = tensor[chosen.to(tensor.device)]
+                new = tensor[chosen.to(tensor.device)]
+                for ranks in keeps.orders.get(node.outputs[0], {}).values():
+                    new = new[torch.from_numpy(ranks.flatten()).to(new.device)]
+                gained.setdefault(node, {})[target] = new
     return folded, gained
 
 

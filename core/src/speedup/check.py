@@ -21,6 +21,7 @@ from speedup.errors import CheckError, SpeedupError
 from speedup.facts import along
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Lock
+from speedup.order import same_orders
 from speedup.registry import Registry
 from speedup.regular import kept_shape
 from speedup.repair.stale import missing, same_number, stale_numbers
@@ -145,10 +146,15 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
             found.append(mismatch(old, new, True, partial(_lock_scope, old, graph, keeps, why)))
             continue
-        sets = [keeps.sets[v] for v in old.values if v is not None]
-        if old.rule is None or new.rule is None or old.module is not None or all(s.all() for s in sets):
+        sets, orders = [keeps.sets[v] for v in old.values if v is not None], keeps.orders_of(old)
+        if old.rule is None or new.rule is None or old.module is not None:
             continue
-        if not ask(old, "fits", sets, new):
+        if all(s.all() for s in sets) and not any(orders):
+            continue
+        found_orders = ask(
+            old, "arrange", sets, orders[: len(sets) - len(old.outputs)] + [{} for _ in old.outputs], new
+        )
+        if found_orders is None or not all(map(same_orders, found_orders, orders)):
             why = "the code of the call holds a position: it would take other entries"
             lock = _lock_for_missing(old, keeps) or partial(_lock_call, old, graph, keeps, None, why)
             found.append(mismatch(old, new, False, lock))

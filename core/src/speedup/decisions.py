@@ -16,7 +16,6 @@ from speedup.facts import nothing
 from speedup.fold import is_shifted
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
-from speedup.regular import cut
 from speedup.rounding import difference, largest_entry
 
 
@@ -47,7 +46,7 @@ class Decisions:
         node = self.graph.nodes[number]
         if node.op_name != op_name or len(node.outputs) != len(outputs) or len(node.tensors) != len(tensors):
             return list(outputs)
-        expected = [cut(self._results[v], self.keeps.sets[v]) for v in node.outputs]
+        expected = [self.keeps.cut(v, self._results[v]) for v in node.outputs]
         if not self._tipped(node, expected, outputs):
             return list(outputs)
         pairs = zip(node.tensors, tensors, strict=True)
@@ -87,11 +86,12 @@ def is_decision(node: Node) -> bool:
 
 def _differs(keeps: KeepSets, value: Value, wanted: torch.Tensor, got: torch.Tensor) -> str:
     """Where the kept entries that somebody needs differ; '' where they do not."""
-    keep, unused = keeps.sets[value], keeps.facts.unused(value)
-    small = cut(wanted, keep)
+    unused = keeps.facts.unused(value)
+    small = keeps.cut(value, wanted)
     if small.shape != got.shape:
         return f"its size is {tuple(got.shape)} instead of {tuple(small.shape)}"
-    idle = cut(torch.from_numpy(np.broadcast_to(unused | nothing(value.ndim), value.shape).copy()), keep).to(got.device)
+    idle = keeps.cut(value, torch.from_numpy(np.broadcast_to(unused | nothing(value.ndim), value.shape).copy()))
+    idle = idle.to(got.device)
     small, got = (torch.where(idle, torch.zeros_like(t), t) for t in (small, got))
     return difference([small], [got]) or ""
 

@@ -12,11 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from speedup.ask import ask
 from speedup.facts import Bools, Floats, any_of, everything, nothing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
+from speedup.order import Orders, in_order
+from speedup.regular import cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,11 @@ class Lock:
 
 
 class KeepSets:
-    """The keep set of every value, with the reasons."""
+    """The keep set of every value, with the reasons.
+
+    Attributes:
+        orders: of the values whose entries do not stand as they stood before, by axis.
+    """
 
     def __init__(self, graph: Graph, facts: Facts, drop: bool = False) -> None:
         self.graph = graph
@@ -49,6 +56,7 @@ class KeepSets:
         self.sets: dict[Value, Bools] = {}
         self.rigid: dict[Value, list[bool]] = {}
         self.events: dict[Value, list[Event]] = {}
+        self.orders: dict[Value, Orders] = {}
         self.patient = False
         self._count = 0
 
@@ -71,6 +79,14 @@ class KeepSets:
 
     def of(self, value: Value) -> Bools:
         return self.sets[value]
+
+    def orders_of(self, node: Node) -> list[Orders]:
+        """The orders of a node's operands and outputs, see ``speedup.order``."""
+        return [self.orders.get(v, {}) for v in node.values if v is not None]
+
+    def cut(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
+        """What is kept of a value's tensor, as it stands in the small model."""
+        return in_order(cut(tensor, self.sets[value]), self.orders.get(value, {}))
 
 
 class NodeKeep:

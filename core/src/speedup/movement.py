@@ -17,6 +17,7 @@ from torch import nn
 from speedup.errors import SignatureError
 from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, compact_axes, constant, nothing
 from speedup.graph import Node, Ref, Value
+from speedup.order import Orders, in_order, reordering
 from speedup.regular import cut, regularize
 from speedup.rule import Rule
 from speedup.shell import shell_of
@@ -336,22 +337,32 @@ class Movement(Rule):
         return regularize(keep.reshape(inner)).reshape(shape)
 
     def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
+        found = self.arrange(node, keep, [{}] * len(keep), call)
+        return found is not None and not any(found)
+
+    def arrange(
+        self, node: Node, keep: Sequence[Bools], orders: Sequence[Orders], call: Node | None = None
+    ) -> Sequence[Orders] | None:
         n = len(node.operands)
-        if all(k.all() for k in keep):
-            return True
+        if all(k.all() for k in keep) and not any(orders[:n]):
+            return orders
         changed = self.resize(node, keep) if call is None else {}
-        axes = {a for k in keep[:n] for a, s in enumerate(k.shape) if s > 1}
+        axes = {a for k in keep[:n] for a, s in enumerate(k.shape) if s > 1} | {a for o in orders[:n] for a in o}
+        wanted: list[list[torch.Tensor]] = [[] for _ in node.outputs]
+        got: list[list[torch.Tensor]] = [[] for _ in node.outputs]
         for axis in sorted(axes | {0}):
             tensors, _ = self._encoded(node, axis)
-            wanted = [cut(t, k) for t, k in zip(self._run(node, _writable(node, tensors)), keep[n:], strict=True)]
+            whole = [cut(t, k) for t, k in zip(self._run(node, _writable(node, tensors)), keep[n:], strict=True)]
             try:
-                small = [cut(t, k).clone() for t, k in zip(tensors, keep[:n], strict=True)]
-                got = self._run(node, small, call, **changed)
+                small = [in_order(cut(t, k).clone(), o) for t, k, o in zip(tensors, keep, orders, strict=False)]
+                made = self._run(node, small, call, **changed)
             except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
-                return False
-            if not all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)):
-                return False
-        return True
+                return None
+            for k, (a, b) in enumerate(zip(whole, made, strict=True)):
+                wanted[k].append(a)
+                got[k].append(b)
+        outputs = [reordering(a, b) for a, b in zip(wanted, got, strict=True)]
+        return None if any(o is None for o in outputs) else [*orders[:n], *(o for o in outputs if o is not None)]
 
     def replace(self, node: Node, keep: Kept) -> nn.Module:
         module = shell_of(keep.module)

@@ -17,6 +17,7 @@ from speedup.graph import Node
 from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
 from speedup.movement import Movement
+from speedup.order import Orders
 
 
 class TiedMovement(Movement):
@@ -124,5 +125,7 @@ class InPlaceChange(TiedMovement):
             node.op = change
             self.claim(node)
 
-    def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
-        return True
+    def arrange(
+        self, node: Node, keep: Sequence[Bools], orders: Sequence[Orders], call: Node | None = None
+    ) -> Sequence[Orders] | None:
+        return None if any(orders) else orders

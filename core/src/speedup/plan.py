@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from speedup.ask import ask
 from speedup.build import Parts, build
 from speedup.check import Mismatch, check
 from speedup.commit import Transaction
@@ -30,6 +29,7 @@ from speedup.infer import Facts, infer
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets, Lock, keep_sets
 from speedup.masks import fully_masked, load_masks, normalize_masks
+from speedup.order import arrange
 from speedup.registry import Registry, default_registry
 from speedup.repair.mend import mend
 from speedup.repair.options import Job
@@ -218,7 +218,7 @@ def _settle(
     locks: list[Lock] = []
     for _ in range(_ROUNDS):
         keeps = keep_sets(graph, facts, locks, drop)
-        more = _unfit(graph, keeps)
+        more = arrange(graph, keeps)
         if not more:
             parts = build(graph, keeps, model)
 
@@ -307,18 +307,6 @@ def _steady(
         return False
     finally:
         transaction.undo()
-
-
-def _unfit(graph: Graph, keeps: KeepSets) -> list[Lock]:
-    """Locks for the calls that cannot be made on what is kept."""
-    locks = []
-    for node in graph.nodes:
-        sets = [keeps.sets[v] for v in node.values if v is not None]
-        if node.rule is not None and not all(s.all() for s in sets) and not ask(node, "fits", sets):
-            why = f"{node.op_name} cannot take fewer indices here ({node.where})"
-            fresh = [v for v in node.values if v is not None and not keeps.sets[v].all()]
-            locks += [Lock(v.number, None, why) for v in fresh]
-    return locks
 
 
 class ModelSpeedup:

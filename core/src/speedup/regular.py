@@ -63,7 +63,7 @@ def is_regular(keep: Bools, allowed: Collection[int] | None = None) -> bool:
 
 
 def regularize(keep: Bools, allowed: Collection[int] | None = None) -> Bools:
-    """The set grown to the nearest regular one: fibres that keep fewer are filled up.
+    """The set grown to the nearest regular one: fibres that keep fewer are filled up, along the axis that takes least.
 
     Args:
         allowed: the axes that may be ragged, all by default; with none the result is a box.
@@ -73,7 +73,12 @@ def regularize(keep: Bools, allowed: Collection[int] | None = None) -> Bools:
     axes = [a for a in varied(keep) if allowed is None or a in allowed]
     if not axes:
         return hull(keep)
-    axis = next((a for a in reversed(axes) if is_box(any_of(keep, a))), axes[-1])
+    able = [a for a in reversed(axes) if is_box(any_of(keep, a))]
+    return min((_filled(keep, a) for a in able or axes[-1:]), key=lambda grown: int(grown.sum()))
+
+
+def _filled(keep: Bools, axis: int) -> Bools:
+    """The set with every fibre along an axis filled up to the longest one."""
     fibres = hull(any_of(keep, axis))
     target = int(keep.sum(axis=axis).max())
     elsewhere = any_of(keep, tuple(a for a in range(keep.ndim) if a != axis))

@@ -36,6 +36,7 @@ from speedup.axes import Layout, parse
 from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.facts import Bools, Fact, Floats
 from speedup.graph import Node, Ref, Value
+from speedup.order import Orders, along_names
 from speedup.shell import shell_of
 
 if TYPE_CHECKING:
@@ -245,6 +246,26 @@ class Rule:
             call: the call as the small model really makes it, once that is known.
         """
         return True
+
+    def arrange(
+        self, node: Node, keep: Sequence[Bools], orders: Sequence[Orders], call: Node | None = None
+    ) -> Sequence[Orders] | None:
+        """The order in which what is left of the operands and outputs stands; None where the call cannot be made.
+
+        A rule whose ``replace`` looks at positions cannot say what becomes of another order: override this method to
+        allow it (``speedup.order.along_names``).
+
+        Args:
+            keep: what is kept of the operands, then of the outputs.
+            orders: by axis, where what is left of an operand does not stand as it stood before; nothing of outputs.
+            call: the call as the small model really makes it, once that is known.
+        """
+        if not self.fits(node, keep, call):
+            return None
+        if not any(orders):
+            return orders
+        plain = node.module is None or type(self).replace is Rule.replace
+        return along_names(node, keep, orders) if plain else None
 
     def folds(self, node: Node) -> bool:
         """Whether the call is a contraction, whose weights can take up removed constants."""

@@ -192,12 +192,14 @@ SHUFFLES = {
 @pytest.mark.parametrize("name", SHUFFLES)
 @pytest.mark.parametrize(
     ("drop", "expected"),
-    [([0, 3, 4, 7], 4), ([1, 5], 6), ([0, 3, 5, 6], 8), ([0, 3, 5], 8), ([0, 1, 2, 3], 8)],
+    [([0, 3, 4, 7], 4), ([1, 5], 6), ([0, 3, 4, 6], 4), ([0, 3, 5], 6), ([0, 1, 2, 3], 4)],
     ids=["the same positions", "one each", "other positions", "uneven", "a whole group"],
 )
-def test_shuffled_groups_lose_the_positions_that_all_of_them_lose(name: str, drop: list[int], expected: int) -> None:
+def test_shuffled_groups_lose_equal_counts_at_any_positions(name: str, drop: list[int], expected: int) -> None:
     net = Net(SHUFFLES[name], shuffle=nn.ChannelShuffle(2))
     result = checked(net, drop)
+    if name.startswith("view") and drop == [0, 1, 2, 3]:
+        expected = 8  # its view wants two groups
     assert kept(result) == (expected, expected)
 
 
@@ -208,7 +210,6 @@ LITERAL = {
     "reshape(B, 8, -1)": lambda a: a.reshape(a.shape[0], 8, -1).view(a.shape[0], 8, *a.shape[2:]),
     "expand(B, 8, H, W)": lambda a: a.mean(2, keepdim=True).expand(a.shape[0], 8, *a.shape[2:]),
     "unflatten(1, (2, 4))": lambda a: a.unflatten(1, (2, 4)).flatten(1, 2),
-    "unflatten(1, (-1, 2))": lambda a: a.unflatten(1, (-1, 2)).flatten(1, 2),
     "split(4)": lambda a: torch.cat(a.split(4, 1)[::-1], 1),
     "split([3, 5])": lambda a: torch.cat(a.split([3, 5], 1)[::-1], 1),
     "torch.split(dim=)": lambda a: torch.cat(torch.split(a, 4, dim=1)[::-1], 1),
@@ -223,7 +224,6 @@ LITERAL = {
     "an index that the model holds": lambda s, a: a[:, s.order],
     "index_select": lambda s, a: a.index_select(1, s.order),
     "a mask that the model holds": lambda s, a: a[:, s.mask],
-    "roll of channels": lambda a: a.roll(3, 1),
     "an index computed from the input": lambda a: a[:, a.mean((0, 2, 3)).argsort()],
     "gather": lambda a: a.gather(1, a.argsort(1)),
     "take_along_dim": lambda a: torch.take_along_dim(a, a.argsort(1), 1),

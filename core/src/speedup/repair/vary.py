@@ -16,15 +16,18 @@ _BATCH = "more samples"
 
 
 def varied(inputs: Inputs) -> list[dict[str, Inputs]]:
-    """Inputs of other sizes by name, made of entries of the given ones: alternatives, of which the first that works is
-    enough. Half an image comes first, as it is the cheapest.
+    """Inputs of other sizes by name, made of entries of the given ones: of each group the first that works is enough.
+
+    A position that the code holds may be right for all that is smaller, or larger: both are tried. Of an image one side
+    is doubled first, which is cheaper.
     """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
     found = []
     if tensors and len({t.shape[0] for t in tensors}) == 1:
         found.append({_BATCH: _doubled(inputs, (0,))})
     for axes in _choices(tensors):
-        found.append({f"smaller {axes}": _halved(inputs, axes), f"larger {axes}": _doubled(inputs, axes)})
+        found.append({f"smaller {axes}": _halved(inputs, axes)})
+        found.append({f"larger {some}": _doubled(inputs, some) for some in dict.fromkeys((axes[-1:], axes))})
     return found
 
 

@@ -1,0 +1,193 @@
+"""The order in which what is left of an axis stands in the small model.
+
+As a rule it is the order in which it stood before. A shuffle of channels of which each group keeps other positions
+(ShuffleNet) puts what is left in another order. Then the order is noted, call by call in the direction of the data:
+entry-wise calls hand it on, weights are cut in the same order, and a contraction ends it. A call that cannot be made
+in that order is locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from speedup.ask import ask
+from speedup.facts import Bools, any_of
+from speedup.graph import Graph, Node, Value
+from speedup.regular import varied
+
+if TYPE_CHECKING:
+    from speedup.keep import KeepSets, Lock
+
+# By axis: for each place in the small tensor, which of the kept indices stands there, counted from 0. An array that
+# broadcasts to the small tensor: the order may differ along another axis, from group to group.
+Ranks = np.ndarray[Any, np.dtype[np.int64]]
+Orders = Mapping[int, Ranks]
+
+
+def in_order(tensor: torch.Tensor, orders: Orders) -> torch.Tensor:
+    """What was cut out of a tensor, in the order in which it stands in the small model."""
+    for axis, ranks in orders.items():
+        index = torch.from_numpy(ranks).to(tensor.device)
+        if ranks.size == ranks.shape[axis]:
+            tensor = tensor.index_select(axis, index.flatten())
+        else:
+            tensor = tensor.gather(axis, index.expand_as(tensor))
+    return tensor
+
+
+def same_orders(a: Orders, b: Orders) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[axis], b[axis]) for axis in a)
+
+
+def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
+    """Note the orders of all values in ``keeps.orders``; locks for the calls that cannot be made on what is kept."""
+    from speedup.keep import Lock
+
+    keeps.orders = {}
+    settled: dict[Value, Orders] = {}
+    locks = []
+    for node in graph.nodes:
+        values = [v for v in node.values if v is not None]
+        given = keeps.orders_of(node)
+        sets = [keeps.sets[v] for v in values]
+        found: Sequence[Orders] | None
+        if node.rule is None or any(v in keeps.orders for v in node.others):
+            values = [v for v in node.tensors if v in keeps.orders]
+            found = None if values else []
+        elif all(s.all() for s in sets) and not any(given):
+            found = given
+        else:
+            found = ask(node, "arrange", sets, given)
+        if found is not None:
+            # A weight that several calls read stands in one order.
+            pairs = [(v, o) for v, o in zip(values, found, strict=False) if v.is_source]
+            if all(same_orders(settled.setdefault(v, o), o) for v, o in pairs):
+                keeps.orders |= {v: o for v, o in zip(values, found, strict=False) if o}
+                continue
+        why = f"{node.op_name} cannot take fewer indices here ({node.where})"
+        locks += [Lock(v.number, None, why) for v in values if not keeps.sets[v].all() or v in keeps.orders]
+    return locks
+
+
+def along_names(node: Node, keep: Sequence[Bools], orders: Sequence[Orders]) -> list[Orders] | None:
+    """Orders of the operands and outputs of a call that has an axes signature: one for each name; None for no way."""
+    layout = node.layout
+    present = [k for k in range(len(layout.operands)) if layout.present(k)]
+    known: dict[str, Ranks] = {}  # in named space
+    for k, own in zip(present, orders, strict=True):
+        for axis, ranks in own.items():
+            name, named = _only_name(node, k, axis), _to_names(node, k, ranks)
+            if name is None or name in layout.mixed or named is None:
+                return None
+            if not np.array_equal(known.setdefault(name, named), named):
+                return None
+    found: list[Orders] = []
+    for k, own, mask in zip(present, orders, keep, strict=True):
+        value = node.values[k]
+        assert value is not None
+        wanted: dict[int, Ranks] = {}
+        for axis, dim in enumerate(layout.operands[k] or ()):
+            if not known.keys() & {n for n in dim if layout.sizes[n] > 1}:
+                continue
+            name = _only_name(node, k, axis)
+            stands = axis in own or k >= layout.n_inputs or value.is_source
+            new = _from_names(node, k, known[name]) if name is not None else None
+            if new is None or not stands or not (_is_line(mask, axis) or new.size > new.shape[axis]):
+                return None
+            wanted[axis] = new
+        found.append(wanted)
+    return found
+
+
+def _to_names(node: Node, k: int, ranks: Ranks) -> Ranks | None:
+    """An array over the axes of an operand as one over the names of the call, where each axis is one name."""
+    layout = node.layout
+    names = [_only_name(node, k, a) if size > 1 else "" for a, size in enumerate(ranks.shape)]
+    if None in names:
+        return None
+    shape = dict(zip(names, ranks.shape, strict=True))
+    order = [names.index(n) for n in layout.names if n in names]
+    rest = [a for a in range(ranks.ndim) if a not in order]
+    return ranks.transpose([*order, *rest]).reshape([shape.get(n, 1) for n in layout.names])
+
+
+def _from_names(node: Node, k: int, named: Ranks) -> Ranks | None:
+    """The way back; None where the operand lacks one of the names."""
+    layout = node.layout
+    varies = [n for n, size in zip(layout.names, named.shape, strict=True) if size > 1]
+    axes = {_only_name(node, k, a): a for a in range(len(layout.operands[k] or ()))}
+    if any(n not in axes for n in varies):
+        return None
+    at = [axes[n] for n in varies]
+    order = sorted(range(len(varies)), key=lambda i: at[i])
+    squeezed = named.reshape([s for s in named.shape if s > 1]).transpose(order)
+    sizes = {at[i]: named.shape[layout.names.index(varies[i])] for i in range(len(varies))}
+    return squeezed.reshape([sizes.get(a, 1) for a in range(len(layout.operands[k] or ()))])
+
+
+def _only_name(node: Node, k: int, axis: int) -> str | None:
+    """The name behind an axis, where there is one only."""
+    names = [n for n in (node.layout.operands[k] or ())[axis] if node.layout.sizes[n] > 1]
+    return names[0] if len(names) == 1 else None
+
+
+def _is_line(keep: Bools, axis: int) -> bool:
+    """Whether the same indices of an axis are kept everywhere."""
+    if keep.shape[axis] == 1 or varied(keep) == [axis]:
+        return True
+    line = any_of(keep, tuple(a for a in range(keep.ndim) if a != axis))
+    rest = any_of(keep, axis)
+    return bool((keep == (line & rest)).all())
+
+
+def reordering(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> Orders | None:
+    """The axis and order in which all of some tensors stand otherwise; None where that is not all that differs.
+
+    Args:
+        wanted, got: tensors of one shape, in which the same entries may stand at other places.
+    """
+    if all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True)):
+        return {}
+    if any(a.shape != b.shape for a, b in zip(wanted, got, strict=True)):
+        return None
+    ndim = wanted[0].ndim
+    for axis in range(ndim):
+        ranks = _ranks(wanted, got, axis)
+        if ranks is not None:
+            return {axis: _along(ranks, axis, ndim)}
+    for axis in range(ndim):
+        for other in range(ndim):
+            if other == axis or wanted[0].shape[other] == 1:
+                continue
+            groups = [
+                _ranks([t.narrow(other, i, 1) for t in wanted], [t.narrow(other, i, 1) for t in got], axis)
+                for i in range(wanted[0].shape[other])
+            ]
+            found = [_along(g, axis, ndim) for g in groups if g is not None]
+            if len(found) == len(groups):
+                return {axis: np.concatenate(found, axis=other)}
+    return None
+
+
+def _ranks(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], axis: int) -> Ranks | None:
+    """What stands where along an axis, if that is all that differs."""
+    places: dict[bytes, list[int]] = {}
+    for place, row in enumerate(_rows(wanted, axis)):
+        places.setdefault(row, []).append(place)
+    ranks = [places[row].pop(0) if places.get(row) else -1 for row in _rows(got, axis)]
+    return None if -1 in ranks else np.array(ranks)
+
+
+def _rows(tensors: Sequence[torch.Tensor], axis: int) -> list[bytes]:
+    """What stands at every index of an axis."""
+    size = tensors[0].shape[axis]
+    flat = [t.movedim(axis, 0).reshape(size, -1).numpy() for t in tensors]
+    return [b"".join(f[i].tobytes() for f in flat) for i in range(size)]
+
+
+def _along(line: Ranks, axis: int, ndim: int) -> Ranks:
+    return line.reshape([-1 if a == axis else 1 for a in range(ndim)])
