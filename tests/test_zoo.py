@@ -96,6 +96,61 @@ def test_resnet18_with_masks_aligned_over_its_residual_streams_is_as_small_as_ca
     assert round(result.kept * sum(p.numel() for p in full.parameters())) == half
 
 
+def every_second(model: nn.Module) -> Masks:
+    """Every second index of everything but BatchNorms, whose shifts have to be folded."""
+    masks: Masks = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        for parameter, tensor in module.named_parameters(recurse=False):
+            if "relative" in parameter or parameter == "logit_scale":
+                continue
+            linear = isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
+            axis = 0 if linear else max(range(tensor.ndim), key=lambda a: tensor.shape[a])
+            line = torch.arange(tensor.shape[axis]) % 2 == 0
+            shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
+            masks.setdefault(name, {})[parameter] = line.reshape(shape).expand_as(tensor)
+    return masks
+
+
+def swin(block: Any) -> nn.Module:
+    from torchvision.models.swin_transformer import (
+        PatchMerging,
+        PatchMergingV2,
+        SwinTransformer,
+        SwinTransformerBlockV2,
+    )
+
+    merging = PatchMergingV2 if block is SwinTransformerBlockV2 else PatchMerging
+    options: dict[str, Any] = {"num_classes": 4, "block": block, "downsample_layer": merging}
+    return SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], **options)
+
+
+SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], float]] = {
+    "swin": (lambda: swin(VISION.swin_transformer.SwinTransformerBlock), (32, 48), 0.3),
+    "swin v2": (lambda: swin(VISION.swin_transformer.SwinTransformerBlockV2), (32, 48), 0.32),
+    "vit": (lambda: VISION.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=4), (32, 32), 0.35),
+    "maxvit": (
+        lambda: VISION.MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 8, 0.0, num_classes=4),
+        (64, 64),
+        0.4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_transformers_for_images(name: str) -> None:
+    build, other, share = SMALL[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = randomize(build().eval().double())
+    size = other[0]
+    inputs = [torch.randn(2, 3, size, size), torch.randn(1, 3, *other)]
+    result = check_equal(model, inputs[0], every_second(model), inputs[1:])
+    assert result.kept <= share, f"{name} keeps {result.kept:.3f}\n{result.plan.explain()}"
+    check_equal(model, inputs[0], filter_masks(model, seed=1), inputs[1:])
+
+
 def test_two_networks_in_one_do_not_disturb_each_other() -> None:
     class Ensemble(nn.Module):
         def __init__(self) -> None:
