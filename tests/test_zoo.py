@@ -127,13 +127,13 @@ def swin(block: Any) -> nn.Module:
 
 
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], float]] = {
-    "swin": (lambda: swin(VISION.swin_transformer.SwinTransformerBlock), (32, 48), 0.3),
-    "swin v2": (lambda: swin(VISION.swin_transformer.SwinTransformerBlockV2), (32, 48), 0.32),
-    "vit": (lambda: VISION.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=4), (32, 32), 0.35),
+    "swin": (lambda: swin(VISION.swin_transformer.SwinTransformerBlock), (32, 48), 0.28),
+    "swin v2": (lambda: swin(VISION.swin_transformer.SwinTransformerBlockV2), (32, 48), 0.27),
+    "vit": (lambda: VISION.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=4), (32, 32), 0.34),
     "maxvit": (
         lambda: VISION.MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 8, 0.0, num_classes=4),
         (64, 64),
-        0.4,
+        0.28,
     ),
 }
 
