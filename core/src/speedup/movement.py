@@ -358,6 +358,8 @@ class Movement(Rule):
                 made = self._run(node, small, call, **changed)
             except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
                 return None
+            if len(made) != len(whole):
+                return None
             for k, (a, b) in enumerate(zip(whole, made, strict=True)):
                 wanted[k].append(a)
                 got[k].append(b)
