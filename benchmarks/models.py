@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 # Inputs (batch, channels, height, width) of builders that do not take small images.
 _SIZES = {"vit": 224, "maxvit": 224, "inception_v3": 96, "swin": 64, "alexnet": 64, "googlenet": 64}
-_VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 64)}
+_VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 224)}
 
 
 def torchvision_names() -> list[str]:

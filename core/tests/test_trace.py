@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -652,3 +652,38 @@ def test_after_an_error_the_recorder_is_gone() -> None:
     assert nn.Module.__call__ is before
     assert torch.overrides._get_current_function_mode_stack() == []
     assert model.one(torch.randn(2, 4)).shape == (2, 8)
+
+
+class Fields(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+class Pair(Fields):
+    """Refuses anything but tensors of one size, as a packed sequence does."""
+
+    def __new__(cls, left: torch.Tensor, right: torch.Tensor) -> Pair:
+        assert left.shape == right.shape
+        return super().__new__(cls, left, right)
+
+
+def test_named_tuples_with_a_constructor_go_in_and_come_out() -> None:
+    class Swap(nn.Module):
+        def forward(self, pair: Pair) -> Pair:
+            return Pair(pair.right * 2, pair.left - 1)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.swap, self.b = nn.Linear(4, 6), Swap(), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            pair = self.swap(Pair(y, y + 1))
+            return self.b(pair.left + pair.right)
+
+    swap = speedup.Rule(name="swap", modules=(Swap,), operands=("left", "right"), axes="* c, * c -> * c, * c")
+    registry = speedup.Registry.from_rules(*speedup.default_registry().rules, swap)
+    model = randomize(Model())
+    result = check_equal(model, torch.randn(3, 4), mask_indices(model, {"a.weight": [1, 2]}), registry=registry)
+    assert result.shape("b.weight") == (2, 4)

@@ -18,6 +18,7 @@ from speedup.errors import (
     SpeedupError,
     TraceError,
 )
+from speedup.expand import Call, Expanded, Expansion
 from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
 from speedup.graph import Node, Ref, Value
 from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
@@ -38,8 +39,11 @@ __all__ = [
     "CONTRACT_VERSION",
     "Affine",
     "Bools",
+    "Call",
     "CheckError",
     "Constant",
+    "Expanded",
+    "Expansion",
     "Fact",
     "Floats",
     "InputError",

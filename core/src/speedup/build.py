@@ -13,10 +13,12 @@ from torch import nn
 from speedup import fold
 from speedup.ask import ask
 from speedup.errors import RuleError
+from speedup.expand import Call, settle
 from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
+from speedup.pieces import contents, put_back, source_of
 from speedup.regular import cut, is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
 from speedup.shell import shell_of
@@ -106,6 +108,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
             parts.tensors[name] = fresh[value]
     _replace_modules(graph, keeps, model, fresh, gained, parts)
     _replace_owners(model, parts)
+    _settle_expanded(graph, keeps, model, parts)
     return parts
 
 
@@ -117,8 +120,11 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
             continue
         keep = NodeKeep(keeps, node)
         for target, tensor in fold.fold(node.rule, node, keep).items():
-            if isinstance(target, Value):
+            if isinstance(target, Value) and target.is_source:
                 folded[target] = tensor
+            elif isinstance(target, Value):
+                whole = source_of(target)
+                folded[whole] = put_back(target, tensor, folded.get(whole, contents(whole)))
             else:
                 out = keep.sets[node.layout.n_inputs]
                 named = node.layout.to_named(node.layout.n_inputs, out)
@@ -181,6 +187,17 @@ def _replace_owners(model: nn.Module, parts: Parts) -> None:
                 setattr(shell, attribute, tensor)
         elif shell._buffers.get(attribute) is owner._buffers.get(attribute):
             shell._buffers[attribute] = tensor
+
+
+def _settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts) -> None:
+    """Modules that ran in parts get their sizes, where anything inside became smaller."""
+    for path, rule in graph.expanded.items():
+        inside = [n for n in graph.nodes if n.scope == path or n.scope.startswith(path + "." if path else "")]
+        calls = [Call(n, tuple(None if v is None else planned_shape(keeps, v) for v in n.values)) for n in inside]
+        if not all(c.whole for c in calls):
+            if path not in parts.modules:
+                parts.modules[path] = shell_of(model.get_submodule(path))
+            settle(rule, path, parts.modules[path], calls)
 
 
 def planned_shape(keeps: KeepSets, value: Value) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Lock
 from speedup.registry import Registry
 from speedup.regular import kept_shape
-from speedup.repair.stale import same_number, stale_numbers
+from speedup.repair.stale import missing, same_number, stale_numbers
 from speedup.rounding import difference
 from speedup.trace.run import trace
 
@@ -150,10 +150,21 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
             continue
         if not ask(old, "fits", sets, new):
             why = "the code of the call holds a position: it would take other entries"
-            found.append(mismatch(old, new, False, partial(_lock_call, old, graph, keeps, None, why)))
+            lock = _lock_for_missing(old, keeps) or partial(_lock_call, old, graph, keeps, None, why)
+            found.append(mismatch(old, new, False, lock))
     if not found:
         return None
     return replace(found[0], locks=lambda: [lock for each in found for lock in each.locks()])
+
+
+def _lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] | None:
+    """A lock of one operand that makes an argument needless which the smaller call would have to be given."""
+    wanted = missing(node, keeps)
+    for value in dict.fromkeys(v for v in node.operands if wanted and v is not None):
+        if not missing(node, keeps, whole=value):
+            why = f"the code of the call leaves {', '.join(wanted)} to be made of a size ({node.where})"
+            return partial(list, [Lock(value.number, None, why)])
+    return None
 
 
 def _changed_numbers(old: Node, new: Node) -> list[tuple[float, float]]:

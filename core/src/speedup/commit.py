@@ -13,6 +13,7 @@ from torch import nn
 
 from speedup.build import Parts
 from speedup.errors import SpeedupError
+from speedup.expand import Expanded
 from speedup.trace.sandbox import Attributes
 
 
@@ -54,7 +55,8 @@ class Transaction:
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:
         self._saved.append(Attributes(old))
         if type(made) is not type(old):
-            self.substitutes[id(old)] = type(old)
+            if not isinstance(made, Expanded):
+                self.substitutes[id(old)] = type(old)
             old.__class__ = type(made)
         for name, value in made.__dict__.items():
             current = old.__dict__.get(name)

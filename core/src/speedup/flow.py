@@ -263,11 +263,13 @@ def response(node: Node, k: int, weight: int, values: Floats, contents: torch.Te
     """
     layout = node.layout
     source = node.values[weight]
-    assert source is not None and source.tensor is not None
+    assert source is not None
     names = [n for dim in layout.operands[weight] or () for n in dim]
     if not values.any():
         return np.zeros((1,) * len(layout.names))
-    contents = source.tensor.detach() if contents is None else contents
+    if contents is None:
+        assert source.tensor is not None
+        contents = source.tensor.detach()
     tensor = contents.reshape([layout.sizes[n] for n in names])
     # Column selection along one contracted name keeps the work at what is constant.
     for name in layout.contracted & set(names):

@@ -24,6 +24,7 @@ import torch
 from speedup.facts import Bools, Floats, Indices, any_of, any_product
 from speedup.flow import response
 from speedup.graph import Node, Value
+from speedup.pieces import contents, is_own
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep
@@ -68,7 +69,7 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     found = []
     weights_only = not any(facts.from_input(k) for k in factors)
     for k in factors:
-        if facts.is_weight(k) and not weights_only:
+        if (facts.is_weight(k) or is_own(node, k)) and not weights_only:
             continue
         combined = None if weights_only else facts.affine(k)
         if combined is not None:
@@ -83,7 +84,7 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
         used = named & _read(node, keep, k, others, weights_only)
         if not used.any():
             continue
-        weight = others[0] if others and _is_own(node, others[0]) and not weights_only else None
+        weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
         scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
         numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
         known, offset = (layout.to_named(k, np.broadcast_to(a, a.shape)) for a in numbers)
@@ -117,12 +118,6 @@ def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: b
     return read
 
 
-def _is_own(node: Node, k: int) -> bool:
-    """Whether operand ``k`` is a weight that this call alone reads."""
-    value = node.values[k]
-    return value is not None and value.is_source and len(value.uses) == 1
-
-
 def takes_bias(rule: Rule, node: Node) -> bool:
     """Whether constants can go into the bias of this call, or of a norm that follows."""
     if rule.bias is None or rule.bias not in node.operand_names or not rule.uniform(node):
@@ -131,8 +126,8 @@ def takes_bias(rule: Rule, node: Node) -> bool:
     if node.values[k] is not None:
         # The share of what goes varies along the names that the weight brings to the output: so must the bias.
         layout = node.layout
-        own = {n for j in range(layout.n_inputs) if j != k and _is_own(node, j) for n in layout.names_of(j)}
-        return _is_own(node, k) and own & layout.names_of(layout.n_inputs) == layout.names_of(k)
+        own = {n for j in range(layout.n_inputs) if j != k and is_own(node, j) for n in layout.names_of(j)}
+        return is_own(node, k) and own & layout.names_of(layout.n_inputs) == layout.names_of(k)
     return _absorber(node) is not None or (node.module is not None and _called_once(node))
 
 
@@ -161,7 +156,7 @@ def _absorber(node: Node) -> Value | None:
         return None
     k = reader.operands.index(mean)
     here, there = node.layout, reader.layout
-    own = {n for j in range(here.n_inputs) if _is_own(node, j) for n in here.names_of(j)} - here.mixed
+    own = {n for j in range(here.n_inputs) if is_own(node, j) for n in here.names_of(j)} - here.mixed
     axis = [a for a, dim in enumerate(here.operands[here.n_inputs] or ()) if own & set(dim)]
     its = [a for a, dim in enumerate(there.operands[0] or ()) if there.names_of(k) & set(dim)]
     return mean if len(axis) == 1 and axis == its and mean.shape == (output.shape[axis[0]],) else None
@@ -279,25 +274,27 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
     """The new contents of weights and biases that take up what goes, before cutting.
 
     Returns:
-        full-size tensors by value; under the key ``rule.bias`` a bias that the module did not have.
+        full-size tensors by value, a parameter or a piece of one; under the key ``rule.bias`` a bias that the module
+        did not have.
     """
     new: dict[Value | str, torch.Tensor] = {}
     bias = takes_bias(rule, node)
     for gone in removed(node, keep):
         assert gone.weight is not None and gone.foldable
         weight = node.values[gone.weight]
-        assert weight is not None and weight.tensor is not None
+        assert weight is not None
+        tensor = contents(weight)
         constants = np.where(gone.mask, gone.offset, 0.0)
-        shift = response(node, gone.k, gone.weight, constants) if bias else None
+        shift = response(node, gone.k, gone.weight, constants, tensor) if bias else None
         if gone.terms or not bias:
             rows = _Rows(node, gone, keep, bias)
-            new[weight] = moved = _onto_carriers(node, gone, rows, weight.tensor.detach())
+            new[weight] = moved = _onto_carriers(node, gone, rows, tensor)
             if shift is not None:
                 # The constant part of the carriers came along.
                 carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
-                shift = shift - response(node, gone.k, gone.weight, carried, moved.to(torch.float64) - weight.tensor)
+                shift = shift - response(node, gone.k, gone.weight, carried, moved.to(torch.float64) - tensor)
         if shift is not None:
-            _into_bias(rule, node, shift, weight.tensor, new)
+            _into_bias(rule, node, shift, tensor, new)
     return new
 
 
@@ -311,15 +308,14 @@ def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor, new: d
     if bias is None:
         new[rule.bias] = flat.to(like)
         return
-    assert bias.tensor is not None
-    old = bias.tensor.detach()
+    old = contents(bias)
     new[bias] = (old.to(torch.float64) + sign * flat.to(old.device).reshape(old.shape)).to(old.dtype)
 
 
 def flat_output(node: Node, shift: Floats) -> Floats:
     """A shift over the output's weight-born names, as the flat vector that a bias is."""
     layout = node.layout
-    weight_names = {n for k in range(layout.n_inputs) for n in layout.names_of(k) if _is_own(node, k)}
+    weight_names = {n for k in range(layout.n_inputs) for n in layout.names_of(k) if is_own(node, k)}
     out = layout.operands[layout.n_inputs] or ()
     names = [n for dim in out for n in dim if n in weight_names]
     axes = [layout.names.index(n) for n in names]

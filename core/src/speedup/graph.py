@@ -6,7 +6,7 @@ or shared modules the model has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import CodeType
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from speedup.shell import shell_of
+from speedup.trees import replaced
 
 if TYPE_CHECKING:
     from speedup.axes import Layout, Shape
+    from speedup.expand import Expansion
     from speedup.rule import Rule
 
 
@@ -160,8 +161,8 @@ class Node:
         Keyword arguments replace arguments of these names in the rule's ``call``, or attributes of the module.
         """
 
-        def real(leaf: Any) -> Any:
-            return tensors[leaf.number] if isinstance(leaf, Ref) else leaf
+        def real(leaf: Ref) -> torch.Tensor:
+            return tensors[leaf.number]
 
         args, kwargs, module = self.args, self.kwargs, self.module
         if changed and module is not None:
@@ -171,7 +172,7 @@ class Node:
         elif changed:
             assert self.rule is not None
             args, kwargs = self.rule.rebind(self, changed)
-        args, kwargs = pytree.tree_map_only(Ref, real, (args, kwargs))
+        args, kwargs = replaced(Ref, real, (args, kwargs))
         if module is not None:
             held = {name: tensors[number] for name, number in self.attributes.items()}
             return torch.func.functional_call(module, held, args, kwargs)
@@ -200,6 +201,7 @@ class Graph:
         outputs: the values that the model returns, then parameters and buffers that its forward writes to.
         reference: copies of the tensors that the model returned.
         from_input: the values that depend on the input; the others are made of parameters alone.
+        expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
     """
 
     nodes: list[Node]
@@ -209,6 +211,7 @@ class Graph:
     reference: list[torch.Tensor]
     from_input: frozenset[Value]
     branch: Branch | None = None
+    expanded: Mapping[str, Expansion] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[Value]:

@@ -166,11 +166,14 @@ class Registry:
         """
         if "forward" in vars(module):
             return None
-        kind = type(module)
+        rule = self.for_type(type(module))
+        return self._claim_by_structure(module) if rule is None else rule
+
+    def for_type(self, kind: type[nn.Module]) -> Rule | None:
+        """Find the rule that claims a module type, or None."""
         if kind not in self._by_type:
             self._by_type[kind] = self._claim_by_type(kind)
-        rule = self._by_type[kind]
-        return self._claim_by_structure(module) if rule is None else rule
+        return self._by_type[kind]
 
     def _claim_by_type(self, kind: type[nn.Module]) -> Rule | None:
         for position, base in enumerate(kind.__mro__):

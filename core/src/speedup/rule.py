@@ -250,6 +250,17 @@ class Rule:
         """Whether the call is a contraction, whose weights can take up removed constants."""
         return bool(node.layout.contracted)
 
+    def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
+        """Arguments (by their names in ``call``) that the smaller call has and the original one has not (override).
+
+        A number that the original call leaves out, for its default is made of a size, is added to the call in the
+        source, if it can be given by keyword. ``fits`` must say that the call does not fit as long as it is missing.
+
+        Args:
+            keep: what is kept of the operands, then of the outputs; ``speedup.kept_shape`` gives the new shapes.
+        """
+        return {}
+
     def multiply_accumulates(self, node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
         """Multiply-accumulate operations of the call at these shapes (operands, then outputs)."""
         return flow.multiply_accumulates(node, shapes)

@@ -17,7 +17,7 @@ import numpy as np
 
 from speedup import fold
 from speedup.axes import Layout
-from speedup.facts import Bools, any_of
+from speedup.facts import Bools, any_of, compact_axes
 from speedup.graph import Node
 from speedup.regular import regularize, varied
 
@@ -78,8 +78,12 @@ def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
 def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
     """Grow the keep sets at one node until 1 to 3 hold, and the constants that go can be folded."""
     _Ties(node, keep).settle()
-    if node.layout.contracted and not keep.drop:
+    if not keep.drop and rule.folds(node):
+        before = list(keep.sets)
         fold.demand(rule, node, keep)
+        if any(a is not b for a, b in zip(before, keep.sets, strict=True)):
+            # A weight has its carriers before others look for what to fill it up with.
+            _Ties(node, keep).settle()
 
 
 class _Ties:
@@ -169,9 +173,12 @@ class _Ties:
     def _may_be_ragged(self, k: int) -> list[int]:
         """Axes along which operand ``k`` may keep other positions per fibre: every operand that has such an axis must
         tell the fibres apart (a grouped weight does, a vector that all groups share does not)."""
-        names = {self.layout.names[a] for a in varied(self.sets[k])}
+        axes = varied(self.sets[k])
+        if len(axes) > 2:
+            axes = varied(compact_axes(self.sets[k])[0])  # an axis may be written out and yet be the same all along
+        names = {self.layout.names[a] for a in axes}
         allowed = []
-        for axis in varied(self.sets[k]):
+        for axis in axes:
             name = self.layout.names[axis]
             others = [
                 self.layout.names_of(q)

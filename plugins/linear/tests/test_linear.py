@@ -479,3 +479,48 @@ def test_random_masks_of_bilinear(kind: str) -> None:
     for seed in range(2):
         model: Any = randomize(Both(bias=seed == 0))
         check_equal(model, batch(2, 5), random_masks(model, seed, kind), [batch(3, 2, 5)])
+
+
+# -- pieces of one parameter ------------------------------------------------------------------------------------------
+
+
+class Pieces(nn.Module):
+    """One weight for two inputs; ``overlap`` rows of it are read by both."""
+
+    def __init__(self, bias: bool, overlap: int = 0) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(5, 6)
+        self.weight = nn.Parameter(torch.empty(8, 6))
+        self.bias = nn.Parameter(torch.zeros(8)) if bias else None
+        self.overlap = overlap
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two = self.weight[: 4 + self.overlap], self.weight[4:]
+        left, right = (None, None) if self.bias is None else (self.bias[: 4 + self.overlap], self.bias[4:])
+        y = F.linear(self.a(x).sigmoid(), one, left)
+        return torch.cat([y, F.linear(self.b(x).sigmoid(), two, right)], -1)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_constants_are_folded_into_pieces_of_a_parameter(bias: bool) -> None:
+    model = randomize(Pieces(bias))
+    masks = mask_indices(model, {"a.weight": [0, 1, 5], "b.weight": [1, 2, 4]})
+    result = check_equal(model, batch(2, 5), masks, [batch(3, 2, 5)])
+    # Without a bias one of the constants carries the others.
+    assert result.shape("weight") == (8, 3 if bias else 4)
+    assert result.shape("a.weight") == result.shape("b.weight") == (3 if bias else 4, 5)
+
+
+def test_constants_stay_where_pieces_overlap() -> None:
+    model = randomize(Pieces(True, overlap=1))
+    masks = mask_indices(model, {"a.weight": [0, 1, 5], "b.weight": [1, 2, 4]})
+    result = check_equal(model, batch(2, 5), masks, [batch(3, 2, 5)])
+    assert result.shape("weight") == (8, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.* is masked whole")
+def test_random_masks_of_pieces(kind: str) -> None:
+    for seed in range(3):
+        model = randomize(Pieces(bias=seed > 0, overlap=seed // 2))
+        check_equal(model, batch(2, 5), random_masks(model, seed, kind), [batch(3, 2, 5)])

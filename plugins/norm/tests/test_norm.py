@@ -357,3 +357,27 @@ def test_a_reader_of_which_one_position_matters() -> None:
     masks = mask_indices(model, {"a.weight": GONE, "f.weight": [1, 5, 6]})
     result = check_equal(model, tokens(4, 7), masks, [tokens(2, 3)])
     assert result.shape("f.weight") == (17, 9)
+
+
+class Token(Stream):
+    """One position is a parameter, in which every channel is known."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.LayerNorm)
+        self.token = nn.Parameter(torch.zeros(1, 1, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.a(x)], 1)
+        x = x + self.g(F.gelu(self.f(self.n(x))))
+        return self.h(self.m(x))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_position_that_is_a_parameter(same: bool) -> None:
+    model = randomize(Token())
+    masks = mask_indices(model, FILTERS_AND_BIASES)
+    masks[""] = {"token": torch.ones(1, 1, 12)}
+    masks[""]["token"][..., GONE if same else GONE[1:]] = 0
+    result = check_equal(model, tokens(2, 7), masks, [tokens(3, 4)])
+    assert result.shape("a.weight") == (8 if same else 9, 5)
+    assert result.shape("token") == (1, 1, 8 if same else 9)

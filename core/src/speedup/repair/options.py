@@ -20,7 +20,7 @@ from speedup.repair.attributes import held, mentioned, repaired
 from speedup.repair.locate import Place, place_of_forward, places_of
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, Via, is_literal, span_of
-from speedup.repair.stale import Stale, stale_numbers, wanted_numbers
+from speedup.repair.stale import Stale, missing, stale_numbers, wanted_numbers
 
 Call = tuple[Node, Place, nn.Module, list[Stale]]
 
@@ -97,6 +97,7 @@ def _agree(job: Job, node: Node, stale: list[Stale]) -> bool:
 def _wanted(job: Job, node: Node, paths: list[Path]) -> list[Any]:
     places = [path for path, _ in numbers(node.args, node.kwargs)]
     wanted = dict(zip(places, wanted_numbers(node, job.keeps), strict=True))
+    wanted.update({(name,): value for name, value in missing(node, job.keeps).items()})
     return [wanted.get(path) for path in paths]
 
 
@@ -126,7 +127,8 @@ def _alike(job: Job, found: Mismatch, stale: list[Stale], depth: int) -> Iterato
 def _twins(job: Job, node: Node, other: Node) -> bool:
     """Whether two calls had and should have the same numbers."""
     old = numbers(node.args, node.kwargs) == numbers(other.args, other.kwargs)
-    return old and wanted_numbers(node, job.keeps) == wanted_numbers(other, job.keeps)
+    same = wanted_numbers(node, job.keeps) == wanted_numbers(other, job.keeps)
+    return old and same and missing(node, job.keeps) == missing(other, job.keeps)
 
 
 def _foreseen(job: Job, node: Node, other: Node, stale: list[Stale]) -> bool:
@@ -152,6 +154,8 @@ def _given_less(job: Job, node: Node) -> list[tuple[Fraction, ...]]:
 def _given(place: Place, stale: Stale, node: Node) -> list[Given]:
     """The expressions that may give a stale number."""
     known = [Given(place, e, rest) for e, rest in expressions(place, stale.path, node.op_name, node.args)]
+    if stale.now is None and not known and place.direct and isinstance(place.call, ast.Call):
+        return [Given(place, place.call, ())]
     if len(known) > 1:
         known = [g for g in known if not is_literal(g.expression) or _gives(g.expression, stale.now)]
     if known or type(stale.now) is not int:
@@ -166,7 +170,7 @@ def _sources(place: Place, stale: Stale, node: Node) -> list[Given]:
     return [behind(g, value) for g in _given(place, stale, node)]
 
 
-def _gives(expression: ast.expr, number: int | float) -> bool:
+def _gives(expression: ast.expr, number: int | float | None) -> bool:
     code = compile(ast.fix_missing_locations(ast.Expression(expression)), "", "eval")
     return bool(eval(code, {"__builtins__": {}}) == number)
 
@@ -175,7 +179,9 @@ def _edit(stale: Stale, given: Given) -> Edit | None:
     place, expression, rest = given.place, given.expression, given.rest
     if len(rest) > 1 or (rest and not (isinstance(rest[0], int) and rest[0] >= 0)):
         return None
-    via, caller = None, place.caller
+    via, keyword, caller = None, None, place.caller
+    if stale.now is None and expression is place.call:
+        keyword = str(stale.path[0])
     if caller is not None:
         assert isinstance(caller.call, ast.Call)
         name = span_of(caller.call.func, caller.found.tree)
@@ -190,6 +196,7 @@ def _edit(stale: Stale, given: Given) -> Edit | None:
         new=stale.wanted,
         text=place.found.text(expression),
         via=via,
+        keyword=keyword,
     )
 
 

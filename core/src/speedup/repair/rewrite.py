@@ -51,8 +51,10 @@ class Edit:
         span: first line, column, last line and column of the argument, lines counted from the definition's first.
         item: which item, where the argument is a tuple or list.
         old, new: what it gives without the edit, and with it. Where it is no literal it is multiplied by the ratio,
-            so that it stays right if it also counts something that varies (``B * C``).
+            so that it stays right if it also counts something that varies (``B * C``). ``old`` is None where the call
+            had no such argument, or None for it.
         text: the argument in the source.
+        keyword: the name of an argument that the call does not have; the place is then that of the whole call.
     """
 
     method: str
@@ -60,19 +62,22 @@ class Edit:
     digest: str
     span: Span
     item: int | None
-    old: int | float
+    old: int | float | None
     new: int | float
     text: str
     via: Via | None = None
+    keyword: str | None = None
 
     def __str__(self) -> str:
+        if self.keyword is not None:
+            return f"{self.keyword}={_shown(self.new)}"
         if self.text == str(self.old):
             return f"{self.old} -> {self.new}"
         item = "" if self.item is None else f"[{self.item}]"
         return f"{self.text}{item}: {_shown(self.old)} -> {_shown(self.new)}"
 
 
-def _shown(number: int | float) -> str:
+def _shown(number: int | float | None) -> str:
     return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 
@@ -111,6 +116,9 @@ def _placed(new: ast.expr, old: ast.expr) -> ast.expr:
 
 def replacement(node: ast.expr, edit: Edit) -> ast.expr:
     """The expression in the place of an argument."""
+    if edit.keyword is not None:
+        assert isinstance(node, ast.Call)
+        return ast.Call(node.func, node.args, [*node.keywords, ast.keyword(edit.keyword, _number(edit.new))])
     if edit.item is None:
         return scaled(node, edit.old, edit.new)
     v = ast.Name("v", ast.Load())
@@ -131,7 +139,7 @@ def is_literal(node: ast.expr) -> bool:
     return all(isinstance(n, plain) for n in ast.walk(node))
 
 
-def scaled(node: ast.expr, old: int | float, new: int | float) -> ast.expr:
+def scaled(node: ast.expr, old: int | float | None, new: int | float) -> ast.expr:
     """The expression times ``new / old``; for a literal the new number itself."""
     if is_literal(node) or not old or isinstance(old, bool):
         return _number(new)

@@ -11,9 +11,8 @@ import numpy as np
 
 from speedup.ask import ask
 from speedup.build import new_size
-from speedup.graph import Node
+from speedup.graph import Node, Value
 from speedup.keep import KeepSets
-from speedup.movement import Movement
 from speedup.regular import kept_shape
 from speedup.repair.arguments import Path, numbers
 
@@ -24,11 +23,11 @@ class Stale:
 
     Attributes:
         path: the way to it in the arguments, see ``locate.numbers``.
-        now, wanted: what the small model's call has, and what it should have.
+        now, wanted: what the small model's call has, None where it has no such argument, and what it should have.
     """
 
     path: Path
-    now: int | float
+    now: int | float | None
     wanted: int | float
 
 
@@ -41,7 +40,8 @@ def stale_numbers(node: Node, keeps: KeepSets, args: Sequence[Any], kwargs: dict
     given, wanted = numbers(args, kwargs), wanted_numbers(node, keeps)
     if len(given) != len(wanted):
         return []
-    found = []
+    present = dict(given)
+    found = [Stale((n,), None, v) for n, v in missing(node, keeps).items() if present.get((n,)) is None]
     for (path, now), number in zip(given, wanted, strict=True):
         open_end = now == -1 and path[-1] not in ("lower", "upper")  # "what is left", as it was
         if now is not None and number is not None and not open_end and not same_number(now, number):
@@ -54,13 +54,26 @@ def same_number(a: int | float, b: int | float) -> bool:
     return a == b or math.isclose(a, b, rel_tol=1e-5) or (a != a and b != b)
 
 
+def missing(node: Node, keeps: KeepSets, whole: Value | None = None) -> dict[str, int | float]:
+    """Numbers that the call as the plan wants it has, and that the recorded call leaves to a default.
+
+    Args:
+        whole: an operand that is taken to stay whole.
+    """
+    if node.rule is None or node.module is not None:
+        return {}
+    default = {name for name, value in node.arguments.items() if value is None}
+    sets = [s | True if v is whole else s for s, v in zip(_sets(node, keeps), node.values, strict=True)]
+    changed = ask(node, "resize", sets)
+    return {n: v for n, v in changed.items() if n in default and isinstance(v, int | float)}
+
+
 def wanted_numbers(node: Node, keeps: KeepSets) -> list[Any]:
     """The numbers of the call as the plan wants it, in the order of ``numbers(node.args, node.kwargs)``."""
     old = [number for _, number in numbers(node.args, node.kwargs)]
     if node.rule is None or node.module is not None:
         return old
-    sets = [keeps.sets[v] if v is not None else np.ones((), dtype=bool) for v in node.values]
-    changed = _resized(node, sets)
+    changed = _resized(node, _sets(node, keeps))
     if changed:
         made = [number for _, number in numbers(*node.rule.rebind(node, changed))]
         return made if len(made) == len(old) else old
@@ -75,11 +88,16 @@ def wanted_numbers(node: Node, keeps: KeepSets) -> list[Any]:
     return old
 
 
+def _sets(node: Node, keeps: KeepSets) -> list[Any]:
+    return [keeps.sets[v] if v is not None else np.ones((), dtype=bool) for v in node.values]
+
+
 def _resized(node: Node, sets: Sequence[Any]) -> dict[str, Any]:
     """Arguments with other sizes, by their names in the rule's ``call``."""
     assert node.rule is not None
-    if isinstance(node.rule, Movement):
-        return dict(ask(node, "resize", sets))
+    changed = {n: v for n, v in ask(node, "resize", sets).items() if node.arguments.get(n) is not None}
+    if changed or node.rule.moves:
+        return changed
     named = {name: axes for name, axes in node.rule.sizes.items() if name in node.arguments}
     if not named:
         return {}

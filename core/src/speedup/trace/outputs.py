@@ -26,6 +26,9 @@ def tensors_in(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:
             for leaf in leaves:
                 yield from walk(leaf, level + 1)
             return
+        if isinstance(item, tuple):  # a named tuple with a constructor of its own
+            yield from walk(list(item), level + 1)
+            return
         if isinstance(item, torch.nn.Module) or callable(item):
             return
         seen.add(id(item))

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
-from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
@@ -30,6 +29,7 @@ from speedup.registry import Registry
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, sites
+from speedup.trees import replaced
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
 _READS = frozenset(
@@ -187,7 +187,7 @@ class Recorder(TorchFunctionMode):
             return Ref(len(tensors) - 1)
 
         # A list keeps its own contents when a caller fills it later: the structure is copied here.
-        plain_args, plain_kwargs = pytree.tree_map_only(torch.Tensor, ref, (args, kwargs))
+        plain_args, plain_kwargs = replaced(torch.Tensor, ref, (args, kwargs))
         attributes: dict[str, int] = {}
         for name, tensor in (held or {}).items():
             attributes[name] = len(tensors)
@@ -215,7 +215,7 @@ class Recorder(TorchFunctionMode):
         if self.watch is not None and outputs and not changed:
             given = self.watch(len(self.nodes), op_name(op), tensors, outputs)
             instead = {id(old): new for old, new in zip(outputs, given, strict=True)}
-            result = pytree.tree_map_only(torch.Tensor, lambda t: instead.get(id(t), t), result)
+            result = replaced(torch.Tensor, lambda t: instead.get(id(t), t), result)
             outputs = given
         if not outputs:
             reads = tensors and (self.op_count > ops_before or name in _READS)

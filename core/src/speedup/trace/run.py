@@ -13,11 +13,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from speedup.expand import Expansion, expand
 from speedup.graph import Graph
 from speedup.registry import Registry
 from speedup.trace.outputs import tensors_in
 from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import undisturbed
+from speedup.trace.source import see_through
 
 
 class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -87,21 +89,33 @@ def trace(
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    recorder = Recorder(model, registry, substitutes)
-    recorder.watch, recorder.log = watch, log if watch is None else watch.got
+    with undisturbed(model):
+        expanded = expand(model, registry)
+        see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
+        recorder = Recorder(model, registry, substitutes)
+        recorder.watch, recorder.log = watch, log if watch is None else watch.got
+        return _run(model, args, kwargs, recorder, expanded)
+
+
+def _run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    recorder: Recorder,
+    expanded: Mapping[str, Expansion],
+) -> Graph:
     inputs = []
     for tensor in tensors_in((args, kwargs)):
         value = recorder._value(tensor, "input")
         recorder.from_input.add(value)
         recorder.track(tensor, value)
         inputs.append(value)
-    with undisturbed(model):
-        try:
-            with _uncompiled(), _module_calls(recorder), _Underneath(recorder), recorder:
-                result = model(*args, **kwargs)
-        except Exception as error:
-            error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
-            raise
+    try:
+        with _uncompiled(), _module_calls(recorder), _Underneath(recorder), recorder:
+            result = model(*args, **kwargs)
+    except Exception as error:
+        error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
+        raise
     outputs, reference = [], []
     for tensor in tensors_in(result):
         outputs.append(recorder.value_of(tensor))
@@ -118,5 +132,12 @@ def trace(
     for node in recorder.nodes:
         node.calls = calls.get(id(node.module), 1)
     return Graph(
-        recorder.nodes, recorder.values, inputs, outputs, reference, frozenset(recorder.from_input), recorder.branch
+        recorder.nodes,
+        recorder.values,
+        inputs,
+        outputs,
+        reference,
+        frozenset(recorder.from_input),
+        recorder.branch,
+        expanded,
     )

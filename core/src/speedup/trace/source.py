@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from types import CodeType, FrameType
 
 import torch
@@ -14,6 +15,13 @@ _MODULE_CALL = frozenset({"_call_impl", "_wrapped_call_impl", "call_module"})
 _DEEP = 8  # frames of helper functions between a forward and the torch call
 
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
+# Files of forwards that stand for those of modules (``speedup.expand``): the line is that of the module call.
+_STAND_INS: set[str] = set()
+
+
+def see_through(files: Iterable[str]) -> None:
+    """Take no line of these files for the place of a call."""
+    _STAND_INS.update(files)
 
 
 def caller() -> str:
@@ -21,7 +29,7 @@ def caller() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _OURS)) and not name.startswith("<frozen"):
+        if not name.startswith((_TORCH, _OURS, "<frozen")) and name not in _STAND_INS:
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
@@ -35,7 +43,7 @@ def sites() -> tuple[tuple[CodeType, int], ...]:
     while frame is not None and len(found) < _DEEP:
         code = frame.f_code
         if not code.co_filename.startswith((_TORCH, _OURS)):
-            if not code.co_filename.startswith("<frozen"):
+            if not code.co_filename.startswith("<frozen") and code.co_filename not in _STAND_INS:
                 found.append((code, frame.f_lasti))
         elif code.co_name in _MODULE_CALL:
             break

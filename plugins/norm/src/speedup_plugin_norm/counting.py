@@ -92,8 +92,15 @@ class Counting(Rule):
         layout = node.layout
         known, value = facts.mask(0), np.broadcast_to(facts.value(0), facts.mask(0).shape)
         channels = self.channel(node) % known.ndim
-        if facts.is_weight(0) or any(s > 1 for a, s in enumerate(known.shape) if a != channels):
+        positions = tuple(a for a, s in enumerate(known.shape) if s > 1 and a != channels)
+        if facts.is_weight(0):
             known, value = np.zeros((1,) * known.ndim, bool), np.zeros((1,) * known.ndim)
+        elif positions:
+            # Some positions may be known in other channels too: a token that is a parameter.
+            value = np.where(known, value, 0.0)
+            same = value.max(positions, keepdims=True) == value.min(positions, keepdims=True)
+            known = np.logical_and.reduce(known, axis=positions, keepdims=True) & same
+            value = value.max(positions, keepdims=True)
         return layout.to_named(0, known), layout.to_named(0, np.where(known, value, 0.0))
 
     def _named(self, node: Node, facts: NodeFacts, k: int, default: float) -> Floats:

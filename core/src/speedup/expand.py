@@ -1,0 +1,135 @@
+"""Modules that run in parts which rules know.
+
+Some modules do in one fused call, or in code that is full of sizes, what could be said in plain calls. For these a
+rule gives a forward that computes the same in such calls. Whenever the model is traced, the module is of a subclass
+with that forward; afterwards only a module that became smaller stays of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from speedup.errors import RuleError, SpeedupError
+from speedup.graph import Node
+from speedup.rule import Rule
+
+if TYPE_CHECKING:
+    from speedup.registry import Registry
+
+
+class Expanded:
+    """The base of the forwards that ``Expansion.forwards`` names. Only ``forward`` and what it calls stands in them.
+
+    The class that a module gets is made of it and the module's own class, so that nothing else changes: ``isinstance``,
+    copies, pickles, the ``state_dict``.
+    """
+
+    forward: Any
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        kind, base = type(self).__bases__
+        return _revive, (kind, base), self.__dict__
+
+
+_classes: dict[tuple[type, type], type] = {}
+
+
+def expanded_class(kind: type[Expanded], base: type[nn.Module]) -> Any:
+    """The subclass of ``base`` with the forward of ``kind``."""
+    if (kind, base) not in _classes:
+        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        _classes[kind, base] = type(base.__name__, (kind, base), names)
+    return _classes[kind, base]
+
+
+def _revive(kind: type[Expanded], base: type[nn.Module]) -> Any:
+    made = expanded_class(kind, base)
+    return made.__new__(made)
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it was before it was expanded."""
+    kind = type(module)
+    return kind.__bases__[1] if isinstance(module, Expanded) else kind
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call inside an expanded module, with the shapes that its operands and outputs have in the small model."""
+
+    node: Node
+    shapes: tuple[tuple[int, ...] | None, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing became smaller."""
+        return all(v is None or v.shape == s for v, s in zip(self.node.values, self.shapes, strict=True))
+
+
+class Expansion(Rule):
+    """A rule for modules that are seen from inside.
+
+    Attributes:
+        forwards: module types, and subclasses of ``Expanded`` with a forward that computes the same in calls that other
+            rules know. It takes its sizes from attributes of the module.
+    """
+
+    forwards: Mapping[type[nn.Module], type[Expanded]] = {}
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.modules = tuple(self.forwards)
+
+    def forward_for(self, kind: type[nn.Module]) -> type[Expanded]:
+        """The forward for a module type that is claimed."""
+        return next(self.forwards[base] for base in kind.__mro__ if base in self.forwards)
+
+    def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
+        """Set the sizes of the small module, which has its new tensors already (override).
+
+        Args:
+            path: of the module.
+            calls: what runs inside the module, its children included.
+
+        Returns:
+            whether the module needs the expanded forward; if not, it stays of its own class.
+        """
+        return True
+
+
+def expand(model: nn.Module, registry: Registry) -> dict[str, Expansion]:
+    """Give every module that an ``Expansion`` claims the class with its forward.
+
+    Returns:
+        the rules by path.
+    """
+    found: dict[str, Expansion] = {}
+    for path, module in model.named_modules():
+        plain = plain_class(module)
+        rule = registry.for_type(plain) if "forward" not in vars(module) else None
+        if isinstance(rule, Expansion):
+            found[path] = rule
+            if plain is type(module):
+                module.__class__ = expanded_class(rule.forward_for(plain), plain)
+    return found
+
+
+def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call]) -> None:
+    """Make the new contents of a module one of the expanded class, if it needs that.
+
+    Raises:
+        RuleError: the rule raised.
+    """
+    plain = plain_class(module)
+    try:
+        needed = rule.settle(module, path, calls)
+    except SpeedupError:
+        raise
+    except Exception as error:
+        raise RuleError(f"rule {rule.name!r} raised in settle at {path or 'the model'}: {error!r}") from error
+    if needed:
+        module.__class__ = expanded_class(rule.forward_for(plain), plain)
