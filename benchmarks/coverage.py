@@ -52,8 +52,8 @@ def unaligned(model: nn.Module, seed: int = 0) -> Masks:
     generator = torch.Generator().manual_seed(seed)
     masks: Masks = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-            axis = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+        axis = _output_axis(module)
+        if axis is not None:
             line = torch.rand(module.weight.shape[axis], generator=generator) > 1 / 3
             masks[name] = _entry(module, line, axis)
     return masks
@@ -64,9 +64,9 @@ def aligned(model: nn.Module) -> Masks:
     masks: Masks = {}
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-            axis = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
-            masks[name] = _entry(module, torch.arange(module.weight.shape[axis]) % 2 == 0, axis)
+        output = _output_axis(module)
+        if output is not None:
+            masks[name] = _entry(module, torch.arange(module.weight.shape[output]) % 2 == 0, output)
         elif isinstance(module, nn.Embedding):
             masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
         elif not isinstance(module, nn.modules.batchnorm._NormBase):
@@ -77,6 +77,15 @@ def aligned(model: nn.Module) -> Masks:
                     shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
                     masks.setdefault(name, {})[parameter] = line.reshape(shape).expand_as(tensor)
     return masks
+
+
+def _output_axis(module: nn.Module) -> int | None:
+    """The axis of the weight that makes the output; None where the module has no such weight of its own."""
+    if "weight" not in module._parameters:
+        return None
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) or type(module).__name__ == "Conv1D":
+        return 1
+    return 0 if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) else None
 
 
 def _entry(module: Any, line: torch.Tensor, axis: int) -> dict[str, torch.Tensor]:

@@ -39,7 +39,9 @@ def make(name: str) -> tuple[nn.Module, Any, list[Any]]:
     if library == "timm":
         return _timm(rest)
     if library == "transformers":
-        return _transformers(rest)
+        import huggingface
+
+        return huggingface.make(rest)
     task = _task(name)
     if task.endswith("detection"):
         return _detection(name)
@@ -110,29 +112,3 @@ def _timm(name: str) -> tuple[nn.Module, Any, list[Any]]:
     model = timm.create_model(name, pretrained=False)
     _, height, width = model.pretrained_cfg["input_size"] if hasattr(model, "pretrained_cfg") else (3, 224, 224)
     return model, (torch.randn(1, 3, height, width),), [(torch.randn(2, 3, height, width),)]
-
-
-def _transformers(name: str) -> tuple[nn.Module, Any, list[Any]]:
-    """A small configuration of a model type, with its own base model."""
-    import transformers
-
-    small = {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 100,
-        "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "num_layers": 2,
-        "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "n_embd": 64, "n_layer": 2,
-        "n_head": 4, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "embedding_size": 64, "d_ff": 96,
-        "d_kv": 16, "num_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "num_key_value_heads": 2,
-        "head_dim": 16, "use_cache": False, "tie_word_embeddings": False, "attn_implementation": "eager",
-    }  # fmt: skip
-    config = transformers.AutoConfig.for_model(name)
-    for key, value in small.items():
-        if hasattr(config, key) and not isinstance(getattr(type(config), key, None), property):
-            setattr(config, key, value)
-    config.return_dict = False
-    model = transformers.AutoModel.from_config(config)
-    tokens = {"input_ids": torch.randint(1, 100, (2, 9))}
-    others = {"input_ids": torch.randint(1, 100, (3, 12))}
-    if config.is_encoder_decoder:
-        tokens["decoder_input_ids"] = torch.randint(1, 100, (2, 5))
-        others["decoder_input_ids"] = torch.randint(1, 100, (3, 6))
-    return model, tokens, [others]

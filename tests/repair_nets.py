@@ -170,6 +170,18 @@ class Split(Halves):
         return self.left(a) + self.right(b)
 
 
+class EqualParts(nn.Module):
+    """Parts of a size: of fewer channels that size would make fewer parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 24), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.one(x).split(8, -1)
+        return self.two(q * k + v)
+
+
 class SplitAttribute(Halves):
     def __init__(self) -> None:
         super().__init__()

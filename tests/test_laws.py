@@ -268,8 +268,8 @@ FAMILIES: dict[str, list[Model]] = {
     ],
 }
 
-# In eval mode these hand their input through, which is no call to be asked about.
-SILENT = {"identity", "torch.dropout"}
+# In eval mode these hand their input through, or a copy of it, which is no call to be asked about.
+SILENT = {"identity", "torch.dropout", "contiguous"}
 _ASKED: dict[str, set[str]] = {}
 
 

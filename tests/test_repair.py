@@ -85,6 +85,13 @@ def test_sections_and_slices(net: type[nn.Module]) -> None:
     assert len(repaired(plan)) == 2 and "8 -> 6" in repaired(plan)[0]
 
 
+def test_parts_of_a_size_stay_as_many() -> None:
+    dropped = tuple(i for i in range(24) if i % 8 in (0, 3, 4, 6))
+    small, _, plan = shrink(nets.EqualParts(), {"one.weight": dropped, "one.bias": dropped}, 2, 4)
+    assert small.one.weight.shape == (12, 4) and small.two.weight.shape == (2, 4)
+    assert repaired(plan) == ["torch.Tensor.split: 8 -> 4"]
+
+
 def test_sections_in_an_attribute() -> None:
     small, _, plan = shrink(nets.SplitAttribute(), ONE, 2, 4)
     assert small.sizes == [6, 7] and type(small) is nets.SplitAttribute

@@ -667,6 +667,21 @@ class Pair(Fields):
         return super().__new__(cls, left, right)
 
 
+def test_a_copy_that_only_the_original_needs_is_no_other_path() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 2), nn.Conv1d(2, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.one(x).transpose(1, 2).contiguous()  # with one channel it is contiguous as it is
+            return self.two(x.relu())
+
+    model = randomize(Net())
+    result = check_equal(model, torch.randn(2, 5, 4), mask_indices(model, {"one.weight": [1]}), [torch.randn(3, 7, 4)])
+    assert result.shape("one.weight") == (1, 4) and result.shape("two.weight") == (3, 1, 1)
+
+
 def test_named_tuples_with_a_constructor_go_in_and_come_out() -> None:
     class Swap(nn.Module):
         def forward(self, pair: Pair) -> Pair:

@@ -115,7 +115,9 @@ def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mism
         if old.op_name != new.op_name or len(old.outputs) != len(new.outputs):
             why = "the small model takes another path from here"
             lock = partial(_lock_call, old, graph, keeps, None, why)
-            return Mismatch(old, 0, None, None, False, nodes, lock, _decided(graph, old))
+            # The same function with another number of outputs: a split into parts of a stale size.
+            args, kwargs = (new.args, new.kwargs) if old.op_name == new.op_name else (None, None)
+            return Mismatch(old, 0, args, kwargs, False, nodes, lock, _decided(graph, old))
         for number, (a, b) in enumerate(zip(old.outputs, new.outputs, strict=True)):
             planned = kept_shape(keeps.sets[a], a.shape)
             if planned != b.shape:

@@ -56,6 +56,7 @@ _FIELDS = (
     "bias",
     "shift",
     "averages",
+    "layout_only",
     "indices",
 )
 
@@ -82,6 +83,8 @@ class Rule:
             the layer in front has no bias for.
         averages: whether an output entry is a weighted mean of entries of the first operand, with the same weights
             (of sum 1) for all channels: an average pool, a resize, or just the entry itself.
+        layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
+            recorded, since smaller tensors may need a copy where the original ones do not.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
             channels alike: what is the same all along these axes comes out, whatever the indices are.
     """
@@ -97,6 +100,7 @@ class Rule:
     bias: str | None = None
     shift: str | None = None
     averages: bool = False
+    layout_only: bool = False
     indices: tuple[str, ...] = ()
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 

@@ -212,6 +212,9 @@ class Recorder(TorchFunctionMode):
         untouched = {id(t) for t in tensors} - {id(t) for t in changed}
         outputs = [t for t in outputs if id(t) not in untouched]
         outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
+        if rule is not None and rule.layout_only and _alike(tensors, outputs):
+            self.track(outputs[0], inputs[0])
+            return result
         if self.watch is not None and outputs and not changed:
             given = self.watch(len(self.nodes), op_name(op), tensors, outputs)
             instead = {id(old): new for old, new in zip(outputs, given, strict=True)}
@@ -352,6 +355,11 @@ def _state(tensor: torch.Tensor) -> tuple[Any, ...]:
     """What an in-place op changes of a tensor."""
     version = 0 if tensor.is_inference() else tensor._version
     return version, tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()
+
+
+def _alike(tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether a call made one tensor of one, of the same shape and type."""
+    return [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in outputs] and len(outputs) == 1
 
 
 def _storage(tensor: torch.Tensor) -> int:

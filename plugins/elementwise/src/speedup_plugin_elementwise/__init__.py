@@ -26,9 +26,7 @@ _POINTWISE = (
     "logical_or logical_xor logical_not bitwise_or bitwise_xor bitwise_not "
     "bitwise_left_shift bitwise_right_shift where masked_fill"
 ).split()
-_SAME = (
-    "type float double half bfloat16 int long short char byte bool clone contiguous detach alias data cpu cuda".split()
-)
+_SAME = "type float double half bfloat16 int long short char byte bool clone detach alias data cpu cuda".split()
 
 
 class _Hidden:
@@ -250,6 +248,7 @@ def speedup_rules() -> Iterable[Rule]:
             functions=variants("addcmul"),
             annihilates={"1": ("2",), "2": ("1",)},
         ),
+        Same(name="contiguous", functions=variants("contiguous"), averages=True, layout_only=True),
         Cast(name="cast", functions=variants("to", "type_as"), averages=True),
         Made(name="made", functions=(torch.zeros, torch.ones)),
         Full(name="full", functions=(torch.full,)),
