@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speedup.ask import ask
-from speedup.facts import Bools, Floats, any_of, everything, nothing
+from speedup.facts import Bools, Floats, along, any_of, everything, nothing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 
@@ -30,13 +30,14 @@ class Event:
     order: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lock:
-    """An order to keep a value whole along ``axes`` (all of them when None)."""
+    """An order to keep a value whole along ``axes`` (all of them when None), or to keep these ``entries`` of it."""
 
     value: int
     axes: tuple[int, ...] | None
     why: str
+    entries: Bools | None = None
 
 
 class KeepSets:
@@ -71,6 +72,13 @@ class KeepSets:
 
     def of(self, value: Value) -> Bools:
         return self.sets[value]
+
+    def holds(self, lock: Lock) -> bool:
+        """Whether a lock would change nothing."""
+        keep = self.sets[self.graph.values[lock.value]]
+        if lock.axes is not None:
+            return all(bool(along(keep, a).all()) for a in lock.axes)
+        return bool(keep.all() if lock.entries is None else (keep | ~lock.entries).all())
 
 
 class NodeKeep:
@@ -140,7 +148,8 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     held = [(by_number[lock.value], lock) for lock in locks]
     for value, lock in held:
         if lock.axes is None:
-            keeps.grow(value, everything(value.ndim), lock.why, value.producer)
+            wanted = everything(value.ndim) if lock.entries is None else lock.entries
+            keeps.grow(value, wanted, lock.why, value.producer)
     keeps.patient = True
     _settle(keeps, nodes)
     keeps.patient = False
