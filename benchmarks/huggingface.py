@@ -89,8 +89,9 @@ def make(name: str) -> tuple[nn.Module, Any, list[Any]]:
     model = transformers.AutoModel.from_config(config)
     inputs = [_inputs(kind, model, *sizes) for sizes in ((2, 9, 0), (3, 12, 1))]
     if masked:
-        for given in inputs:
-            _pad(given)
+        inputs.append(_inputs(kind, model, 1, 7, 0))
+        for given, hidden in zip(inputs, (True, True, False), strict=True):
+            _pad(given, hidden)
     if part:
         model = model.get_submodule(part)
         inputs = [{k: v for k, v in given.items() if not k.startswith("decoder")} for given in inputs]
@@ -118,9 +119,10 @@ def _inputs(kind: str, model: Any, batch: int, length: int, more: int) -> dict[s
     return tokens
 
 
-def _pad(given: dict[str, Any]) -> None:
-    """A mask that hides the end of the first sequence."""
+def _pad(given: dict[str, Any], hidden: bool) -> None:
+    """A mask that hides the end of the first sequence, or nothing."""
     key = "input_ids" if "input_ids" in given else "input_values"
     mask = torch.ones_like(given[key], dtype=torch.long)
-    mask[0, -mask.shape[1] // 4 :] = 0
+    if hidden:
+        mask[0, -mask.shape[1] // 4 :] = 0
     given["attention_mask"] = mask

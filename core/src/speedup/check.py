@@ -18,7 +18,6 @@ from torch.utils import _pytree as pytree
 from speedup.ask import ask
 from speedup.decisions import Decisions, is_decision
 from speedup.errors import CheckError, SpeedupError
-from speedup.facts import along
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Lock
 from speedup.order import same_orders
@@ -76,7 +75,7 @@ def check(
         CheckError: the outputs differ.
     """
     try:
-        again = trace(model, *inputs, registry, substitutes=substitutes, watch=decisions)
+        again = trace(model, *inputs, registry, substitutes=substitutes, watch=decisions, answers=graph.answers)
     except SpeedupError:
         raise
     except Exception as error:
@@ -244,10 +243,10 @@ def _lock_call(
             locks.append(Lock(other.outputs[at[0]].number, at[1], reason))
         else:
             locks += [Lock(v.number, None, reason) for v in (*other.tensors, *other.outputs)]
-    new = [k for k in locks if not _held(k, graph, keeps)]
+    new = [k for k in locks if not keeps.holds(k)]
     if not new:
         new = [Lock(v.number, None, f"{why} ({node.where})") for v in (*node.tensors, *node.outputs)]
-        new = [k for k in new if not _held(k, graph, keeps)] or _lock_before(node, graph, keeps, why, sizes)
+        new = [k for k in new if not keeps.holds(k)] or _lock_before(node, graph, keeps, why, sizes)
     return new
 
 
@@ -260,12 +259,3 @@ def _lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: fro
     if not chosen:
         raise CheckError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
     return [Lock(v.number, None, f"{why} ({node.where})") for v in chosen]
-
-
-def _held(lock: Lock, graph: Graph, keeps: KeepSets) -> bool:
-    """Whether a lock would change nothing."""
-    value = graph.values[lock.value]
-    keep = keeps.sets[value]
-    if lock.axes is None:
-        return bool(keep.all())
-    return all(bool(along(keep, a).all()) for a in lock.axes)

@@ -201,6 +201,8 @@ class Graph:
         outputs: the values that the model returns, then parameters and buffers that its forward writes to.
         reference: copies of the tensors that the model returned.
         from_input: the values that depend on the input; the others are made of parameters alone.
+        answers: the truth values that Python took from data of the input, in order, where they were asked for
+            (see ``speedup.ways``).
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
     """
 
@@ -211,6 +213,7 @@ class Graph:
     reference: list[torch.Tensor]
     from_input: frozenset[Value]
     branch: Branch | None = None
+    answers: tuple[bool, ...] = ()
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
 
     @property

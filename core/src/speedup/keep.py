@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from speedup.ask import ask
-from speedup.facts import Bools, Floats, any_of, everything, nothing
+from speedup.facts import Bools, Floats, along, any_of, everything, nothing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.order import Orders, in_order
@@ -33,13 +33,14 @@ class Event:
     order: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lock:
-    """An order to keep a value whole along ``axes`` (all of them when None)."""
+    """An order to keep a value whole along ``axes`` (all of them when None), or to keep these ``entries`` of it."""
 
     value: int
     axes: tuple[int, ...] | None
     why: str
+    entries: Bools | None = None
 
 
 class KeepSets:
@@ -87,6 +88,13 @@ class KeepSets:
     def cut(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
         """What is kept of a value's tensor, as it stands in the small model."""
         return in_order(cut(tensor, self.sets[value]), self.orders.get(value, {}))
+
+    def holds(self, lock: Lock) -> bool:
+        """Whether a lock would change nothing."""
+        keep = self.sets[self.graph.values[lock.value]]
+        if lock.axes is not None:
+            return all(bool(along(keep, a).all()) for a in lock.axes)
+        return bool(keep.all() if lock.entries is None else (keep | ~lock.entries).all())
 
 
 class NodeKeep:
@@ -156,7 +164,8 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     held = [(by_number[lock.value], lock) for lock in locks]
     for value, lock in held:
         if lock.axes is None:
-            keeps.grow(value, everything(value.ndim), lock.why, value.producer)
+            wanted = everything(value.ndim) if lock.entries is None else lock.entries
+            keeps.grow(value, wanted, lock.why, value.producer)
     keeps.patient = True
     _settle(keeps, nodes)
     keeps.patient = False

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from speedup.decisions import Decisions
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
-from speedup.infer import Facts, infer
+from speedup.infer import infer
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets, Lock, keep_sets
 from speedup.masks import fully_masked, load_masks, normalize_masks
@@ -37,7 +37,8 @@ from speedup.repair.parts import Repairs
 from speedup.repair.vary import comparable, varied
 from speedup.report import Report, explain, summarize
 from speedup.trace import sandbox, trace
-from speedup.verify import compare, random_inputs, run
+from speedup.verify import Inputs, compare, random_inputs, run
+from speedup.ways import Way, disagreements, explore, same_parts
 
 log = logging.getLogger("speedup")
 
@@ -182,7 +183,7 @@ def plan(
 
     with sandbox(model, keep):
         try:
-            graph = trace(model, *inputs, rules)
+            first = trace(model, *inputs, rules, answers=())
         except SpeedupError:
             raise
         except Exception as error:
@@ -190,10 +191,19 @@ def plan(
             raise TraceError(
                 f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
             ) from error
-        log.info("traced: %d calls, %d without a rule", len(graph.nodes), len(graph.barriers))
-        facts = infer(graph, keep)
-        log.info("inferred: %d values with constants", len(facts.constants))
-        keeps, parts = _settle(model, inputs, graph, facts, rules, constants == "drop")
+        log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
+        settled = None
+        if first.answers:
+            graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers))
+            log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
+            if graphs:
+                settled = _settle(model, inputs, [Way(g, infer(g, keep)) for g in graphs], rules, constants == "drop")
+            if settled is None:
+                first = trace(model, *inputs, rules)
+        if settled is None:
+            settled = _settle(model, inputs, [Way(first, infer(first, keep))], rules, constants == "drop")
+        assert settled is not None
+        graph, keeps, parts = settled
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
 
     def again(other: nn.Module) -> Plan:
@@ -207,40 +217,68 @@ def plan(
 
 
 def _settle(
-    model: nn.Module,
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
-    graph: Graph,
-    facts: Facts,
-    rules: Registry,
-    drop: bool = False,
-) -> tuple[KeepSets, Parts]:
-    """Plan, build and check; where a call cannot take its new sizes, lock it and plan again."""
-    locks: list[Lock] = []
+    model: nn.Module, inputs: Inputs, ways: Sequence[Way], rules: Registry, drop: bool
+) -> tuple[Graph, KeepSets, Parts] | None:
+    """Plan, build and check; where a call cannot take its new sizes, lock it and plan again.
+
+    Returns:
+        the graph of the first way with its plan; None when several ways do not agree.
+
+    Raises:
+        CheckError: there is one way, and the numbers differ or no plan fits.
+    """
+    way = ways[0]
     for _ in range(_ROUNDS):
-        keeps = keep_sets(graph, facts, locks, drop)
-        more = arrange(graph, keeps)
-        if not more:
-            parts = build(graph, keeps, model)
+        keeps = [keep_sets(w.graph, w.facts, w.locks, drop) for w in ways]
+        more = [arrange(w.graph, k) for w, k in zip(ways, keeps, strict=True)]
+        if not any(more):
+            more = disagreements(ways, keeps)
+        if not any(more):
+            made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
+            if not same_parts(made):
+                log.debug("not all ways make the same of the model")
+                return None
+            try:
+                more = _mended(model, inputs, ways, keeps, rules, made[0])
+            except CheckError as error:
+                if len(ways) == 1:
+                    raise
+                log.debug("not all ways can be checked: %s", error)
+                return None
+            if not any(more):
+                return way.graph, keeps[0], made[0]
+        for each, locks in zip(ways, more, strict=True):
+            for lock in locks:
+                log.debug("lock %s axes %s: %s", each.graph.values[lock.value].label, lock.axes, lock.why)
+            each.locks += locks
+    if len(ways) > 1:
+        return None
+    raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {way.locks[-1].why}")
 
-            def tried(repairs: Repairs, keeps: KeepSets = keeps, parts: Parts = parts) -> Mismatch | None:
-                return _try(model, inputs, graph, keeps, rules, replace(parts, repairs=repairs))
 
-            def steady(repairs: Repairs, parts: Parts = parts) -> bool:
-                return _steady(model, inputs, graph.reference, replace(parts, repairs=repairs))
+def _mended(
+    model: nn.Module, inputs: Inputs, ways: Sequence[Way], keeps: Sequence[KeepSets], rules: Registry, parts: Parts
+) -> list[list[Lock]]:
+    """Repair what differs from the plan on the first way, and check the others; per way what is to be locked."""
+    graph = ways[0].graph
 
-            parts.repairs, found = mend(Job(model, graph, keeps), tried, steady)
-            if found is None:
-                return keeps, parts
-            more = found.locks()
-        for lock in more:
-            log.debug("lock %s axes %s: %s", graph.values[lock.value].label, lock.axes, lock.why)
-        locks += more
-    raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {locks[-1].why}")
+    def tried(repairs: Repairs) -> Mismatch | None:
+        return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs))
+
+    def steady(repairs: Repairs) -> bool:
+        return _steady(model, inputs, graph.reference, replace(parts, repairs=repairs))
+
+    parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, steady)
+    locks = [found.locks() if found is not None else []]
+    for way, kept in zip(ways[1:], keeps[1:], strict=True):
+        other = None if any(locks) else _try(model, inputs, way.graph, kept, rules, parts)
+        locks.append(other.locks() if other is not None else [])
+    return locks
 
 
 def _try(
     model: nn.Module,
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    inputs: Inputs,
     graph: Graph,
     keeps: KeepSets,
     rules: Registry,
@@ -269,7 +307,7 @@ def _try(
         found, error = None, differs
     # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
     wanted: list[list[torch.Tensor]] = []
-    trace(model, *inputs, rules, log=wanted)
+    trace(model, *inputs, rules, log=wanted, answers=graph.answers)
     decisions = Decisions(graph, keeps, wanted)
     try:
         found = attempt(decisions)

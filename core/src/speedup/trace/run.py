@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,7 @@ def trace(
     log: list[list[torch.Tensor]] | None = None,
     substitutes: Mapping[int, type[nn.Module]] | None = None,
     watch: Watch | None = None,
+    answers: Sequence[bool] | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -83,6 +84,8 @@ def trace(
     Args:
         log: filled with copies of every node's outputs, when given.
         substitutes: modules (by identity) to be recorded as one call of the type that they stand for.
+        answers: the first truth values that Python is given where it asks data of the input for one, whatever the
+            data say. None makes such a question a ``Branch``.
         watch: sees every call and says what it gives; its ``got`` is filled as ``log`` is.
 
     Raises:
@@ -93,6 +96,7 @@ def trace(
         expanded = expand(model, registry)
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
         recorder = Recorder(model, registry, substitutes)
+        recorder.answers = answers
         recorder.watch, recorder.log = watch, log if watch is None else watch.got
         return _run(model, args, kwargs, recorder, expanded)
 
@@ -139,5 +143,6 @@ def _run(
         reference,
         frozenset(recorder.from_input),
         recorder.branch,
+        tuple(recorder.asked),
         expanded,
     )

@@ -1,0 +1,146 @@
+"""Where Python asks data of the input for a truth value (``if mask.all():``), other data may give the other answer.
+
+There are only two, so the model is run once more with the other one, whatever the data say: that gives another graph,
+and a plan that holds in all of them holds for all data. In a run the answers decide alone which calls are made, so:
+
+1. every series of answers is tried, up to a limit (``explore``). One that ends in an error which Python code raises
+   itself ends in it for all data, and asks for nothing; one that ends in a call that fails on these data is not known;
+2. each way has its own facts and keep sets. What one keeps of a parameter all keep, until they agree
+   (``disagreements``);
+3. what they make of the model must be the same, folded constants included (``same_parts``).
+
+Where that cannot be had, the reads count as others do: what is made or read after them stays whole (``Branch``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from speedup.build import Parts
+from speedup.errors import SpeedupError
+from speedup.facts import Bools
+from speedup.graph import Graph, Node, Value
+from speedup.infer import Facts
+from speedup.keep import KeepSets, Lock
+from speedup.trace.recorder import EndlessError
+
+_MOST = 8  # runs of the model
+
+_WHY = "with other data Python goes another way, which keeps it"
+
+
+@dataclass(eq=False)
+class Way:
+    """One series of answers: its graph, what is known in it, and what must stay there."""
+
+    graph: Graph
+    facts: Facts
+    locks: list[Lock] = field(default_factory=list)
+
+
+def explore(first: Graph, run: Callable[[Sequence[bool]], Graph]) -> list[Graph] | None:
+    """The graphs of all ways, the first one first; None when they cannot be known.
+
+    Args:
+        first: the graph of the way that the data take.
+        run: runs the model with these answers, and with those of the data from there on.
+    """
+    found = [first]
+    waiting = _others(first.answers, 0)
+    runs = 1
+    while waiting:
+        runs += 1
+        if runs > _MOST:
+            return None
+        answers = waiting.pop()
+        try:
+            graph = run(answers)
+        except SpeedupError:
+            raise
+        except Exception as error:
+            if hasattr(error, "speedup_call") or isinstance(error, EndlessError):
+                return None
+            continue
+        found.append(graph)
+        waiting += _others(graph.answers, len(answers))
+    used = [{v.number for v in g.sources if v.uses} for g in found]
+    return found if all(u == used[0] for u in used) else None
+
+
+def _others(answers: tuple[bool, ...], known: int) -> list[tuple[bool, ...]]:
+    return [(*answers[:k], not answers[k]) for k in range(known, len(answers))]
+
+
+def disagreements(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[Lock]]:
+    """Per way what it is to keep of parameters, and with them, because another way keeps it."""
+    locks: list[list[Lock]] = [[] for _ in ways]
+    for values in zip(*(w.graph.sources for w in ways), strict=True):
+        sets = [k.sets[v] for k, v in zip(keeps, values, strict=True)]
+        if not values[0].uses or all(np.array_equal(s, sets[0]) for s in sets):
+            continue
+        wanted = np.logical_or.reduce(np.broadcast_arrays(*sets))
+        for more, kept, value, own in zip(locks, keeps, values, sets, strict=True):
+            if (wanted & ~own).any():
+                more += [k for k in _with(value, wanted) if not kept.holds(k)]
+    return locks
+
+
+def _with(source: Value, wanted: Bools) -> list[Lock]:
+    """Locks that make a parameter keep these entries: its own, and those of what it is multiplied with."""
+    locks = [Lock(source.number, None, _WHY, wanted)]
+    for node, number in source.uses:
+        if node.rule is not None and not node.rule.moves and number >= 0:
+            locks += _beside(node, number, wanted)
+    return locks
+
+
+def _beside(node: Node, number: int, wanted: Bools) -> list[Lock]:
+    layout = node.layout
+    named = layout.to_named(number, wanted)
+    locks = []
+    for k, value in enumerate(node.values):
+        if value is None or k == number or not layout.names_of(k) & layout.shared(number):
+            continue
+        entries = layout.from_named(k, layout.project_any(k, named))
+        locks.append(Lock(value.number, None, _WHY, entries))
+    return locks
+
+
+# -- are two results the same? ----------------------------------------------------------------------------------------
+
+
+def same_parts(parts: Sequence[Parts]) -> bool:
+    """Whether all ways make the same of the model."""
+    first, *others = parts
+    return all(
+        set(p.modules) == set(first.modules)
+        and set(p.gained) == set(first.gained)
+        and all(_same_module(made, p.modules[path]) for path, made in first.modules.items())
+        for p in others
+    )
+
+
+def _same_module(a: nn.Module, b: nn.Module) -> bool:
+    return type(a) is type(b) and _same(vars(a), vars(b))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return isinstance(a, bool | int | float | str | set | frozenset) and bool(a == b)

@@ -1,0 +1,168 @@
+"""Where Python asks data for a truth value, both ways are planned; the small model is right whichever the data take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import speedup
+from speedup.testing import mask_indices, masked_copy, randomize
+
+ROWS = (1, 4, 6)
+UP = torch.rand(3, 4, dtype=torch.float64) + 0.1  # sum > 0
+DOWN = -UP
+
+
+class Two(nn.Module):
+    """Two linear layers; of the 8 hidden units 3 are masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.more = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 8)
+
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.two(self.between(self.one(x), x))
+
+
+def shrink(model: nn.Module, bias: bool = True) -> Any:
+    """The small model; it must give the masked one's answers on data that go either way."""
+    model = randomize(model).double().eval()
+    masks = mask_indices(model, {"one.weight": ROWS, **({"one.bias": ROWS} if bias else {})})
+    masked = masked_copy(model, masks)
+    plan = speedup.plan(model, UP, masks)
+    small: Any = plan.apply()
+    with torch.no_grad():
+        for x in (UP, DOWN, UP[:1], DOWN[:2]):
+            torch.testing.assert_close(small(x), masked(x), rtol=1e-9, atol=1e-9)
+    return small
+
+
+def width(small: Any) -> int:
+    return int(small.one.weight.shape[0])
+
+
+class Either(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y.relu() if x.sum() > 0 else y * 2
+
+
+class Nested(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        y = y.tanh() if bool((x > 0).all()) else y * 2
+        if torch.equal(x, x.abs()) or x.max() > 5:
+            y = y.relu()
+        return y
+
+
+@pytest.mark.parametrize("model", [Either(), Nested()])
+def test_both_ways_can_do_with_less(model: nn.Module) -> None:
+    small = shrink(model)
+    assert small.one.weight.shape == (5, 4) and small.two.weight.shape == (3, 5)
+
+
+class Constant(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y if x.sum() > 0 else y.flip(0)
+
+
+def test_constants_that_both_fold_alike() -> None:
+    small = shrink(Constant(), bias=False)
+    assert small.one.weight.shape == (5, 4)
+
+
+class Unlike(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y.sigmoid() if x.sum() > 0 else y * 2
+
+
+def test_constants_that_they_fold_otherwise_keep_all() -> None:
+    assert width(shrink(Unlike(), bias=False)) == 8
+
+
+class Needed(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y if x.sum() > 0 else torch.cat([y[:, :4] + x, y[:, 4:]], 1)
+
+
+def test_what_one_way_needs_stays_for_all() -> None:
+    small = shrink(Needed(), bias=True)
+    assert small.one.weight.shape == (6, 4) and small.two.weight.shape == (3, 6)
+
+
+class Refusing(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"{int(x.isnan().sum())} entries are no numbers")
+        return y
+
+
+def test_a_way_that_ends_in_an_error_asks_for_nothing() -> None:
+    small = shrink(Refusing())
+    assert width(small) == 5
+    with pytest.raises(ValueError, match="4 entries"):
+        small(UP * torch.tensor([[float("nan")], [1.0], [1.0]]))
+
+
+class Failing(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() < 0:
+            y = y + torch.linalg.cholesky(-x.sum().reshape(1, 1))  # of a positive number
+        return y
+
+
+def test_a_way_that_fails_on_these_data_is_not_known() -> None:
+    assert width(shrink(Failing())) == 8
+
+
+class Extra(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y if x.sum() > 0 else self.more(y)
+
+
+def test_a_layer_that_one_way_alone_calls() -> None:
+    assert width(shrink(Extra())) == 8
+
+
+class Waiting(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        count = x.new_tensor(3.0) + 0 * x.sum()
+        while count != 0:
+            count = count - 1
+        return y
+
+
+class Counting(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        for row in x.repeat(10, 1):
+            if row.sum() > 100:
+                y = y * 2
+        return y
+
+
+@pytest.mark.parametrize("model", [Waiting(), Counting()])
+def test_too_many_ways_keep_all(model: nn.Module) -> None:
+    assert width(shrink(model)) == 8
+
+
+class Number(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y.relu() * (2 if x.sum().item() > 0 else 3)
+
+
+def test_numbers_have_more_than_two_values() -> None:
+    assert width(shrink(Number())) == 8
+
+
+class Sized(Two):
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y if x.sum() > 0 else y.view(-1, 2, 4).relu().view(-1, 8)
+
+
+def test_a_size_in_the_code_of_one_way() -> None:
+    assert width(shrink(Sized())) == 8
