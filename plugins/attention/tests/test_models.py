@@ -26,7 +26,7 @@ def both(name: str, where: list[int]) -> dict[str, list[int]]:
 
 
 def test_vision_transformer_of_torchvision() -> None:
-    models = pytest.importorskip("torchvision.models")
+    models = pytest.importorskip("torchvision.models", reason="torchvision is no dependency")
     model = models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=5
     )
@@ -52,7 +52,7 @@ def test_vision_transformer_of_torchvision() -> None:
 
 
 def test_vision_transformer_of_timm() -> None:
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="timm is no dependency: pip install timm")
     model = randomize(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=48, num_classes=5))
     dropped = {}
     for i in range(2):
@@ -67,7 +67,7 @@ def test_vision_transformer_of_timm() -> None:
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_llama_with_grouped_queries_and_rotary_positions(implementation: str) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers is no dependency: pip install transformers")
     config = transformers.LlamaConfig(
         vocab_size=50,
         hidden_size=32,
