@@ -192,16 +192,20 @@ def plan(
                 f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
             ) from error
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
+        facts = infer(first, keep)
+        log.info("inferred: %d values with constants", len(facts.constants))
         settled = None
         if first.answers:
             graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers))
             log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
             if graphs:
-                settled = _settle(model, inputs, [Way(g, infer(g, keep)) for g in graphs], rules, constants == "drop")
+                ways = [Way(first, facts), *(Way(g, infer(g, keep)) for g in graphs[1:])]
+                settled = _settle(model, inputs, ways, rules, constants == "drop")
             if settled is None:
                 first = trace(model, *inputs, rules)
+                facts = infer(first, keep)
         if settled is None:
-            settled = _settle(model, inputs, [Way(first, infer(first, keep))], rules, constants == "drop")
+            settled = _settle(model, inputs, [Way(first, facts)], rules, constants == "drop")
         assert settled is not None
         graph, keeps, parts = settled
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
