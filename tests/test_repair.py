@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup import Plan
+from speedup import Plan, settle
 from speedup.testing import mask_indices, masked_copy, randomize
 from tests import repair_nets as nets
 
@@ -180,13 +180,13 @@ def test_attention_with_a_method_for_the_heads(dropped: tuple[int, ...], sizes: 
 
 def test_depth_costs_no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    original = speedup.plan.__globals__["check"]
+    original = settle.check
 
     def counted(*args: Any) -> Any:
         counts[-1] += 1
         return original(*args)
 
-    monkeypatch.setitem(speedup.plan.__globals__, "check", counted)
+    monkeypatch.setattr(settle, "check", counted)
     for depth in (1, 6):
         counts.append(0)
         shrink(nets.Blocks(nets.OldAttention, depth), fused(HEADS, depth), 2, 5, 16)

@@ -110,7 +110,7 @@ def test_an_error_is_one_line_unless_debugging(
     def broken(**_: object) -> None:
         raise KeyError("oh")
 
-    monkeypatch.setattr(cli, "load_plugins", broken)
+    monkeypatch.setattr("speedup.cli.plugins.load_plugins", broken)
     assert cli.main(["plugins"]) == 1
     assert capsys.readouterr().err == "speedup: error: KeyError: 'oh'\n"
     with pytest.raises(KeyError):

@@ -10,39 +10,30 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from speedup.build import Parts, build
-from speedup.check import Mismatch, check
+from speedup.build import Parts
 from speedup.commit import Transaction
-from speedup.decisions import Decisions
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
 from speedup.infer import infer
 from speedup.inputs import resolve_inputs
-from speedup.keep import KeepSets, Lock, keep_sets
+from speedup.keep import KeepSets
 from speedup.masks import fully_masked, load_masks, normalize_masks
-from speedup.order import arrange
 from speedup.registry import Registry, default_registry
-from speedup.repair.mend import mend
-from speedup.repair.options import Job
-from speedup.repair.parts import Repairs
-from speedup.repair.vary import comparable, varied
 from speedup.report import Report, explain, summarize
+from speedup.settle import settle
 from speedup.trace import sandbox, trace
-from speedup.verify import Inputs, compare, random_inputs, run
-from speedup.ways import Way, disagreements, explore, same_parts
+from speedup.verify import compare, random_inputs, run
+from speedup.ways import Way, explore
 
 log = logging.getLogger("speedup")
-
-_ROUNDS = 200
 
 
 class Plan:
@@ -200,12 +191,12 @@ def plan(
             log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
             if graphs:
                 ways = [Way(first, facts), *(Way(g, infer(g, keep)) for g in graphs[1:])]
-                settled = _settle(model, inputs, ways, rules, constants == "drop")
+                settled = settle(model, inputs, ways, rules, constants == "drop")
             if settled is None:
                 first = trace(model, *inputs, rules)
                 facts = infer(first, keep)
         if settled is None:
-            settled = _settle(model, inputs, [Way(first, facts)], rules, constants == "drop")
+            settled = settle(model, inputs, [Way(first, facts)], rules, constants == "drop")
         assert settled is not None
         graph, keeps, parts = settled
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
@@ -218,137 +209,6 @@ def plan(
         made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
     log.info("planned: %s", made.report.headline)
     return made
-
-
-def _settle(
-    model: nn.Module, inputs: Inputs, ways: Sequence[Way], rules: Registry, drop: bool
-) -> tuple[Graph, KeepSets, Parts] | None:
-    """Plan, build and check; where a call cannot take its new sizes, lock it and plan again.
-
-    Returns:
-        the graph of the first way with its plan; None when several ways do not agree.
-
-    Raises:
-        CheckError: there is one way, and the numbers differ or no plan fits.
-    """
-    way = ways[0]
-    for _ in range(_ROUNDS):
-        keeps = [keep_sets(w.graph, w.facts, w.locks, drop) for w in ways]
-        more = [arrange(w.graph, k) for w, k in zip(ways, keeps, strict=True)]
-        if not any(more):
-            more = disagreements(ways, keeps)
-        if not any(more):
-            made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
-            if not same_parts(made):
-                log.debug("not all ways make the same of the model")
-                return None
-            try:
-                more = _mended(model, inputs, ways, keeps, rules, made[0])
-            except CheckError as error:
-                if len(ways) == 1:
-                    raise
-                log.debug("not all ways can be checked: %s", error)
-                return None
-            if not any(more):
-                return way.graph, keeps[0], made[0]
-        for each, locks in zip(ways, more, strict=True):
-            for lock in locks:
-                log.debug("lock %s axes %s: %s", each.graph.values[lock.value].label, lock.axes, lock.why)
-            each.locks += locks
-    if len(ways) > 1:
-        return None
-    raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {way.locks[-1].why}")
-
-
-def _mended(
-    model: nn.Module, inputs: Inputs, ways: Sequence[Way], keeps: Sequence[KeepSets], rules: Registry, parts: Parts
-) -> list[list[Lock]]:
-    """Repair what differs from the plan on the first way, and check the others; per way what is to be locked."""
-    graph = ways[0].graph
-
-    def tried(repairs: Repairs) -> Mismatch | None:
-        return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs))
-
-    def steady(repairs: Repairs) -> bool:
-        return _steady(model, inputs, graph.reference, replace(parts, repairs=repairs))
-
-    parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, steady)
-    locks = [found.locks() if found is not None else []]
-    for way, kept in zip(ways[1:], keeps[1:], strict=True):
-        other = None if any(locks) else _try(model, inputs, way.graph, kept, rules, parts)
-        locks.append(other.locks() if other is not None else [])
-    return locks
-
-
-def _try(
-    model: nn.Module,
-    inputs: Inputs,
-    graph: Graph,
-    keeps: KeepSets,
-    rules: Registry,
-    parts: Parts,
-) -> Mismatch | None:
-    """Put everything in, run and compare, and take everything out.
-
-    Raises:
-        CheckError: the outputs differ.
-    """
-
-    def attempt(decisions: Decisions | None = None) -> Mismatch | None:
-        transaction = Transaction(model, parts)
-        transaction.apply()
-        try:
-            return check(model, inputs, graph, keeps, rules, transaction.substitutes, decisions)
-        finally:
-            transaction.undo()
-
-    try:
-        found = attempt()
-        if found is None or not found.tipped:
-            return found
-        error = None
-    except CheckError as differs:
-        found, error = None, differs
-    # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
-    wanted: list[list[torch.Tensor]] = []
-    trace(model, *inputs, rules, log=wanted, answers=graph.answers)
-    decisions = Decisions(graph, keeps, wanted)
-    try:
-        found = attempt(decisions)
-    except CheckError as still:
-        where = decisions.first_difference()
-        raise CheckError(
-            f"the small model does not give the same answers, nothing was changed: {error or still}. {where}"
-        ) from still
-    for node in decisions.taken:
-        log.debug("rounding tips %s (%s)", node.label, node.where)
-    return found
-
-
-def _steady(
-    model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], reference: list[torch.Tensor], parts: Parts
-) -> bool:
-    """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
-    if not parts.repairs:
-        return True
-    cases, wanted = {}, {}
-    for alternatives in varied(inputs):
-        for name, case in alternatives.items():
-            outputs = run(model, {name: case})[name]
-            if comparable(name, outputs, reference):
-                cases[name], wanted[name] = case, outputs
-                break
-    if not cases:
-        return True
-    transaction = Transaction(model, parts)
-    transaction.apply()
-    try:
-        return bool(compare(wanted, run(model, cases)))
-    except CheckError as error:
-        log.debug("at another size: %s", error)
-        return False
-    finally:
-        transaction.undo()
 
 
 class ModelSpeedup:

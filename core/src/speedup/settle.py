@@ -1,0 +1,160 @@
+"""From facts to a plan that was tried: keep sets, new parts, the check, repairs; and again with what must be locked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from speedup.build import Parts, build
+from speedup.check import Mismatch, check
+from speedup.commit import Transaction
+from speedup.decisions import Decisions
+from speedup.errors import CheckError
+from speedup.graph import Graph
+from speedup.keep import KeepSets, Lock, keep_sets
+from speedup.order import arrange
+from speedup.registry import Registry
+from speedup.repair.mend import mend
+from speedup.repair.options import Job
+from speedup.repair.parts import Repairs
+from speedup.repair.vary import comparable, varied
+from speedup.trace import trace
+from speedup.verify import Inputs, compare, run
+from speedup.ways import Way, disagreements, same_parts
+
+log = logging.getLogger("speedup")
+
+_ROUNDS = 200
+
+
+def settle(
+    model: nn.Module, inputs: Inputs, ways: Sequence[Way], rules: Registry, drop: bool
+) -> tuple[Graph, KeepSets, Parts] | None:
+    """Plan, build and check; where a call cannot take its new sizes, lock it and plan again.
+
+    Returns:
+        the graph of the first way with its plan; None when several ways do not agree.
+
+    Raises:
+        CheckError: there is one way, and the numbers differ or no plan fits.
+    """
+    way = ways[0]
+    for _ in range(_ROUNDS):
+        keeps = [keep_sets(w.graph, w.facts, w.locks, drop) for w in ways]
+        more = [arrange(w.graph, k) for w, k in zip(ways, keeps, strict=True)]
+        if not any(more):
+            more = disagreements(ways, keeps)
+        if not any(more):
+            made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
+            if not same_parts(made):
+                log.debug("not all ways make the same of the model")
+                return None
+            try:
+                more = _mended(model, inputs, ways, keeps, rules, made[0])
+            except CheckError as error:
+                if len(ways) == 1:
+                    raise
+                log.debug("not all ways can be checked: %s", error)
+                return None
+            if not any(more):
+                return way.graph, keeps[0], made[0]
+        for each, locks in zip(ways, more, strict=True):
+            for lock in locks:
+                log.debug("lock %s axes %s: %s", each.graph.values[lock.value].label, lock.axes, lock.why)
+            each.locks += locks
+    if len(ways) > 1:
+        return None
+    raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {way.locks[-1].why}")
+
+
+def _mended(
+    model: nn.Module, inputs: Inputs, ways: Sequence[Way], keeps: Sequence[KeepSets], rules: Registry, parts: Parts
+) -> list[list[Lock]]:
+    """Repair what differs from the plan on the first way, and check the others; per way what is to be locked."""
+    graph = ways[0].graph
+
+    def tried(repairs: Repairs) -> Mismatch | None:
+        return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs))
+
+    def steady(repairs: Repairs) -> bool:
+        return _steady(model, inputs, graph.reference, replace(parts, repairs=repairs))
+
+    parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, steady)
+    locks = [found.locks() if found is not None else []]
+    for way, kept in zip(ways[1:], keeps[1:], strict=True):
+        other = None if any(locks) else _try(model, inputs, way.graph, kept, rules, parts)
+        locks.append(other.locks() if other is not None else [])
+    return locks
+
+
+def _try(
+    model: nn.Module,
+    inputs: Inputs,
+    graph: Graph,
+    keeps: KeepSets,
+    rules: Registry,
+    parts: Parts,
+) -> Mismatch | None:
+    """Put everything in, run and compare, and take everything out.
+
+    Raises:
+        CheckError: the outputs differ.
+    """
+
+    def attempt(decisions: Decisions | None = None) -> Mismatch | None:
+        transaction = Transaction(model, parts)
+        transaction.apply()
+        try:
+            return check(model, inputs, graph, keeps, rules, transaction.substitutes, decisions)
+        finally:
+            transaction.undo()
+
+    try:
+        found = attempt()
+        if found is None or not found.tipped:
+            return found
+        error = None
+    except CheckError as differs:
+        found, error = None, differs
+    # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
+    wanted: list[list[torch.Tensor]] = []
+    trace(model, *inputs, rules, log=wanted, answers=graph.answers)
+    decisions = Decisions(graph, keeps, wanted)
+    try:
+        found = attempt(decisions)
+    except CheckError as still:
+        where = decisions.first_difference()
+        raise CheckError(
+            f"the small model does not give the same answers, nothing was changed: {error or still}. {where}"
+        ) from still
+    for node in decisions.taken:
+        log.debug("rounding tips %s (%s)", node.label, node.where)
+    return found
+
+
+def _steady(model: nn.Module, inputs: Inputs, reference: list[torch.Tensor], parts: Parts) -> bool:
+    """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
+    if not parts.repairs:
+        return True
+    cases, wanted = {}, {}
+    for alternatives in varied(inputs):
+        for name, case in alternatives.items():
+            outputs = run(model, {name: case})[name]
+            if comparable(name, outputs, reference):
+                cases[name], wanted[name] = case, outputs
+                break
+    if not cases:
+        return True
+    transaction = Transaction(model, parts)
+    transaction.apply()
+    try:
+        return bool(compare(wanted, run(model, cases)))
+    except CheckError as error:
+        log.debug("at another size: %s", error)
+        return False
+    finally:
+        transaction.undo()
