@@ -21,6 +21,9 @@ from speedup.errors import (
 from speedup.expand import Call, Expanded, Expansion
 from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
 from speedup.graph import Node, Ref, Value
+from speedup.groups.find import channel_groups
+from speedup.groups.labels import Labels
+from speedup.groups.result import ChannelGroups, Group, Member
 from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
 from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
@@ -40,15 +43,19 @@ __all__ = [
     "Affine",
     "Bools",
     "Call",
+    "ChannelGroups",
     "CheckError",
     "Constant",
     "Expanded",
     "Expansion",
     "Fact",
     "Floats",
+    "Group",
     "InputError",
     "Kept",
+    "Labels",
     "MaskError",
+    "Member",
     "ModelSpeedup",
     "Movement",
     "Node",
@@ -69,6 +76,7 @@ __all__ = [
     "Value",
     "Verification",
     "along",
+    "channel_groups",
     "default_registry",
     "hookimpl",
     "hookspec",

@@ -20,7 +20,7 @@ from torch import nn
 from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
-from speedup.errors import CheckError, InputError, SpeedupError, TraceError
+from speedup.errors import CheckError, InputError, SpeedupError
 from speedup.graph import Graph
 from speedup.infer import infer
 from speedup.inputs import resolve_inputs
@@ -29,7 +29,7 @@ from speedup.masks import fully_masked, load_masks, normalize_masks
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
-from speedup.trace import sandbox, trace
+from speedup.trace import first_trace, sandbox, trace
 from speedup.verify import compare, random_inputs, run
 from speedup.ways import Way, explore
 
@@ -173,15 +173,7 @@ def plan(
     log.info("masks: %d parameters", len(keep))
 
     with sandbox(model, keep):
-        try:
-            first = trace(model, *inputs, rules, answers=())
-        except SpeedupError:
-            raise
-        except Exception as error:
-            _, current = getattr(error, "speedup_trace", ([], ""))
-            raise TraceError(
-                f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
-            ) from error
+        first = first_trace(model, inputs, rules)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         facts = infer(first, keep)
         log.info("inferred: %d values with constants", len(facts.constants))
