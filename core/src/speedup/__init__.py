@@ -16,6 +16,7 @@ from speedup.errors import (
     RuleError,
     SignatureError,
     SpeedupError,
+    StorageError,
     TraceError,
 )
 from speedup.expand import Call, Expanded, Expansion
@@ -63,6 +64,7 @@ __all__ = [
     "RuleError",
     "SignatureError",
     "SpeedupError",
+    "StorageError",
     "TiedMovement",
     "TraceError",
     "Unused",
