@@ -27,6 +27,7 @@ from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
 from speedup.movement import Movement
 from speedup.names import op_name, variants
+from speedup.overlay import Overlay, overlaid
 from speedup.overwrite import TiedMovement
 from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry, default_registry
@@ -55,6 +56,7 @@ __all__ = [
     "Node",
     "NodeFacts",
     "NodeKeep",
+    "Overlay",
     "Plan",
     "PluginConflictError",
     "PluginError",
@@ -76,6 +78,7 @@ __all__ = [
     "hookspec",
     "kept_shape",
     "op_name",
+    "overlaid",
     "plan",
     "variants",
     "verify",
