@@ -16,6 +16,7 @@ from speedup.errors import (
     RuleError,
     SignatureError,
     SpeedupError,
+    StorageError,
     TraceError,
 )
 from speedup.expand import Call, Expanded, Expansion
@@ -29,6 +30,7 @@ from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
 from speedup.movement import Movement
 from speedup.names import op_name, variants
+from speedup.overlay import Overlay, overlaid
 from speedup.overwrite import TiedMovement
 from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry, default_registry
@@ -61,6 +63,7 @@ __all__ = [
     "Node",
     "NodeFacts",
     "NodeKeep",
+    "Overlay",
     "Plan",
     "PluginConflictError",
     "PluginError",
@@ -70,6 +73,7 @@ __all__ = [
     "RuleError",
     "SignatureError",
     "SpeedupError",
+    "StorageError",
     "TiedMovement",
     "TraceError",
     "Unused",
@@ -82,6 +86,7 @@ __all__ = [
     "hookspec",
     "kept_shape",
     "op_name",
+    "overlaid",
     "plan",
     "variants",
     "verify",
