@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from speedup.errors import CheckError
 from speedup.inputs import resolve_inputs
-from speedup.masks import load_masks, normalize_masks
+from speedup.masks import Prepared
 from speedup.rounding import distance, tolerance
 from speedup.trace.outputs import tensors_in
 from speedup.trace.sandbox import sandbox, undisturbed
@@ -104,9 +104,15 @@ def verify(
         >>> report = speedup.verify(original, small, torch.randn(8, 3, 32, 32), masks)
         >>> assert report, report
     """
-    keep = None if masks is None else normalize_masks(model, load_masks(masks))
     cases = random_inputs(resolve_inputs(dummy_input), batch_sizes, repeats, seed)
-    return compare(run(model, cases, keep), run(small, cases))
+    if masks is None:
+        return compare(run(model, cases), run(small, cases))
+    prepared = Prepared(model, masks)
+    try:
+        wanted = run(model, cases, prepared.masks.parameters)
+    finally:
+        prepared.undo()
+    return compare(wanted, run(small, cases))
 
 
 def random_inputs(inputs: Inputs, batch_sizes: Sequence[int], repeats: int, seed: int) -> dict[str, Inputs]:

@@ -72,7 +72,7 @@ class Blocks:
         axes = [a for a in by_size if numbers.shape[a] > 1] if grid.axis is None else [grid.axis]
         for axis in axes:
             lines = np.unique(_lines(numbers, axis), axis=0)
-            if self._fit(lines):
+            if len(lines) == 1 or self._fit(lines):
                 return True
         lines = _lines(grid.numbers, axes[0])
         self.labels.join(lines[:1], lines)

@@ -201,9 +201,7 @@ def by_signature(node: Node, labels: Labels) -> None:
                 labels.read.append(value)
 
 
-def _settled(
-    labels: Labels, layout: Any, numbers: Numbers, fixed: Iterable[str]
-) -> tuple[frozenset[str], Numbers]:
+def _settled(labels: Labels, layout: Any, numbers: Numbers, fixed: Iterable[str]) -> tuple[frozenset[str], Numbers]:
     """Named numbers that are the same all along names which can lose no index; with the names that are left."""
     for axis in layout.axes(set(fixed)):
         if numbers.shape[axis] > 1:
@@ -221,7 +219,7 @@ def _share(labels: Labels, layout: Any, by_names: dict[frozenset[str], Numbers])
     for names, numbers in list(by_names.items()):
         for others, more in list(by_names.items()):
             common = names & others
-            if not common or common in (names, others) and names != common:
+            if not common or (common in (names, others) and names != common):
                 continue
             if common == names and len(others) > len(names):
                 labels.share(numbers, more)
@@ -268,10 +266,10 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
     for value in node.outputs:
         if not labels.has(value):
             labels.add(value, np.zeros((1,) * value.ndim, dtype=np.int64))
-    for k, value in enumerate(node.values):
-        assert value is not None
+    for k, each in enumerate(node.values):
+        assert each is not None
         divided = rule.parts(node).get(k)
-        for numbers in labels.arrays(value):
+        for numbers in labels.arrays(each):
             if divided is not None and numbers.shape[divided[0]] > 1:
                 axis, count = divided
                 shape = numbers.shape
