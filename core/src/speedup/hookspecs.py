@@ -50,6 +50,7 @@ from collections.abc import Iterable
 
 import pluggy
 
+from speedup.pruning.criterion import Criterion
 from speedup.rule import Rule
 
 PROJECT_NAME = "speedup"
@@ -96,5 +97,36 @@ class HookSpecs:
             @hookimpl
             def speedup_rules() -> Iterable[Rule]:
                 yield Rule(name="swish", modules=(Swish,), functions=(swish, swish_), axes="* -> *")
+        """
+        raise NotImplementedError  # pluggy reads the signature only
+
+    @hookspec
+    def speedup_criteria(self) -> Iterable[Criterion]:
+        """Give the criteria of this plugin: ways to say which channels of a model matter least.
+
+        **When it is called.** Once, when a registry is built, as ``speedup_rules``. ``speedup.prune_masks`` then finds
+        a criterion by its name.
+
+        **What to return.** Any iterable of `Criterion` *instances*. One instance serves all models, so it should keep
+        nothing of them after ``prepare`` was called for the next.
+
+        **What is an error.**
+
+        - An item that is no `Criterion` instance, or one without a ``name``. The plugin is left out.
+        - Two criteria of one name: the one of the plugin that the user prefers (``prefer=``) wins, else a
+          `PluginConflictError` is raised when that name is asked for.
+
+        **Example.** Keep what has large weights::
+
+            class L1(Criterion):
+                name = "l1"
+
+                def score(self, group, scene):
+                    return group.sums({n: p.abs() for n, p in scene.parameters.items()})
+
+
+            @hookimpl
+            def speedup_criteria() -> Iterable[Criterion]:
+                yield L1()
         """
         raise NotImplementedError  # pluggy reads the signature only

@@ -28,6 +28,7 @@ from torch import nn
 
 from speedup import hookspecs
 from speedup.errors import PluginError
+from speedup.pruning.criterion import Criterion
 from speedup.rule import Rule
 
 DISABLE_VARIABLE = "SPEEDUP_DISABLE_PLUGINS"
@@ -48,6 +49,7 @@ class PluginInfo:
         module: what the entry point refers to.
         contract: the contract version it was written for; None if it was never imported.
         rules: its rules; empty if it was not loaded.
+        criteria: its criteria for pruning, likewise.
         error: why it was left out, or None.
         disabled: whether the user disabled it; it was then not imported.
     """
@@ -58,6 +60,7 @@ class PluginInfo:
     module: str
     contract: int | None = None
     rules: tuple[Rule, ...] = ()
+    criteria: tuple[Criterion, ...] = ()
     error: str | None = None
     disabled: bool = False
 
@@ -161,6 +164,20 @@ def check_rule(rule: object) -> None:
             raise PluginError(f"rule {rule.name!r}: functions holds {function!r}, which cannot be hashed") from None
 
 
+def check_criterion(criterion: object) -> None:
+    """Check that an object is a criterion with a name.
+
+    Raises:
+        PluginError: it is not; the message says why.
+    """
+    if not isinstance(criterion, Criterion):
+        is_class = isinstance(criterion, type) and issubclass(criterion, Criterion)
+        hint = f": return {criterion.__name__}(), not the class" if is_class else ""  # type: ignore[attr-defined]
+        raise PluginError(f"speedup_criteria() gave {criterion!r}, which is no Criterion{hint}")
+    if not isinstance(criterion.name, str) or not criterion.name:
+        raise PluginError(f"the criterion {criterion!r} has no name")
+
+
 def _discover() -> list[tuple[PluginInfo, importlib.metadata.EntryPoint]]:
     found: dict[tuple[str, str, str], tuple[PluginInfo, importlib.metadata.EntryPoint]] = {}
     for entry in importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP):
@@ -178,7 +195,8 @@ def _load(info: PluginInfo, entry: importlib.metadata.EntryPoint, strict: bool) 
         except Exception as error:
             raise PluginError(f"its module cannot be imported: {_describe(error)}") from error
         info = replace(info, contract=_contract(module))
-        return replace(info, rules=_rules(module, info))
+        rules, criteria = _contents(module, info)
+        return replace(info, rules=rules, criteria=criteria)
     except PluginError as error:
         message = f"plugin {info.label}: {error}"
         if strict:
@@ -198,7 +216,7 @@ def _contract(module: object) -> int:
     return contract
 
 
-def _rules(module: object, info: PluginInfo) -> tuple[Rule, ...]:
+def _contents(module: object, info: PluginInfo) -> tuple[tuple[Rule, ...], tuple[Criterion, ...]]:
     # One manager per plugin, so that a fault in one cannot touch the others, and its source is plain.
     manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
     manager.add_hookspecs(hookspecs.HookSpecs)
@@ -218,7 +236,13 @@ def _rules(module: object, info: PluginInfo) -> tuple[Rule, ...]:
         raise PluginError(f"speedup_rules() failed: {_describe(error)}") from error
     for rule in rules:
         check_rule(rule)
-    return tuple(rules)
+    try:
+        criteria = [criterion for given in manager.hook.speedup_criteria() for criterion in given]
+    except Exception as error:
+        raise PluginError(f"speedup_criteria() failed: {_describe(error)}") from error
+    for criterion in criteria:
+        check_criterion(criterion)
+    return tuple(rules), tuple(criteria)
 
 
 def _hook_fault(error: pluggy.PluginValidationError, manager: pluggy.PluginManager) -> str:

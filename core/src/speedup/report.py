@@ -147,20 +147,33 @@ def _shape(shape: tuple[int, ...]) -> str:
 def summarize(graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
     """Count and explain one plan."""
     report = Report(gained=sorted(parts.gained))
-    before = after = 0
     for value in graph.sources:
-        keep = keeps.sets[value] if value.uses else np.ones((1,) * value.ndim, dtype=bool)
-        shape = kept_shape(keep, value.shape)
-        if value.kind == "parameter":
-            before += prod(value.shape)
-            after += prod(shape)
+        keep, shape = _left(keeps, value)
         report.layers.append(Layer(value.names[0], value.shape, shape, _kept(keep) if value.uses else {}))
+    sizes = sizes_of(graph, keeps)
+    before, after = sizes["parameters"]
     report.parameters = (before, after + sum(t.numel() for t in parts.gained.values()))
-    report.macs = _macs(graph, keeps)
+    report.macs = sizes["macs"]
     report.repaired = [Repaired(path, *line) for path, r in parts.repairs.items() for line in r.describe()]
     report.barriers = [f"{n.op_name} at {n.where}" + (f" ({n.note})" if n.note else "") for n in graph.barriers]
     report.find_stays = lambda: _stays(graph, keeps)
     return report
+
+
+def sizes_of(graph: Graph, keeps: KeepSets) -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-accumulates (``macs``) before and after."""
+    before = after = 0
+    for value in graph.sources:
+        if value.kind == "parameter":
+            before += prod(value.shape)
+            after += prod(_left(keeps, value)[1])
+    return {"parameters": (before, after), "macs": _macs(graph, keeps)}
+
+
+def _left(keeps: KeepSets, value: Value) -> tuple[Bools, tuple[int, ...]]:
+    """What is kept of a parameter or buffer, and its new shape; what nobody reads stays whole."""
+    keep = keeps.sets[value] if value.uses else np.ones((1,) * value.ndim, dtype=bool)
+    return keep, kept_shape(keep, value.shape)
 
 
 def _kept(keep: Bools) -> dict[int, list[int]]:

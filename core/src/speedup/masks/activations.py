@@ -1,9 +1,9 @@
 """Masks of activations, as NNI 3 has them: `{module: {"_input_0": mask, "_output_0": mask}}`.
 
 They mean the model whose activations are multiplied by them: of the module's `i`-th positional argument (or a keyword
-argument, by its name) and of the `i`-th tensor that it returns. Here the module gets the mask as a buffer and a hook that
-multiplies, so that the engine sees a product like any other. Where all that stays of an activation is kept by its mask,
-buffer and hook go; else they stay, for the product is part of the model.
+argument, by its name) and of the `i`-th tensor that it returns. Here the module gets the mask as a buffer and a hook
+that multiplies, so that the engine sees a product like any other. Where all that stays of an activation is kept by its
+mask, buffer and hook go; else they stay, for the product is part of the model.
 """
 
 from __future__ import annotations
@@ -135,4 +135,5 @@ def _compact(module: str, key: str, mask: Any) -> torch.Tensor:
         keep = as_keep(mask)
     except Refused as refused:
         raise MaskError(f"module {module!r}, {key!r}: {refused.say(*refused.arguments)}") from None
-    return torch.from_numpy(compact_axes(keep.numpy())[0].copy())
+    compact: Any = compact_axes(keep.numpy())[0]
+    return torch.from_numpy(compact.copy())

@@ -45,14 +45,20 @@ class Prepared:
     """
 
     def __init__(
-        self, model: nn.Module, masks: Any = None, *, source: Source = "auto", map_location: Any = None
+        self,
+        model: nn.Module,
+        masks: Any = None,
+        *,
+        source: Source = "auto",
+        map_location: Any = None,
+        may_be_empty: bool = False,
     ) -> None:
         check_model(model)
         self._unwrapped = Unwrapped(model)
         self._multiplied: Multiplied | None = None
         try:
             carried = self._unwrapped.masks
-            self.masks = _load(model, masks, source, map_location, carried)
+            self.masks = _load(model, masks, source, map_location, carried, may_be_empty)
             self._multiplied = Multiplied(model, self.masks.activations)
             self.facts = {**self.masks.parameters, **self._multiplied.masks}
         except BaseException:
@@ -114,7 +120,8 @@ def load(model: nn.Module, masks: Any = None, *, source: Source = "auto", map_lo
 
 
 def _load(
-    model: nn.Module, masks: Any, source: Source, map_location: Any, carried: Mapping[str, torch.Tensor]
+    model: nn.Module, masks: Any, source: Source, map_location: Any, carried: Mapping[str, torch.Tensor],
+    may_be_empty: bool = False,
 ) -> LoadedMasks:
     if source not in SOURCES:
         raise MaskError(f"source={source!r}: it is one of {', '.join(SOURCES)}")
@@ -143,7 +150,7 @@ def _load(
     parameters, activations = split(names.nested(_of_state_dict(names, given)))
     unknown = [name for name in activations if name not in names.modules]
     parameters.update({name: activations[name] for name in unknown})
-    merged = normalize_masks(model, parameters, may_be_empty=bool(activations or carried))
+    merged = normalize_masks(model, parameters, may_be_empty=may_be_empty or bool(activations or carried))
     for name, mask in normalize_masks(model, carried, may_be_empty=True).items():
         merged[name] = merged[name] & mask if name in merged else mask
     return LoadedMasks(merged, activations)
