@@ -91,6 +91,8 @@ class Blocks:
             if (counts != counts[0]).any():
                 return False
             found.append(members)
+        if all(len(members) == 1 for members in found):
+            return True  # each line is one channel, and goes whole
         distinct = {tuple(m.tolist()) for m in found}
         if len(set().union(*distinct)) != sum(map(len, distinct)):
             return False
