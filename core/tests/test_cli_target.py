@@ -14,7 +14,7 @@ from speedup.errors import InputError
 
 def test_a_model_is_made_or_taken_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_models_of_a_test.py").write_text(
-        "from torch import nn\nmade = nn.Linear(2, 3)\n\n\ndef make():\n    return nn.ReLU()\n\n\ndef wrong():\n    return 3\n"
+        "from torch import nn\nmade = nn.Linear(2, 3)\ndef make():\n    return nn.ReLU()\ndef wrong():\n    return 3\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

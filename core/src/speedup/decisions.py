@@ -69,7 +69,7 @@ class Decisions:
         """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
         for node, old, new in zip(self.graph.nodes, self.wanted, self.got, strict=False):
             for value, a, b in zip(node.outputs, old, new, strict=False):
-                rule = f"rule {node.rule.name!r}" if node.rule is not None else "no rule"
+                rule = node.rule.label if node.rule is not None else "no rule"
                 place = f"first at {node.label}, {rule}, {node.where}"
                 worst = _wrong_constant(self.keeps, value, a)
                 if not worst and not is_shifted(node):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from speedup import rule_log
 from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
@@ -170,6 +171,7 @@ def plan(
             f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
         )
     rules = registry if registry is not None else default_registry()
+    rule_log.listen()
     log.info("masks: %d parameters", len(keep))
 
     with sandbox(model, keep):
@@ -182,6 +184,7 @@ def plan(
             raise TraceError(
                 f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
             ) from error
+        rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         facts = infer(first, keep)
         log.info("inferred: %d values with constants", len(facts.constants))

@@ -218,6 +218,7 @@ def _rules(module: object, info: PluginInfo) -> tuple[Rule, ...]:
         raise PluginError(f"speedup_rules() failed: {_describe(error)}") from error
     for rule in rules:
         check_rule(rule)
+        rule.origin = info.label
     return tuple(rules)
 
 

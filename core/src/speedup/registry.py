@@ -190,8 +190,7 @@ class Registry:
             return bool(rule.claims(module))
         except Exception as error:
             raise RuleError(
-                f"rule {rule.name!r} of plugin {self._owners[id(rule)].label} failed when it was asked "
-                f"for a {op_name(type(module))}: {type(error).__name__}: {error}"
+                f"{rule.label} failed when it was asked for a {op_name(type(module))}: {type(error).__name__}: {error}"
             ) from error
 
     def _table(self, claims: Callable[[Rule], Iterable[Any]]) -> dict[Any, Rule]:

@@ -102,6 +102,7 @@ class Rule:
     averages: bool = False
     layout_only: bool = False
     indices: tuple[str, ...] = ()
+    origin: str = ""  # the plugin that gave it, such as "'conv' (speedup-plugin-conv 0.1.0)"; set when it is loaded
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 
     def __init__(self, **fields: Any) -> None:
@@ -115,6 +116,11 @@ class Rule:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+    @property
+    def label(self) -> str:
+        """How messages call the rule: its name, and the plugin that gave it with its version."""
+        return f"rule {self.name!r}" + (f" of plugin {self.origin}" if self.origin else "")
 
     # -- what a call is -------------------------------------------------------------------------------------------
 
@@ -144,11 +150,11 @@ class Rule:
             self.check(node)
         except (TypeError, SignatureError) as error:
             node.rule, node.operands, node.operand_names = None, (), ()
-            node.note = f"rule {self.name!r} does not fit this call: {error}"
+            node.note = f"{self.label} does not fit this call: {error}"
         except SpeedupError:
             raise
         except Exception as error:
-            raise RuleError(f"rule {self.name!r} raised at {node.label} ({node.where}): {error!r}") from error
+            raise RuleError(f"{self.label} raised at {node.label} ({node.where}): {error!r}") from error
 
     def check(self, node: Node) -> None:
         """Raise SignatureError for a call that the rule cannot speak for (override; the default binds the axes)."""

@@ -333,7 +333,11 @@ class Recorder(TorchFunctionMode):
 
     @_unrecorded
     def _rule_of(self, module: nn.Module) -> Any:
-        return self.registry.for_module(module)
+        try:
+            return self.registry.for_module(module)
+        except RuleError as error:
+            place = f"{self._paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
+            raise RuleError(f"{error}, at {place}") from error
 
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:
@@ -374,7 +378,7 @@ def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
         held: dict[str, torch.Tensor] = rule.held(module)
     except Exception as error:
         place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
-        raise RuleError(f"rule {rule.name!r} raised in held at {place}: {error!r}") from error
+        raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
     return held
 
 
