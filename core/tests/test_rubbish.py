@@ -66,7 +66,7 @@ RUBBISH = {
         "infer_from_output returned a mask of Tensor for 'input', not a numpy array of bool",
     ),
     "value of the wrong dtype": (
-        "def infer_from_input(self, node, facts): return {'output': Constant(np.ones((1, 6), bool), np.array([['0']]))}",
+        "def infer_from_input(self, node, facts): return {'output': Constant(facts.mask(0), np.array([['0']]))}",
         "infer_from_input returned a value of <U1 for 'output', not a numpy array of float64",
     ),
     "no dict": ("def infer_from_input(self, node, facts): return [3]", r"infer_from_input returned \[3\], not a dict"),

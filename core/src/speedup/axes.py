@@ -189,6 +189,8 @@ def parse(text: str) -> Signature:
     Raises:
         SignatureError: a fault in the text; the message points at its position.
     """
+    if not text.strip():
+        raise SignatureError("the signature is empty: its axes are still to be written")
     tokens: list[tuple[str, int]] = []
     at = 0
     while at < len(text.rstrip()):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from speedup.ask import ask
+from speedup.barriers import find_barriers
 from speedup.build import Parts
 from speedup.drop import Dropped
 from speedup.errors import SignatureError
@@ -56,6 +57,7 @@ class Report:
     layers: list[Layer] = field(default_factory=list)
     find_stays: Callable[[], list[Kept]] = list
     barriers: list[str] = field(default_factory=list)
+    commands: dict[str, str] = field(default_factory=dict)
     gained: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
@@ -159,6 +161,7 @@ def summarize(graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
     report.macs = _macs(graph, keeps)
     report.repaired = [Repaired(path, *line) for path, r in parts.repairs.items() for line in r.describe()]
     report.barriers = [f"{n.op_name} at {n.where}" + (f" ({n.note})" if n.note else "") for n in graph.barriers]
+    report.commands = {b.op: b.command for b in find_barriers(graph.barriers) if b.command is not None}
     report.find_stays = lambda: _stays(graph, keeps)
     return report
 
@@ -294,8 +297,9 @@ def _explain(report: Report, name: str | None) -> str:
         numbers[(k.why, k.where)] += len(k.indices)
     for (why, where), parameters in totals.most_common():
         lines.append(f"  {_indices(numbers[(why, where)])}, {parameters:,} parameters: {_place(why, where)}")
-    if any("no rule knows" in why for why, _ in totals):
-        lines.append("A rule for an op that has none takes about ten lines: docs/write-a-plugin.md")
+    commands = [c for op, c in report.commands.items() if any(f"by {op}, which no rule knows" in why for why, _ in totals)]
+    if commands:
+        lines += ["To write a rule for an op that has none, which takes about ten lines:", *(f"  {c}" for c in commands)]
     return "\n".join(lines)
 
 

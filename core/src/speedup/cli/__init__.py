@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from speedup.errors import SpeedupError
 
-COMMANDS = {"plugins": "plugins"}
+COMMANDS = {"plugins": "plugins", "doctor": "doctor", "new-plugin": "new_plugin"}
 """The module of every command, by the command's name."""
 
 

@@ -156,7 +156,7 @@ class RuleTests:
         raise NotImplementedError(f"{type(self).__name__} must say in cases() on which models its rules are tried")
 
     def registry(self) -> Registry:
-        """The rules in use: those of all installed plugins, and ``rules`` (override for others, see ``registry_of``)."""
+        """The rules in use: those of all installed plugins, and ``rules`` (override it for others: ``registry_of``)."""
         own = [Registry.from_rules(*self.rules).plugins[0]] if self.rules else []
         return Registry([*load_plugins(), *own])
 
