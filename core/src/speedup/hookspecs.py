@@ -31,7 +31,7 @@ The version rises only when a plugin that was right before would go wrong; a new
 
 **Failures.** A plugin is left out, with a warning in the log and the reason in ``speedup plugins``, when
 
-- its module cannot be imported, or a hook raises an exception (also one of ``rule.modules`` and the like);
+- its module cannot be imported, or a hook raises an exception;
 - it asks for another contract version;
 - a function is marked with `hookimpl` and no such hook exists (a misspelt name), or it takes arguments that the hook
   does not have;

@@ -153,7 +153,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         RuleError: a rule raised.
     """
     keeps = KeepSets(graph, facts, drop)
-    _find_rigid(graph, keeps)
+    keeps.rigid = rigid_axes(graph)
     for value in graph.values:
         keeps.sets[value] = nothing(value.ndim)
         keeps.events[value] = []
@@ -181,15 +181,15 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     return keeps
 
 
-def _find_rigid(graph: Graph, keeps: KeepSets) -> None:
+def rigid_axes(graph: Graph) -> dict[Value, list[bool]]:
     """An axis is rigid when it can never lose an index: the inputs' axes are, and what follows from them."""
-    for value in graph.values:
-        keeps.rigid[value] = [not value.is_source] * value.ndim
+    rigid = {value: [not value.is_source] * value.ndim for value in graph.values}
     for node in graph.nodes:
         if node.rule is not None:
-            found = ask(node, "rigid", [keeps.rigid[v] if v is not None else [] for v in node.operands])
+            found = ask(node, "rigid", [rigid[v] if v is not None else [] for v in node.operands])
             for value, flags in zip(node.outputs, found, strict=True):
-                keeps.rigid[value] = list(flags)
+                rigid[value] = list(flags)
+    return rigid
 
 
 def _require(keeps: KeepSets, value: Value) -> None:

@@ -297,9 +297,14 @@ def _explain(report: Report, name: str | None) -> str:
         numbers[(k.why, k.where)] += len(k.indices)
     for (why, where), parameters in totals.most_common():
         lines.append(f"  {_indices(numbers[(why, where)])}, {parameters:,} parameters: {_place(why, where)}")
-    commands = [c for op, c in report.commands.items() if any(f"by {op}, which no rule knows" in why for why, _ in totals)]
+    commands = [
+        c for op, c in report.commands.items() if any(f"by {op}, which no rule knows" in why for why, _ in totals)
+    ]
     if commands:
-        lines += ["To write a rule for an op that has none, which takes about ten lines:", *(f"  {c}" for c in commands)]
+        lines += [
+            "To write a rule for an op that has none, which takes about ten lines:",
+            *(f"  {c}" for c in commands),
+        ]
     return "\n".join(lines)
 
 

@@ -91,7 +91,9 @@ def _imports(stub: Stub | None) -> str:
     ours = "from speedup import "
     others = [line for line in (stub.imports if stub else ()) if not line.startswith(ours)]
     names = {"Rule", *(line.removeprefix(ours) for line in (stub.imports if stub else ()) if line.startswith(ours))}
-    return "\n".join(sorted([*others, ours + ", ".join(sorted(names))], key=lambda line: (line.startswith("from"), line)))
+    return "\n".join(
+        sorted([*others, ours + ", ".join(sorted(names))], key=lambda line: (line.startswith("from"), line))
+    )
 
 
 def _filled(text: str, given: Mapping[str, str]) -> str:

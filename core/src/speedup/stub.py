@@ -52,8 +52,8 @@ def stub_for(op: str) -> Stub:
         raise InputError(f"{op!r} is {found!r}, neither a module type nor a function")
     if not (op_name(found).startswith("torch.") or found in get_testing_overrides()):
         raise InputError(
-            f"{op!r} is a plain Python function, whose calls torch does not announce: nothing can claim it, and what it "
-            "calls is recorded by itself. Give the module type in whose forward it stands instead"
+            f"{op!r} is a plain Python function, whose calls torch does not announce: nothing can claim it, and what "
+            "it calls is recorded by itself. Give the module type in whose forward it stands instead"
         )
     return _for_function(op, found)
 
@@ -108,7 +108,7 @@ def _for_custom_op(packet: Any) -> Stub:
     arguments = overload._schema.arguments
     tensors = [a.name for a in arguments if str(a.type) in ("Tensor", "Optional[Tensor]")]
     call = [a.name + (f"={a.default_value!r}" if a.has_default_value() else "") for a in arguments]
-    path = f"torch.ops.{str(packet)}"
+    path = f"torch.ops.{packet!s}"
     rule = path.rpartition(".")[2]
     owner = registered_by(packet)
     lines = [
@@ -139,7 +139,10 @@ def _for_function(op: str, function: Any) -> Stub:
     except ValueError:
         spelled = False
     signature = get_testing_overrides().get(function)
-    lines = [f'name="{name}",', f"functions={f'variants({name!r})'.replace(chr(39), chr(34)) if spelled else f'({op},)'},"]
+    lines = [
+        f'name="{name}",',
+        f"functions={f'variants({name!r})'.replace(chr(39), chr(34)) if spelled else f'({op},)'},",
+    ]
     if signature is not None:
         parameters = list(inspect.signature(signature).parameters.values())
         lines.append(f'call="{", ".join(_parameter(p) for p in parameters)}",  # check it against the documentation')

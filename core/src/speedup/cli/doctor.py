@@ -29,7 +29,7 @@ class _Model:
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    """Say what is wrong with the installed plugins, and which ops of a model have no rule; exits with 1 if anything is."""
+    """Say what is wrong with the plugins, and which ops of a model have no rule; exit with 1 if anything is."""
     parser.add_argument("target", nargs="?", help=f"{TARGET_HELP}; left out, only the plugins are looked at")
     parser.add_argument("--input", help=INPUT_HELP)
     parser.add_argument("--prefer", action="append", default=[], help="a plugin that wins where two claim one op")
@@ -37,7 +37,9 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
 
     def run(args: argparse.Namespace) -> int:
         if (args.target is None) != (args.input is None):
-            raise InputError("a model and --input belong together: speedup doctor mymodels.net:build --input 1x3x224x224")
+            raise InputError(
+                "a model and --input belong together: speedup doctor mymodels.net:build --input 1x3x224x224"
+            )
         found = load_plugins(strict=False)
         registry, conflict = _registry(found, args.prefer)
         model = _look(args.target, args.input, registry) if args.target is not None and registry is not None else None
@@ -111,7 +113,9 @@ def _as_text(found: Sequence[PluginInfo], conflict: str | None, target: str | No
 def _about(model: _Model) -> list[str]:
     if not model.barriers:
         return [f"{model.target}: each of its {model.calls} calls has a rule"]
-    lines = [f"{model.target}: {model.ruled} of {model.calls} calls have a rule. Without one, what they touch stays whole:"]
+    lines = [
+        f"{model.target}: {model.ruled} of {model.calls} calls have a rule. Without one, what they touch stays whole:"
+    ]
     for barrier in model.barriers:
         calls = "1 call" if barrier.calls == 1 else f"{barrier.calls} calls"
         lines.append(f"  {barrier.op}: {calls}, first at {barrier.where}")

@@ -17,7 +17,9 @@ have said and did not. ``registry_of`` gives a registry of the plugins under tes
 
 from __future__ import annotations
 
-from speedup.testing.conformance import Case, Findings, MissingInference, RuleTests, check_rules
+from speedup.testing.around import around, chain
+from speedup.testing.case import Case
+from speedup.testing.conformance import Findings, MissingInference, RuleTests, check_rules
 from speedup.testing.contents import randomize
 from speedup.testing.equal import Result, check_equal
 from speedup.testing.laws import check_laws
@@ -32,6 +34,8 @@ __all__ = [
     "MissingInference",
     "Result",
     "RuleTests",
+    "around",
+    "chain",
     "check_equal",
     "check_laws",
     "check_rules",

@@ -28,52 +28,15 @@ from speedup.plugins import load_plugins
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.testing.after import check_again, check_moves, in_float64
-from speedup.testing.contents import randomize
+from speedup.testing.case import Case
 from speedup.testing.equal import check_equal
 from speedup.testing.laws import check_laws
-from speedup.testing.masks import KINDS, Masks, masked_copy, random_masks
+from speedup.testing.masks import Masks, masked_copy
 from speedup.testing.missing import find_missing
 
 
 class MissingInference(UserWarning):
     """A rule says less than it could: an index that could have gone stays."""
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A model to try rules on.
-
-    Attributes:
-        make: gives a new model. It should have layers in front of and behind the op, since nothing can go at the
-            inputs and outputs of a model. Its contents are replaced by random ones (``randomize``).
-        inputs: an example of its input, as in ``speedup.plan``.
-        other_inputs: inputs of other batch sizes and other spatial sizes.
-        kinds: the kinds of masks, see ``random_masks``; those for which the model has no parameter are left out.
-    """
-
-    make: Callable[[], nn.Module]
-    inputs: Any
-    other_inputs: Sequence[Any] = ()
-    kinds: Sequence[str] = KINDS
-
-    def model(self, seed: int = 0) -> nn.Module:
-        """A new model with random contents, some of its modules in train mode and some in eval mode."""
-        model = randomize(self.make(), seed)
-        for number, module in enumerate(model.modules()):
-            module.training = number % 2 == 0
-        return model
-
-    def masks(self, model: nn.Module, seed: int = 0) -> dict[str, Masks]:
-        """Random masks of every kind, by the kind."""
-        found = {}
-        for kind in self.kinds:
-            try:
-                found[kind] = random_masks(model, seed, kind)
-            except ValueError:
-                continue  # the model has no parameter for masks of this kind
-        if not found:
-            raise ValueError("the model has no parameter that could be masked: put a layer with weights in front")
-        return found
 
 
 @dataclass
@@ -151,8 +114,8 @@ class RuleTests:
     rounds: int = 4
     missing_ok: bool = True
 
-    def cases(self) -> Mapping[str, Case]:
-        """The models to try the rules on, by a name for each (override)."""
+    def cases(self) -> Mapping[str, Case] | Sequence[Case]:
+        """The models to try the rules on, best with a name for each (override)."""
         raise NotImplementedError(f"{type(self).__name__} must say in cases() on which models its rules are tried")
 
     def registry(self) -> Registry:
@@ -160,11 +123,11 @@ class RuleTests:
         own = [Registry.from_rules(*self.rules).plugins[0]] if self.rules else []
         return Registry([*load_plugins(), *own])
 
-    def rules_under_test(self) -> list[Rule]:
-        """The rules of ``plugins``, and ``rules``."""
+    def rules_under_test(self, registry: Registry) -> list[Rule]:
+        """Of a registry, the rules of ``plugins``, and ``rules``."""
         found = list(self.rules)
         for name in self.plugins:
-            mine = [plugin for plugin in self.registry().plugins if plugin.is_called(name)]
+            mine = [plugin for plugin in registry.plugins if plugin.is_called(name)]
             assert mine, f"no plugin {name!r} is installed; `speedup plugins` lists those that are"
             for plugin in mine:
                 assert plugin.status == "loaded", f"plugin {plugin.label} is {plugin.status}: {plugin.error}"
@@ -174,17 +137,21 @@ class RuleTests:
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """One test for each case."""
         if "case" in metafunc.fixturenames:
-            cases = self.cases()
+            cases = self._named()
             metafunc.parametrize("case", list(cases.values()), ids=list(cases))
+
+    def _named(self) -> dict[str, Case]:
+        cases = self.cases()
+        return dict(cases) if isinstance(cases, Mapping) else {str(n): case for n, case in enumerate(cases)}
 
     def test_every_rule_has_a_case(self) -> None:
         """Each rule under test has a call in one of the models."""
         registry, asked = self.registry(), set[str]()
-        for case in self.cases().values():
+        for case in self._named().values():
             model = case.model()
             masks = next(iter(case.masks(model).values()))
             asked |= check_laws(model, case.inputs, masks, registry=registry, rounds=0)
-        wanted = {r.name for r in self.rules_under_test() if not isinstance(r, Expansion) and not r.layout_only}
+        wanted = {r.name for r in self.rules_under_test(registry) if not isinstance(r, Expansion) and not r.layout_only}
         missing = sorted(wanted - asked - set(self.unasked))
         assert not missing, (
             f"no case has a call for these rules: {', '.join(missing)}. Is the op claimed in the form in which it "
@@ -210,7 +177,8 @@ class RuleTests:
 
     def test_nothing_is_missing(self, case: Case) -> None:
         """What the rules could have said and did not: a warning, or a failure if ``missing_ok`` is False."""
-        missing = _missing(case, self.registry(), self.rules_under_test(), 0)
+        registry = self.registry()
+        missing = _missing(case, registry, self.rules_under_test(registry), 0)
         assert self.missing_ok or not missing, "\n".join(missing)
         for line in missing:
             warnings.warn(line, MissingInference, stacklevel=2)

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from speedup.errors import SignatureError
 from speedup.facts import Bools, Unused, along, nothing
 from speedup.graph import Node, Value
 from speedup.infer import Facts, NodeFacts, _returned, infer
 from speedup.inputs import resolve_inputs
+from speedup.keep import rigid_axes
 from speedup.masks import normalize_masks
 from speedup.registry import Registry
 from speedup.rule import Rule
@@ -43,6 +45,8 @@ def find_missing(
     for which these facts hold is a constant that could be known; an index of an operand that changes nothing which is
     read, whatever stands there, is unused. What the rule says of neither stays in the small model.
 
+    Only axes along which an index can go are looked at: not those of the model's inputs, nor mixed ones.
+
     This looks at a few runs, so that a line may be wrong where an op hardly ever depends on its input. It is a report,
     to be read; rules that say too little are exact all the same.
 
@@ -64,6 +68,7 @@ def find_missing(
         graph = trace(masked, *inputs, registry, log=log)
         samples = _samples(graph, inputs, log)
         real = infer(graph, keep)
+        rigid = rigid_axes(graph)
         for node in graph.nodes:
             known = node.rule is not None and any(node.rule is rule for rule in rules)
             if not known or not all(v in samples for v in node.tensors):
@@ -71,13 +76,17 @@ def find_missing(
             maker, rng = Maker(real, seed + node.index), np.random.default_rng([seed, node.index])
             for number in range(rounds):
                 given = Given(real) if number == 0 else maker.pair(node, samples)[1]
-                for what, line in _at(node, given, samples, rng):
+                for what, line in _at(node, given, samples, rigid, rng):
                     found.setdefault((node.op_name, node.path, what), line)
     return list(found.values())
 
 
 def _at(
-    node: Node, facts: Facts, samples: Mapping[Value, torch.Tensor], rng: np.random.Generator
+    node: Node,
+    facts: Facts,
+    samples: Mapping[Value, torch.Tensor],
+    rigid: Mapping[Value, Sequence[bool]],
+    rng: np.random.Generator,
 ) -> Iterator[tuple[str, str]]:
     """The lines of one call for these facts, with what each is about."""
     constant, unused = _said(node, facts)
@@ -91,7 +100,7 @@ def _at(
         if value not in facts.graph.from_input or not value.dtype.is_floating_point:
             continue
         same = np.logical_and.reduce([_equal(outputs[0], o) for o in outputs[1:]])
-        for axis, index in _lines(same, constant[value]):
+        for axis, index in _lines(same, constant[value], rigid[value]):
             name = "output" if len(node.outputs) == 1 else f"output{k}"
             why = "is constant whatever the input, and neither infer_from_weight nor infer_from_input says so"
             yield name, _text(node, index, axis, name, why)
@@ -100,7 +109,8 @@ def _at(
         place = number_of(node, number)
         if value is None or place is None or not value.dtype.is_floating_point:
             continue
-        for axis, index in _lines(np.ones(value.shape, dtype=bool), unused[number]):
+        fixed = [a or b for a, b in zip(rigid[value], _mixed(node, number), strict=True)]
+        for axis, index in _lines(np.ones(value.shape, dtype=bool), unused[number], fixed):
             mask = (np.arange(value.shape[axis]) == index).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
             if all(_unread(node, facts, g, r, place, mask, rng) for g, r in zip(given, whole, strict=True)):
                 why = "is read by nobody, and neither infer_from_weight nor infer_from_output says so"
@@ -152,11 +162,23 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> Bools:
     return np.asarray(same.numpy())
 
 
-def _lines(holds: Bools, said: Bools) -> Iterator[tuple[int, int]]:
-    """(axis, index) for which something holds all along, though it is not said all along."""
+def _mixed(node: Node, number: int) -> list[bool]:
+    """The axes of an operand that its rule keeps whole, whatever is known."""
+    assert node.rule is not None
+    value = node.operands[number]
+    assert value is not None
+    try:
+        layout = node.layout
+    except SignatureError:  # the rule has no axes
+        return [False] * value.ndim
+    return [bool(dim) and layout.mixed.issuperset(dim) for dim in layout.operands[number] or ()]
+
+
+def _lines(holds: Bools, said: Bools, fixed: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """(axis, index) for which something holds all along, though it is not said all along; of axes that can shrink."""
     said = np.broadcast_to(said, holds.shape)
     for axis, size in enumerate(holds.shape):
-        if size > 1:
+        if size > 1 and not fixed[axis]:
             for index in np.flatnonzero(~along(~holds, axis) & along(~said, axis)):
                 yield axis, int(index)
 
