@@ -154,11 +154,13 @@ def _for_function(op: str, function: Any) -> Stub:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    stars = (
+        "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+    )
     default = parameter.default
     plain = default is None or isinstance(default, bool | int | float | str)
     shown = repr(default).replace('"', "'") if plain else "None"
-    return stars + parameter.name + ("" if default is parameter.empty else f"={shown}")
+    return f"{stars}{parameter.name}" + ("" if default is parameter.empty else f"={shown}")
 
 
 def _parameters(kind: type[nn.Module]) -> Iterator[str]:

@@ -65,7 +65,8 @@ def find_missing(
     found: dict[tuple[str, str, str], str] = {}
     with sandbox(masked, keep):
         log: list[list[torch.Tensor]] = []
-        graph = trace(masked, *inputs, registry, log=log)
+        args, kwargs = inputs
+        graph = trace(masked, args, kwargs, registry, log=log)
         samples = _samples(graph, inputs, log)
         real = infer(graph, keep)
         rigid = rigid_axes(graph)
@@ -105,13 +106,14 @@ def _at(
             why = "is constant whatever the input, and neither infer_from_weight nor infer_from_input says so"
             yield name, _text(node, index, axis, name, why)
             break
-    for number, (value, name) in enumerate(zip(node.operands, node.operand_names, strict=True)):
-        place = number_of(node, number)
-        if value is None or place is None or not value.dtype.is_floating_point:
+    for number, (operand, name) in enumerate(zip(node.operands, node.operand_names, strict=True)):
+        place = number_of(node, number) if operand is not None else None
+        if operand is None or place is None or not operand.dtype.is_floating_point:
             continue
-        fixed = [a or b for a, b in zip(rigid[value], _mixed(node, number), strict=True)]
-        for axis, index in _lines(np.ones(value.shape, dtype=bool), unused[number], fixed):
-            mask = (np.arange(value.shape[axis]) == index).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
+        fixed = [a or b for a, b in zip(rigid[operand], _mixed(node, number), strict=True)]
+        for axis, index in _lines(np.ones(operand.shape, dtype=bool), unused[number], fixed):
+            line = [-1 if a == axis else 1 for a in range(operand.ndim)]
+            mask = (np.arange(operand.shape[axis]) == index).reshape(line)
             if all(_unread(node, facts, g, r, place, mask, rng) for g, r in zip(given, whole, strict=True)):
                 why = "is read by nobody, and neither infer_from_weight nor infer_from_output says so"
                 yield name, _text(node, index, axis, f"operand {name!r}", why)
