@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from speedup.barriers import Barrier, find_barriers
-from speedup.cli.target import INPUT_HELP, TARGET_HELP, load_model, parse_input
+from speedup.cli.target import MODEL_HELP, add_input, make_input, make_model
 from speedup.errors import InputError, PluginConflictError
 from speedup.hookspecs import CONTRACT_VERSION
+from speedup.inputs import resolve_inputs
 from speedup.plugins import PluginInfo, load_plugins
 from speedup.registry import Registry
 from speedup.trace import sandbox, trace
@@ -30,20 +31,22 @@ class _Model:
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Say what is wrong with the plugins, and which ops of a model have no rule; exit with 1 if anything is."""
-    parser.add_argument("target", nargs="?", help=f"{TARGET_HELP}; left out, only the plugins are looked at")
-    parser.add_argument("--input", help=INPUT_HELP)
+    parser.add_argument(
+        "model", metavar="MODULE:CALLABLE", nargs="?", help=f"{MODEL_HELP}. Left out, only the plugins are looked at"
+    )
+    add_input(parser, required=False)
     parser.add_argument("--prefer", action="append", default=[], help="a plugin that wins where two claim one op")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(args: argparse.Namespace) -> int:
-        if (args.target is None) != (args.input is None):
+        if (args.model is None) != (args.input is None):
             raise InputError(
                 "a model and --input belong together: speedup doctor mymodels.net:build --input 1x3x224x224"
             )
         found = load_plugins(strict=False)
         registry, conflict = _registry(found, args.prefer)
-        model = _look(args.target, args.input, registry) if args.target is not None and registry is not None else None
-        print(_as_json(found, conflict, model) if args.json else _as_text(found, conflict, args.target, model))
+        model = _look(args.model, args.input, registry) if args.model is not None and registry is not None else None
+        print(_as_json(found, conflict, model) if args.json else _as_text(found, conflict, args.model, model))
         failed = any(plugin.error is not None for plugin in found)
         return int(failed or conflict is not None or (model is not None and bool(model.barriers)))
 
@@ -57,15 +60,16 @@ def _registry(found: Sequence[PluginInfo], prefer: Sequence[str]) -> tuple[Regis
         return None, str(error)
 
 
-def _look(target: str, text: str, registry: Registry) -> _Model:
-    model, inputs = load_model(target), parse_input(text)
+def _look(target: str, specs: Sequence[str], registry: Registry) -> _Model:
+    model = make_model(target)
+    args, kwargs = resolve_inputs(make_input(specs))
     with sandbox(model):
         try:
-            graph = trace(model, inputs, {}, registry)
+            graph = trace(model, args, kwargs, registry)
         except Exception as error:
             _, current = getattr(error, "speedup_trace", ([], ""))
             last = f"; last call: {current}" if current else ""
-            raise InputError(f"{target} does not run on an input of {text}: {error!r}{last}") from error
+            raise InputError(f"{target} does not run on --input {' '.join(specs)}: {error!r}{last}") from error
     ruled = sum(not node.is_barrier for node in graph.nodes)
     return _Model(target, len(graph.nodes), ruled, find_barriers(graph.nodes, registry))
 
