@@ -102,7 +102,7 @@ def test_a_model_that_returns_no_tensor_is_refused() -> None:
         yield hidden
         yield out
 
-    for give, what in ((lazily, "generator"), (lambda hidden, out: None, "NoneType")):
+    for give, what in ((lazily, "generator"), (lambda hidden, out: None, "no tensor")):
         model = randomize(Net(give)).eval()
         with pytest.raises(TraceError, match=what):
             speedup.plan(model, torch.randn(2, 4), mask_indices(model, MASKED))

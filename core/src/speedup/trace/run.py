@@ -90,7 +90,7 @@ def trace(
         watch: sees every call and says what it gives; its ``got`` is filled as ``log`` is.
 
     Raises:
-        TraceError: the model returns no tensor, or something that makes its tensors later.
+        TraceError: the model returns something that makes its tensors later.
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
@@ -131,8 +131,6 @@ def _run(
     # What the model wrote into inputs, or put into lists and dicts that it was given, is there for its caller.
     given = [recorder.value_of(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     outputs += [v for v in given if v.kind != "input"]
-    if not outputs and not recorder.reads:
-        raise TraceError(f"the model returns no tensor, but a {type(result).__name__}: nothing says what is needed")
     for source in list(recorder._sources.values()):
         # A parameter or buffer that the forward writes to is read by the next call.
         assert source.tensor is not None
