@@ -68,7 +68,7 @@ class Facts:
 
     def unused(self, value: Value) -> Bools:
         """Entries that no reader needs."""
-        if value.is_output:
+        if value.is_output or value in self.graph.uncertain:
             return nothing(value.ndim)
         result = everything(value.ndim)
         for node, number in value.uses:

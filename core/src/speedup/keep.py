@@ -202,12 +202,8 @@ def _require(keeps: KeepSets, value: Value) -> None:
     elif value.producer is not None and value.producer.rule is None:
         keeps.grow(value, whole, f"made by {value.producer.op_name}, which no rule knows", value.producer)
     branch = keeps.graph.branch
-    if branch is not None:
-        later = any(n.index > branch.node.index for n, _ in value.uses)
-        made_later = value.producer is not None and value.producer.index > branch.node.index
-        if later or made_later or value in branch.live:
-            why = "Python reads data of the input here, and may go another way with other data"
-            keeps.grow(value, whole, why, branch.node)
+    if branch is not None and value in keeps.graph.uncertain:
+        keeps.grow(value, whole, branch.why, branch.node)
     for node, number in value.uses:
         if node.rule is None or number < 0:
             keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node)

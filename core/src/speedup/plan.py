@@ -186,6 +186,8 @@ def plan(
             ) from error
         rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
+        if not first.outputs and first.branch is None and not first.answers:
+            raise TraceError("the model returns no tensor, so nothing says what of it is needed")
         facts = infer(first, keep)
         log.info("inferred: %d values with constants", len(facts.constants))
         settled = None
