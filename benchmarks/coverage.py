@@ -71,12 +71,19 @@ def aligned(model: nn.Module) -> Masks:
             masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
         elif not isinstance(module, nn.modules.batchnorm._NormBase):
             for parameter, tensor in own.items():
-                axis = max(range(tensor.ndim), key=lambda a: tensor.shape[a]) if tensor.ndim else 0
+                axis = _channel_axis(tensor)
                 if tensor.ndim and tensor.shape[axis] > 1 and "relative" not in parameter:
                     line = torch.arange(tensor.shape[axis]) % 2 == 0
                     shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
                     masks.setdefault(name, {})[parameter] = line.reshape(shape).expand_as(tensor)
     return masks
+
+
+def _channel_axis(tensor: torch.Tensor) -> int:
+    """The axis of the channels of a parameter without a layer: of tokens and tables of positions, or the longest."""
+    if tensor.ndim >= 3 and tensor.shape[0] == 1:
+        return tensor.ndim - 1 if tensor.ndim == 3 else 1
+    return max(range(tensor.ndim), key=lambda a: tensor.shape[a]) if tensor.ndim else 0
 
 
 def _output_axis(module: nn.Module) -> int | None:

@@ -214,6 +214,11 @@ class GroupNorm(Counting):
         )
 
 
+class OtherGroupNorm(_Recognised, GroupNorm):
+    name = "other group_norm"
+    kind = "group"
+
+
 class InstanceNorm(Rule):
     """Every channel on its own, over all positions; with running statistics, as a batch norm."""
 
@@ -254,6 +259,7 @@ def speedup_rules() -> Iterable[Rule]:
         RMSNorm(modules=(nn.RMSNorm,), functions=(F.rms_norm, torch.rms_norm)),
         OtherLayerNorm(),
         OtherRMSNorm(),
+        OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
