@@ -66,7 +66,10 @@ def aligned(model: nn.Module) -> Masks:
         own = dict(module.named_parameters(recurse=False))
         output = _output_axis(module)
         if output is not None:
-            masks[name] = _entry(module, torch.arange(module.weight.shape[output]) % 2 == 0, output)
+            # What a depthwise convolution makes of one channel goes or stays together.
+            depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels
+            each = module.out_channels // module.groups if depthwise and not module.transposed else 1
+            masks[name] = _entry(module, torch.arange(module.weight.shape[output]) // each % 2 == 0, output)
         elif isinstance(module, nn.Embedding):
             masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
         elif not isinstance(module, nn.modules.batchnorm._NormBase):

@@ -18,6 +18,7 @@ from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, hookimp
 from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, compensate
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, form_of
+from speedup_plugin_norm.response import ResponseNorm
 
 
 class LayerNorm(Counting):
@@ -261,6 +262,7 @@ def speedup_rules() -> Iterable[Rule]:
         OtherRMSNorm(),
         OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
+        ResponseNorm(),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             functions=(F.instance_norm, torch.instance_norm),
