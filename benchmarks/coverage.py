@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import models
 
 LARGE = 100_000_000
+PER_HEAD = ("relative", "temperature", "logit_scale")  # parameters with an entry per head, not per channel
 FLOAT32 = ("raft",)  # they make float32 tensors of their own
 Masks = dict[str, dict[str, torch.Tensor]]
 
@@ -75,7 +76,7 @@ def aligned(model: nn.Module) -> Masks:
         elif not isinstance(module, nn.modules.batchnorm._NormBase):
             for parameter, tensor in own.items():
                 axis = _channel_axis(tensor)
-                if tensor.ndim and tensor.shape[axis] > 1 and "relative" not in parameter:
+                if tensor.ndim and tensor.shape[axis] > 1 and not any(n in parameter for n in PER_HEAD):
                     line = torch.arange(tensor.shape[axis]) % 2 == 0
                     shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
                     masks.setdefault(name, {})[parameter] = line.reshape(shape).expand_as(tensor)

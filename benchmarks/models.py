@@ -112,7 +112,7 @@ def _timm(name: str) -> tuple[nn.Module, Any, list[Any]]:
     import timm
 
     sized = {"img_size": _TIMM_SIZES[name]} if name in _TIMM_SIZES else {}
-    model = timm.create_model(name, pretrained=False, **sized)
+    model = timm.create_model(name, pretrained=False, num_classes=1000, **sized)
     settings = model.pretrained_cfg
     size = sized.get("img_size", settings["input_size"][-1])
     again = torch.randn(2, 3, size, size)
