@@ -158,9 +158,15 @@ def run(
 
 
 def compare(
-    wanted: Mapping[str, list[torch.Tensor] | Exception], got: Mapping[str, list[torch.Tensor] | Exception]
+    wanted: Mapping[str, list[torch.Tensor] | Exception],
+    got: Mapping[str, list[torch.Tensor] | Exception],
+    coarsest: torch.dtype | None = None,
 ) -> Verification:
-    """Compare the results of ``run`` of the masked and of the small model."""
+    """Compare the results of ``run`` of the masked and of the small model.
+
+    Args:
+        coarsest: the type of the coarsest numbers that the results were made of, if that is known.
+    """
     comparisons: list[Comparison] = []
     skipped: list[str] = []
     for case, reference in wanted.items():
@@ -177,7 +183,7 @@ def compare(
         for number, (a, b) in enumerate(zip(reference, result, strict=True)):
             absolute, scale = distance(a, b) if a.shape == b.shape and a.dtype == b.dtype else (float("inf"), 1.0)
             relative = absolute / scale if scale else absolute
-            comparisons.append(Comparison(case, number, absolute, relative, tolerance(a.dtype)))
+            comparisons.append(Comparison(case, number, absolute, relative, tolerance(a.dtype, coarsest)))
     if not comparisons:
         raise CheckError("the masked model rejects every random input, so nothing was compared: " + "; ".join(skipped))
     return Verification(tuple(comparisons), tuple(skipped))

@@ -50,6 +50,20 @@ class LanguageRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class OffsetRMSNorm(LanguageRMSNorm):
+    """As Gemma has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+class GatedRMSNorm(LanguageRMSNorm):
+    """As state-space models have it: what it computes depends on a second argument."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x if gate is None else x * F.silu(gate))
+
+
 class Stream(nn.Module):
     """A residual stream of width 12 with a norm in front of every reader."""
 
@@ -108,6 +122,8 @@ STREAMS: dict[str, tuple[Callable[[int], nn.Module], int, int]] = {
     "RMS norm": (nn.RMSNorm, 7, 8),
     "RMS norm with eps": (lambda d: nn.RMSNorm(d, eps=1e-2), 7, 8),
     "RMS norm of a language model": (LanguageRMSNorm, 7, 8),
+    "RMS norm that scales by one more": (OffsetRMSNorm, 7, 8),
+    "RMS norm with a gate that is not given": (GatedRMSNorm, 12, 12),
     # There is no weight that could take the change of scale.
     "RMS norm without weight": (lambda d: nn.RMSNorm(d, elementwise_affine=False), 12, 12),
 }
@@ -130,8 +146,9 @@ def test_masked_scales_and_shifts_need_no_carrier(name: str) -> None:
         f"{n}.{p}": GONE for n in "nm" for p, _ in Stream(STREAMS[name][0]).get_submodule(n).named_parameters()
     }
     result = checked(Stream(STREAMS[name][0]), masked)
-    if "without" not in name:
-        assert result.shape("a.weight") == (7, 5)
+    zeros = STREAMS[name][1]
+    if "without" not in name:  # a mask of 1 + weight leaves the 1
+        assert result.shape("a.weight") == (12 if zeros == 12 else 7, 5)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -8,6 +8,7 @@ run on random numbers and compared with the formulas.
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,10 @@ from speedup_plugin_norm.compensated import scale
 
 @dataclass(frozen=True)
 class Form:
-    """What a module computes: ``layer``, ``rms`` or ``group``, over which axis, with its eps in which attribute."""
+    """What a module computes: ``layer``, ``rms`` or ``group``, over which axis, with its eps in which attribute.
+
+    ``rms+1`` is an RMS norm that scales by 1 + weight, as in Gemma.
+    """
 
     kind: str
     axis: int
@@ -36,7 +40,7 @@ def form_of(module: nn.Module) -> Form | None:
     names = set(own)
     if names not in ({"weight"}, {"weight", "bias"}) or module._modules or module._buffers:
         return None
-    if any(p is None or p.ndim != 1 or not p.is_floating_point() for p in own.values()):
+    if not _takes_one(module) or any(p is None or p.ndim != 1 or not p.is_floating_point() for p in own.values()):
         return None
     if module not in _known:
         _known[module] = _recognise(module)
@@ -54,12 +58,17 @@ def _recognise(module: nn.Module) -> Form | None:
             continue  # the axes could not be told apart
         # Small numbers, for which eps matters.
         x = (torch.randn(shape, generator=numbers) * 0.05).to(weight)
-        kinds = ("layer", "rms", "group") if axis == 1 and _groups(module) else ("layer", "rms")
+        kinds = ("layer", "rms", "rms+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
             for name in floats:
                 if _computes(module, x, Form(kind, axis, name)):
                     return Form(kind, axis, name)
     return None
+
+
+def _takes_one(module: nn.Module) -> bool:
+    """Whether the forward takes one argument. A second one, such as a gate, would change what is computed."""
+    return len(inspect.signature(module.forward).parameters) == 1
 
 
 def _groups(module: nn.Module) -> int:
@@ -94,4 +103,6 @@ def formula(module: nn.Module, x: torch.Tensor, form: Form) -> torch.Tensor:
         y = (wide - mean) * torch.rsqrt(var + eps)
     else:
         y = wide * torch.rsqrt(wide.square().mean(form.axis, keepdim=True) + eps)
-    return scale(module, y.to(x.dtype), [-1 if a == form.axis % x.ndim else 1 for a in range(x.ndim)])
+    shape = [-1 if a == form.axis % x.ndim else 1 for a in range(x.ndim)]
+    y = y.to(x.dtype)
+    return scale(module, y, shape) + (y if form.kind == "rms+1" else 0)

@@ -94,6 +94,7 @@ class ResponseNorm(Rule):
     """Channels that are 0 can go; all others are counted with each other."""
 
     name = "global_response_norm"
+    makes = (ResponseNormForward,)
     operands = ("input", "weight", "bias")
 
     def claims(self, module: nn.Module) -> bool:
