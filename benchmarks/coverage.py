@@ -87,7 +87,8 @@ def aligned(model: nn.Module) -> Masks:
 def _channel_axis(tensor: torch.Tensor) -> int:
     """The axis of the channels of a parameter without a layer: of tokens and tables of positions, or the longest."""
     if tensor.ndim >= 3 and tensor.shape[0] == 1:
-        return tensor.ndim - 1 if tensor.ndim == 3 else 1
+        image = tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3]
+        return 1 if image else tensor.ndim - 1
     return max(range(tensor.ndim), key=lambda a: tensor.shape[a]) if tensor.ndim else 0
 
 

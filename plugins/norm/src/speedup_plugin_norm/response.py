@@ -40,7 +40,8 @@ def respond(
     shape = [1, 1, 1, -1] if axis == -1 else [1, -1, 1, 1]
     norms = torch.linalg.vector_norm(x, dim=(1, 2) if axis == -1 else (2, 3), keepdim=True)
     response = norms / (norms.sum(axis, keepdim=True) / total + eps)
-    return x + weight.reshape(shape) * (x * response) + bias.reshape(shape)
+    result: torch.Tensor = x + weight.reshape(shape) * (x * response) + bias.reshape(shape)
+    return result
 
 
 _known: WeakKeyDictionary[nn.Module, tuple[int, float] | None] = WeakKeyDictionary()
