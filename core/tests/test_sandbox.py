@@ -44,8 +44,20 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 def _contents(held: Holder) -> Any:
     """What is in things that are no containers, and in containers in containers."""
     nested = {k: list(v) for k, v in held.nested.items()}
-    states = held.torch_random.get_state().tolist(), held.python_random.getstate(), str(held.numpy_random.bit_generator.state)
-    return _bits(held.tensor), held.tensor.data_ptr(), held.array.tolist(), held.calls, nested, list(held.recent), states
+    states = (
+        held.torch_random.get_state().tolist(),
+        held.python_random.getstate(),
+        str(held.numpy_random.bit_generator.state),
+    )
+    return (
+        _bits(held.tensor),
+        held.tensor.data_ptr(),
+        held.array.tolist(),
+        held.calls,
+        nested,
+        list(held.recent),
+        states,
+    )
 
 
 def _bits(tensor: torch.Tensor | None) -> Any:

@@ -104,7 +104,7 @@ def check(
     if found is not None:
         return found
     floor = decisions.largest if decisions is not None else 0.0
-    worst = difference(graph.reference, again.reference, floor) if not keeps.drop else None
+    worst = difference(graph.reference, again.reference, floor, graph.coarsest) if not keeps.drop else None
     if worst is not None:
         raise CheckError(worst)
     return _returned_mismatch(graph, keeps, again) if not keeps.drop else None

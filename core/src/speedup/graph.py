@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from speedup.rounding import coarsest_of
 from speedup.shell import shell_of
 from speedup.trees import replaced
 
@@ -236,6 +237,11 @@ class Graph:
     @property
     def sources(self) -> list[Value]:
         return [v for v in self.values if v.is_source]
+
+    @cached_property
+    def coarsest(self) -> torch.dtype | None:
+        """The coarsest floating-point type of what depends on the input: code may cast to another type and back."""
+        return coarsest_of({v.dtype for v in self.from_input})
 
     @property
     def barriers(self) -> list[Node]:

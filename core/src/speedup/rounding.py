@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,17 @@ import torch
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
-def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floor: float = 0.0) -> str | None:
+def difference(
+    wanted: Sequence[torch.Tensor],
+    got: Sequence[torch.Tensor],
+    floor: float = 0.0,
+    coarsest: torch.dtype | None = None,
+) -> str | None:
     """What differs between two lists of outputs beyond rounding, None when nothing does.
 
     Args:
         floor: the largest number that the outputs were made of: where they cancel out, its rounding is what is left.
+        coarsest: the type of the coarsest numbers that the outputs were made of.
     """
     if len(wanted) != len(got):
         return f"the small model returns {len(got)} tensors, the masked one {len(wanted)}"
@@ -25,14 +31,24 @@ def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floo
             return f"output {number} is {tuple(b.shape)} {b.dtype} instead of {tuple(a.shape)} {a.dtype}"
         error, scale = distance(a, b)
         rounding = 1e3 * torch.finfo(a.dtype).eps * floor if a.is_floating_point() else 0.0
-        if error > max(tolerance(a.dtype) * scale, rounding):
+        if error > max(tolerance(a.dtype, coarsest) * scale, rounding):
             return f"output {number} differs by {error:.3g} (its largest entry is {scale:.3g})"
     return None
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """The largest difference that rounding explains, relative to the largest entry."""
-    return _TOLERANCE.get(dtype, 0.0)
+def tolerance(dtype: torch.dtype, coarsest: torch.dtype | None = None) -> float:
+    """The largest difference that rounding explains, relative to the largest entry.
+
+    Args:
+        coarsest: the type of the coarsest numbers on the way to it.
+    """
+    own = _TOLERANCE.get(dtype, 0.0)
+    return max(own, _TOLERANCE.get(coarsest, 0.0)) if own and coarsest is not None else own
+
+
+def coarsest_of(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
+    """The floating-point type with the largest rounding; None where there is none."""
+    return max((d for d in dtypes if d in _TOLERANCE), key=_TOLERANCE.__getitem__, default=None)
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
@@ -51,8 +67,8 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 def plain_differences(
     wanted: Mapping[str, Any], got: Mapping[str, Any], dtypes: Sequence[torch.dtype]
 ) -> Iterator[tuple[str, float, float, float]]:
-    """Of each number, text or array beside the tensors: where it is, absolute and relative difference, and what rounding
-    explains of the latter.
+    """Of each number, text or array beside the tensors: where it is, its absolute and relative difference, and what
+    rounding explains of the latter.
 
     Args:
         wanted, got: by where they are, the same names in both.

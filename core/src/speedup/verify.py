@@ -189,9 +189,15 @@ def run(
 
 
 def compare(
-    wanted: Mapping[str, Returned | Exception], got: Mapping[str, Returned | Exception]
+    wanted: Mapping[str, Returned | Exception],
+    got: Mapping[str, Returned | Exception],
+    coarsest: torch.dtype | None = None,
 ) -> Verification:
-    """Compare the results of ``run`` of the masked and of the small model."""
+    """Compare the results of ``run`` of the masked and of the small model.
+
+    Args:
+        coarsest: the type of the coarsest numbers that the results were made of, if that is known.
+    """
     comparisons: list[Comparison] = []
     finite: dict[int | str, bool] = {}
     skipped: list[str] = []
@@ -213,12 +219,12 @@ def compare(
             finite[number] = finite.get(number, False) or not a.numel() or bool(torch.isfinite(a).any())
             absolute, scale = distance(a, b) if a.shape == b.shape and a.dtype == b.dtype else (float("inf"), 1.0)
             relative = absolute / scale if scale else absolute
-            comparisons.append(Comparison(case, number, absolute, relative, tolerance(a.dtype)))
+            comparisons.append(Comparison(case, number, absolute, relative, tolerance(a.dtype, coarsest)))
         dtypes = [t.dtype for t in reference.tensors]
         for name, *numbers in plain_differences(reference.plain, result.plain, dtypes):
             finite[name] = True
             comparisons.append(Comparison(case, name, *numbers))
-    skipped += [f"output {name}: no finite number on any input" for name, any_finite in finite.items() if not any_finite]
+    skipped += [f"output {name}: no finite number on any input" for name, found in finite.items() if not found]
     if not any(finite.values()):
         raise CheckError("no random input gives anything to compare: " + "; ".join(skipped))
     return Verification(tuple(comparisons), tuple(skipped))
