@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from speedup.atomic import replacing
 from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
@@ -29,6 +30,7 @@ from speedup.masks import fully_masked, load_masks, normalize_masks
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
+from speedup.store.record import note
 from speedup.trace import sandbox, trace
 from speedup.verify import compare, random_inputs, run
 from speedup.ways import Way, explore
@@ -90,14 +92,15 @@ class Plan:
         cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
         wanted = run(self.model, cases, self._masks)
         transaction.apply()
-        if verify:
-            try:
+        try:
+            if verify:
                 report = compare(wanted, run(self.model, cases))
                 if not report:
                     raise CheckError(f"the small model does not give the same answers, nothing was changed:\n{report}")
-            except BaseException:
-                transaction.undo()
-                raise
+            note(transaction, self.report, "drop" if self.keeps.drop else "exact")
+        except BaseException:
+            transaction.undo()
+            raise
         self._parts = None
         log.info("applied: %s", self.report.headline)
         return self.model
@@ -112,10 +115,8 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON: what is kept of every parameter, and the reasons for what stays."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1))
-        partial.replace(target)
+        with replacing(Path(path)) as (file,):
+            file.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
 
     def __str__(self) -> str:
         return str(self.report)
