@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from speedup.commit import Transaction
 from speedup.errors import StorageError
 from speedup.overlay import plain_class
 from speedup.registry import Registry, default_registry
-from speedup.shell import shell_of
+from speedup.shell import relinked, shell_of
 from speedup.store.format import STRUCTURE, WEIGHTS, Change, Structure, Tensor, loads
 from speedup.store.layers import remade
 from speedup.store.plain import NotPlainError, from_json, to_json
@@ -153,7 +152,7 @@ class Replay:
                 if name in held:
                     held[name] = None
         for name, value in list(shell.__dict__.items()):
-            shell.__dict__[name] = _relinked(value, renewed)
+            shell.__dict__[name] = relinked(value, renewed)
         if change is not None:
             self._set_attributes(shell, change, path)
         return shell
@@ -270,14 +269,3 @@ def _put(shell: nn.Module, name: str, tensor: torch.Tensor, gained: Tensor | Non
         shell._buffers[name] = tensor
         if gained is not None and gained.kind == "hidden buffer":
             shell._non_persistent_buffers_set.add(name)
-
-
-def _relinked(value: Any, renewed: Mapping[int, torch.Tensor]) -> Any:
-    """A plain attribute that holds tensors of its module, with the new ones."""
-    if isinstance(value, torch.Tensor):
-        return renewed.get(id(value), value)
-    if isinstance(value, weakref.ref):
-        return weakref.ref(renewed[id(value())]) if id(value()) in renewed else value
-    if type(value) in (list, tuple) and any(isinstance(v, torch.Tensor | weakref.ref) for v in value):
-        return type(value)(_relinked(v, renewed) for v in value)
-    return value

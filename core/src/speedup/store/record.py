@@ -21,7 +21,7 @@ from speedup.trace.sandbox import Attributes
 
 FIELD = "_speedup_record"
 _HOLDERS = ("_parameters", "_buffers")
-_INTERNAL = frozenset(vars(nn.Module())) | {FIELD}
+INTERNAL = frozenset(vars(nn.Module())) | {FIELD}
 
 
 def note(transaction: Transaction, report: Report, constants: str) -> None:
@@ -36,6 +36,7 @@ def note(transaction: Transaction, report: Report, constants: str) -> None:
         before = Attributes(old)
         before.module = made
         _merge(made, _difference(before, placed), kind=plain_class(old))
+    transaction.saved.append(Attributes(transaction.model))
     done = {"parameters": list(report.parameters), "macs": list(report.macs), "constants": constants}
     record = record_of(transaction.model) or _empty(plain_class(transaction.model))
     transaction.model.__dict__[FIELD] = {**record, "rounds": [*record["rounds"], done]}
@@ -77,7 +78,7 @@ def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]
     if any(old["_modules"].get(n) is not c for n, c in children.items()) or len(old["_modules"]) > len(now["_modules"]):
         found["unsaved"]["children"] = "a rule replaced modules inside the module"
     for name in {**old, **now}:
-        if name in _INTERNAL or (name in old and name in now and _same(old[name], now[name])):
+        if name in INTERNAL or (name in old and name in now and same(old[name], now[name])):
             continue
         try:
             before, after = (
@@ -91,7 +92,7 @@ def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]
     return found
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether a value is the same one, or a container of the same ones."""
     if type(a) is not type(b) or not isinstance(a, list | tuple | set | dict):
         return a is b

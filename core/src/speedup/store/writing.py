@@ -26,7 +26,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
     """Save a small model: ``model.safetensors`` with its weights and ``speedup.json`` with what changed.
 
     The model may have been made small in several rounds, trained, copied, moved or unpickled since. Both files
-    are data: ``speedup.load`` makes the small model again from a freshly built original one, without masks or a dummy input.
+    are data: ``speedup.load`` makes the small model again from a freshly built original one, without masks or input.
 
     Args:
         model: the small model.
