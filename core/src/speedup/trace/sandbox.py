@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup.masks import compact
+
 
 @contextlib.contextmanager
 def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
@@ -23,7 +25,7 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
         try:
             for name, mask in (masks or {}).items():
                 parameter = parameters[name]
-                parameter.data = parameter.data * mask.to(parameter.device)
+                parameter.data = parameter.data * compact(mask).to(parameter.device)
             for module in model.modules():
                 module.training = False
             yield
