@@ -107,7 +107,7 @@ class Plan:
         transaction = Transaction(self.model, self._parts)
         transition = Transition(self.model, self.keeps, self._masks)
         cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
-        wanted = run(self.model, cases, self._masks)
+        wanted = run(self.model, cases, self._masks) if verify else {}
         transaction.apply()
         try:
             if verify:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup.masks import compact
 from speedup.trace.holdings import Holdings, same
 
 
@@ -27,7 +28,7 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
         try:
             for name, mask in (masks or {}).items():
                 parameter = parameters[name]
-                parameter.data = parameter.data * mask.to(parameter.device)
+                parameter.data = parameter.data * compact(mask).to(parameter.device)
             for module in model.modules():
                 module.training = False
             yield
