@@ -23,6 +23,7 @@ import copy
 import json
 import multiprocessing
 import platform
+import re
 import sys
 import time
 import traceback
@@ -140,7 +141,7 @@ def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, 
     report = plan.report
     reasons: Counter[str] = Counter()
     for stay in report.stays:
-        reasons[stay.why] += len(stay.indices)
+        reasons[re.sub(r" \(.*", "", stay.why)] += len(stay.indices)
     return {
         "error": None,
         "difference": worst,
@@ -149,7 +150,7 @@ def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, 
         "macs": report.macs[1] / max(report.macs[0], 1),
         "seconds": seconds,
         "barriers": sorted({b.split(" at ")[0] for b in report.barriers}),
-        "stays": dict(reasons.most_common(5)),
+        "stays": dict(reasons.most_common()),
     }
 
 
@@ -197,26 +198,41 @@ def is_equal(result: dict[str, Any], wide: bool) -> bool:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    heads = ("model", "parameters", "(a) equal", "(a) kept", "(b) equal", "(b) kept", "(b) MACs", "(b) s", "barriers")
-    rows = [f"| {' | '.join(heads)} |", "|---|---:|---|---:|---|---:|---:|---:|---|"]
+    kinds = [f"({kind}) {column}" for kind in "ab" for column in ("equal", "kept", "MACs", "stay", "s")]
+    rows = [f"| {' | '.join(['model', 'parameters', *kinds, 'barriers'])} |"]
+    rows.append(f"|---|---:{'|---|---:|---:|---:|---:' * 2}|---|")
     for r in sorted(results, key=lambda r: models.order(r["name"])):
         if "error" in r:
-            rows.append(f"| {r['name']} | | {r['error']} | | | | | | |")
+            rows.append(f"| {r['name']} | | {r['error'].replace('|', '/')} {'| ' * 11}|")
             continue
         cells = [r["name"], f"{r['parameters'] / 1e6:.1f} M"]
         for key in ("unaligned", "aligned"):
             one = r[key]
             if one["error"] is not None:
-                cells += [one["error"].split("\n")[0][:80].replace("|", "/"), *[""] * (1 if key == "unaligned" else 3)]
+                cells += [one["error"].split("\n")[0][:80].replace("|", "/"), "", "", "", ""]
                 continue
-            cells.append(
-                f"yes, {one['difference']:.0e}" if is_equal(one, r["float64"]) else f"**no, {one['difference']:.0e}**"
-            )
-            cells.append(f"{one['parameters']:.3f}")
-            if key == "aligned":
-                cells += [f"{one['macs']:.3f}", f"{one['seconds']:.1f}"]
+            mark = "yes, {:.0e}" if is_equal(one, r["float64"]) else "**no, {:.0e}**"
+            cells += [mark.format(one["difference"]), f"{one['parameters']:.3f}", f"{one['macs']:.3f}"]
+            cells += [str(sum(one["stays"].values())), f"{one['seconds']:.1f}"]
         barriers = r["aligned"].get("barriers", [])
         cells.append(", ".join(f"`{b}`" for b in barriers))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def reasons(results: list[dict[str, Any]]) -> str:
+    """Why masked output indices stay, over all models, as Markdown."""
+    rows = ["| why masked output indices stay | (a) models | (a) indices | (b) models | (b) indices |"]
+    rows.append("|---|---:|---:|---:|---:|")
+    found = {k: [r[k]["stays"] for r in results if r.get(k, {}).get("stays")] for k in ("unaligned", "aligned")}
+    totals = Counter[str]()
+    for stays in (*found["unaligned"], *found["aligned"]):
+        totals.update(stays)
+    for why, _ in totals.most_common():
+        cells = [why.replace("|", "/")]
+        for stays in found.values():
+            counts = [s[why] for s in stays if why in s]
+            cells += [str(len(counts)), f"{sum(counts):,}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -260,7 +276,7 @@ def main() -> None:
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1))
     machine = f"torch {torch.__version__}, {platform.machine()}, one thread per model."
-    text = f"{machine}\n\n{summary(results)}\n\n{table(results)}"
+    text = f"{machine}\n\n{summary(results)}\n\n{table(results)}\n\n{reasons(results)}"
     print(f"\n{text}")
     if options.write:
         before, begin, rest = options.write.read_text().partition("<!-- coverage -->\n")

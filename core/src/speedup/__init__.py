@@ -16,6 +16,7 @@ from speedup.errors import (
     RuleError,
     SignatureError,
     SpeedupError,
+    StorageError,
     TraceError,
 )
 from speedup.expand import Call, Expanded, Expansion
@@ -26,6 +27,7 @@ from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
 from speedup.movement import Movement
 from speedup.names import op_name, variants
+from speedup.overlay import Overlay, overlaid
 from speedup.overwrite import TiedMovement
 from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry, default_registry
@@ -54,6 +56,7 @@ __all__ = [
     "Node",
     "NodeFacts",
     "NodeKeep",
+    "Overlay",
     "Plan",
     "PluginConflictError",
     "PluginError",
@@ -63,6 +66,7 @@ __all__ = [
     "RuleError",
     "SignatureError",
     "SpeedupError",
+    "StorageError",
     "TiedMovement",
     "TraceError",
     "Unused",
@@ -74,6 +78,7 @@ __all__ = [
     "hookspec",
     "kept_shape",
     "op_name",
+    "overlaid",
     "plan",
     "variants",
     "verify",

@@ -35,3 +35,7 @@ class TraceError(SpeedupError):
 
 class CheckError(SpeedupError):
     """The small model does not agree with the masked one, so nothing was changed."""
+
+
+class StorageError(SpeedupError):
+    """A saved model or a file of weights cannot be written, read, or used with this model."""

@@ -15,46 +15,15 @@ from torch import nn
 
 from speedup.errors import RuleError, SpeedupError
 from speedup.graph import Node
+from speedup.overlay import Overlay, overlaid, plain_class
 from speedup.rule import Rule
 
 if TYPE_CHECKING:
     from speedup.registry import Registry
 
 
-class Expanded:
-    """The base of the forwards that ``Expansion.forwards`` names. Only ``forward`` and what it calls stands in them.
-
-    The class that a module gets is made of it and the module's own class, so that nothing else changes: ``isinstance``,
-    copies, pickles, the ``state_dict``.
-    """
-
-    forward: Any
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        kind, base = type(self).__bases__
-        return _revive, (kind, base), self.__dict__
-
-
-_classes: dict[tuple[type, type], type] = {}
-
-
-def expanded_class(kind: type[Expanded], base: type[nn.Module]) -> Any:
-    """The subclass of ``base`` with the forward of ``kind``."""
-    if (kind, base) not in _classes:
-        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-        _classes[kind, base] = type(base.__name__, (kind, base), names)
-    return _classes[kind, base]
-
-
-def _revive(kind: type[Expanded], base: type[nn.Module]) -> Any:
-    made = expanded_class(kind, base)
-    return made.__new__(made)
-
-
-def plain_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module as it was before it was expanded."""
-    kind = type(module)
-    return kind.__bases__[1] if isinstance(module, Expanded) else kind
+class Expanded(Overlay):
+    """The base of the forwards that ``Expansion.forwards`` names. Only ``forward`` and what it calls stands in them."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +52,7 @@ class Expansion(Rule):
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
         self.modules = tuple(self.forwards)
+        self.makes = tuple(dict.fromkeys(self.forwards.values()))
 
     def forward_for(self, kind: type[nn.Module]) -> type[Expanded]:
         """The forward for a module type that is claimed."""
@@ -113,8 +83,8 @@ def expand(model: nn.Module, registry: Registry) -> dict[str, Expansion]:
         rule = registry.for_type(plain) if "forward" not in vars(module) else None
         if isinstance(rule, Expansion):
             found[path] = rule
-            if plain is type(module):
-                module.__class__ = expanded_class(rule.forward_for(plain), plain)
+            if not isinstance(module, Expanded):
+                module.__class__ = overlaid(rule.forward_for(plain), type(module))
     return found
 
 
@@ -132,4 +102,4 @@ def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call])
     except Exception as error:
         raise RuleError(f"rule {rule.name!r} raised in settle at {path or 'the model'}: {error!r}") from error
     if needed:
-        module.__class__ = expanded_class(rule.forward_for(plain), plain)
+        module.__class__ = overlaid(rule.forward_for(plain), type(module))

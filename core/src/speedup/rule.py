@@ -58,6 +58,7 @@ _FIELDS = (
     "averages",
     "layout_only",
     "indices",
+    "makes",
 )
 
 
@@ -87,6 +88,8 @@ class Rule:
             recorded, since smaller tensors may need a copy where the original ones do not.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
             channels alike: what is the same all along these axes comes out, whatever the indices are.
+        makes: classes that ``replace`` gives modules beside their own: kinds of ``speedup.Overlay``, or module types.
+            A saved model names them, and only what an installed rule makes is made again when it is loaded.
     """
 
     name: str = ""
@@ -102,6 +105,7 @@ class Rule:
     averages: bool = False
     layout_only: bool = False
     indices: tuple[str, ...] = ()
+    makes: tuple[type, ...] = ()
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 
     def __init__(self, **fields: Any) -> None:

@@ -24,6 +24,7 @@ class LayerNorm(Counting):
     """out[c] = (x[c] - mean) / sqrt(var + eps) * weight[c] + bias[c], over all channels c of the last axis."""
 
     name = "layer_norm"
+    makes = (LayerNormForward,)
     call = "input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True"
 
     def signature(self, node: Node) -> str:
@@ -171,6 +172,7 @@ class GroupNorm(Counting):
     """As a layer norm, over the channels of each group and all positions."""
 
     name = "group_norm"
+    makes = (GroupNormForward,)
     call = "input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True"
     sizes = {"num_groups": "g", "num_channels": "g c"}  # noqa: RUF012
 

@@ -16,17 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup import Overlay, overlaid
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class Compensated:
-    """Mixin: ``removed`` counts what went, per group; ``removed_mean`` and ``removed_spread`` are its m and s.
+class Compensated(Overlay):
+    """``removed`` counts what went, per group; ``removed_mean`` and ``removed_spread`` are its m and s.
 
     Attributes:
         removed, removed_mean, removed_spread: numbers, or tensors of one entry per group.
         stat_eps: the eps of the original.
     """
 
+    label = "Compensated{}"
     removed: Any
     removed_mean: Any
     removed_spread: Any
@@ -44,10 +47,6 @@ class Compensated:
         spread = spread + self.removed_spread * positions
         result: torch.Tensor = (x - overall) * torch.rsqrt(spread / total + self.stat_eps)
         return result
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        base, kind = type(self).__bases__[1], type(self).__bases__[0]
-        return _rebuild, (kind, base), self.__dict__
 
 
 class LayerNormForward(Compensated):
@@ -82,31 +81,12 @@ def scale(module: Any, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
     return y if bias is None else y + bias.reshape(shape)
 
 
-_classes: dict[tuple[type, type], type[nn.Module]] = {}
-
-
-def compensated_class(kind: type[Compensated], base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of ``base`` that computes as ``kind`` does."""
-    if (kind, base) not in _classes:
-        _classes[kind, base] = type(f"Compensated{base.__name__}", (kind, base), {"__module__": __name__})
-    return _classes[kind, base]
-
-
-def _rebuild(kind: type[Compensated], base: type[nn.Module]) -> nn.Module:
-    made = compensated_class(kind, base)
-    return made.__new__(made)
-
-
 def compensate(module: nn.Module, kind: type[Compensated], **numbers: Any) -> nn.Module:
     """Turn a module (a shell of the original, already with its new parameters) into a compensated one."""
-    base = type(module)
-    if issubclass(base, Compensated):
-        base = base.__bases__[1]
-    made = _rebuild(kind, base)
-    made.__dict__.update(module.__dict__)
+    module.__class__ = overlaid(kind, type(module))
     for name, value in numbers.items():
         if isinstance(value, torch.Tensor):
-            made.register_buffer(name, value, persistent=False)
+            module.register_buffer(name, value, persistent=False)
         else:
-            made.__dict__[name] = value
-    return made
+            module.__dict__[name] = value
+    return module

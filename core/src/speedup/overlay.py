@@ -1,0 +1,71 @@
+"""Another forward laid over a module's own class.
+
+Some small modules compute what the original does in another way: a norm that still counts what was removed, attention
+in plain calls. Their class is made of an ``Overlay`` and the module's own class, so that nothing else changes:
+``isinstance``, copies, pickles, the ``state_dict``. An overlay that a rule lists in ``makes`` can be saved, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from speedup.repair.rewrite import original, rewritten
+
+
+class Overlay:
+    """The base of what is laid over a class: a ``forward`` and what it calls.
+
+    Attributes:
+        label: the name of the class that is made; ``{}`` stands for the name of the module's own class.
+    """
+
+    label = "{}"
+    forward: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keeps one of the user's, which may register classes, from running."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(max(2, int(protocol)))
+        if isinstance(reduced, str):
+            return reduced
+        kind, base = parts_of(original(type(self))[0])
+        make, args, *rest = reduced
+        return (_revive, (kind, make, tuple(base if a is type(self) else a for a in args)), *rest)
+
+
+_classes: dict[tuple[type, type], type] = {}
+
+
+def overlaid(kind: type[Overlay], cls: type[nn.Module]) -> Any:
+    """The class with an overlay: the same one for the same two. Another overlay on it is replaced.
+
+    Methods that were rewritten for smaller sizes stay so, as far as the overlay does not have them itself.
+    """
+    base, edits = original(cls)
+    _, base = parts_of(base)
+    if (kind, base) not in _classes:
+        names = {"__module__": base.__module__, "__qualname__": kind.label.format(base.__qualname__)}
+        members = {**names, "__doc__": base.__doc__, "_speedup_overlay": (kind, base)}
+        _classes[kind, base] = type(kind.label.format(base.__name__), (kind, base), members)
+    return rewritten(_classes[kind, base], tuple(e for e in edits if not hasattr(kind, e.method)))
+
+
+def parts_of(cls: type) -> tuple[type[Overlay] | None, type[nn.Module]]:
+    """The overlay of a class, None when it has none, and the class below."""
+    found: tuple[type[Overlay] | None, type[nn.Module]] = vars(cls).get("_speedup_overlay", (None, cls))
+    return found
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The user's class of a module: without overlay, and without the methods that were rewritten."""
+    return parts_of(original(type(module))[0])[1]
+
+
+def _revive(kind: type[Overlay], make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    module = make(*args)
+    module.__class__ = overlaid(kind, type(module))
+    return module
