@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
 from speedup.regular import kept_shape
+from speedup.report.counts import count_macs
 from speedup.report.strips import Strips
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def picture(report: Report, graph: Graph, keeps: KeepSets) -> dict[str, Any]:
     """
     strips = Strips(report, keeps)
     values: dict[Value, int] = {v: number for number, v in enumerate(_values(graph))}
-    calls = [_call(node, values, report) for node in graph.nodes]
+    calls = [_call(node, values, report, keeps) for node in graph.nodes]
     return {
         "title": report.modules[0].type if report.modules else "",
         "headline": report.headline,
@@ -47,7 +48,7 @@ def _values(graph: Graph) -> Iterator[Value]:
     return (v for v in graph.values if v.uses or v.producer is not None or v.is_output or v.kind == "input")
 
 
-def _call(node: Node, values: dict[Value, int], report: Report) -> dict[str, Any]:
+def _call(node: Node, values: dict[Value, int], report: Report, keeps: KeepSets) -> dict[str, Any]:
     inputs = [v for v in dict.fromkeys(node.tensors) if v in values]
     here = [r for r in report.repaired if r.where and r.module == node.scope and r.where == node.where]
     repaired = [r.what for r in here if r.what.startswith(f"{node.op_name}: ")]
@@ -56,6 +57,7 @@ def _call(node: Node, values: dict[Value, int], report: Report) -> dict[str, Any
         "path": node.path if node.module is not None else None,
         "scope": node.scope,
         "where": node.where,
+        "macs": list(count_macs(node, keeps)),
         "in": [values[v] for v in inputs if v.tensor is None],
         "held": [values[v] for v in inputs if v.tensor is not None],
         "out": [values[v] for v in node.outputs if v in values],
@@ -74,6 +76,8 @@ def _value(value: Value, keeps: KeepSets, strips: Strips) -> dict[str, Any]:
         made["names"] = list(value.names)
     elif value.kind != "activation":
         made["names"] = [value.kind]
+    if value.kind == "parameter":
+        made["parameter"] = True
     if prod(shape) != prod(value.shape):
         made["left"] = round(prod(shape) / max(prod(value.shape), 1), 4)
     found = strips.of(value)

@@ -9,12 +9,12 @@ from math import prod
 import numpy as np
 from torch import nn
 
-from speedup.ask import ask
 from speedup.build import Parts
 from speedup.facts import Bools, along
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.keep import KeepSets
 from speedup.regular import kept_shape
+from speedup.report.counts import count_macs
 from speedup.report.data import Layer, Module, Pair, Repaired, Report
 from speedup.report.picture import picture
 from speedup.report.stays import find_stays
@@ -36,7 +36,7 @@ def summarize(model: nn.Module, graph: Graph, keeps: KeepSets, parts: Parts) -> 
         parameters[_owner(name)].append((0, tensor.numel()))
     macs: dict[str, list[Pair]] = defaultdict(list)
     for node in graph.nodes:
-        macs[node.path if node.module is not None else node.scope].append(_macs(node, keeps))
+        macs[node.path if node.module is not None else node.scope].append(count_macs(node, keeps))
     report.modules = [Module(p, t, _total(parameters[p]), _total(macs[p])) for p, t in types.items()]
     report.parameters = _total([pair for pairs in parameters.values() for pair in pairs])
     report.macs = _total([pair for pairs in macs.values() for pair in pairs])
@@ -64,12 +64,3 @@ def _kept(keep: Bools) -> dict[int, list[int]]:
             if not line.all():
                 found[axis] = [int(i) for i in np.flatnonzero(line)]
     return found
-
-
-def _macs(node: Node, keeps: KeepSets) -> Pair:
-    if node.rule is None:
-        return 0, 0
-    full = [v.shape if v is not None else None for v in node.values]
-    small = [kept_shape(keeps.sets[v], v.shape) if v is not None else None for v in node.values]
-    before: int = ask(node, "multiply_accumulates", full)
-    return before, ask(node, "multiply_accumulates", small) if small != full and before else before

@@ -26,7 +26,7 @@ function short(number) {
   if (number < 10000) return exactly.format(number);
   const unit = Math.min(Math.floor(Math.log10(number) / 3), 4);
   const scaled = number / 1000 ** unit;
-  return `${scaled >= 100 ? scaled.toFixed(0) : scaled >= 10 ? scaled.toFixed(1) : scaled.toFixed(2)} ${'_kMGT'[unit]}`;
+  return `${scaled >= 100 ? scaled.toFixed(0) : scaled >= 10 ? scaled.toFixed(1) : scaled.toFixed(2)}${'_kMGT'[unit]}`;
 }
 
 const percent = (after, before) => (before ? `${((100 * after) / before).toFixed(1)}%` : '100.0%');

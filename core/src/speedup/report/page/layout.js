@@ -48,7 +48,7 @@ function widthOf(item) {
   const name = pen.measureText(clipped(item.name)).width;
   pen.font = '10.5px system-ui, sans-serif';
   const sub = pen.measureText(clipped(item.sub || '')).width;
-  return Math.max(88, Math.ceil(item.open ? name + sub + 50 : Math.max(name, sub) + 34));
+  return Math.max(88, Math.ceil(item.open ? name + sub + 50 : Math.max(name + (item.children ? 50 : 40), sub + 30)));
 }
 
 const clipped = (text) => (text.length > 34 ? `${text.slice(0, 32)}…` : text);

@@ -66,14 +66,21 @@ function layerRows() {
     const call = data.calls[item.call];
     const held = call.held.map((value) => data.values[value]);
     if (!item.path && !held.length) continue;
-    const name = item.path !== null ? item.path || root.name : `${call.op.split('.').pop()} in ${call.scope || 'the model'}`;
+    const name = item.path !== null ? item.path || root.name : weighed(call, held);
     if (item.path !== null && seen.has(item.path)) continue;
     seen.add(item.path);
     const [p0, p1, m0, m1] = item.totals;
     if (!p0 && !p1 && !m0) continue;
-    rows.push({ item, name, type: item.sub, left: leftOf(item), p0, p1, m0, m1, order: item.order });
+    rows.push({ item, name, type: item.path !== null ? item.sub : call.op.split('.').pop(), left: leftOf(item), p0, p1, m0, m1, order: item.order });
   }
   return rows;
+}
+
+// A function that reads a parameter goes by the module that the parameter is of, or by the parameter.
+function weighed(call, held) {
+  const [first] = held.filter((value) => value.names).map((value) => value.names[0]);
+  if (!first) return `${call.op.split('.').pop()} in ${call.scope || 'the model'}`;
+  return parentOf(first) === call.scope ? first : parentOf(first);
 }
 
 function showLayers() {

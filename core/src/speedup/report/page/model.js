@@ -88,7 +88,7 @@ function number(item, next) {
   return next;
 }
 
-// Parameters and operations of what a box stands for: the modules at and below its path, or its parts.
+// Parameters and operations of what a box stands for: the modules at and below its path, its parts, or one call.
 function totalsOf(item) {
   const sum = [0, 0, 0, 0];
   const add = (more) => more.forEach((each, at) => { sum[at] += each; });
@@ -98,6 +98,13 @@ function totalsOf(item) {
     }
   } else if (item.children) {
     for (const child of item.children) add(totalsOf(child));
+  } else if (item.call !== undefined) {
+    const call = data.calls[item.call];
+    for (const value of call.held.map((number) => data.values[number])) {
+      const size = value.before.reduce((a, b) => a * b, 1);
+      if (value.parameter) add([size, Math.round(size * (value.left ?? 1)), 0, 0]);
+    }
+    add([0, 0, ...call.macs]);
   }
   return sum;
 }
