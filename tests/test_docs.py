@@ -98,8 +98,9 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
     namespace: dict[str, Any] = {"__name__": Path(file).stem}
     source = ""
     printed = io.StringIO()
-    threads = torch.get_num_threads()
+    threads, columns = torch.get_num_threads(), os.environ.get("COLUMNS")
     torch.set_num_threads(1)
+    os.environ["COLUMNS"] = "100"  # tables are as wide as the terminal
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -116,6 +117,9 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
                         exec(compile("\n" * above + block.text, file, "exec"), namespace)
     finally:
         torch.set_num_threads(threads)
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
         linecache.cache.pop(file, None)
 
 

@@ -46,7 +46,8 @@ class Plan:
 
     Attributes:
         model: the model that was planned for, unchanged until ``apply``.
-        report: parameters, MACs and layers before and after, and the reasons for what stays.
+        report: parameters, MACs and layers before and after, and the reasons for what stays. Called with a path,
+            ``plan.report("report.html")``, it writes itself as a page.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Plan:
         self.model = model
         self.graph = graph
         self.keeps = keeps
-        self.report: Report = summarize(graph, keeps, parts)
+        self.report: Report = summarize(model, graph, keeps, parts)
         self._parts: Parts | None = parts
         self._state = _state_of(model)
         self._inputs = inputs
@@ -138,6 +139,9 @@ class Plan:
 
     def __str__(self) -> str:
         return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
