@@ -6,8 +6,8 @@
 
 ``speedup.prune_masks(model, x, "l1", sparsity=0.5)`` drops half the channels of every group. Weights are random,
 BatchNorm statistics too. The small model is compared with the masked one on the dummy input, and at another batch
-size and image size, in float64 (models of more than 100 M parameters in float32). Heads that only run in training (the auxiliary
-classifiers of GoogLeNet and Inception) are taken off first.
+size and image size, in float64 (models of more than 100 M parameters in float32). Heads that only run in training (the
+auxiliary classifiers of GoogLeNet and Inception) are taken off first.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def main() -> None:
         for future in as_completed([pool.submit(measure, name) for name in names]):
             results.append(future.result())
             r = results[-1]
-            print(r["name"], r["error"] or f"{r['parameters']:.3f} {r['difference']:.0e} {r['seconds']:.1f} s", flush=True)
+            text = r["error"] or f"{r['parameters']:.3f} {r['difference']:.0e} {r['seconds']:.1f} s"
+            print(r["name"], text, flush=True)
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1))
     text = f"torch {torch.__version__}, one thread.\n\n{summary(results)}\n\n{table(results)}"

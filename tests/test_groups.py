@@ -70,6 +70,10 @@ class Grouped(nn.Module):
         return self.c(torch.relu(self.g(torch.relu(self.a(x)))))
 
 
+def weighted_by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v
+
+
 class Attention(nn.Module):
     def __init__(self, fused: bool) -> None:
         super().__init__()
@@ -78,11 +82,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, 4, 4).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.fused:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            y = (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v
-        return self.proj(y.transpose(1, 2).reshape(b, n, 16))
+        weighted = F.scaled_dot_product_attention if self.fused else weighted_by_hand
+        return self.proj(weighted(q, k, v).transpose(1, 2).reshape(b, n, 16))
 
 
 class Gate(nn.Module):
@@ -321,9 +322,9 @@ def test_nothing_less_would_go(number: int) -> None:
 def test_sums_over_channels() -> None:
     model = net(Joined())
     group = find(speedup.channel_groups(model, image()), "b.weight")
-    wanted = model.get_parameter("b.weight").abs().sum((1, 2, 3)) + model.get_parameter("c.weight").abs()[
-        :, 6:
-    ].sum((0, 2, 3))
+    wanted = model.get_parameter("b.weight").abs().sum((1, 2, 3)) + model.get_parameter("c.weight").abs()[:, 6:].sum(
+        (0, 2, 3)
+    )
     found = group.sums({n: model.get_parameter(n).abs() for n in ("b.weight", "c.weight")})
     torch.testing.assert_close(found, wanted.detach())
     made = group.sums({n: model.get_parameter(n).abs() for n in ("b.weight", "c.weight")}, makes=True)

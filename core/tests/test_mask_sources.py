@@ -160,7 +160,6 @@ def test_a_pruned_model_carries_its_masks() -> None:
     before, reference = state(model), masked(net())
     plan = speedup.plan(model, X)
     assert state(model) == before
-    assert "conv1.weight" in str(plan)
     small = plan.apply(verify=True)
     check_small(small, reference)
     assert not any("_orig" in n or "_mask" in n for n in small.state_dict())

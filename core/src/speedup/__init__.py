@@ -40,6 +40,8 @@ from speedup.pruning.scene import Scene
 from speedup.registry import Registry, default_registry
 from speedup.regular import kept_shape
 from speedup.rule import Rule
+from speedup.store.reading import load
+from speedup.store.writing import save
 from speedup.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -92,10 +94,12 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "kept_shape",
+    "load",
     "op_name",
     "overlaid",
     "plan",
     "prune_masks",
+    "save",
     "variants",
     "verify",
 ]

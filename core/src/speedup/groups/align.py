@@ -117,9 +117,7 @@ def _elect(group: Group, ballots: dict[str, Indices | None], policy: Policy, rou
     return np.sort(np.concatenate(gone)) if count else np.zeros(0, dtype=np.int64)
 
 
-def _restore(
-    result: dict[str, torch.Tensor], group: Group, ballots: dict[str, Indices | None], gone: Indices
-) -> None:
+def _restore(result: dict[str, torch.Tensor], group: Group, ballots: dict[str, Indices | None], gone: Indices) -> None:
     """Channels that a layer drops and the election keeps are whole again."""
     stays = np.ones(group.size + 1, dtype=bool)
     stays[0] = False

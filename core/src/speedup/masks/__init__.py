@@ -16,7 +16,17 @@
 `check` holds every mask against its parameter, and `hints` has the words for what is wrong.
 """
 
-from speedup.masks.check import fully_masked, normalize_masks
-from speedup.masks.load import SOURCES, LoadedMasks, Prepared, Source, load
+from speedup.masks.check import compact, fully_masked, normalize_masks
+from speedup.masks.load import SOURCES, LoadedMasks, Prepared, Source, apply_masks, load
 
-__all__ = ["SOURCES", "LoadedMasks", "Prepared", "Source", "fully_masked", "load", "normalize_masks"]
+__all__ = [
+    "SOURCES",
+    "LoadedMasks",
+    "Prepared",
+    "Source",
+    "apply_masks",
+    "compact",
+    "fully_masked",
+    "load",
+    "normalize_masks",
+]

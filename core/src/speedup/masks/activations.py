@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup.attributes import Attributes
 from speedup.errors import MaskError
 from speedup.facts import compact_axes
-from speedup.trace.sandbox import Attributes
 
 SIDES = ("_input_", "_output_")
 
@@ -135,5 +135,5 @@ def _compact(module: str, key: str, mask: Any) -> torch.Tensor:
         keep = as_keep(mask)
     except Refused as refused:
         raise MaskError(f"module {module!r}, {key!r}: {refused.say(*refused.arguments)}") from None
-    compact: Any = compact_axes(keep.numpy())[0]
-    return torch.from_numpy(compact.copy())
+    (compact,) = compact_axes(keep.numpy())
+    return torch.tensor(compact.tolist(), dtype=torch.bool).reshape(compact.shape)

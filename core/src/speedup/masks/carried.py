@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
+from speedup.attributes import Attributes
 from speedup.errors import MaskError
-from speedup.trace.sandbox import Attributes
 
 
 class Unwrapped:

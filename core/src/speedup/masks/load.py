@@ -119,8 +119,33 @@ def load(model: nn.Module, masks: Any = None, *, source: Source = "auto", map_lo
         unwrapped.undo()
 
 
+def apply_masks(model: nn.Module, masks: Any = None, *, source: Source = "auto", map_location: Any = None) -> nn.Module:
+    """Make a model the masked one, in place and for good: masked entries of its parameters become 0.
+
+    Masks of activations become products in the model, and what computes masked weights at each call is taken out. What
+    the small model is compared with.
+
+    Args:
+        model: it is returned, changed; on an error it is as it was.
+        masks, source, map_location: as for ``load``.
+
+    Raises:
+        MaskError, InputError: see ``load``.
+    """
+    prepared = Prepared(model, masks, source=source, map_location=map_location)
+    with torch.no_grad():
+        for name, mask in prepared.masks.parameters.items():
+            parameter = model.get_parameter(name)
+            parameter.mul_(mask.to(parameter.device))
+    return model
+
+
 def _load(
-    model: nn.Module, masks: Any, source: Source, map_location: Any, carried: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    masks: Any,
+    source: Source,
+    map_location: Any,
+    carried: Mapping[str, torch.Tensor],
     may_be_empty: bool = False,
 ) -> LoadedMasks:
     if source not in SOURCES:

@@ -1,7 +1,7 @@
 """Names of modules and parameters, whatever wrappers added to them.
 
-`DataParallel`, `DistributedDataParallel`, `torch.compile`, FSDP and checkpointing each put a module around the model, and
-its name into all others: `module.conv1`, `_orig_mod.conv1`. Masks may have been made on either side.
+`DataParallel`, `DistributedDataParallel`, `torch.compile`, FSDP and checkpointing each put a module around the model,
+and its name into all others: `module.conv1`, `_orig_mod.conv1`. Masks may have been made on either side.
 """
 
 from __future__ import annotations

@@ -123,4 +123,5 @@ def _global(waiting: Sequence[Queue], share: float, comparable: bool) -> list[in
     total = sum(sum(map(len, s.channels.values())) for q in waiting for s in q.steps)
     order = np.argsort(np.array(values), kind="stable")
     inside = np.cumsum(np.array(sizes)[order]) <= share * total + 1e-9 if len(order) else np.zeros(0, dtype=bool)
-    return np.bincount(np.array(owners, dtype=np.int64)[order[inside]], minlength=len(waiting)).tolist()
+    counts = np.bincount(np.array(owners, dtype=np.int64)[order[inside]], minlength=len(waiting))
+    return [int(c) for c in counts]

@@ -129,9 +129,7 @@ def _scores(judge: Criterion, scene: Scene) -> dict[int, torch.Tensor]:
     return scores
 
 
-def _shares(
-    groups: ChannelGroups, sparsity: float, patterns: Mapping[str, float]
-) -> dict[int, tuple[float, bool]]:
+def _shares(groups: ChannelGroups, sparsity: float, patterns: Mapping[str, float]) -> dict[int, tuple[float, bool]]:
     """Per group the part that goes, and whether a pattern said so."""
     shares = {number: (sparsity, False) for number in range(len(groups))}
     for pattern, share in patterns.items():

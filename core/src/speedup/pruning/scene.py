@@ -138,5 +138,3 @@ def _by_channel(tensor: torch.Tensor, channels: torch.Tensor, size: int) -> torc
     inside = torch.nonzero(numbers >= 0).reshape(-1)
     order = inside[torch.argsort(numbers[inside], stable=True)]
     return flat[order.to(flat.device)].reshape(size, -1)
-
-

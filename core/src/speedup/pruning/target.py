@@ -18,7 +18,7 @@ from speedup.inputs import resolve_inputs
 from speedup.keep import keep_sets
 from speedup.plan import plan
 from speedup.registry import Registry
-from speedup.report import sizes_of
+from speedup.report.counts import sizes_of
 from speedup.trace import sandbox
 
 TARGETS = ("parameters", "macs", "latency")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 def norms(weight: Tensor, order: float = 1) -> Tensor:
     """The L1 or L2 norm of every filter: ``(filters, ...)`` to ``(filters,)``."""
-    return torch.linalg.vector_norm(weight.flatten(1), order, dim=1)
+    found: Tensor = torch.linalg.vector_norm(weight.flatten(1), order, dim=1)
+    return found
 
 
 def distance_sums(weight: Tensor) -> Tensor:
