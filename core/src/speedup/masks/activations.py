@@ -16,7 +16,6 @@ from torch import nn
 
 from speedup.attributes import Attributes
 from speedup.errors import MaskError
-from speedup.facts import compact_axes
 
 SIDES = ("_input_", "_output_")
 
@@ -125,7 +124,7 @@ def split(masks: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[str, dict[str,
 
 
 def _compact(module: str, key: str, mask: Any) -> torch.Tensor:
-    from speedup.masks.check import Refused, as_keep
+    from speedup.masks.check import Refused, as_keep, compact
 
     side = next(s for s in SIDES if key.startswith(s))
     which = key[len(side) :]
@@ -135,5 +134,4 @@ def _compact(module: str, key: str, mask: Any) -> torch.Tensor:
         keep = as_keep(mask)
     except Refused as refused:
         raise MaskError(f"module {module!r}, {key!r}: {refused.say(*refused.arguments)}") from None
-    (compact,) = compact_axes(keep.numpy())
-    return torch.tensor(compact.tolist(), dtype=torch.bool).reshape(compact.shape)
+    return compact(keep).clone()
