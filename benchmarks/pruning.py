@@ -2,7 +2,7 @@
 
     python benchmarks/pruning.py                              # all of them
     python benchmarks/pruning.py resnet50 densenet121         # some of them
-    python benchmarks/pruning.py --write docs/guides/prune.md # the table, as Markdown
+    python benchmarks/pruning.py --write docs/prune.md # the table, as Markdown
 
 ``speedup.prune_masks(model, x, "l1", sparsity=0.5)`` drops half the channels of every group. Weights are random,
 BatchNorm statistics too. The small model is compared with the masked one on the dummy input, and at another batch
@@ -133,7 +133,7 @@ def main() -> None:
     if options.json and options.json.exists():
         results = json.loads(options.json.read_text())
     done = {r["name"] for r in results}
-    names = sorted((n for n in names if n not in done), key=lambda n: (n in LAST, n))
+    names = sorted((n for n in names if n not in done), key=lambda n: n in LAST)
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for future in as_completed([pool.submit(measure, name) for name in names]):
             results.append(future.result())

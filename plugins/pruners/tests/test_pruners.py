@@ -82,8 +82,16 @@ def test_all_names_are_known() -> None:
 
 def test_norms() -> None:
     model = net()
-    weight, scale, shift, reader = (model.get_parameter(n).detach() for n in ("0.weight", "1.weight", "1.bias", "3.weight"))
-    parts = [weight.flatten(1), model[0].bias.detach()[:, None], scale[:, None], shift[:, None], reader.transpose(0, 1).flatten(1)]
+    weight, scale, shift, reader = (
+        model.get_parameter(n).detach() for n in ("0.weight", "1.weight", "1.bias", "3.weight")
+    )
+    parts = [
+        weight.flatten(1),
+        model[0].bias.detach()[:, None],
+        scale[:, None],
+        shift[:, None],
+        reader.transpose(0, 1).flatten(1),
+    ]
     everything = torch.cat(parts, 1)
     assert gone(made("l1", model), "0.weight") == smallest(everything.abs().sum(1), 4)
     assert gone(made("l2", model), "0.weight") == smallest(everything.norm(dim=1), 4)
