@@ -133,11 +133,13 @@ class Layout:
 
     def names_of(self, k: int) -> frozenset[str]:
         """The names that operand ``k`` varies along."""
-        return self._way("names", k, lambda: frozenset(n for dim in self.operands[k] or () for n in dim))
+        names: frozenset[str] = self._way("names", k, lambda: frozenset(n for d in self.operands[k] or () for n in d))
+        return names
 
     def shared(self, k: int) -> frozenset[str]:
         """The names of operand ``k`` that are not private to it (mixed axes are)."""
-        return self._way("shared", k, lambda: self.names_of(k) - self.mixed)
+        names: frozenset[str] = self._way("shared", k, lambda: self.names_of(k) - self.mixed)
+        return names
 
     def to_named(self, k: int, array: Array) -> Array:
         """Bring an array that broadcasts to operand ``k`` into named space."""
@@ -164,7 +166,8 @@ class Layout:
 
     def _private(self, k: int) -> tuple[int, ...]:
         """The axes in named space that are no shared names of operand ``k``."""
-        return self._way("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
+        axes: tuple[int, ...] = self._way("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
+        return axes
 
     def _way(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
         """What follows from the layout alone, found once."""
