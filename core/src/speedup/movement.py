@@ -176,7 +176,7 @@ class Movement(Rule):
         return found
 
     def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
-        """Move ``arrays`` that broadcast to the operands of ``node`` to its outputs; ``filler``, one or per output, between."""
+        """Move ``arrays`` that broadcast to the operands of ``node`` to its outputs; ``filler`` goes in between."""
         results = []
         for number, origin in enumerate(self.origins(node)):
             fill = filler[number] if isinstance(filler, list) else filler
