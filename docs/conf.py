@@ -52,7 +52,7 @@ _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s:]+)\)")
 
 
 def _turned(text: str, source: Path, here: Path) -> str:
-    """The text of a document with its relative links turned to the pages of this site; what is no page is only named."""
+    """The text of a document, its relative links turned to the pages of this site; what is no page is only named."""
 
     def turn(found: re.Match[str]) -> str:
         label, target = found.groups()

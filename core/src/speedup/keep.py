@@ -164,7 +164,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         RuleError: a rule raised.
     """
     keeps = KeepSets(graph, facts, drop)
-    _find_rigid(graph, keeps)
+    keeps.rigid = rigid_axes(graph)
     for value in graph.values:
         keeps.sets[value] = nothing(value.ndim)
         keeps.events[value] = []
@@ -192,15 +192,15 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     return keeps
 
 
-def _find_rigid(graph: Graph, keeps: KeepSets) -> None:
+def rigid_axes(graph: Graph) -> dict[Value, list[bool]]:
     """An axis is rigid when it can never lose an index: the inputs' axes are, and what follows from them."""
-    for value in graph.values:
-        keeps.rigid[value] = [not value.is_source] * value.ndim
+    rigid = {value: [not value.is_source] * value.ndim for value in graph.values}
     for node in graph.nodes:
         if node.rule is not None:
-            found = ask(node, "rigid", [keeps.rigid[v] if v is not None else [] for v in node.operands])
+            found = ask(node, "rigid", [rigid[v] if v is not None else [] for v in node.operands])
             for value, flags in zip(node.outputs, found, strict=True):
-                keeps.rigid[value] = list(flags)
+                rigid[value] = list(flags)
+    return rigid
 
 
 def _require(keeps: KeepSets, value: Value) -> None:
@@ -214,12 +214,8 @@ def _require(keeps: KeepSets, value: Value) -> None:
         why = f"made by {value.producer.op_name}, which no rule knows"
         keeps.grow(value, whole, why, value.producer, None, Kind.BARRIER)
     branch = keeps.graph.branch
-    if branch is not None:
-        later = any(n.index > branch.node.index for n, _ in value.uses)
-        made_later = value.producer is not None and value.producer.index > branch.node.index
-        if later or made_later or value in branch.live:
-            why = "Python reads data of the input here, and may go another way with other data"
-            keeps.grow(value, whole, why, branch.node, None, Kind.DATA)
+    if branch is not None and value in keeps.graph.uncertain:
+        keeps.grow(value, whole, branch.why, branch.node, None, Kind.DATA)
     for node, number in value.uses:
         if node.rule is None or number < 0:
             keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node, None, Kind.BARRIER)

@@ -66,6 +66,7 @@ class Kept:
         op: its op.
         partners: the layers that would have to be masked alike, where masks do not line up.
         note: why a rule did not take the call, where one claims its op.
+        command: what begins a plugin for the op, where none claims it.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Kept:
     op: str = ""
     partners: tuple[str, ...] = ()
     note: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)

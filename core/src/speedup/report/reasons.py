@@ -85,7 +85,8 @@ def _barrier(group: Sequence[Kept]) -> str:
     first = group[0]
     if first.note:
         return f"A rule claims {first.op}, but not this call: {first.note}. Change the call, or write a rule for it."
-    return f"Write a rule for {first.op}, about ten lines: docs/write-a-plugin.md"
+    begin = f" (begin with: {first.command})" if first.command else ""
+    return f"Write a rule for {first.op}, about ten lines{begin}: docs/write-a-plugin.md"
 
 
 def _size(group: Sequence[Kept]) -> str:

@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from speedup.barriers import command_for
 from speedup.errors import SignatureError
 from speedup.facts import Bools, all_of, along, any_of
 from speedup.graph import Graph, Node, Value
@@ -74,6 +75,7 @@ def _kept(name: str, indices: list[int], parameters: int, root: Root, keeps: Kee
         apart = partners(keeps, root.value, root.entries)
         if root.join is not None:
             node, why = root.join, "joined with a branch that is not masked alike"
+    barrier = node if node is not None and node.rule is None else None
     return Kept(
         name,
         indices,
@@ -84,7 +86,8 @@ def _kept(name: str, indices: list[int], parameters: int, root: Root, keeps: Kee
         node.label if node is not None else "",
         node.op_name if node is not None else "",
         apart,
-        node.note if node is not None and node.rule is None else "",
+        barrier.note if barrier is not None else "",
+        (command_for(barrier) or "") if barrier is not None else "",
     )
 
 

@@ -1,16 +1,17 @@
-"""The laws of inference, for forms of attention that the tests of all families do not have."""
+"""Every rule of this plugin shows what speedup asks of a rule: see ``speedup.testing.RuleTests``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup.testing import check_laws, random_masks, randomize
+from speedup.testing import Case, RuleTests, around, chain
 from speedup_plugin_attention.weighted import attention_with_weights
+
+TOKENS = (2, 6, 8)
 
 
 class Net(nn.Module):
@@ -50,11 +51,14 @@ NETS: dict[str, tuple[int, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["filters", "filters+biases", "mixed"])
-@pytest.mark.parametrize("name", NETS)
-def test_laws(name: str, kind: str) -> None:
-    for seed in range(2):
-        model = randomize(Net(*NETS[name]), seed)
-        x = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(seed))
-        asked = check_laws(model, x, random_masks(model, seed, kind), seed=seed, rounds=6)
-        assert asked & {"scaled_dot_product_attention", "attention_with_weights"}
+class TestConformance(RuleTests):
+    plugins = ("attention",)
+
+    def cases(self) -> dict[str, Case]:
+        attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        return {
+            "one tensor": around(lambda m, x: F.scaled_dot_product_attention(x, x + 1, x), TOKENS),
+            "module": around(lambda m, x: m.layers[0](x, x, x)[0], TOKENS, [attention]),
+            "encoder layer": chain(TOKENS, nn.TransformerEncoderLayer(8, 2, 4, batch_first=True)),
+            **{name: Case(lambda net=net: Net(*net), torch.randn(2, 6, 5)) for name, net in NETS.items()},
+        }
