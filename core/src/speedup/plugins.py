@@ -62,7 +62,7 @@ class PluginInfo:
     contract: int | None = None
     rules: tuple[Rule, ...] = ()
     criteria: tuple[Criterion, ...] = ()
-    hints: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str] = field(default_factory=dict, hash=False)
     error: str | None = None
     disabled: bool = False
 
