@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.util
 import io
 import linecache
 import os
@@ -40,6 +41,7 @@ ALL = (
     *RUN,
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     "contrib_template/README.md",
     "examples/third_party/README.md",
     "core/README.md",
@@ -48,7 +50,7 @@ ALL = (
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
 MOST_NOT_RUN = 3
 
-_FENCE = re.compile(r"^(`{3,})(\w*)\s*$")
+_FENCE = re.compile(r"^(`{3,})(\{?[\w-]*\}?)\s*$")
 _COMMENT = re.compile(r"^<!-- (output|file|generated|not run)(?:: (.*?))? -->$")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -95,8 +97,9 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
     namespace: dict[str, Any] = {"__name__": Path(file).stem}
     source = ""
     printed = io.StringIO()
-    threads = torch.get_num_threads()
+    threads, columns = torch.get_num_threads(), os.environ.get("COLUMNS")
     torch.set_num_threads(1)
+    os.environ["COLUMNS"] = "88"  # tables are as wide as the terminal, and pages hold so much
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -113,6 +116,9 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
                         exec(compile("\n" * above + block.text, file, "exec"), namespace)
     finally:
         torch.set_num_threads(threads)
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
         linecache.cache.pop(file, None)
 
 
@@ -308,6 +314,21 @@ def test_what_is_said_to_be_unsupported_is() -> None:
     functions = {f for rule in rules for f in rule.functions}
     supported = [name for name, op in ops.items() if op in (modules if isinstance(op, type) else functions)]
     assert supported == [], "take these out of the list"
+
+
+def test_the_pictures_are_those_that_the_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("draw", ROOT / "docs/pictures/draw.py")
+    assert spec is not None and spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    made = {f"{make.__name__}.svg": str(make()) for make in drawing.PICTURES}
+    kept = {path.name: path.read_text() for path in (ROOT / "docs/pictures").glob("*.svg")}
+    assert kept == made, "python docs/pictures/draw.py draws them anew"
+
+
+def test_every_page_of_the_site_can_be_found_from_its_index() -> None:
+    listed = set(re.findall(r"^([\w-]+)$", (ROOT / "docs/index.md").read_text(), re.M))
+    assert {path.stem for path in ROOT.glob("docs/*.md")} - {"index"} <= listed
 
 
 def test_every_error_is_documented() -> None:

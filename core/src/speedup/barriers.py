@@ -46,7 +46,7 @@ def find_barriers(nodes: Iterable[Node], registry: Registry | None = None) -> li
             calls[0].where,
             note,
             registry.hint_for(op) if registry is not None else None,
-            None if note else _command(calls[0]),
+            command_for(calls[0]),
         )
         for (op, note), calls in grouped.items()
     ]
@@ -61,10 +61,10 @@ def _public(op: str, name: str) -> str:
     return op
 
 
-def _command(node: Node) -> str | None:
-    """``speedup new-plugin`` for an op, as it is typed."""
+def command_for(node: Node) -> str | None:
+    """``speedup new-plugin`` for the op of a call without a rule, as it is typed; None where no new rule can help."""
     op = node.op_name
-    if node.op is None or not node.outputs or "<" in op or op.startswith("__main__"):
+    if node.note or node.op is None or not node.outputs or "<" in op or op.startswith("__main__"):
         return None
     parts = op.split(".")
     name = parts[0]

@@ -6,6 +6,7 @@ each way. The engine checks that rules only ever add facts and names the rule th
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 
@@ -16,6 +17,8 @@ from speedup.ask import ask, culprit
 from speedup.errors import RuleError
 from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, affine, compact_axes, everything, nothing
 from speedup.graph import Graph, Node, Value
+from speedup.masks import compact
+from speedup.rule import Rule
 
 
 class Facts:
@@ -29,10 +32,10 @@ class Facts:
         self.masked: dict[Value, Bools] = {}
         self._numbers: dict[Value, Floats] = {}
         for value in graph.sources:
-            given = [~masks[name].numpy() for name in value.names if name in masks]
+            given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
             if given:
-                mask = compact_axes(np.logical_or.reduce(given))[0]
-                self.masked[value] = mask.astype(bool, copy=False)
+                mask = given[0] if len(given) == 1 else functools.reduce(np.logical_or, given)
+                self.masked[value] = compact_axes(mask)[0]
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -68,7 +71,7 @@ class Facts:
 
     def unused(self, value: Value) -> Bools:
         """Entries that no reader needs."""
-        if value.is_output:
+        if value.is_output or value in self.graph.uncertain:
             return nothing(value.ndim)
         result = everything(value.ndim)
         for node, number in value.uses:
@@ -196,9 +199,8 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
     ruled = [n for n in graph.nodes if n.rule is not None]
 
     def forward(node: Node) -> Iterable[Node]:
-        assert node.rule is not None
         seen = NodeFacts(facts, node)
-        for function in ("infer_from_weight", "infer_from_input"):
+        for function in _functions(node, "infer_from_input"):
             for value, _, fact in _returned(node, function, seen):
                 grown = isinstance(fact, Constant) and facts.add_constant(node, value, fact)
                 grown = grown or (isinstance(fact, Affine) and facts.add_affine(node, value, fact))
@@ -206,9 +208,8 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
                     yield from (n for n, _ in value.uses if n.rule is not None)
 
     def backward(node: Node) -> Iterable[Node]:
-        assert node.rule is not None
         seen = NodeFacts(facts, node)
-        for function in ("infer_from_weight", "infer_from_output"):
+        for function in _functions(node, "infer_from_output"):
             for value, number, fact in _returned(node, function, seen):
                 grown = isinstance(fact, Unused) and facts.add_unused(node, number, value, fact)
                 if grown and value.producer is not None and value.producer.rule is not None:
@@ -217,6 +218,13 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
     _fixpoint(ruled, forward, lambda n: n.index)
     _fixpoint(ruled, backward, lambda n: -n.index)
     return facts
+
+
+def _functions(node: Node, function: str) -> tuple[str, ...]:
+    """What to ask a rule for one direction. What weights alone say is part of what is derived from all operands."""
+    kind = type(node.rule)
+    derived = all(getattr(kind, name) is getattr(Rule, name) for name in ("infer_from_weight", function))
+    return (function,) if derived else ("infer_from_weight", function)
 
 
 def _fixpoint(nodes: Iterable[Node], step: Callable[[Node], Iterable[Node]], order: Callable[[Node], int]) -> None:
