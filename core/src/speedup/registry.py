@@ -87,14 +87,14 @@ class Registry:
         Raises:
             PluginConflictError: two rules claim the same op, and ``prefer`` does not decide between them.
         """
-        prefer = prefer if isinstance(prefer, str) else tuple(prefer)
         if isinstance(prefer, str):
             raise TypeError(f"prefer takes several names, such as [{prefer!r}], not one string")
+        prefer = tuple(prefer)
         self.plugins = tuple(plugins)
         self._prefer = (*prefer, *preferred_by_environment())
         self._owners: dict[int, PluginInfo] = {}
         self._rules: list[Rule] = []
-        warn_unknown(tuple(prefer), self.plugins)
+        warn_unknown(prefer, self.plugins)
         for plugin in self.plugins:
             for rule in plugin.rules:
                 if id(rule) not in self._owners:
