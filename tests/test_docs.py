@@ -16,13 +16,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
-import inspect
 import io
 import linecache
 import os
 import re
 import sys
-import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,9 +32,8 @@ import torch
 import torch.nn.functional as F
 
 import speedup
-from speedup import cli, hookspecs, plugins, rule, rule_log, scaffold
+from speedup import cli, plugins, rule, rule_log, scaffold
 from speedup.registry import default_registry
-from tests import reference
 
 ROOT = Path(__file__).parents[1]
 RUN = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")))
@@ -358,46 +355,6 @@ def test_every_command_is_documented() -> None:
 def test_every_field_of_a_rule_is_documented() -> None:
     text = (ROOT / "docs/write-a-plugin.md").read_text()
     assert {field for field in rule._FIELDS if f"`{field}`" not in text} == set()
-
-
-def test_the_reference_is_written_from_the_docstrings() -> None:
-    assert reference.PAGE.read_text() == reference.page(), "python -m tests.reference writes it anew"
-
-
-def test_every_hook_and_every_argument_of_the_interface_is_documented() -> None:
-    """Hooks, the methods of rules and of what rules are given: each has a docstring that speaks of its arguments."""
-    interface = [
-        hookspecs.HookSpecs,
-        *(t for s in ("Kinds of rules", "What a rule is given") for t in reference.SECTIONS[s]),
-    ]
-    seen = 0
-    for kind in interface:
-        for name, function in reference.own(kind):
-            place = f"{kind.__name__}.{name}"
-            doc = reference.doc(function, kind, name)
-            assert doc, f"{place} has no docstring"
-            if isinstance(function, property):
-                continue
-            for argument in list(inspect.signature(function).parameters)[1:]:
-                seen += 1
-                assert re.search(rf"\b{argument}\b", doc), f"the docstring of {place} does not speak of {argument!r}"
-    assert seen > 40
-    text = reference.PAGE.read_text()
-    for name in vars(hookspecs.HookSpecs):
-        assert name.startswith("_") or f"### `{name}`" in text
-    for attribute in (*rule._FIELDS, "origin"):
-        assert f"`{attribute}`" in text, attribute
-    for name in speedup.__all__:
-        thing = getattr(speedup, name)
-        if isinstance(thing, type) and issubclass(thing, speedup.Rule):
-            assert f"### `{name}`" in text, name
-
-
-def test_examples_in_the_reference_are_python() -> None:
-    found = [block for block in blocks("docs/reference.md") if block.language == "py"]
-    assert len(found) >= 10
-    for block in found:
-        compile(textwrap.dedent(block.text), f"docs/reference.md, line {block.line}", "exec")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
