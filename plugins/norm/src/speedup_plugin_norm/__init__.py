@@ -258,6 +258,8 @@ class InstanceNorm(Rule):
             bias = arrays[4]
             ndim = node.outputs[0].ndim
             dims = len(node.layout.mixed) // 2
+            if arrays[0] is None or max(arrays[0].shape[ndim - dims :], default=1) > 1:
+                return None  # a parameter, which is not the same at all positions
             if bias is None:
                 return [np.zeros((1,) * ndim)]
             return [bias.reshape(-1, *(1,) * dims).reshape((1,) * (ndim - dims - 1) + (-1,) + (1,) * dims)]
