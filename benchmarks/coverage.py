@@ -171,6 +171,7 @@ def measure(name: str) -> dict[str, Any]:
         inputs, others = (models.cast(x, torch.float64 if wide else torch.float32) for x in (inputs, others))
         for key, masks in (("unaligned", (smallest if trained else unaligned)(model)), ("aligned", aligned(model))):
             found[key] = _one(copy.deepcopy(model), inputs, others, masks)
+            found["float64"] &= found[key].get("float64", True)
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
         found["traceback"] = traceback.format_exc()
@@ -201,6 +202,7 @@ def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, 
         reasons[re.sub(r" \(.*", "", stay.why)] += len(stay.indices)
     return {
         "error": None,
+        "float64": plan.graph.coarsest in (None, torch.float64),  # some models normalise in float32 all the same
         "difference": worst,
         "rounding": rounding,
         "parameters": report.parameters[1] / max(report.parameters[0], 1),

@@ -205,6 +205,7 @@ class Graph:
         answers: the truth values that Python took from data of the input, in order, where they were asked for
             (see ``speedup.ways``).
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
+        dtypes: the types of what was computed from the input, inside of calls too.
     """
 
     nodes: list[Node]
@@ -216,6 +217,7 @@ class Graph:
     branch: Branch | None = None
     answers: tuple[bool, ...] = ()
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
+    dtypes: frozenset[torch.dtype] = frozenset()
 
     @property
     def sources(self) -> list[Value]:
@@ -224,7 +226,7 @@ class Graph:
     @cached_property
     def coarsest(self) -> torch.dtype | None:
         """The coarsest floating-point type of what depends on the input: code may cast to another type and back."""
-        return coarsest_of({v.dtype for v in self.from_input})
+        return coarsest_of(self.dtypes)
 
     @property
     def barriers(self) -> list[Node]:
