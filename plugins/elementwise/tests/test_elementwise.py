@@ -524,3 +524,31 @@ def test_branches_are_equal_under_other_kinds_of_masks(name: str, kind: str) -> 
     net = Net(BOTH[name], padding=1)
     for seed in range(2):
         check_equal(net, image(2, 6, 6), random_masks(net, seed, kind), [image(3, 8, 7)])
+
+
+class Scan(nn.Module):
+    """A state per channel, as in state-space models: channels and states of it are sizes of other tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(3, 6), nn.Linear(8, 4)
+        self.decay = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        u, v = self.a(x), self.b(x)
+        batch, length, channels = u.shape
+        state = torch.zeros(batch, channels, self.decay.shape[-1], dtype=x.dtype)
+        outputs = []
+        for i in range(length):
+            state = state * self.decay.sigmoid() + u[:, i, :, None] * v[:, i, None]
+            outputs.append((state @ v[:, i, :, None]).squeeze(-1))
+        return self.c(torch.stack(outputs, 1))
+
+
+def test_channels_and_states_of_a_recurrence_go() -> None:
+    model = randomize(Scan(), 0)
+    masks = mask_indices(model, {"a.weight": [0, 5], "a.bias": [0, 5], "b.weight": [1], "b.bias": [1]})
+    x, other = (torch.randn(*shape, 3, generator=torch.Generator().manual_seed(1)) for shape in ((2, 4), (3, 7)))
+    result = check_equal(model, x, masks, [other])
+    assert result.shape("a.weight") == (6, 3) and result.shape("b.weight") == (5, 3)
+    assert result.shape("decay") == (6, 5) and result.shape("c.weight") == (4, 6)
