@@ -5,6 +5,7 @@ as ``axes.py``), in an empty directory. A comment before a block says more:
 
 - ``<!-- output -->``: the block is what the code before it prints;
 - ``<!-- file: PATH -->``: the block is that file of the repository, word for word;
+- ``<!-- generated: PATH -->``: it is that file of the project that ``speedup new-plugin mylib`` writes;
 - ``<!-- not run: REASON -->``: Python code that is not run.
 
 ``python tests/test_docs.py`` writes the output blocks anew.
@@ -14,14 +15,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
-import importlib.util
+import inspect
 import io
 import linecache
 import os
 import re
 import sys
-import tomllib
+import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +33,9 @@ import torch
 import torch.nn.functional as F
 
 import speedup
-from speedup import cli, plugins
-from speedup.registry import Registry, default_registry
+from speedup import cli, hookspecs, plugins, rule, rule_log, scaffold
+from speedup.registry import default_registry
+from tests import reference
 
 ROOT = Path(__file__).parents[1]
 RUN = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")))
@@ -43,15 +44,15 @@ ALL = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "contrib_template/README.md",
+    "examples/third_party/README.md",
     "core/README.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("plugins/*/README.md")),
 )
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
-TEMPLATE = ROOT / "contrib_template"
 MOST_NOT_RUN = 3
 
 _FENCE = re.compile(r"^(`{3,})(\w*)\s*$")
-_COMMENT = re.compile(r"^<!-- (output|file|not run)(?:: (.*?))? -->$")
+_COMMENT = re.compile(r"^<!-- (output|file|generated|not run)(?:: (.*?))? -->$")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -97,8 +98,9 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
     namespace: dict[str, Any] = {"__name__": Path(file).stem}
     source = ""
     printed = io.StringIO()
-    threads = torch.get_num_threads()
+    threads, columns = torch.get_num_threads(), os.environ.get("COLUMNS")
     torch.set_num_threads(1)
+    os.environ["COLUMNS"] = "100"  # tables are as wide as the terminal
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -106,7 +108,7 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
                 if block.mark == "output":
                     yield block, printed.getvalue()
                     printed = io.StringIO()
-                elif block.language == "python" and block.mark not in ("file", "not run"):
+                elif block.language == "python" and block.mark not in ("file", "generated", "not run"):
                     # The line numbers are those of all blocks one after the other.
                     above = source.count("\n")
                     source += block.text
@@ -115,6 +117,9 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
                         exec(compile("\n" * above + block.text, file, "exec"), namespace)
     finally:
         torch.set_num_threads(threads)
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
         linecache.cache.pop(file, None)
 
 
@@ -161,6 +166,14 @@ def test_quoted_files_are_quoted_word_for_word(name: str) -> None:
     for block in blocks(name):
         if block.mark == "file":
             assert tidy(block.text) == tidy((ROOT / block.about).read_text()), f"{name}, line {block.line}"
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_generated_files_are_quoted_as_they_are_written(name: str) -> None:
+    files = scaffold.project("mylib")
+    for block in blocks(name):
+        if block.mark == "generated":
+            assert tidy(block.text) == tidy(files[block.about]), f"{name}, line {block.line}"
 
 
 def test_the_quick_start_is_short() -> None:
@@ -228,15 +241,23 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
     rows = re.findall(
         r"^\| `(.+?)` \| ([^|]*) \| `(.+?)` \|$", section("docs/axes.md", "Signatures of the built-in families"), re.M
     )
-    assert len(rows) >= 15
-    used = set()
+    used, shown = set(), set()
     for call, rule_name, signature in rows:
         node = _traced(call)
         assert node.rule is not None and node.rule.name == rule_name, call
         assert node.rule.signature(node) == signature, call
         used.add(default_registry().plugin_of(node.rule))
+        shown.add(rule_name)
     # reshape has no signatures: it runs the ops on coordinates. Nor has recurrent, where time makes a fixpoint.
     assert {plugin.name for plugin in used if plugin} == set(FAMILIES) - {"reshape", "recurrent"}
+    plain = [r for r in default_registry().rules if not isinstance(r, speedup.Movement | speedup.Expansion)]
+    assert {r.name for r in plain if not r.layout_only} - shown == {
+        *("identity", "torch.dropout", "cast"),  # in eval mode no call is left of these, or it is a copy
+        *("recurrent", "recurrent cell", "pack_padded_sequence", "pad_packed_sequence"),  # a fixpoint over time
+        *("frozen_batch_norm", "other layer_norm", "other rms_norm"),  # like the norms, claimed by structure
+        *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
+        *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d
+    }
 
 
 def _traced(call: str) -> speedup.Node:
@@ -253,7 +274,7 @@ def _traced(call: str) -> speedup.Node:
         assert found, call
         code, shapes = found.groups()
         keys = [s.split()[0] for s in shapes.split("; ")]
-        inputs = tuple(torch.rand(ast.literal_eval(s.split(maxsplit=1)[1])) for s in shapes.split("; "))
+        inputs = tuple(_filled(s.split(maxsplit=1)[1]) for s in shapes.split("; "))
 
         class Call(torch.nn.Module):
             def forward(self, *values: torch.Tensor) -> Any:
@@ -267,6 +288,11 @@ def _traced(call: str) -> speedup.Node:
         graph = trace(model, inputs, {}, default_registry())
     assert len(graph.nodes) == 1, [n.label for n in graph.nodes]
     return graph.nodes[0]
+
+
+def _filled(text: str) -> torch.Tensor:
+    shape = ast.literal_eval(text.removeprefix("ids "))
+    return torch.ones(shape, dtype=torch.long) if text.startswith("ids ") else torch.rand(shape)
 
 
 class _Wrapped(torch.nn.Module):
@@ -299,7 +325,7 @@ def test_every_error_is_documented() -> None:
 
 
 def test_every_environment_variable_is_documented() -> None:
-    known = {plugins.DISABLE_VARIABLE, plugins.ONLY_VARIABLE, plugins.STRICT_VARIABLE}
+    known = {plugins.DISABLE_VARIABLE, plugins.ONLY_VARIABLE, plugins.STRICT_VARIABLE, rule_log.TRACE_VARIABLE}
     sources = "".join(path.read_text() for path in ROOT.glob("core/src/speedup/**/*.py"))
     assert set(re.findall(r"\bSPEEDUP_[A-Z_]+\b", sources)) == known
     documents = {name: set(re.findall(r"\bSPEEDUP_[A-Z_]+\b", (ROOT / name).read_text())) for name in ALL}
@@ -313,10 +339,48 @@ def test_every_command_is_documented() -> None:
 
 
 def test_every_field_of_a_rule_is_documented() -> None:
-    from speedup import rule
-
     text = (ROOT / "docs/write-a-plugin.md").read_text()
     assert {field for field in rule._FIELDS if f"`{field}`" not in text} == set()
+
+
+def test_the_reference_is_written_from_the_docstrings() -> None:
+    assert reference.PAGE.read_text() == reference.page(), "python -m tests.reference writes it anew"
+
+
+def test_every_hook_and_every_argument_of_the_interface_is_documented() -> None:
+    """Hooks, the methods of rules and of what rules are given: each has a docstring that speaks of its arguments."""
+    interface = [
+        hookspecs.HookSpecs,
+        *(t for s in ("Kinds of rules", "What a rule is given") for t in reference.SECTIONS[s]),
+    ]
+    seen = 0
+    for kind in interface:
+        for name, function in reference.own(kind):
+            place = f"{kind.__name__}.{name}"
+            doc = reference.doc(function, kind, name)
+            assert doc, f"{place} has no docstring"
+            if isinstance(function, property):
+                continue
+            for argument in list(inspect.signature(function).parameters)[1:]:
+                seen += 1
+                assert re.search(rf"\b{argument}\b", doc), f"the docstring of {place} does not speak of {argument!r}"
+    assert seen > 40
+    text = reference.PAGE.read_text()
+    for name in vars(hookspecs.HookSpecs):
+        assert name.startswith("_") or f"### `{name}`" in text
+    for attribute in (*rule._FIELDS, "origin"):
+        assert f"`{attribute}`" in text, attribute
+    for name in speedup.__all__:
+        thing = getattr(speedup, name)
+        if isinstance(thing, type) and issubclass(thing, speedup.Rule):
+            assert f"### `{name}`" in text, name
+
+
+def test_examples_in_the_reference_are_python() -> None:
+    found = [block for block in blocks("docs/reference.md") if block.language == "py"]
+    assert len(found) >= 10
+    for block in found:
+        compile(textwrap.dedent(block.text), f"docs/reference.md, line {block.line}", "exec")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -326,68 +390,6 @@ def test_the_readme_of_a_plugin_names_rules_that_exist(family: str) -> None:
     (plugin,) = (p for p in default_registry().plugins if p.name == family)
     assert named
     assert named <= {rule.name for rule in plugin.rules}
-
-
-# -- the template -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The template as if it were installed: on the path, with the metadata that its pyproject asks for."""
-    for variable in (plugins.DISABLE_VARIABLE, plugins.ONLY_VARIABLE, plugins.STRICT_VARIABLE):
-        monkeypatch.delenv(variable, raising=False)
-    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]
-    name, version = project["name"], project["version"]
-    info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [
-        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())
-        for group, entries in project["entry-points"].items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.syspath_prepend(TEMPLATE / "src")
-    importlib.invalidate_caches()
-    before = set(sys.modules)
-    yield project
-    for module in set(sys.modules) - before:
-        if module.startswith("speedup_plugin_example"):
-            del sys.modules[module]
-
-
-def test_the_template_is_found_as_a_plugin(template: dict[str, Any]) -> None:
-    registry = Registry.load(strict=True)
-    found = {p.distribution: p for p in registry.plugins}[template["name"]]
-    assert found.status == "loaded"
-    assert found.version == template["version"]
-    assert [rule.name for rule in found.rules] == ["channel_gain"]
-
-
-def test_the_tests_of_the_template_pass(template: dict[str, Any]) -> None:
-    count = 0
-    for path in sorted((TEMPLATE / "tests").glob("test_*.py")):
-        spec = importlib.util.spec_from_file_location(f"template_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        for name, test in vars(module).items():
-            if name.startswith("test_"):
-                test()
-                count += 1
-    assert count >= 3
-
-
-def test_the_template_is_packaged_like_a_first_party_plugin(template: dict[str, Any]) -> None:
-    ours = tomllib.loads((ROOT / "plugins/linear/pyproject.toml").read_text())
-    theirs = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())
-    assert theirs["build-system"] == ours["build-system"]
-    assert template["requires-python"] == ours["project"]["requires-python"]
-    assert set(template["dependencies"]) == set(ours["project"]["dependencies"])
-    (module,) = template["entry-points"]["speedup.plugins"].values()
-    assert theirs["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == [f"src/{module}"]
-    for file in ("README.md", f"src/{module}/__init__.py", f"src/{module}/py.typed"):
-        assert (TEMPLATE / file).is_file(), file
 
 
 # -- writing the outputs anew -----------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ The notation follows einops (https://einops.rocks); groups in parentheses mean t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -67,7 +67,7 @@ class Operand:
     optional: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Signature:
     """A parsed signature; ``bind`` fits it to actual shapes."""
 
@@ -83,6 +83,9 @@ class Signature:
         Raises:
             SignatureError: shapes that do not fit; the message restates the signature and the shapes.
         """
+        return _bound(self, tuple(inputs), tuple(outputs))
+
+    def _bind(self, inputs: Sequence[Shape | None], outputs: Sequence[Shape]) -> Layout:
         specs = list(self.inputs)
         if self.repeated:
             specs += [specs[-1]] * (len(inputs) - len(specs))
@@ -119,6 +122,7 @@ class Layout:
     n_inputs: int
     mixed: frozenset[str]
     contracted: frozenset[str] = field(default=frozenset())
+    _ways: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def n_outputs(self) -> int:
@@ -129,57 +133,83 @@ class Layout:
 
     def names_of(self, k: int) -> frozenset[str]:
         """The names that operand ``k`` varies along."""
-        return frozenset(n for dim in self.operands[k] or () for n in dim)
+        return self._way("names", k, lambda: frozenset(n for dim in self.operands[k] or () for n in dim))
 
     def shared(self, k: int) -> frozenset[str]:
         """The names of operand ``k`` that are not private to it (mixed axes are)."""
-        return self.names_of(k) - self.mixed
+        return self._way("shared", k, lambda: self.names_of(k) - self.mixed)
 
     def to_named(self, k: int, array: Array) -> Array:
         """Bring an array that broadcasts to operand ``k`` into named space."""
+        factored, order, named = self._way("to", (k, array.shape), lambda: self._way_to(k, array.shape))
+        return array.reshape(factored).transpose(order).reshape(named)
+
+    def from_named(self, k: int, array: Array) -> Array:
+        """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
+        order, factored, wide, shape = self._way("from", (k, array.shape), lambda: self._way_from(k, array.shape))
+        array = array.transpose(order).reshape(factored)
+        return (array if wide == factored else np.broadcast_to(array, wide)).reshape(shape)
+
+    def axes(self, names: frozenset[str] | set[str]) -> tuple[int, ...]:
+        """Positions of ``names`` in named space."""
+        return tuple([p for p, n in enumerate(self.names) if n in names])
+
+    def project_any(self, k: int, array: Array) -> Array:
+        """Reduce a named bool array to the shared names of operand ``k``: true where any entry is."""
+        return any_of(array, self._private(k))
+
+    def project_all(self, k: int, array: Array) -> Array:
+        """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
+        return all_of(array, self._private(k))
+
+    def _private(self, k: int) -> tuple[int, ...]:
+        """The axes in named space that are no shared names of operand ``k``."""
+        return self._way("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
+
+    def _way(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
+        """What follows from the layout alone, found once."""
+        try:
+            return self._ways[kind, key]
+        except KeyError:
+            found = self._ways[kind, key] = find()
+            return found
+
+    def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int], list[int]]:
+        """The shape in which each name has an axis, how to transpose it, and the shape in named space."""
         dims = self.operands[k]
         assert dims is not None
         shape: list[int] = []
         order: list[str] = []
-        for size, dim in zip(array.shape, dims, strict=True):
+        for size, dim in zip(sizes, dims, strict=True):
             shape += [1] * len(dim) if size == 1 else [self.sizes[n] for n in dim]
             order += dim
-        factored = array.reshape(shape)
         by_name = dict(zip(order, range(len(order)), strict=True))
         here = [n for n in self.names if n in by_name]
-        factored = factored.transpose([by_name[n] for n in here])
-        return factored.reshape([factored.shape[here.index(n)] if n in by_name else 1 for n in self.names])
+        named = [shape[by_name[n]] if n in by_name else 1 for n in self.names]
+        return shape, [by_name[n] for n in here], named
 
-    def from_named(self, k: int, array: Array) -> Array:
-        """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
+    def _way_from(self, k: int, sizes: Shape) -> tuple[list[int], list[int], list[int], list[int]]:
+        """How to transpose, the shape in which each name has an axis, the same written out, and the operand's own."""
         dims = self.operands[k]
         assert dims is not None
         flat = [n for dim in dims for n in dim]
-        array = array.transpose(
-            [self.names.index(n) for n in flat] + [p for p, n in enumerate(self.names) if n not in flat]
-        ).reshape([array.shape[self.names.index(n)] for n in flat])
+        order = [self.names.index(n) for n in flat] + [p for p, n in enumerate(self.names) if n not in flat]
+        factored = [sizes[self.names.index(n)] for n in flat]
         shape: list[int] = []
         wide: list[int] = []
         at = 0
         for dim in dims:
-            part = array.shape[at : at + len(dim)]
-            full = any(s > 1 for s in part)
+            full = any(s > 1 for s in factored[at : at + len(dim)])
             wide += [self.sizes[n] if full else 1 for n in dim]
             shape.append(prod(self.sizes[n] for n in dim) if full else 1)
             at += len(dim)
-        return np.broadcast_to(array, wide).reshape(shape)
+        return order, factored, wide, shape
 
-    def axes(self, names: frozenset[str] | set[str]) -> tuple[int, ...]:
-        """Positions of ``names`` in named space."""
-        return tuple(p for p, n in enumerate(self.names) if n in names)
 
-    def project_any(self, k: int, array: Array) -> Array:
-        """Reduce a named bool array to the shared names of operand ``k``: true where any entry is."""
-        return any_of(array, self.axes(set(self.names) - self.shared(k)))
-
-    def project_all(self, k: int, array: Array) -> Array:
-        """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
-        return all_of(array, self.axes(set(self.names) - self.shared(k)))
+@lru_cache(maxsize=4096)
+def _bound(signature: Signature, inputs: tuple[Shape | None, ...], outputs: tuple[Shape, ...]) -> Layout:
+    """The layout of calls of these shapes, of which a deep model makes many."""
+    return signature._bind(inputs, outputs)
 
 
 @lru_cache(maxsize=4096)
@@ -189,6 +219,8 @@ def parse(text: str) -> Signature:
     Raises:
         SignatureError: a fault in the text; the message points at its position.
     """
+    if not text.strip():
+        raise SignatureError("the signature is empty: its axes are still to be written")
     tokens: list[tuple[str, int]] = []
     at = 0
     while at < len(text.rstrip()):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from speedup import fold
-from speedup.ask import ask
+from speedup.ask import ask, culprit
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools, along
@@ -169,7 +169,11 @@ def _replace_modules(
             node, "replace", Kept(model.get_submodule(node.path), held, node, sets, NodeFacts(keeps.facts, node))
         )
         if not isinstance(made, nn.Module):
-            raise RuleError(f"rule {node.rule.name!r}: replace returned {made!r} at {node.label}, not a module")
+            raise RuleError(f"{culprit(node)}: replace returned {made!r}, not a module")
+        if made is model.get_submodule(node.path):
+            raise RuleError(
+                f"{culprit(node)}: replace returned the module itself; make a new one, as `super().replace` does"
+            )
         parts.modules[node.path] = made
 
 

@@ -100,6 +100,6 @@ def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call])
     except SpeedupError:
         raise
     except Exception as error:
-        raise RuleError(f"rule {rule.name!r} raised in settle at {path or 'the model'}: {error!r}") from error
+        raise RuleError(f"{rule.label} raised in settle at {path or 'the model'}: {error!r}") from error
     if needed:
         module.__class__ = overlaid(rule.forward_for(plain), type(module))

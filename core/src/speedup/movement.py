@@ -17,6 +17,7 @@ from torch import nn
 from speedup.errors import SignatureError
 from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, compact_axes, constant, nothing
 from speedup.graph import Node, Ref, Value
+from speedup.kinds import Kind
 from speedup.order import Orders, in_order, reordering
 from speedup.regular import cut, regularize
 from speedup.rule import Rule
@@ -291,7 +292,7 @@ class Movement(Rule):
         n = len(node.operands)
         if all(all(flags) for flags in keep.rigid):
             for k in range(len(keep.sets)):
-                keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k)
+                keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k, Kind.RIGID)
             return
         grown = True
         while grown:
@@ -304,7 +305,8 @@ class Movement(Rule):
                 )
             for k, value in enumerate(node.values):
                 assert value is not None
-                grown |= keep.grow(k, self._regular(node, k, value, keep.sets[k]), "every part keeps the same count", k)
+                regular = self._regular(node, k, value, keep.sets[k])
+                grown |= keep.grow(k, regular, "every part keeps the same count", k, Kind.COUNT)
             for k in range(n):
                 grown |= self._keep_untaken(node, k, keep)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from speedup import rule_log
 from speedup.atomic import replacing
 from speedup.build import Parts
 from speedup.commit import Transaction
@@ -45,7 +46,8 @@ class Plan:
 
     Attributes:
         model: the model that was planned for, unchanged until ``apply``.
-        report: parameters, MACs and layers before and after, and the reasons for what stays.
+        report: parameters, MACs and layers before and after, and the reasons for what stays. Called with a path,
+            ``plan.report("report.html")``, it writes itself as a page.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Plan:
         self.model = model
         self.graph = graph
         self.keeps = keeps
-        self.report: Report = summarize(graph, keeps, parts)
+        self.report: Report = summarize(model, graph, keeps, parts)
         self._parts: Parts | None = parts
         self._state = _state_of(model)
         self._inputs = inputs
@@ -106,7 +108,7 @@ class Plan:
         transaction = Transaction(self.model, self._parts)
         transition = Transition(self.model, self.keeps, self._masks)
         cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
-        wanted = run(self.model, cases, self._masks)
+        wanted = run(self.model, cases, self._masks) if verify else {}
         transaction.apply()
         try:
             if verify:
@@ -137,6 +139,9 @@ class Plan:
 
     def __str__(self) -> str:
         return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
@@ -188,6 +193,7 @@ def plan(
             f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
         )
     rules = registry if registry is not None else default_registry()
+    rule_log.listen()
     log.info("masks: %d parameters", len(keep))
 
     with sandbox(model, keep):
@@ -200,7 +206,10 @@ def plan(
             raise TraceError(
                 f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
             ) from error
+        rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
+        if not first.outputs and first.branch is None and not first.answers:
+            raise TraceError("the model returns no tensor, so nothing says what of it is needed")
         facts = infer(first, keep)
         log.info("inferred: %d values with constants", len(facts.constants))
         settled = None

@@ -17,7 +17,15 @@ from collections.abc import Sequence
 
 from speedup.errors import SpeedupError
 
-COMMANDS = {"run": "run", "plan": "plan", "verify": "verify", "bench": "bench", "plugins": "plugins"}
+COMMANDS = {
+    "run": "run",
+    "plan": "plan",
+    "verify": "verify",
+    "bench": "bench",
+    "plugins": "plugins",
+    "doctor": "doctor",
+    "new-plugin": "new_plugin",
+}
 """The module of every command, by the command's name."""
 
 
