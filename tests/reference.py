@@ -67,6 +67,8 @@ def _thing(thing: Any) -> Iterator[str]:
         return
     yield _text(doc(thing))
     for method, function in own(thing):
+        if not (function.fget if isinstance(function, property) else function).__doc__:
+            continue  # an override that is described at its base
         plain = isinstance(function, property)
         heading = f"`{method}`" if plain else f"`{method}{_arguments(function)}`"
         yield f"**{heading}**\n"

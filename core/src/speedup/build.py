@@ -46,7 +46,7 @@ class Kept:
         return [kept_shape(k, v.shape) for k, v in zip(self.sets, self.node.values, strict=True) if v is not None]
 
     def size(self, names: str) -> int:
-        """The new size of an axis, or of a product of axes: ``keep.size("g o")``."""
+        """The new size of an axis of the signature, or of a product: ``names`` as in ``keep.size("g o")``."""
         return new_size(self.node, self.sets, names)
 
 

@@ -133,10 +133,22 @@ class NodeKeep:
 
     @property
     def sets(self) -> Sequence[Bools]:
+        """What is kept of each operand, then of each output, so far."""
         return [self._keeps.sets[v] if v is not None else nothing(0) for v in self._node.values]
 
     def grow(self, k: int, mask: Bools, why: str, cause: int, kind: Kind = Kind.RULE) -> bool:
-        """Add entries to the set of operand ``k``; ``cause`` is the operand that asks for them."""
+        """Add the entries of ``mask`` to the set of operand ``k``, for a reason that users read.
+
+        Args:
+            k: number of an operand or output.
+            mask: bool, broadcasts to its shape.
+            why: the reason, such as "every group keeps the same count"; ``explain`` shows it.
+            cause: number of the operand that asks for them, ``k`` itself if none does.
+            kind: what sort of reason it is, by which reports give advice.
+
+        Returns:
+            whether any of them is new.
+        """
         value = self._node.values[k]
         assert value is not None
         source = self._node.values[cause]

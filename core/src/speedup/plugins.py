@@ -59,7 +59,7 @@ class PluginInfo:
     module: str
     contract: int | None = None
     rules: tuple[Rule, ...] = ()
-    hints: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str] = field(default_factory=dict, hash=False)
     error: str | None = None
     disabled: bool = False
 

@@ -88,6 +88,7 @@ class Rule:
             recorded, since smaller tensors may need a copy where the original ones do not.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
             channels alike: what is the same all along these axes comes out, whatever the indices are.
+        origin: the plugin that gave the rule, such as ``'conv' (speedup-plugin-conv 0.1.0)``; set when it is loaded.
         makes: classes that ``replace`` gives modules beside their own: kinds of ``speedup.Overlay``, or module types.
             A saved model names them, and only what an installed rule makes is made again when it is loaded.
     """
@@ -106,7 +107,7 @@ class Rule:
     layout_only: bool = False
     indices: tuple[str, ...] = ()
     makes: tuple[type, ...] = ()
-    origin: str = ""  # the plugin that gave it, such as "'conv' (speedup-plugin-conv 0.1.0)"; set when it is loaded
+    origin: str = ""
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 
     def __init__(self, **fields: Any) -> None:
