@@ -17,7 +17,7 @@ import torchvision
 from torch import nn
 
 import speedup
-from speedup.testing import masked_copy
+from speedup import testing
 from tests.graphs import filter_masks, randomize
 from tests.test_zoo import SMALL, every_second
 
@@ -46,13 +46,12 @@ class Case(NamedTuple):
     x: torch.Tensor
 
     def close(self, got: torch.Tensor, tolerance: float = 1e-4, x: torch.Tensor | None = None) -> None:
-        """Equal to what the masked model gives, relative to how much that varies with the input."""
+        """Equal to what the masked model gives, relative to its largest entry; and that varies with the input."""
         with torch.no_grad():
             wanted = self.masked(self.x if x is None else x)
         assert got.shape == wanted.shape
-        varies = (wanted - wanted.mean(0)).abs().max()
-        assert varies > 1e-3 * wanted.abs().max()
-        assert (got - wanted).abs().max() <= tolerance * varies
+        assert (wanted - wanted.mean(0)).abs().max() > 10 * tolerance * wanted.abs().max()
+        assert (got - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
 @cache
@@ -60,13 +59,16 @@ def made(name: str) -> Case:
     build, size = BUILDS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = randomize(build().eval())
+        model = build().eval()
         x = torch.randn(2, 3, size, size)
-    masks = every_second(model) if name.startswith(("vit", "swin")) else filter_masks(model, seed=1)
-    masked = masked_copy(model, masks)
+    if name.startswith(("vit", "swin")):
+        masks = every_second(randomize(model))
+    else:
+        masks = filter_masks(testing.randomize(model), p=0.3, seed=1)
+    masked = testing.masked_copy(model, masks)
     plan = speedup.plan(model, x, masks)
     small = plan.apply()
-    assert plan.report.parameters[1] < 0.5 * plan.report.parameters[0]
+    assert plan.report.parameters[1] < 0.9 * plan.report.parameters[0]
     return Case(masked, small, x)
 
 
