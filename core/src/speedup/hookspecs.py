@@ -136,7 +136,7 @@ class HookSpecs:
         """Name the plugin packages that know ops which this plugin itself does not.
 
         A library that has its speedup rules in another package, or the maintainers of a family of plugins, tell users
-        in this way what to install. Reports and ``speedup doctor`` show the hint beside an op that no rule claims.
+        in this way what to install. ``speedup doctor`` shows the hint beside an op that no rule claims.
 
         **When it is called.** Once, when a registry is built, after ``speedup_rules``.
 

@@ -7,6 +7,8 @@ Environment variables, all read at the time of loading:
 
 - ``SPEEDUP_DISABLE_PLUGINS``: comma-separated names of plugins that are not to be used, or ``all``;
 - ``SPEEDUP_ONLY_PLUGINS``: comma-separated names; every other plugin is disabled;
+- ``SPEEDUP_PREFER_PLUGINS``: comma-separated names of plugins that win where two claim the same op, the strongest
+  first, after those that code prefers;
 - ``SPEEDUP_STRICT_PLUGINS``: ``1`` makes a faulty plugin an error.
 
 A plugin goes by the name of its entry point or by that of its distribution; case, ``-`` and ``_`` do not matter.
@@ -33,6 +35,7 @@ from speedup.rule import Rule
 
 DISABLE_VARIABLE = "SPEEDUP_DISABLE_PLUGINS"
 ONLY_VARIABLE = "SPEEDUP_ONLY_PLUGINS"
+PREFER_VARIABLE = "SPEEDUP_PREFER_PLUGINS"
 STRICT_VARIABLE = "SPEEDUP_STRICT_PLUGINS"
 
 _log = logging.getLogger(__name__)
@@ -125,6 +128,11 @@ def load_plugins(
 def strict_by_environment() -> bool:
     """Tell whether the environment asks for strict loading."""
     return os.environ.get(STRICT_VARIABLE, "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def preferred_by_environment() -> list[str]:
+    """The names of plugins that the environment prefers, the strongest first."""
+    return _listed(PREFER_VARIABLE)
 
 
 def warn_unknown(names: Sequence[str], plugins: Sequence[PluginInfo]) -> None:

@@ -22,7 +22,15 @@ from torch import nn
 
 from speedup.errors import InputError, PluginConflictError, RuleError
 from speedup.names import op_name
-from speedup.plugins import DISABLE_VARIABLE, PluginInfo, check_rule, load_plugins, warn_unknown
+from speedup.plugins import (
+    DISABLE_VARIABLE,
+    PREFER_VARIABLE,
+    PluginInfo,
+    check_rule,
+    load_plugins,
+    preferred_by_environment,
+    warn_unknown,
+)
 from speedup.pruning.criterion import Criterion
 from speedup.rule import Rule
 
@@ -75,18 +83,20 @@ class Registry:
 
         Args:
             plugins: the plugins whose rules are used.
-            prefer: names of plugins that win where two claim the same op, the strongest first.
+            prefer: names of plugins that win where two claim the same op, the strongest first; those that the
+                environment prefers come after them.
 
         Raises:
             PluginConflictError: two rules claim the same op, and ``prefer`` does not decide between them.
         """
         if isinstance(prefer, str):
             raise TypeError(f"prefer takes several names, such as [{prefer!r}], not one string")
+        prefer = tuple(prefer)
         self.plugins = tuple(plugins)
-        self._prefer = tuple(prefer)
+        self._prefer = (*prefer, *preferred_by_environment())
         self._owners: dict[int, PluginInfo] = {}
         self._rules: list[Rule] = []
-        warn_unknown(self._prefer, self.plugins)
+        warn_unknown(prefer, self.plugins)
         for plugin in self.plugins:
             for rule in plugin.rules:
                 if id(rule) not in self._owners:
@@ -261,8 +271,8 @@ class Registry:
         raise PluginConflictError(
             f"two plugins claim {op_name(op)}: {one.label} with rule {rules[0].name!r}, "
             f"and {other.label} with rule {rules[1].name!r}. "
-            f"Say which one wins, prefer=[{names[0]!r}] or prefer=[{names[1]!r}], or leave one out with "
-            f"disable=[...] or the environment variable {DISABLE_VARIABLE}."
+            f"Say which one wins, prefer=[{names[0]!r}] or prefer=[{names[1]!r}], or leave one out with disable=[...]; "
+            f"in the environment, with {PREFER_VARIABLE}={names[0]} or {DISABLE_VARIABLE}={names[1]}."
         )
 
 

@@ -508,6 +508,13 @@ class Rule:
         """
         return bool(node.layout.contracted)
 
+    def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
+        """New contents, at full size, of parameters whose meaning depends on what goes of the others (override).
+
+        Only of operands that this call alone reads.
+        """
+        return {}
+
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         """Arguments (by their names in ``call``) that the smaller call has and the original one has not (override).
 
