@@ -47,7 +47,8 @@ ALL = (
     "core/README.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("plugins/*/README.md")),
 )
-FAMILIES = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
+# Of the plugins that have rules; pruners has criteria only.
+FAMILIES = sorted({path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")} - {"pruners"})
 MOST_NOT_RUN = 3
 
 _FENCE = re.compile(r"^(`{3,})(\{?[\w-]*\}?)\s*$")
@@ -207,6 +208,11 @@ def family_rows() -> dict[str, tuple[str, str]]:
 
 def test_the_table_of_families_lists_every_plugin() -> None:
     assert sorted(family_rows()) == FAMILIES
+
+
+def test_the_table_of_criteria_lists_all_of_them() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "plugins/pruners/README.md").read_text(), re.M)
+    assert sorted(rows) == list(default_registry().criteria)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
