@@ -421,8 +421,14 @@ class Rule:
         tie.constrain(self, node, keep)
 
     def tie(self, node: Node, labels: Labels) -> None:
-        """Say which channels of operands and outputs are one (``speedup.channel_groups``); override it beside
-        ``constrain``, where that asks for more than the axes say."""
+        """Say which channels of operands and outputs are one; override it beside ``constrain``, where that asks for more.
+
+        Called by ``speedup.channel_groups``, which finds what can only go together before anything is masked.
+
+        Args:
+            node: the call.
+            labels: the groups of channels so far; only ever joined or frozen.
+        """
         try:
             by_signature(node, labels)
         except SignatureError:  # the rule has no axes: what it touches stays
