@@ -517,7 +517,7 @@ class Rule:
     def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
         """New contents, at full size, of parameters whose meaning depends on what goes of the others (override).
 
-        Called when the new tensors are made, before they are cut. Only operands that this call alone reads can be given.
+        Called when the new tensors are made, before they are cut; for operands that this call alone reads.
 
         Args:
             node: the call.
