@@ -24,18 +24,19 @@ from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
-from speedup.infer import infer
+from speedup.infer import Facts, infer
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
 from speedup.masks import fully_masked, load_masks, normalize_masks
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
+from speedup.sizes import following
 from speedup.store.record import note
 from speedup.trace import sandbox, trace
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
-from speedup.verify import compare, random_inputs, run
+from speedup.verify import Inputs, compare, random_inputs, run
 from speedup.ways import Way, explore
 
 log = logging.getLogger("speedup")
@@ -196,6 +197,18 @@ def plan(
     rule_log.listen()
     log.info("masks: %d parameters", len(keep))
 
+    def known(graph: Graph) -> Facts:
+        """The facts that hold at every size of the input."""
+        answers = graph.answers if graph.branch is None else None
+
+        def look(case: Inputs) -> tuple[Graph, Facts]:
+            other = trace(model, *case, rules, answers=answers)
+            return other, infer(other, keep)
+
+        found = infer(graph, keep)
+        denied = following(model, inputs, graph, found, look)
+        return infer(graph, keep, denied) if denied else found
+
     with sandbox(model, keep):
         try:
             first = trace(model, *inputs, rules, answers=())
@@ -210,18 +223,18 @@ def plan(
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         if not first.outputs and first.branch is None and not first.answers:
             raise TraceError("the model returns no tensor, so nothing says what of it is needed")
-        facts = infer(first, keep)
+        facts = known(first)
         log.info("inferred: %d values with constants", len(facts.constants))
         settled = None
         if first.answers:
             graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers))
             log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
             if graphs:
-                ways = [Way(first, facts), *(Way(g, infer(g, keep)) for g in graphs[1:])]
+                ways = [Way(first, facts), *(Way(g, known(g)) for g in graphs[1:])]
                 settled = settle(model, inputs, ways, rules, constants == "drop")
             if settled is None:
                 first = trace(model, *inputs, rules)
-                facts = infer(first, keep)
+                facts = known(first)
         if settled is None:
             settled = settle(model, inputs, [Way(first, facts)], rules, constants == "drop")
         assert settled is not None

@@ -153,4 +153,5 @@ def _run(
         tuple(recorder.asked),
         expanded,
         plain_leaves(result),
+        frozenset(recorder.asking),
     )
