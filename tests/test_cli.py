@@ -53,7 +53,7 @@ def make() -> nn.Module:
 def test_run_writes_a_small_model_that_loads_elsewhere(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", *COMMON, "--out", "small", "--verify"]) == 0
     said = capsys.readouterr()
-    assert "conv.weight  8x3x3x3  5x3x3x3" in said.out and "saved: small" in said.out
+    assert "8x3x3x3 -> 5x3x3x3" in said.out and "saved: small" in said.out
     assert said.err == ""  # no terminal: quiet
     small = speedup.load(make(), "small")
     mask = torch.load("m.pt")["conv"]
@@ -89,6 +89,21 @@ def test_plan_changes_and_writes_nothing(project: Path, capsys: pytest.CaptureFi
     assert [n for n in sorted(p.name for p in project.iterdir()) if n != "__pycache__"] == [
         n for n in before if n != "__pycache__"
     ]
+
+
+def test_plan_writes_a_page_and_colours_for_terminals_only(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["plan", *COMMON, "--html", "report.html"]) == 0
+    assert "\x1b[" not in capsys.readouterr().out
+    assert "Content-Security-Policy" in (project / "report.html").read_text()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for variable, value, colored in (("TERM", "xterm", True), ("NO_COLOR", "1", False)):
+        monkeypatch.setenv(variable, value)
+        assert cli.main(["plan", *COMMON]) == 0
+        assert ("\x1b[" in capsys.readouterr().out) is colored
+    assert cli.main(["plan", *COMMON, "--html", "missing/report.html"]) == 1
+    assert "missing" in capsys.readouterr().err
 
 
 def test_bench_times_both(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import inspect
+import importlib.util
 import io
 import linecache
 import os
 import re
 import sys
-import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,9 +32,8 @@ import torch
 import torch.nn.functional as F
 
 import speedup
-from speedup import cli, hookspecs, plugins, rule, rule_log, scaffold
+from speedup import cli, plugins, rule, rule_log, scaffold
 from speedup.registry import default_registry
-from tests import reference
 
 ROOT = Path(__file__).parents[1]
 RUN = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")))
@@ -43,6 +41,7 @@ ALL = (
     *RUN,
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     "contrib_template/README.md",
     "examples/third_party/README.md",
     "core/README.md",
@@ -51,7 +50,7 @@ ALL = (
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
 MOST_NOT_RUN = 3
 
-_FENCE = re.compile(r"^(`{3,})(\w*)\s*$")
+_FENCE = re.compile(r"^(`{3,})(\{?[\w-]*\}?)\s*$")
 _COMMENT = re.compile(r"^<!-- (output|file|generated|not run)(?:: (.*?))? -->$")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -100,7 +99,7 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
     printed = io.StringIO()
     threads, columns = torch.get_num_threads(), os.environ.get("COLUMNS")
     torch.set_num_threads(1)
-    os.environ["COLUMNS"] = "100"  # tables are as wide as the terminal
+    os.environ["COLUMNS"] = "88"  # tables are as wide as the terminal, and pages hold so much
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -317,6 +316,21 @@ def test_what_is_said_to_be_unsupported_is() -> None:
     assert supported == [], "take these out of the list"
 
 
+def test_the_pictures_are_those_that_the_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("draw", ROOT / "docs/pictures/draw.py")
+    assert spec is not None and spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    made = {f"{make.__name__}.svg": str(make()) for make in drawing.PICTURES}
+    kept = {path.name: path.read_text() for path in (ROOT / "docs/pictures").glob("*.svg")}
+    assert kept == made, "python docs/pictures/draw.py draws them anew"
+
+
+def test_every_page_of_the_site_can_be_found_from_its_index() -> None:
+    listed = set(re.findall(r"^([\w-]+)$", (ROOT / "docs/index.md").read_text(), re.M))
+    assert {path.stem for path in ROOT.glob("docs/*.md")} - {"index"} <= listed
+
+
 def test_every_error_is_documented() -> None:
     text = (ROOT / "docs/errors-and-limits.md").read_text()
     errors = {n for n in speedup.__all__ if isinstance(o := getattr(speedup, n), type) and issubclass(o, Exception)}
@@ -325,7 +339,8 @@ def test_every_error_is_documented() -> None:
 
 
 def test_every_environment_variable_is_documented() -> None:
-    known = {plugins.DISABLE_VARIABLE, plugins.ONLY_VARIABLE, plugins.STRICT_VARIABLE, rule_log.TRACE_VARIABLE}
+    known = {plugins.DISABLE_VARIABLE, plugins.ONLY_VARIABLE, plugins.STRICT_VARIABLE}
+    known |= {plugins.PREFER_VARIABLE, rule_log.TRACE_VARIABLE}
     sources = "".join(path.read_text() for path in ROOT.glob("core/src/speedup/**/*.py"))
     assert set(re.findall(r"\bSPEEDUP_[A-Z_]+\b", sources)) == known
     documents = {name: set(re.findall(r"\bSPEEDUP_[A-Z_]+\b", (ROOT / name).read_text())) for name in ALL}
@@ -341,46 +356,6 @@ def test_every_command_is_documented() -> None:
 def test_every_field_of_a_rule_is_documented() -> None:
     text = (ROOT / "docs/write-a-plugin.md").read_text()
     assert {field for field in rule._FIELDS if f"`{field}`" not in text} == set()
-
-
-def test_the_reference_is_written_from_the_docstrings() -> None:
-    assert reference.PAGE.read_text() == reference.page(), "python -m tests.reference writes it anew"
-
-
-def test_every_hook_and_every_argument_of_the_interface_is_documented() -> None:
-    """Hooks, the methods of rules and of what rules are given: each has a docstring that speaks of its arguments."""
-    interface = [
-        hookspecs.HookSpecs,
-        *(t for s in ("Kinds of rules", "What a rule is given") for t in reference.SECTIONS[s]),
-    ]
-    seen = 0
-    for kind in interface:
-        for name, function in reference.own(kind):
-            place = f"{kind.__name__}.{name}"
-            doc = reference.doc(function, kind, name)
-            assert doc, f"{place} has no docstring"
-            if isinstance(function, property):
-                continue
-            for argument in list(inspect.signature(function).parameters)[1:]:
-                seen += 1
-                assert re.search(rf"\b{argument}\b", doc), f"the docstring of {place} does not speak of {argument!r}"
-    assert seen > 40
-    text = reference.PAGE.read_text()
-    for name in vars(hookspecs.HookSpecs):
-        assert name.startswith("_") or f"### `{name}`" in text
-    for attribute in (*rule._FIELDS, "origin"):
-        assert f"`{attribute}`" in text, attribute
-    for name in speedup.__all__:
-        thing = getattr(speedup, name)
-        if isinstance(thing, type) and issubclass(thing, speedup.Rule):
-            assert f"### `{name}`" in text, name
-
-
-def test_examples_in_the_reference_are_python() -> None:
-    found = [block for block in blocks("docs/reference.md") if block.language == "py"]
-    assert len(found) >= 10
-    for block in found:
-        compile(textwrap.dedent(block.text), f"docs/reference.md, line {block.line}", "exec")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -38,12 +38,19 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     The function takes the name, the source of the module (by default one that claims one module type and one function
     of its own), and optionally the version and the name of the distribution. It returns the name of the module.
     """
-    for variable in ("SPEEDUP_DISABLE_PLUGINS", "SPEEDUP_ONLY_PLUGINS", "SPEEDUP_STRICT_PLUGINS"):
+    for variable in (
+        "SPEEDUP_DISABLE_PLUGINS",
+        "SPEEDUP_ONLY_PLUGINS",
+        "SPEEDUP_STRICT_PLUGINS",
+        "SPEEDUP_PREFER_PLUGINS",
+    ):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     real = importlib.metadata.entry_points
 
-    def only_fakes(**selection: Any) -> list[importlib.metadata.EntryPoint]:
+    def only_fakes(**selection: Any) -> Any:
+        if selection != {"group": "speedup.plugins"}:
+            return real(**selection)
         return [entry for entry in real(**selection) if entry.dist and entry.dist.name.startswith("fake-")]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", only_fakes)

@@ -155,8 +155,8 @@ def test_the_rules_can_be_heard(
 
     everything = heard("1")
     assert any("1 (" in line and "rule 'scale' of plugin 'scaling' (fake-scaling 2.3)" in line for line in everything)
-    assert any("rule 'scale': infer_from_weight: input is unused at 1 of 6 along axis 1 [2]" in x for x in everything)
-    assert any("rule 'lin': infer_from_weight: output is constant at 1 of 6 along axis 1 [1]" in x for x in everything)
+    assert any("rule 'scale': infer_from_output: input is unused at 1 of 6 along axis 1 [2]" in x for x in everything)
+    assert any("rule 'lin': infer_from_input: output is constant at 1 of 6 along axis 1 [1]" in x for x in everything)
     assert any("rule 'scale': replace: Scale()" in line for line in everything)
     for names in ("scale", "Scale", "nothing,scale"):
         assert {line.split()[1] for line in heard(names)} == {"[1]"}, names

@@ -33,7 +33,8 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     except SpeedupError:
         raise
     except Exception as error:
-        raise RuleError(f"{culprit(node)} raised in {method}: {error!r}") from error
+        hint = ". What a rule is shown is read-only: make new arrays" if "read-only" in str(error) else ""
+        raise RuleError(f"{culprit(node)} raised in {method}: {error!r}{hint}") from error
     for (name, old), (_, new) in zip(versions, _versions(node) if versions else (), strict=True):
         if old != new:
             raise RuleError(

@@ -46,7 +46,7 @@ class Kept:
         return [kept_shape(k, v.shape) for k, v in zip(self.sets, self.node.values, strict=True) if v is not None]
 
     def size(self, names: str) -> int:
-        """The new size of an axis, or of a product of axes: ``keep.size("g o")``."""
+        """The new size of an axis of the signature, or of a product: ``names`` as in ``keep.size("g o")``."""
         return new_size(self.node, self.sets, names)
 
 
@@ -133,6 +133,15 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
                 for ranks in keeps.orders.get(node.outputs[0], {}).values():
                     new = new[torch.from_numpy(ranks.flatten()).to(new.device)]
                 gained.setdefault(node, {})[target] = new
+    for node in graph.nodes:
+        if node.rule is not None:
+            for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
+                value = node.operand(name)
+                if value is None or not value.is_source or len(value.uses) != 1:
+                    raise RuleError(
+                        f"rule {node.rule.name!r}: refit gives {name!r}, no parameter of {node.label} alone"
+                    )
+                folded[value] = tensor
     return folded, gained
 
 

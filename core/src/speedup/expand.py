@@ -55,7 +55,7 @@ class Expansion(Rule):
         self.makes = tuple(dict.fromkeys(self.forwards.values()))
 
     def forward_for(self, kind: type[nn.Module]) -> type[Expanded]:
-        """The forward for a module type that is claimed."""
+        """The forward for ``kind``, a module type that is claimed."""
         return next(self.forwards[base] for base in kind.__mro__ if base in self.forwards)
 
     def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:

@@ -48,6 +48,7 @@ class Value:
 
     @property
     def ndim(self) -> int:
+        """How many axes it has."""
         return len(self.shape)
 
     @property
@@ -57,6 +58,7 @@ class Value:
 
     @property
     def label(self) -> str:
+        """How messages call it: its name in the model, or the call that made it."""
         if self.names:
             return self.names[0]
         return f"output of {self.producer.label}" if self.producer is not None else self.kind
@@ -116,16 +118,18 @@ class Node:
 
     @property
     def label(self) -> str:
+        """How messages call it: path and type of the module, or the function and the module that calls it."""
         if self.module is not None:
             return f"{self.path or 'the model'} ({self.op_name})"
         return f"{self.op_name} in {self.scope or 'the model'}"
 
     @property
     def is_barrier(self) -> bool:
+        """Whether no rule speaks for it, so that what it touches stays whole."""
         return self.rule is None
 
     def arg(self, name: str, default: Any = None) -> Any:
-        """An argument of the call, or an attribute of the module that was called."""
+        """The argument ``name`` of the call, or that attribute of the module that was called; else ``default``."""
         if name in self.arguments:
             return self.arguments[name]
         if self.module is not None:
@@ -159,7 +163,8 @@ class Node:
     def run(self, tensors: Sequence[torch.Tensor], **changed: Any) -> Any:
         """Call the function again with other tensors in place of the recorded ones, in the order of ``self.tensors``.
 
-        Keyword arguments replace arguments of these names in the rule's ``call``, or attributes of the module.
+        The keyword arguments ``changed`` replace arguments of these names in the rule's ``call``, or attributes of the
+        module.
         """
 
         def real(leaf: Ref) -> torch.Tensor:
@@ -209,6 +214,7 @@ class Graph:
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
         plain: the numbers, texts and arrays among what the model returned, by where they are.
         asking: scopes in which Python asked for the size of a tensor.
+        dtypes: the types of what was computed from the input, inside of calls too.
     """
 
     nodes: list[Node]
@@ -222,6 +228,7 @@ class Graph:
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
     asking: frozenset[str] = frozenset()
+    dtypes: frozenset[torch.dtype] = frozenset()
 
     @cached_property
     def uncertain(self) -> frozenset[Value]:
@@ -243,7 +250,7 @@ class Graph:
     @cached_property
     def coarsest(self) -> torch.dtype | None:
         """The coarsest floating-point type of what depends on the input: code may cast to another type and back."""
-        return coarsest_of({v.dtype for v in self.from_input})
+        return coarsest_of(self.dtypes)
 
     @property
     def barriers(self) -> list[Node]:

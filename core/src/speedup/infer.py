@@ -149,28 +149,28 @@ class NodeFacts:
         return value
 
     def present(self, k: int) -> bool:
-        """Whether the operand is there."""
+        """Whether operand ``k`` is there."""
         return self._values[k] is not None
 
     def is_weight(self, k: int) -> bool:
-        """Whether the operand is a parameter, a buffer or another tensor that the model holds."""
+        """Whether operand ``k`` is a parameter, a buffer or another tensor that the model holds."""
         value = self._values[k]
         return value is not None and value.tensor is not None
 
     def from_input(self, k: int) -> bool:
-        """Whether the operand depends on the model's input; else it is made of parameters alone."""
+        """Whether operand ``k`` depends on the model's input; else it is made of parameters alone."""
         return self._at(k) in self._facts.graph.from_input
 
     def mask(self, k: int) -> Bools:
-        """Constant entries; broadcasts to the operand's shape."""
+        """Constant entries of operand ``k``; broadcasts to its shape."""
         return _shown(self._facts.mask(self._at(k)))
 
     def value(self, k: int) -> Floats:
-        """Values of the constant entries; broadcasts to the operand's shape."""
+        """Values of the constant entries of operand ``k``; broadcasts to its shape."""
         return _shown(self._facts.value(self._at(k)))
 
     def affine(self, k: int) -> Affine | None:
-        """What is known of combinations of shared unknowns, constants included; None where there are only constants."""
+        """What is known of operand ``k`` as combinations of shared unknowns; None where there are only constants."""
         fact = self._facts.affine.get(self._at(k))
         if fact is None:
             return None
@@ -179,11 +179,11 @@ class NodeFacts:
         return affine(fact.axis, known | fact.mask, terms, np.where(known, value, fact.offset))
 
     def zero(self, k: int) -> Bools:
-        """Entries known to be 0; broadcasts to the operand's shape."""
+        """Entries of operand ``k`` known to be 0, of weights by a mask; broadcasts to its shape."""
         return _shown(self._facts.zero(self._at(k)))
 
     def unused(self, k: int) -> Bools:
-        """Entries that no reader needs; broadcasts to the shape."""
+        """Entries of ``k``, mostly an output, that no reader needs; broadcasts to its shape."""
         return _shown(self._facts.unused(self._at(k)))
 
 

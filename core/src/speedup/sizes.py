@@ -16,20 +16,41 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import nn
 
 from speedup.facts import Bools, Floats, everything
 from speedup.graph import Graph, Node, Value
-from speedup.infer import Facts
+from speedup.infer import Facts, infer
+from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
 from speedup.repair.vary import Inputs, comparable, varied
+from speedup.trace import trace
 
 Place = tuple[str, str, str, str, int]
 
 
-def following(
+def lasting(
+    model: nn.Module, inputs: Inputs, graph: Graph, masks: Mapping[str, torch.Tensor], rules: Registry
+) -> Facts:
+    """What is known of the values of a graph at every size of the input. Call it inside ``sandbox``.
+
+    Args:
+        masks: as for ``infer``.
+    """
+
+    def look(case: Inputs) -> tuple[Graph, Facts]:
+        other = trace(model, *case, rules, answers=graph.answers if graph.branch is None else None)
+        return other, infer(other, masks)
+
+    found = infer(graph, masks)
+    denied = _following(model, inputs, graph, found, look)
+    return infer(graph, masks, denied) if denied else found
+
+
+def _following(
     model: nn.Module, inputs: Inputs, graph: Graph, facts: Facts, look: Callable[[Inputs], tuple[Graph, Facts]]
 ) -> dict[Value, Bools]:
     """The entries that are constant at the size of the dummy input only.

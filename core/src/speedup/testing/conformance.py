@@ -225,9 +225,13 @@ def _small(case: Case, registry: Registry, seed: int) -> tuple[str, nn.Module, n
 
 
 def _missing(case: Case, registry: Registry, rules: Sequence[Rule], seed: int) -> list[str]:
-    kind, masks, model = _one(case, seed)
-    with _told(kind, seed):
-        return find_missing(model, case.inputs, masks, registry=registry, rules=rules, seed=seed)
+    model = case.model(seed)
+    masks, found = case.masks(model, seed), dict[str, None]()
+    for kind in [k for k in ("filters+biases", "biases", "columns") if k in masks] or list(masks)[:1]:
+        with _told(kind, seed):
+            lines = find_missing(model, case.inputs, masks[kind], registry=registry, rules=rules, seed=seed)
+            found.update(dict.fromkeys(lines))
+    return list(found)
 
 
 def _one(case: Case, seed: int) -> tuple[str, Masks, nn.Module]:

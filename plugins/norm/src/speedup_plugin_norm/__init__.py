@@ -19,6 +19,7 @@ from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, 
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, form_of
 from speedup_plugin_norm.response import ResponseNorm
+from speedup_plugin_norm.weight import WeightNorm
 
 
 class LayerNorm(Counting):
@@ -277,6 +278,7 @@ def speedup_rules() -> Iterable[Rule]:
         OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
         ResponseNorm(),
+        WeightNorm(),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             functions=(F.instance_norm, torch.instance_norm),
