@@ -31,7 +31,7 @@ The notation follows einops (https://einops.rocks); groups in parentheses mean t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -67,7 +67,7 @@ class Operand:
     optional: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Signature:
     """A parsed signature; ``bind`` fits it to actual shapes."""
 
@@ -83,6 +83,9 @@ class Signature:
         Raises:
             SignatureError: shapes that do not fit; the message restates the signature and the shapes.
         """
+        return _bound(self, tuple(inputs), tuple(outputs))
+
+    def _bind(self, inputs: Sequence[Shape | None], outputs: Sequence[Shape]) -> Layout:
         specs = list(self.inputs)
         if self.repeated:
             specs += [specs[-1]] * (len(inputs) - len(specs))
@@ -119,6 +122,7 @@ class Layout:
     n_inputs: int
     mixed: frozenset[str]
     contracted: frozenset[str] = field(default=frozenset())
+    _ways: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def n_outputs(self) -> int:
@@ -129,57 +133,86 @@ class Layout:
 
     def names_of(self, k: int) -> frozenset[str]:
         """The names that operand ``k`` varies along."""
-        return frozenset(n for dim in self.operands[k] or () for n in dim)
+        names: frozenset[str] = self._way("names", k, lambda: frozenset(n for d in self.operands[k] or () for n in d))
+        return names
 
     def shared(self, k: int) -> frozenset[str]:
         """The names of operand ``k`` that are not private to it (mixed axes are)."""
-        return self.names_of(k) - self.mixed
+        names: frozenset[str] = self._way("shared", k, lambda: self.names_of(k) - self.mixed)
+        return names
 
     def to_named(self, k: int, array: Array) -> Array:
         """Bring an array that broadcasts to operand ``k`` into named space."""
+        factored, order, named = self._way("to", (k, array.shape), lambda: self._way_to(k, array.shape))
+        return array.reshape(factored).transpose(order).reshape(named)
+
+    def from_named(self, k: int, array: Array) -> Array:
+        """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
+        order, factored, wide, shape = self._way("from", (k, array.shape), lambda: self._way_from(k, array.shape))
+        array = array.transpose(order).reshape(factored)
+        return (array if wide == factored else np.broadcast_to(array, wide)).reshape(shape)
+
+    def axes(self, names: frozenset[str] | set[str]) -> tuple[int, ...]:
+        """Positions of ``names`` in named space."""
+        return tuple([p for p, n in enumerate(self.names) if n in names])
+
+    def project_any(self, k: int, array: Array) -> Array:
+        """Reduce a named bool array to the shared names of operand ``k``: true where any entry is."""
+        return any_of(array, self._private(k))
+
+    def project_all(self, k: int, array: Array) -> Array:
+        """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
+        return all_of(array, self._private(k))
+
+    def _private(self, k: int) -> tuple[int, ...]:
+        """The axes in named space that are no shared names of operand ``k``."""
+        axes: tuple[int, ...] = self._way("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
+        return axes
+
+    def _way(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
+        """What follows from the layout alone, found once."""
+        try:
+            return self._ways[kind, key]
+        except KeyError:
+            found = self._ways[kind, key] = find()
+            return found
+
+    def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int], list[int]]:
+        """The shape in which each name has an axis, how to transpose it, and the shape in named space."""
         dims = self.operands[k]
         assert dims is not None
         shape: list[int] = []
         order: list[str] = []
-        for size, dim in zip(array.shape, dims, strict=True):
+        for size, dim in zip(sizes, dims, strict=True):
             shape += [1] * len(dim) if size == 1 else [self.sizes[n] for n in dim]
             order += dim
-        factored = array.reshape(shape)
         by_name = dict(zip(order, range(len(order)), strict=True))
         here = [n for n in self.names if n in by_name]
-        factored = factored.transpose([by_name[n] for n in here])
-        return factored.reshape([factored.shape[here.index(n)] if n in by_name else 1 for n in self.names])
+        named = [shape[by_name[n]] if n in by_name else 1 for n in self.names]
+        return shape, [by_name[n] for n in here], named
 
-    def from_named(self, k: int, array: Array) -> Array:
-        """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
+    def _way_from(self, k: int, sizes: Shape) -> tuple[list[int], list[int], list[int], list[int]]:
+        """How to transpose, the shape in which each name has an axis, the same written out, and the operand's own."""
         dims = self.operands[k]
         assert dims is not None
         flat = [n for dim in dims for n in dim]
-        array = array.transpose(
-            [self.names.index(n) for n in flat] + [p for p, n in enumerate(self.names) if n not in flat]
-        ).reshape([array.shape[self.names.index(n)] for n in flat])
+        order = [self.names.index(n) for n in flat] + [p for p, n in enumerate(self.names) if n not in flat]
+        factored = [sizes[self.names.index(n)] for n in flat]
         shape: list[int] = []
         wide: list[int] = []
         at = 0
         for dim in dims:
-            part = array.shape[at : at + len(dim)]
-            full = any(s > 1 for s in part)
+            full = any(s > 1 for s in factored[at : at + len(dim)])
             wide += [self.sizes[n] if full else 1 for n in dim]
             shape.append(prod(self.sizes[n] for n in dim) if full else 1)
             at += len(dim)
-        return np.broadcast_to(array, wide).reshape(shape)
+        return order, factored, wide, shape
 
-    def axes(self, names: frozenset[str] | set[str]) -> tuple[int, ...]:
-        """Positions of ``names`` in named space."""
-        return tuple(p for p, n in enumerate(self.names) if n in names)
 
-    def project_any(self, k: int, array: Array) -> Array:
-        """Reduce a named bool array to the shared names of operand ``k``: true where any entry is."""
-        return any_of(array, self.axes(set(self.names) - self.shared(k)))
-
-    def project_all(self, k: int, array: Array) -> Array:
-        """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
-        return all_of(array, self.axes(set(self.names) - self.shared(k)))
+@lru_cache(maxsize=4096)
+def _bound(signature: Signature, inputs: tuple[Shape | None, ...], outputs: tuple[Shape, ...]) -> Layout:
+    """The layout of calls of these shapes, of which a deep model makes many."""
+    return signature._bind(inputs, outputs)
 
 
 @lru_cache(maxsize=4096)
@@ -189,6 +222,8 @@ def parse(text: str) -> Signature:
     Raises:
         SignatureError: a fault in the text; the message points at its position.
     """
+    if not text.strip():
+        raise SignatureError("the signature is empty: its axes are still to be written")
     tokens: list[tuple[str, int]] = []
     at = 0
     while at < len(text.rstrip()):
@@ -271,8 +306,8 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[s
     bound: list[list[tuple[tuple[str, ...], int]] | None] = []
     mixed: set[str] = set()
     for k, (spec, shape) in enumerate(rows):
-        bound.append(None if shape is None else _bind_operand(spec, shape, k, mixed))
-    sizes = _solve(bound, given)
+        bound.append(None if shape is None else _bind_operand(spec, shape, k, n_inputs, mixed))
+    sizes = _solve(bound, given, n_inputs)
     operands: list[tuple[tuple[str, ...], ...] | None] = []
     for dims in bound:
         if dims is None:
@@ -288,20 +323,30 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[s
             order.update(dict.fromkeys(dim))
     produced = {n for named in operands[n_inputs:] for dim in named or () for n in dim}
     contracted = frozenset(n for n in order if n not in produced and n not in mixed)
-    for dims, named in zip(bound, operands, strict=True):
-        for (_, size), dim in zip(dims or (), named or (), strict=True):
+    for k, (dims, named) in enumerate(zip(bound, operands, strict=True)):
+        for axis, ((_, size), dim) in enumerate(zip(dims or (), named or (), strict=True)):
             if dim and prod(sizes[n] for n in dim) != size:
-                raise ValueError(f"an axis of size {size} should be {' x '.join(f'{n}={sizes[n]}' for n in dim)}")
+                wanted = " x ".join(f"{n}={sizes[n]}" for n in dim)
+                raise ValueError(f"{_place(k, axis, n_inputs)} has size {size} and should be {wanted}")
     return Layout(
         tuple(order), {n: sizes[n] for n in order}, tuple(operands), n_inputs, frozenset(mixed & set(order)), contracted
     )
 
 
-def _bind_operand(spec: Operand, shape: Shape, k: int, mixed: set[str]) -> list[tuple[tuple[str, ...], int]]:
+def _place(k: int, axis: int | None, n_inputs: int) -> str:
+    """Where a fault is: an operand or output by its number, and one of its axes."""
+    whole = f"operand {k}" if k < n_inputs else f"output {k - n_inputs}"
+    return whole if axis is None else f"axis {axis} of {whole}"
+
+
+def _bind_operand(
+    spec: Operand, shape: Shape, k: int, n_inputs: int, mixed: set[str]
+) -> list[tuple[tuple[str, ...], int]]:
     fixed = sum(max(a.mixed, 0) if a.mixed is not None else 1 for a in spec.axes if not a.variadic)
     room = len(shape) - fixed
     if room < 0 or (room > 0 and not any(a.variadic for a in spec.axes)):
-        raise ValueError(f"operand {k} has {len(shape)} axes, not {fixed}")
+        more = " or more" if any(a.variadic for a in spec.axes) else ""
+        raise ValueError(f"{_place(k, None, n_inputs)} has {len(shape)} axes, not {fixed}{more}")
     dims: list[tuple[tuple[str, ...], int]] = []
     for axis in spec.axes:
         if axis.star:
@@ -316,39 +361,46 @@ def _bind_operand(spec: Operand, shape: Shape, k: int, mixed: set[str]) -> list[
             names = tuple(f"{n}@{k}" if n.startswith("~") else n for n in axis.names)
             mixed.update(n for n in names if n.startswith("~"))
             if not names and shape[len(dims)] != 1:
-                raise ValueError(f"an axis of size {shape[len(dims)]} where the signature says 1")
+                where = _place(k, len(dims), n_inputs)
+                raise ValueError(f"{where} has size {shape[len(dims)]} where the signature says 1")
             dims.append((names, shape[len(dims)]))
     return dims
 
 
-def _solve(bound: list[list[tuple[tuple[str, ...], int]] | None], given: dict[str, int]) -> dict[str, int]:
+def _solve(
+    bound: list[list[tuple[tuple[str, ...], int]] | None], given: dict[str, int], n_inputs: int
+) -> dict[str, int]:
     """Sizes of all names: single axes say theirs, a group with one unknown factor yields it."""
     sizes = dict(given)
-    groups: list[tuple[tuple[str, ...], int]] = []
-    for dims in bound:
-        for names, size in dims or ():
+    told = dict.fromkeys(given, "the signature")
+    groups: list[tuple[tuple[str, ...], int, str]] = []
+    for k, dims in enumerate(bound):
+        for axis, (names, size) in enumerate(dims or ()):
+            where = _place(k, axis, n_inputs)
             if len(names) == 1:
-                known = sizes.setdefault(names[0], size)
-                if known == 1:
-                    sizes[names[0]] = size
+                (name,) = names
+                known = sizes.setdefault(name, size)
+                if known == 1 or name not in told:
+                    sizes[name], told[name] = size, where
                 elif size not in (1, known):
-                    raise ValueError(f"axis {names[0]!r} has sizes {known} and {size}")
+                    raise ValueError(f"{name!r} is {known} by {told[name]} and {size} by {where}")
             elif names:
-                groups.append((names, size))
+                groups.append((names, size, where))
     while groups:
         left = []
-        for names, size in groups:
+        for names, size, where in groups:
             unknown = [n for n in names if n not in sizes]
             known = prod(sizes[n] for n in names if n in sizes)
             if not unknown:
                 continue
             if len(unknown) == 1:
                 if known == 0 or size % known:
-                    raise ValueError(f"an axis of size {size} cannot be split into {' x '.join(names)}")
+                    factors = " x ".join(f"{n}={sizes[n]}" if n in sizes else n for n in names)
+                    raise ValueError(f"{where}, of size {size}, cannot be split into {factors}")
                 sizes[unknown[0]] = size // known
             else:
-                left.append((names, size))
+                left.append((names, size, where))
         if len(left) == len(groups):
-            raise ValueError(f"the sizes of {', '.join(left[0][0])} cannot be told apart")
+            raise ValueError(f"the sizes of {', '.join(left[0][0])} in {left[0][2]} cannot be told apart")
         groups = left
     return sizes

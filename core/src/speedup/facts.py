@@ -131,13 +131,17 @@ def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats) -> A
 
 def any_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     """Where any entry along ``axes`` is true; these axes keep size 1."""
-    result: Bools = np.logical_or.reduce(array, axis=axes, keepdims=True)
+    axes = (axes,) if isinstance(axes, int) else axes
+    wide = tuple([a for a in axes if array.shape[a] != 1])
+    result: Bools = np.logical_or.reduce(array, axis=wide, keepdims=True) if wide else array
     return result
 
 
 def all_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     """Where every entry along ``axes`` is true; these axes keep size 1."""
-    result: Bools = np.logical_and.reduce(array, axis=axes, keepdims=True)
+    axes = (axes,) if isinstance(axes, int) else axes
+    wide = tuple([a for a in axes if array.shape[a] != 1])
+    result: Bools = np.logical_and.reduce(array, axis=wide, keepdims=True) if wide else array
     return result
 
 

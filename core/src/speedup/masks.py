@@ -24,6 +24,7 @@ from speedup.errors import InputError, MaskError
 __all__ = ["fully_masked", "load_masks", "normalize_masks"]
 
 _LIMIT = 10
+_NUMPY = (torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64)
 
 
 def load_masks(source: str | os.PathLike[str] | Mapping[Any, Any], map_location: Any = None) -> Mapping[Any, Any]:
@@ -77,7 +78,8 @@ def normalize_masks(model: nn.Module, masks: Mapping[Any, Any]) -> dict[str, tor
 
     Returns:
         `{"features.0.weight": keep, ...}` with bool tensors on the CPU, True = keep, each of exactly the parameter's
-        shape; in the order of `masks`; only parameters that have a mask.
+        shape (an axis along which a mask does not vary is expanded, see `compact`); in the order of `masks`; only
+        parameters that have a mask.
 
     Raises:
         InputError: `model` is not an `nn.Module`.
@@ -123,7 +125,7 @@ def normalize_masks(model: nn.Module, masks: Mapping[Any, Any]) -> dict[str, tor
         raise MaskError("there is no mask in the dict: every entry is None or empty. Nothing would be made smaller")
     for names in tied.values():
         for other in names[1:]:
-            keeps[names[0]] &= keeps[other]
+            keeps[names[0]] = keeps[names[0]] & keeps[other]
         keeps.update(dict.fromkeys(names, keeps[names[0]]))
     return keeps
 
@@ -139,7 +141,7 @@ def fully_masked(masks: Mapping[str, torch.Tensor]) -> list[str]:
         ['a.weight']
     """
     weights = (name for name in masks if "bias" not in name.rpartition(".")[2])
-    return [name for name in weights if masks[name].numel() and not masks[name].any()]
+    return [name for name in weights if masks[name].numel() and not compact(masks[name]).any()]
 
 
 class _Refused(Exception):
@@ -201,14 +203,40 @@ def _to_keep(mask: object, parameter: nn.Parameter) -> torch.Tensor:
     try:
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
+        small = _varying(tensor)
         if tensor.dtype == torch.bool:
-            return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-        ones = tensor == 1
-        if torch.equal(ones, tensor != 0):  # NaN != 0, so NaN does not pass
-            return ones.cpu().contiguous()
+            return small.to("cpu", copy=True, memory_format=torch.contiguous_format).expand(tensor.shape)
+        ones = small == 1
+        if torch.equal(ones, small != 0):  # NaN != 0, so NaN does not pass
+            return ones.cpu().contiguous().expand(tensor.shape)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise _Refused(f"the mask cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     raise _Refused(hints.not_binary, tensor)
+
+
+def compact(mask: torch.Tensor) -> torch.Tensor:
+    """The entries of a mask that `normalize_masks` has made, without those that repeat others: it broadcasts."""
+    for axis, step in enumerate(mask.stride()):
+        if step == 0 and mask.shape[axis] > 1:
+            mask = mask.narrow(axis, 0, 1)
+    return mask
+
+
+def _varying(tensor: torch.Tensor) -> torch.Tensor:
+    """A mask without the axes along which it is the same, which cost as much as weights do: it broadcasts."""
+    tensor = compact(tensor)
+    for axis in sorted(range(tensor.ndim), key=lambda a: -tensor.shape[a]):
+        if tensor.shape[axis] > 1 and all(_same(t, axis) for t in (tensor.narrow(axis, 0, 2), tensor)):
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
+
+
+def _same(tensor: torch.Tensor, axis: int) -> bool:
+    """Whether all indices of an axis hold the same; NaN is like nothing."""
+    head = tensor.narrow(axis, 0, 1)
+    if tensor.device.type == "cpu" and tensor.dtype in _NUMPY:
+        return bool((tensor.numpy() == head.numpy()).all())  # some times faster
+    return bool((tensor == head).all())
 
 
 def _as_tensor(mask: object) -> torch.Tensor:

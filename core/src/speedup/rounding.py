@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 # Largest accepted difference, relative to the largest entry of the output.
@@ -60,6 +62,37 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     finite = torch.where(torch.isfinite(a), a, torch.zeros((), dtype=wide)).abs()
     error = float(torch.nan_to_num(gap, nan=float("inf")).max())
     return error, float(finite.max())
+
+
+def plain_differences(
+    wanted: Mapping[str, Any], got: Mapping[str, Any], dtypes: Sequence[torch.dtype]
+) -> Iterator[tuple[str, float, float, float]]:
+    """Of each number, text or array beside the tensors: where it is, its absolute and relative difference, and what
+    rounding explains of the latter.
+
+    Args:
+        wanted, got: by where they are, the same names in both.
+        dtypes: of the tensors that are returned with them, which say how exact the model is.
+    """
+    allowed = max([_TOLERANCE[torch.float64], *(tolerance(d) for d in dtypes)])
+    for name, a in wanted.items():
+        b = got[name]
+        if a is None and b is None:
+            continue
+        x, y = _as_tensor(a), _as_tensor(b)
+        if x is None or y is None or x.shape != y.shape:
+            error, scale = (0.0 if type(a) is type(b) and np.array_equal(a, b) else float("inf")), 1.0
+        else:
+            error, scale = distance(x, y)
+        whole = x is not None and not (x.is_floating_point() or x.is_complex())
+        yield name, error, error / scale if scale else error, 0.0 if whole else allowed
+
+
+def _as_tensor(leaf: Any) -> torch.Tensor | None:
+    try:
+        return torch.as_tensor(np.asarray(leaf)) if leaf is not None else None
+    except TypeError:  # texts, objects
+        return None
 
 
 def largest_entry(tensor: torch.Tensor) -> float:
