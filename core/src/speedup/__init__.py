@@ -21,7 +21,7 @@ from speedup.errors import (
 )
 from speedup.expand import Call, Expanded, Expansion
 from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
-from speedup.graph import Node, Ref, Value
+from speedup.graph import Node, Ref, Value, rows_of_one
 from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
 from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
@@ -83,6 +83,7 @@ __all__ = [
     "op_name",
     "overlaid",
     "plan",
+    "rows_of_one",
     "save",
     "variants",
     "verify",
