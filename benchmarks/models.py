@@ -44,6 +44,10 @@ def make(name: str) -> tuple[nn.Module, Any, list[Any]]:
         import huggingface
 
         return huggingface.make(rest)
+    if library == "trained":
+        import trained
+
+        return trained.make(rest)
     task = _task(name)
     if task.endswith("detection"):
         return _detection(name)

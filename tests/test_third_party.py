@@ -1,4 +1,4 @@
-"""What a third party does, in an environment of its own from built wheels: make a plugin, install it, use it, test it."""
+"""What a third party does, in an environment of its own made of wheels: make a plugin, install it, use it, test it."""
 
 from __future__ import annotations
 

@@ -213,6 +213,7 @@ class Graph:
             (see ``speedup.ways``).
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
         plain: the numbers, texts and arrays among what the model returned, by where they are.
+        dtypes: the types of what was computed from the input, inside of calls too.
     """
 
     nodes: list[Node]
@@ -225,6 +226,7 @@ class Graph:
     answers: tuple[bool, ...] = ()
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: frozenset[torch.dtype] = frozenset()
 
     @cached_property
     def uncertain(self) -> frozenset[Value]:
@@ -246,7 +248,7 @@ class Graph:
     @cached_property
     def coarsest(self) -> torch.dtype | None:
         """The coarsest floating-point type of what depends on the input: code may cast to another type and back."""
-        return coarsest_of({v.dtype for v in self.from_input})
+        return coarsest_of(self.dtypes)
 
     @property
     def barriers(self) -> list[Node]:

@@ -17,6 +17,7 @@ from torch import nn
 from speedup.errors import SignatureError
 from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, compact_axes, constant, nothing
 from speedup.graph import Node, Ref, Value
+from speedup.groups.labels import Labels, by_movement
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order, reordering
 from speedup.regular import cut, regularize
@@ -288,6 +289,9 @@ class Movement(Rule):
                         flags[a] &= size == 1
             found.append(flags)
         return found
+
+    def tie(self, node: Node, labels: Labels) -> None:
+        by_movement(self, node, labels)
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         n = len(node.operands)

@@ -36,6 +36,7 @@ from speedup.axes import Layout, parse
 from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.facts import Bools, Fact, Floats
 from speedup.graph import Node, Ref, Value
+from speedup.groups.labels import Labels, by_signature
 from speedup.order import Orders, along_names
 from speedup.shell import shell_of
 
@@ -419,6 +420,16 @@ class Rule:
         """
         tie.constrain(self, node, keep)
 
+    def tie(self, node: Node, labels: Labels) -> None:
+        """Say which channels of operands and outputs are one (``speedup.channel_groups``); override it beside
+        ``constrain``, where that asks for more than the axes say."""
+        try:
+            by_signature(node, labels)
+        except SignatureError:  # the rule has no axes: what it touches stays
+            for value in node.values:
+                if value is not None:
+                    labels.freeze(value)
+
     def derived(self, node: Node) -> set[int]:
         """Operands whose keep sets follow from the others: weights that this call alone reads.
 
@@ -496,6 +507,13 @@ class Rule:
             node: the call.
         """
         return bool(node.layout.contracted)
+
+    def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
+        """New contents, at full size, of parameters whose meaning depends on what goes of the others (override).
+
+        Only of operands that this call alone reads.
+        """
+        return {}
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         """Arguments (by their names in ``call``) that the smaller call has and the original one has not (override).

@@ -15,7 +15,7 @@ from speedup.cli.progress import step
 from speedup.cli.target import add_input, add_model, load_input, load_model, make_model
 from speedup.errors import InputError
 from speedup.inputs import resolve_inputs
-from speedup.masks import load_masks, normalize_masks
+from speedup.masks import apply_masks, load
 from speedup.plan import Plan
 from speedup.verify import Inputs
 
@@ -56,7 +56,7 @@ class Job:
         self.device = _device(args.device)
         self.model = load_model(args).to(self.device)
         self.dummy_input: Any = pytree.tree_map_only(torch.Tensor, lambda t: t.to(self.device), load_input(args))
-        self.masks: Any = load_masks(args.masks)
+        self.masks: Any = load(self.model, args.masks)
 
     @property
     def inputs(self) -> Inputs:
@@ -77,12 +77,7 @@ class Job:
 
     def masked(self) -> nn.Module:
         """A copy of the model with the masks applied for good."""
-        model = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for name, mask in normalize_masks(model, self.masks).items():
-                parameter = model.get_parameter(name)
-                parameter.mul_(mask.to(parameter.device))
-        return model
+        return apply_masks(copy.deepcopy(self.model), self.masks)
 
 
 def _device(name: str) -> torch.device:

@@ -102,6 +102,8 @@ class Recorder(TorchFunctionMode):
         self.asked: list[bool] = []
         self.reads = 0
         self.from_input: set[Value] = set()
+        self.inside: set[torch.dtype] = set()
+        self.dtypes: set[torch.dtype] = set()
         self._live: dict[int, tuple[Any, Value]] = {}
         self._paths: dict[int, str] = {}
         self._sources: dict[int, Value] = {}
@@ -208,6 +210,7 @@ class Recorder(TorchFunctionMode):
         where = caller()
         self.current = f"{op_name(op)} at {where}"
         stands = sites()
+        self.inside.clear()
         try:
             result = call()
         except Exception as error:
@@ -253,6 +256,7 @@ class Recorder(TorchFunctionMode):
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
         if any(v in self.from_input or v.kind == "unknown" for v in inputs):
             self.from_input.update(node.outputs)
+            self.dtypes |= self.inside
             if not outputs:
                 self._count_read()
             if not outputs and self.branch is None:

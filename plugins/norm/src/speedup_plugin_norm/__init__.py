@@ -19,6 +19,7 @@ from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, 
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, form_of
 from speedup_plugin_norm.response import ResponseNorm
+from speedup_plugin_norm.weight import WeightNorm
 
 
 class LayerNorm(Counting):
@@ -258,6 +259,8 @@ class InstanceNorm(Rule):
             bias = arrays[4]
             ndim = node.outputs[0].ndim
             dims = len(node.layout.mixed) // 2
+            if arrays[0] is None or max(arrays[0].shape[ndim - dims :], default=1) > 1:
+                return None  # a parameter, which is not the same at all positions
             if bias is None:
                 return [np.zeros((1,) * ndim)]
             return [bias.reshape(-1, *(1,) * dims).reshape((1,) * (ndim - dims - 1) + (-1,) + (1,) * dims)]
@@ -275,6 +278,7 @@ def speedup_rules() -> Iterable[Rule]:
         OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
         ResponseNorm(),
+        WeightNorm(),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             functions=(F.instance_norm, torch.instance_norm),

@@ -92,7 +92,8 @@ class Counting(Rule):
     def constants(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
         """The channels that are constant, with one value at all positions, in named space."""
         layout = node.layout
-        known, value = facts.mask(0), np.broadcast_to(facts.value(0), facts.mask(0).shape)
+        known = facts.mask(0)
+        value = facts.value(0) if facts.is_weight(0) else np.broadcast_to(facts.value(0), known.shape)
         channels = self.channel(node) % known.ndim
         positions = tuple(a for a, s in enumerate(known.shape) if s > 1 and a != channels)
         if facts.is_weight(0):
@@ -116,6 +117,10 @@ class Counting(Rule):
         return [layout.sizes[n] if n in ("g", self.over) else 1 for n in layout.names]
 
     # -- keep sets ------------------------------------------------------------------------------------------------
+
+    def derived(self, node: Node) -> set[int]:
+        """All of what is normalised counts, also where it is a parameter that no other call reads."""
+        return super().derived(node) - {0}
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         super().constrain(node, keep)
