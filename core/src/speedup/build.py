@@ -138,9 +138,7 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
             for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
                 value = node.operand(name)
                 if value is None or not value.is_source or len(value.uses) != 1:
-                    raise RuleError(
-                        f"rule {node.rule.name!r}: refit gives {name!r}, no parameter of {node.label} alone"
-                    )
+                    raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
                 folded[value] = tensor
     return folded, gained
 

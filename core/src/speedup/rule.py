@@ -421,8 +421,14 @@ class Rule:
         tie.constrain(self, node, keep)
 
     def tie(self, node: Node, labels: Labels) -> None:
-        """Say which channels of operands and outputs are one (``speedup.channel_groups``); override it beside
-        ``constrain``, where that asks for more than the axes say."""
+        """Say which channels of operands and outputs are one (override beside ``constrain``, where that asks for more).
+
+        Called by ``speedup.channel_groups``, which finds what can only go together before anything is masked.
+
+        Args:
+            node: the call.
+            labels: the groups of channels so far; only ever joined or frozen.
+        """
         try:
             by_signature(node, labels)
         except SignatureError:  # the rule has no axes: what it touches stays
@@ -511,7 +517,14 @@ class Rule:
     def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
         """New contents, at full size, of parameters whose meaning depends on what goes of the others (override).
 
-        Only of operands that this call alone reads.
+        Called when the new tensors are made, before they are cut; for operands that this call alone reads.
+
+        Args:
+            node: the call.
+            keep: the keep sets, which grow no more, and the facts.
+
+        Returns:
+            tensors of the old shape by operand name; by default none.
         """
         return {}
 

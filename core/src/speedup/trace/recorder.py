@@ -102,6 +102,7 @@ class Recorder(TorchFunctionMode):
         self.asked: list[bool] = []
         self.reads = 0
         self.from_input: set[Value] = set()
+        self.asking: set[str] = set()
         self.inside: set[torch.dtype] = set()
         self.dtypes: set[torch.dtype] = set()
         self._live: dict[int, tuple[Any, Value]] = {}
@@ -235,6 +236,8 @@ class Recorder(TorchFunctionMode):
         if not outputs:
             reads = tensors and (self.op_count > ops_before or name in _READS)
             if not reads or list(tensors_in(result)):
+                if type(result) in (int, torch.Size) and name != "dim":
+                    self.asking.add(self.scope[-1])
                 return result  # a question about shape or type, or a call that hands its input through
         node = Node(
             index=len(self.nodes),
