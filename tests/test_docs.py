@@ -334,11 +334,6 @@ def test_the_pictures_are_those_that_the_script_draws() -> None:
     assert kept == made, "python docs/pictures/draw.py draws them anew"
 
 
-def test_every_page_of_the_site_can_be_found_from_its_index() -> None:
-    listed = set(re.findall(r"^([\w-]+)$", (ROOT / "docs/index.md").read_text(), re.M))
-    assert {path.stem for path in ROOT.glob("docs/*.md")} - {"index"} <= listed
-
-
 def test_every_error_is_documented() -> None:
     text = (ROOT / "docs/errors-and-limits.md").read_text()
     errors = {n for n in speedup.__all__ if isinstance(o := getattr(speedup, n), type) and issubclass(o, Exception)}
