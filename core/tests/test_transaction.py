@@ -256,7 +256,7 @@ def test_a_wrong_fact_is_refused() -> None:
     "target",
     [
         "plan.trace", "plan.infer", "settle.keep_sets", "settle.build", "settle.check",
-        "fold.fold", "fold.demand", "keep.cut", "plan.summarize",
+        "fold.fold", "fold.demand", "keep.cut_lines", "plan.summarize",
         "commit.Transaction._move_into",
     ],
 )  # fmt: skip

@@ -122,7 +122,7 @@ class Layout:
     n_inputs: int
     mixed: frozenset[str]
     contracted: frozenset[str] = field(default=frozenset())
-    _ways: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def n_outputs(self) -> int:
@@ -133,20 +133,22 @@ class Layout:
 
     def names_of(self, k: int) -> frozenset[str]:
         """The names that operand ``k`` varies along."""
-        return self._way("names", k, lambda: frozenset(n for dim in self.operands[k] or () for n in dim))
+        found: frozenset[str] = self.once("names", k, lambda: frozenset(n for d in self.operands[k] or () for n in d))
+        return found
 
     def shared(self, k: int) -> frozenset[str]:
         """The names of operand ``k`` that are not private to it (mixed axes are)."""
-        return self._way("shared", k, lambda: self.names_of(k) - self.mixed)
+        found: frozenset[str] = self.once("shared", k, lambda: self.names_of(k) - self.mixed)
+        return found
 
     def to_named(self, k: int, array: Array) -> Array:
         """Bring an array that broadcasts to operand ``k`` into named space."""
-        factored, order, named = self._way("to", (k, array.shape), lambda: self._way_to(k, array.shape))
+        factored, order, named = self.once("to", (k, array.shape), lambda: self._way_to(k, array.shape))
         return array.reshape(factored).transpose(order).reshape(named)
 
     def from_named(self, k: int, array: Array) -> Array:
         """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
-        order, factored, wide, shape = self._way("from", (k, array.shape), lambda: self._way_from(k, array.shape))
+        order, factored, wide, shape = self.once("from", (k, array.shape), lambda: self._way_from(k, array.shape))
         array = array.transpose(order).reshape(factored)
         return (array if wide == factored else np.broadcast_to(array, wide)).reshape(shape)
 
@@ -164,14 +166,15 @@ class Layout:
 
     def _private(self, k: int) -> tuple[int, ...]:
         """The axes in named space that are no shared names of operand ``k``."""
-        return self._way("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
+        found: tuple[int, ...] = self.once("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
+        return found
 
-    def _way(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
-        """What follows from the layout alone, found once."""
+    def once(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
+        """What follows from the layout and a key alone, found once for all calls of this layout."""
         try:
-            return self._ways[kind, key]
+            return self._found[kind, key]
         except KeyError:
-            found = self._ways[kind, key] = find()
+            found = self._found[kind, key] = find()
             return found
 
     def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int], list[int]]:

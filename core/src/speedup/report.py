@@ -18,7 +18,6 @@ from speedup.errors import SignatureError
 from speedup.facts import Bools, all_of, along, any_of
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
-from speedup.regular import kept_shape
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,11 @@ def summarize(graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
     report = Report(gained=sorted(parts.gained))
     before = after = 0
     for value in graph.sources:
-        keep = keeps.sets[value] if value.uses else np.ones((1,) * value.ndim, dtype=bool)
-        shape = kept_shape(keep, value.shape)
+        shape = keeps.shape(value) if value.uses else value.shape
         if value.kind == "parameter":
             before += prod(value.shape)
             after += prod(shape)
-        report.layers.append(Layer(value.names[0], value.shape, shape, _kept(keep) if value.uses else {}))
+        report.layers.append(Layer(value.names[0], value.shape, shape, _kept(keeps, value) if value.uses else {}))
     report.parameters = (before, after + sum(t.numel() for t in parts.gained.values()))
     report.macs = _macs(graph, keeps)
     report.repaired = [Repaired(path, *line) for path, r in parts.repairs.items() for line in r.describe()]
@@ -163,15 +161,9 @@ def summarize(graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
     return report
 
 
-def _kept(keep: Bools) -> dict[int, list[int]]:
+def _kept(keeps: KeepSets, value: Value) -> dict[int, list[int]]:
     """Per axis the indices with anything kept, where not all are."""
-    found = {}
-    for axis, size in enumerate(keep.shape):
-        if size > 1:
-            line = along(keep, axis)
-            if not line.all():
-                found[axis] = [int(i) for i in np.flatnonzero(line)]
-    return found
+    return {axis: np.flatnonzero(line).tolist() for axis, line in keeps.lines(value).items()}
 
 
 def _macs(graph: Graph, keeps: KeepSets) -> tuple[int, int]:
@@ -179,7 +171,7 @@ def _macs(graph: Graph, keeps: KeepSets) -> tuple[int, int]:
     for node in graph.nodes:
         if node.rule is not None:
             full = [v.shape if v is not None else None for v in node.values]
-            small = [kept_shape(keeps.sets[v], v.shape) if v is not None else None for v in node.values]
+            small = [keeps.shape(v) if v is not None else None for v in node.values]
             macs = ask(node, "multiply_accumulates", full)
             before += macs
             after += ask(node, "multiply_accumulates", small) if small != full and macs else macs
@@ -198,7 +190,7 @@ def _stays(graph: Graph, keeps: KeepSets) -> list[Kept]:
         )
         if not stay.any():
             continue
-        each = prod(kept_shape(keeps.sets[value], value.shape)[1:])
+        each = prod(keeps.shape(value)[1:])
         node = value.uses[0][0]
         for why, where, part in _roots(node, value, stay, keeps):
             indices = [int(i) for i in np.flatnonzero(part)]
@@ -219,7 +211,7 @@ def _roots(node: Node, weight: Value, stay: Bools, keeps: KeepSets) -> list[tupl
     while queue:
         value, at, part, asked = queue.pop()
         seen.add(value)
-        events = keeps.events[value]
+        events = keeps.events_of(value)
         if at is None and asked is not None:
             # Entries cannot be followed across a change of shape: the newest event before was the trigger.
             events = [e for e in events if e.order < asked][-1:] or events[:1]

@@ -106,6 +106,7 @@ class Recorder(TorchFunctionMode):
         self._paths: dict[int, str] = {}
         self._sources: dict[int, Value] = {}
         self._held: list[torch.Tensor] = []
+        self._stored: dict[int, list[Value]] | None = None
         self._collect_sources(model)
 
     # -- values ---------------------------------------------------------------------------------------------------
@@ -300,7 +301,9 @@ class Recorder(TorchFunctionMode):
         known = {id(t) for t in changed}
         fresh = set(cause.outputs)
         live = [(ref(), value) for ref, value in list(self._live.values())]
-        live += [(v.tensor, v) for v in self._sources.values()]
+        if any(id(t) in self._sources for t in changed):
+            self._stored = None  # ``x.data = y`` gives it another storage
+        live += [(v.tensor, v) for s in storages for v in self._sources_in(s)]
         for tensor, value in live:
             if tensor is None or id(tensor) in known or value in fresh or _storage(tensor) not in storages:
                 continue
@@ -328,6 +331,15 @@ class Recorder(TorchFunctionMode):
             if self.log is not None:
                 self.log.append([tensor.detach().clone()])
             self.track(tensor, node.outputs[0])
+
+    def _sources_in(self, storage: int) -> list[Value]:
+        """The parameters, buffers and attributes in a storage."""
+        if self._stored is None:
+            self._stored = {}
+            for value in self._sources.values():
+                assert value.tensor is not None
+                self._stored.setdefault(_storage(value.tensor), []).append(value)
+        return self._stored.get(storage, [])
 
     # -- modules --------------------------------------------------------------------------------------------------
 
