@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import models
 
 LARGE = 100_000_000
+PER_HEAD = ("relative", "temperature", "logit_scale")  # parameters with an entry per head, not per channel
 FLOAT32 = ("raft",)  # they make float32 tensors of their own
 Masks = dict[str, dict[str, torch.Tensor]]
 
@@ -67,17 +68,28 @@ def aligned(model: nn.Module) -> Masks:
         own = dict(module.named_parameters(recurse=False))
         output = _output_axis(module)
         if output is not None:
-            masks[name] = _entry(module, torch.arange(module.weight.shape[output]) % 2 == 0, output)
+            # What a depthwise convolution makes of one channel goes or stays together.
+            depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels
+            each = module.out_channels // module.groups if depthwise and not module.transposed else 1
+            masks[name] = _entry(module, torch.arange(module.weight.shape[output]) // each % 2 == 0, output)
         elif isinstance(module, nn.Embedding):
             masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
         elif not isinstance(module, nn.modules.batchnorm._NormBase):
             for parameter, tensor in own.items():
-                axis = max(range(tensor.ndim), key=lambda a: tensor.shape[a]) if tensor.ndim else 0
-                if tensor.ndim and tensor.shape[axis] > 1 and "relative" not in parameter:
+                axis = _channel_axis(tensor)
+                if tensor.ndim and tensor.shape[axis] > 1 and not any(n in parameter for n in PER_HEAD):
                     line = torch.arange(tensor.shape[axis]) % 2 == 0
                     shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
                     masks.setdefault(name, {})[parameter] = line.reshape(shape).expand_as(tensor)
     return masks
+
+
+def _channel_axis(tensor: torch.Tensor) -> int:
+    """The axis of the channels of a parameter without a layer: of tokens and tables of positions, or the longest."""
+    if tensor.ndim >= 3 and tensor.shape[0] == 1:
+        image = tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3]
+        return 1 if image else tensor.ndim - 1
+    return max(range(tensor.ndim), key=lambda a: tensor.shape[a]) if tensor.ndim else 0
 
 
 def _output_axis(module: nn.Module) -> int | None:

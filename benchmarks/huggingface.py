@@ -46,6 +46,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "opt": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 96, "vocab_size": 100,
             "max_position_embeddings": 64, "word_embed_proj_dim": 64},
     "gpt_neox": _BERT,
+    "deberta-v2": {**_BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
+    "mpnet": _BERT,
+    "xlnet": {"vocab_size": 100, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 96},
+    "bloom": {"vocab_size": 100, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "falcon": {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "mixtral": {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3": _LLAMA,
+    "gemma2": _LLAMA,
+    "phi3": _LLAMA,
     "llama": _LLAMA,
     "mistral": {**_LLAMA, "sliding_window": 6},
     "qwen2": _LLAMA,
@@ -65,6 +74,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
                 "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
     "wav2vec2": {**_AUDIO, "mask_time_prob": 0.0},
     "hubert": _AUDIO,
+    "encodec": {"num_filters": 8, "hidden_size": 32, "codebook_dim": 32, "codebook_size": 16, "num_lstm_layers": 1,
+                "upsampling_ratios": [2, 2]},
+    "mamba2": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 100, "state_size": 8, "num_heads": 4,
+               "head_dim": 16, "expand": 2, "n_groups": 1, "chunk_size": 8},
+    "convnextv2": {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 48, 64]},
+    "siglip": {"text_config": {**_TOWER, "vocab_size": 100, "max_position_embeddings": 32},
+               "vision_config": {**_TOWER, "image_size": 32, "patch_size": 8}},
+    "beit": _VIT,
+    "mobilevit": {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 16, 24, 32, 32, 32, 64], "image_size": 32},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 100, "state_size": 8},
     "convnext": {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 48, 64]},
     "resnet": {"depths": [1, 1, 2, 1], "hidden_sizes": [32, 64, 96, 128], "embedding_size": 32},
@@ -104,14 +122,16 @@ def _inputs(kind: str, model: Any, batch: int, length: int, more: int) -> dict[s
             "input_features": torch.randn(batch, 16, 40),
             "decoder_input_ids": torch.randint(1, 100, (batch, length // 2)),
         }
+    if kind == "encodec":
+        return {"input_values": torch.randn(batch, 1, 64 + 32 * more)}
     if kind in ("wav2vec2", "hubert"):
         return {"input_values": torch.randn(batch, 400 + 100 * more)}
-    fixed = kind in ("vit", "deit", "clip", "dinov2")
+    fixed = kind in ("vit", "deit", "clip", "dinov2", "siglip", "beit")
     images = torch.randn(batch, 3, 32 if fixed else 32 + 32 * more, 32 if fixed else 32 + 64 * more)
-    if model.main_input_name == "pixel_values" and kind != "clip":
+    if model.main_input_name == "pixel_values" and kind not in ("clip", "siglip"):
         return {"pixel_values": images}
     tokens = {"input_ids": torch.randint(1, 99, (batch, length))}
-    if kind == "clip":
+    if kind in ("clip", "siglip"):
         tokens["input_ids"][:, -1] = 99
         return {**tokens, "pixel_values": images}
     if model.config.is_encoder_decoder:

@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_map_only
 
 # Inputs (batch, channels, height, width) of builders that do not take small images.
 _SIZES = {"vit": 224, "maxvit": 224, "inception_v3": 96, "swin": 64, "alexnet": 64, "googlenet": 64}
+# Image sizes of models of timm whose own is large.
+_TIMM_SIZES = {"vit_small_patch14_reg4_dinov2": 140}
 _VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 224)}
 
 
@@ -109,6 +111,17 @@ def _optical_flow(name: str) -> tuple[nn.Module, Any, list[Any]]:
 def _timm(name: str) -> tuple[nn.Module, Any, list[Any]]:
     import timm
 
-    model = timm.create_model(name, pretrained=False)
-    _, height, width = model.pretrained_cfg["input_size"] if hasattr(model, "pretrained_cfg") else (3, 224, 224)
-    return model, (torch.randn(1, 3, height, width),), [(torch.randn(2, 3, height, width),)]
+    sized = {"img_size": _TIMM_SIZES[name]} if name in _TIMM_SIZES else {}
+    model = timm.create_model(name, pretrained=False, num_classes=1000, **sized)
+    settings = model.pretrained_cfg
+    size = sized.get("img_size", settings["input_size"][-1])
+    again = torch.randn(2, 3, size, size)
+    if settings.get("fixed_input_size"):
+        return model, (torch.randn(1, 3, size, size),), [(again,)]
+    size = (settings.get("min_input_size") or (3, 96, 96))[-1]
+    images = torch.randn(1, 3, size, size), torch.randn(2, 3, size + 32, size + 64)
+    try:
+        call(model.eval(), (images[1],))
+    except Exception:  # it takes one size only, whatever its settings say
+        return model, (images[0],), [(torch.randn(2, 3, size, size),)]
+    return model, (images[0],), [(images[1],)]

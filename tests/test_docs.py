@@ -5,6 +5,7 @@ as ``axes.py``), in an empty directory. A comment before a block says more:
 
 - ``<!-- output -->``: the block is what the code before it prints;
 - ``<!-- file: PATH -->``: the block is that file of the repository, word for word;
+- ``<!-- generated: PATH -->``: it is that file of the project that ``speedup new-plugin mylib`` writes;
 - ``<!-- not run: REASON -->``: Python code that is not run.
 
 ``python tests/test_docs.py`` writes the output blocks anew.
@@ -14,14 +15,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
 import importlib.util
 import io
 import linecache
 import os
 import re
 import sys
-import tomllib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ import torch
 import torch.nn.functional as F
 
 import speedup
-from speedup import cli, plugins
-from speedup.registry import Registry, default_registry
+from speedup import cli, plugins, rule, rule_log, scaffold
+from speedup.registry import default_registry
 
 ROOT = Path(__file__).parents[1]
 RUN = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")))
@@ -42,16 +41,17 @@ ALL = (
     *RUN,
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     "contrib_template/README.md",
+    "examples/third_party/README.md",
     "core/README.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("plugins/*/README.md")),
 )
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
-TEMPLATE = ROOT / "contrib_template"
 MOST_NOT_RUN = 3
 
-_FENCE = re.compile(r"^(`{3,})(\w*)\s*$")
-_COMMENT = re.compile(r"^<!-- (output|file|not run)(?:: (.*?))? -->$")
+_FENCE = re.compile(r"^(`{3,})(\{?[\w-]*\}?)\s*$")
+_COMMENT = re.compile(r"^<!-- (output|file|generated|not run)(?:: (.*?))? -->$")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -97,8 +97,9 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
     namespace: dict[str, Any] = {"__name__": Path(file).stem}
     source = ""
     printed = io.StringIO()
-    threads = torch.get_num_threads()
+    threads, columns = torch.get_num_threads(), os.environ.get("COLUMNS")
     torch.set_num_threads(1)
+    os.environ["COLUMNS"] = "88"  # tables are as wide as the terminal, and pages hold so much
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -106,7 +107,7 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
                 if block.mark == "output":
                     yield block, printed.getvalue()
                     printed = io.StringIO()
-                elif block.language == "python" and block.mark not in ("file", "not run"):
+                elif block.language == "python" and block.mark not in ("file", "generated", "not run"):
                     # The line numbers are those of all blocks one after the other.
                     above = source.count("\n")
                     source += block.text
@@ -115,6 +116,9 @@ def executed(name: str) -> Iterator[tuple[Block, str]]:
                         exec(compile("\n" * above + block.text, file, "exec"), namespace)
     finally:
         torch.set_num_threads(threads)
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
         linecache.cache.pop(file, None)
 
 
@@ -161,6 +165,14 @@ def test_quoted_files_are_quoted_word_for_word(name: str) -> None:
     for block in blocks(name):
         if block.mark == "file":
             assert tidy(block.text) == tidy((ROOT / block.about).read_text()), f"{name}, line {block.line}"
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_generated_files_are_quoted_as_they_are_written(name: str) -> None:
+    files = scaffold.project("mylib")
+    for block in blocks(name):
+        if block.mark == "generated":
+            assert tidy(block.text) == tidy(files[block.about]), f"{name}, line {block.line}"
 
 
 def test_the_quick_start_is_short() -> None:
@@ -228,15 +240,23 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
     rows = re.findall(
         r"^\| `(.+?)` \| ([^|]*) \| `(.+?)` \|$", section("docs/axes.md", "Signatures of the built-in families"), re.M
     )
-    assert len(rows) >= 15
-    used = set()
+    used, shown = set(), set()
     for call, rule_name, signature in rows:
         node = _traced(call)
         assert node.rule is not None and node.rule.name == rule_name, call
         assert node.rule.signature(node) == signature, call
         used.add(default_registry().plugin_of(node.rule))
+        shown.add(rule_name)
     # reshape has no signatures: it runs the ops on coordinates. Nor has recurrent, where time makes a fixpoint.
     assert {plugin.name for plugin in used if plugin} == set(FAMILIES) - {"reshape", "recurrent"}
+    plain = [r for r in default_registry().rules if not isinstance(r, speedup.Movement | speedup.Expansion)]
+    assert {r.name for r in plain if not r.layout_only} - shown == {
+        *("identity", "torch.dropout", "cast"),  # in eval mode no call is left of these, or it is a copy
+        *("recurrent", "recurrent cell", "pack_padded_sequence", "pad_packed_sequence"),  # a fixpoint over time
+        *("frozen_batch_norm", "other layer_norm", "other rms_norm"),  # like the norms, claimed by structure
+        *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
+        *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d
+    }
 
 
 def _traced(call: str) -> speedup.Node:
@@ -253,7 +273,7 @@ def _traced(call: str) -> speedup.Node:
         assert found, call
         code, shapes = found.groups()
         keys = [s.split()[0] for s in shapes.split("; ")]
-        inputs = tuple(torch.rand(ast.literal_eval(s.split(maxsplit=1)[1])) for s in shapes.split("; "))
+        inputs = tuple(_filled(s.split(maxsplit=1)[1]) for s in shapes.split("; "))
 
         class Call(torch.nn.Module):
             def forward(self, *values: torch.Tensor) -> Any:
@@ -267,6 +287,11 @@ def _traced(call: str) -> speedup.Node:
         graph = trace(model, inputs, {}, default_registry())
     assert len(graph.nodes) == 1, [n.label for n in graph.nodes]
     return graph.nodes[0]
+
+
+def _filled(text: str) -> torch.Tensor:
+    shape = ast.literal_eval(text.removeprefix("ids "))
+    return torch.ones(shape, dtype=torch.long) if text.startswith("ids ") else torch.rand(shape)
 
 
 class _Wrapped(torch.nn.Module):
@@ -291,6 +316,21 @@ def test_what_is_said_to_be_unsupported_is() -> None:
     assert supported == [], "take these out of the list"
 
 
+def test_the_pictures_are_those_that_the_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("draw", ROOT / "docs/pictures/draw.py")
+    assert spec is not None and spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    made = {f"{make.__name__}.svg": str(make()) for make in drawing.PICTURES}
+    kept = {path.name: path.read_text() for path in (ROOT / "docs/pictures").glob("*.svg")}
+    assert kept == made, "python docs/pictures/draw.py draws them anew"
+
+
+def test_every_page_of_the_site_can_be_found_from_its_index() -> None:
+    listed = set(re.findall(r"^([\w-]+)$", (ROOT / "docs/index.md").read_text(), re.M))
+    assert {path.stem for path in ROOT.glob("docs/*.md")} - {"index"} <= listed
+
+
 def test_every_error_is_documented() -> None:
     text = (ROOT / "docs/errors-and-limits.md").read_text()
     errors = {n for n in speedup.__all__ if isinstance(o := getattr(speedup, n), type) and issubclass(o, Exception)}
@@ -299,7 +339,7 @@ def test_every_error_is_documented() -> None:
 
 
 def test_every_environment_variable_is_documented() -> None:
-    known = {plugins.DISABLE_VARIABLE, plugins.ONLY_VARIABLE, plugins.STRICT_VARIABLE}
+    known = {plugins.DISABLE_VARIABLE, plugins.ONLY_VARIABLE, plugins.STRICT_VARIABLE, rule_log.TRACE_VARIABLE}
     sources = "".join(path.read_text() for path in ROOT.glob("core/src/speedup/**/*.py"))
     assert set(re.findall(r"\bSPEEDUP_[A-Z_]+\b", sources)) == known
     documents = {name: set(re.findall(r"\bSPEEDUP_[A-Z_]+\b", (ROOT / name).read_text())) for name in ALL}
@@ -313,8 +353,6 @@ def test_every_command_is_documented() -> None:
 
 
 def test_every_field_of_a_rule_is_documented() -> None:
-    from speedup import rule
-
     text = (ROOT / "docs/write-a-plugin.md").read_text()
     assert {field for field in rule._FIELDS if f"`{field}`" not in text} == set()
 
@@ -326,68 +364,6 @@ def test_the_readme_of_a_plugin_names_rules_that_exist(family: str) -> None:
     (plugin,) = (p for p in default_registry().plugins if p.name == family)
     assert named
     assert named <= {rule.name for rule in plugin.rules}
-
-
-# -- the template -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The template as if it were installed: on the path, with the metadata that its pyproject asks for."""
-    for variable in (plugins.DISABLE_VARIABLE, plugins.ONLY_VARIABLE, plugins.STRICT_VARIABLE):
-        monkeypatch.delenv(variable, raising=False)
-    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]
-    name, version = project["name"], project["version"]
-    info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [
-        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())
-        for group, entries in project["entry-points"].items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.syspath_prepend(TEMPLATE / "src")
-    importlib.invalidate_caches()
-    before = set(sys.modules)
-    yield project
-    for module in set(sys.modules) - before:
-        if module.startswith("speedup_plugin_example"):
-            del sys.modules[module]
-
-
-def test_the_template_is_found_as_a_plugin(template: dict[str, Any]) -> None:
-    registry = Registry.load(strict=True)
-    found = {p.distribution: p for p in registry.plugins}[template["name"]]
-    assert found.status == "loaded"
-    assert found.version == template["version"]
-    assert [rule.name for rule in found.rules] == ["channel_gain"]
-
-
-def test_the_tests_of_the_template_pass(template: dict[str, Any]) -> None:
-    count = 0
-    for path in sorted((TEMPLATE / "tests").glob("test_*.py")):
-        spec = importlib.util.spec_from_file_location(f"template_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        for name, test in vars(module).items():
-            if name.startswith("test_"):
-                test()
-                count += 1
-    assert count >= 3
-
-
-def test_the_template_is_packaged_like_a_first_party_plugin(template: dict[str, Any]) -> None:
-    ours = tomllib.loads((ROOT / "plugins/linear/pyproject.toml").read_text())
-    theirs = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())
-    assert theirs["build-system"] == ours["build-system"]
-    assert template["requires-python"] == ours["project"]["requires-python"]
-    assert set(template["dependencies"]) == set(ours["project"]["dependencies"])
-    (module,) = template["entry-points"]["speedup.plugins"].values()
-    assert theirs["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == [f"src/{module}"]
-    for file in ("README.md", f"src/{module}/__init__.py", f"src/{module}/py.typed"):
-        assert (TEMPLATE / file).is_file(), file
 
 
 # -- writing the outputs anew -----------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_model_speedup_shows_its_plan() -> None:
     job = ModelSpeedup(model, torch.randn(*GIVEN), masks_of(model))
     assert job.plan is None
     job.speedup_model()
-    assert job.plan is not None and "conv.weight" in str(job.plan)
+    assert job.plan is not None and "conv (Conv2d)" in str(job.plan)
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------

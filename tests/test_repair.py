@@ -474,12 +474,12 @@ def test_a_failed_verification_takes_the_repairs_back(monkeypatch: pytest.Monkey
 
 def test_the_report_names_what_was_repaired() -> None:
     small, _, plan = shrink(nets.Blocks(nets.Attention, 5), fused(HEADS, 5), 2, 5, 16)
-    lines = [line for line in str(plan).splitlines() if line.startswith("repaired: ")]
+    lines = [line for line in plan.report.text(width=140).splitlines() if line.startswith("repaired: ")]
     assert lines[0] == "repaired: num_heads: 4 -> 2 (in blocks.0, blocks.1, blocks.2 and 2 more)"
     assert lines[1].startswith(
         "repaired: torch.Tensor.reshape: C: 16 -> 8 (in blocks.0, blocks.1, blocks.2 and 2 more, "
     )
-    assert "repair_nets.py:" in lines[1]
+    assert "repair_nets.py:" in str(plan)
     assert plan.to_dict()["repaired"][0] == {"module": "blocks.0", "what": "num_heads: 4 -> 2", "where": ""}
     assert "repaired: num_heads: 4 -> 2 (in blocks.1)" in plan.explain("blocks.1")
 

@@ -43,7 +43,9 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.syspath_prepend(tmp_path)
     real = importlib.metadata.entry_points
 
-    def only_fakes(**selection: Any) -> list[importlib.metadata.EntryPoint]:
+    def only_fakes(**selection: Any) -> Any:
+        if selection != {"group": "speedup.plugins"}:
+            return real(**selection)
         return [entry for entry in real(**selection) if entry.dist and entry.dist.name.startswith("fake-")]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", only_fakes)

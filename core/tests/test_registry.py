@@ -240,7 +240,7 @@ def test_a_rule_that_fails_when_asked_is_named() -> None:
         def claims(self, module: nn.Module) -> bool:
             raise ZeroDivisionError("oh")
 
-    with pytest.raises(RuleError, match=r"rule 'failing' of plugin .*torch\.nn\.Identity: ZeroDivisionError: oh"):
+    with pytest.raises(RuleError, match=r"rule 'failing' failed .*torch\.nn\.Identity: ZeroDivisionError: oh"):
         rule_for(nn.Identity, Failing(name="failing"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -60,10 +61,12 @@ def test_macs_are_the_products_of_the_contractions() -> None:
 
 
 def test_the_text_shows_what_shrank_and_only_that() -> None:
-    text = str(plan_of(net(), ALIGNED))
-    assert "a.weight" in text and "8x3x3x3" in text and "6x3x3x3" in text and "75.0%" in text
-    assert "fc.weight" not in text
-    assert "parameters " in text and "MACs " in text
+    plan = plan_of(net(), ALIGNED)
+    rows = {line.split()[0]: line for line in plan.report.text(width=120).splitlines() if line.startswith("  ")}
+    assert "(Conv2d)" in rows["a"] and "8x3x3x3 -> 6x3x3x3" in rows["a"] and "216 -> 162" in rows["a"]
+    assert "75.0%" in rows["a"] and "█" in rows["a"] and "░" in rows["a"]
+    assert "5x4" in rows["fc"] and "->" not in rows["fc"] and "░" not in rows["fc"]
+    assert plan.report.headline in str(plan)
 
 
 def test_the_text_says_so_when_nothing_shrinks() -> None:
@@ -73,10 +76,10 @@ def test_the_text_says_so_when_nothing_shrinks() -> None:
 
 def test_explain_of_the_whole_model_ranks_reasons_by_parameters() -> None:
     plan = plan_of(net(), {"a.weight": (0, 1, 2), "b.weight": (2,), "b.bias": (2,), "fc.weight": (0,)})
-    lines = plan.explain().splitlines()
-    numbers = [int(line.split(" parameters")[0].split()[-1].replace(",", "")) for line in lines[1:]]
-    assert numbers and numbers == sorted(numbers, reverse=True)
-    assert any("output of the model" in line for line in lines)
+    lines = [line for line in plan.explain().splitlines() if " parameters: " in line]
+    numbers = [int(line.split(" parameters")[0].split()[-1].replace(",", "")) for line in lines]
+    assert numbers == sorted(numbers, reverse=True) == [r.parameters for r in plan.report.reasons]
+    assert len(numbers) == 2 and any("output of the model" in line for line in lines)
 
 
 def test_explain_of_a_layer_lists_its_indices() -> None:
@@ -147,11 +150,84 @@ def test_barriers_are_listed_with_their_place() -> None:
     assert plan.to_dict()["barriers"] == [barrier]
 
 
-def test_explain_says_how_to_add_a_rule_where_one_is_missing() -> None:
-    class Strange(Net):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.fc(torch.special.bessel_j0(self.c(self.a(x) + self.b(x))).mean((2, 3)))
+@pytest.mark.parametrize("width", [40, 57, 70, 100, 140])
+def test_the_text_fits_the_terminal(width: int) -> None:
+    plan = plan_of(net(), {"a.weight": (0, 1, 2), "b.weight": (2,), "b.bias": (2,), "fc.weight": (0,)})
+    lines = plan.report.text(width=width).splitlines()
+    words = [line for line in lines if len(line) > width]
+    assert all(" " not in line.strip() for line in words), words
+    assert any(line.startswith("  a") and "%" in line for line in lines)
 
-    text = plan_of(randomize(Strange()), {"c.weight": (1,)}).explain()
-    assert "bessel_j0" in text and "docs/write-a-plugin.md" in text.splitlines()[-1]
-    assert "write-a-plugin" not in plan_of(net(), {"a.weight": (0,)}).explain()
+
+def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(net(), ALIGNED)
+    monkeypatch.setenv("COLUMNS", "50")
+    assert str(plan) == plan.report.text(width=50) != plan.report.text(width=120)
+
+
+def test_colour_only_where_it_is_asked_for() -> None:
+    plan = plan_of(net(), {"a.weight": (0, 1, 2), "b.weight": (2,)})
+    assert "\x1b" not in str(plan) and "\x1b" not in plan.explain()
+    colored = plan.report.text(width=100, color=True)
+    assert "\x1b[" in colored
+    assert [line.count("\x1b[") % 2 for line in colored.splitlines()].count(1) == 0, "every line is reset"
+
+
+def test_bars_are_ascii_where_the_output_cannot_write_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(net(), ALIGNED)
+    with io.TextIOWrapper(io.BytesIO(), encoding="cp1252") as narrow:
+        monkeypatch.setattr("sys.stdout", narrow)
+        text = plan.report.text(width=120)
+        print(text)
+    assert "#####" in text and text.isascii()
+
+
+def test_modules_inside_are_summed_up_where_there_are_too_many() -> None:
+    blocks = [nn.Sequential(*(nn.Linear(4, 4) for _ in range(5))) for _ in range(20)]
+    model = randomize(nn.Sequential(*blocks)).eval()
+    plan = speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"3.1.weight": (1,), "4.2.weight": (0,)}))
+    short, full = plan.report.text(width=100), plan.report.text(width=100, depth=2)
+    assert "summed up" not in full
+    assert len(full.splitlines()) > 30 and "  3 (Sequential)" in full and "    1 (Linear)" in full
+    assert "  5 (Sequential)" in full and full.count("(Linear)") == 10, "what stayed as it was is one row"
+    assert "summed up" in plan.report.text(width=100, depth=1) and short == full
+    many = randomize(nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(40)))).eval()
+    masked = {f"{i}.0.weight": (1,) for i in range(40)}
+    text = str(speedup.plan(many, torch.randn(2, 4), mask_indices(many, masked)))
+    assert "summed up" in text and "(Linear)" not in text and "  39 (Sequential)" in text
+
+
+def test_a_parameter_of_a_module_with_others_inside_has_a_row() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(6))
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.last(self.first(x) * self.scale)
+            return result
+
+    model = randomize(Scaled()).eval()
+    plan = speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"first.weight": (0,), "first.bias": (0,)}))
+    (row,) = [line for line in plan.report.text(width=100).splitlines() if line.startswith("  scale")]
+    assert "6 -> 5" in row
+
+
+def test_modules_add_up_to_the_totals() -> None:
+    report = plan_of(net(), ALIGNED).report
+    for total, of in ((report.parameters, "parameters"), (report.macs, "macs")):
+        assert total == tuple(sum(getattr(m, of)[i] for m in report.modules) for i in (0, 1))
+    assert [m["path"] for m in report.to_dict()["modules"]] == ["", "a", "b", "c", "fc"]
+
+
+def test_the_notebook_shows_the_same_and_escapes_names() -> None:
+    class Named(Net):
+        pass
+
+    Named.__name__ = "<img src=x onerror=alert(1)>"
+    plan = plan_of(randomize(Named()), {"a.weight": (0, 1, 2), "b.weight": (2,)})
+    html = plan._repr_html_()
+    assert plan.report.headline.replace(">", "&gt;") in html and "216" in html
+    assert "&lt;img" in html and "<img" not in html
+    assert "joined with a branch" in html and "Mask the same indices" in html

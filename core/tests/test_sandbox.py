@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ def state_of(model: nn.Module) -> dict[str, Any]:
                 found[name, key] = [(n, id(v)) for n, v in value.items()]
             elif isinstance(value, dict | list | set):
                 found[name, key] = (id(value), copy.copy(value))
+            elif key == "held":
+                found[name, key] = _contents(value)
             elif key != "training":
                 found[name, key] = (id(value), value)
     for name, p in model.named_parameters():
@@ -38,6 +41,25 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     return found
 
 
+def _contents(held: Holder) -> Any:
+    """What is in things that are no containers, and in containers in containers."""
+    nested = {k: list(v) for k, v in held.nested.items()}
+    states = (
+        held.torch_random.get_state().tolist(),
+        held.python_random.getstate(),
+        str(held.numpy_random.bit_generator.state),
+    )
+    return (
+        _bits(held.tensor),
+        held.tensor.data_ptr(),
+        held.array.tolist(),
+        held.calls,
+        nested,
+        list(held.recent),
+        states,
+    )
+
+
 def _bits(tensor: torch.Tensor | None) -> Any:
     if tensor is None:
         return None
@@ -46,6 +68,28 @@ def _bits(tensor: torch.Tensor | None) -> Any:
         tensor.shape,
         tensor.detach().contiguous().view(torch.uint8).tolist() if tensor.ndim else tensor.item(),
     )
+
+
+class Holder:
+    """An object of the user's own, with all that a forward may change in it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.tensor, self.array = torch.zeros(3), np.zeros(2)
+        self.nested: dict[str, list[int]] = {"steps": []}
+        self.recent: deque[int] = deque([1, 2], maxlen=2)
+        self.torch_random, self.python_random = torch.Generator(), random.Random(0)
+        self.numpy_random = np.random.default_rng(0)
+
+    def change(self) -> None:
+        self.calls += 1
+        self.tensor += 1
+        self.array += 1
+        self.nested["steps"].append(self.calls)
+        self.recent.append(3)
+        torch.rand(1, generator=self.torch_random)
+        self.python_random.random()
+        self.numpy_random.random()
 
 
 class Busy(nn.Module):
@@ -61,6 +105,7 @@ class Busy(nn.Module):
         self.log: list[str] = []
         self.cache: dict[str, Any] = {"keep": 1}
         self.names = {"a"}
+        self.held = Holder()
         self.fail = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -71,6 +116,9 @@ class Busy(nn.Module):
         self.names.add("b")
         self.fresh = "attribute"
         self.steps += 1
+        self.held.change()
+        random.random()
+        np.random.rand()
         y = self.norm(self.one(x))
         self.seen.add_(y.mean(0))
         y = y + torch.randn_like(y) * 0.0

@@ -255,9 +255,9 @@ def test_a_wrong_fact_is_refused() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "plan.trace", "plan.infer", "settle.keep_sets", "settle.build", "settle.check",
-        "fold.fold", "fold.demand", "keep.cut_lines", "plan.summarize",
-        "commit.Transaction._move_into",
+        "plan.trace", "plan.infer", "settle.keep_sets", "settle.arrange", "settle.build", "settle.mend",
+        "settle.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_lines", "plan.summarize",
+        "commit.Transaction._move_into", "plan.run", "plan.compare",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
@@ -280,7 +280,7 @@ def test_any_exception_in_any_stage_leaves_the_model_alone(
     for each in classes:
         owner = getattr(owner, each)
     monkeypatch.setattr(owner, name, fail)
-    job = speedup.ModelSpeedup(model, given, masks, registry=registry(ScaleRule()))
+    job = speedup.ModelSpeedup(model, given, masks, registry=registry(ScaleRule()), verify=True)
     with pytest.raises((error, SpeedupError)):
         job.speedup_model()
     assert calls

@@ -1,6 +1,9 @@
 """``speedup.verify`` and ``ModelSpeedup(verify=True)``: equal models pass, and wrong ones are caught and refused."""
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -93,3 +96,98 @@ def test_verify_refuses_what_only_other_inputs_show_and_leaves_the_model_alone()
         speedup.ModelSpeedup(model, dummy, masks, registry=registry, verify=True).speedup_model()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert not speedup.verify(model, small, dummy)
+
+
+# -- what it must not be fooled by ------------------------------------------------------------------------------------
+
+
+class Returning(nn.Module):
+    """Gives what ``make`` makes of the input and of a factor; two of them differ in the factor."""
+
+    def __init__(self, make: Callable[[torch.Tensor, float], Any], factor: float) -> None:
+        super().__init__()
+        self.make, self.factor = make, factor
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.make(x, self.factor)
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    more: Any = None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, k: {"x": x, "loss": (x.sum() * k).item()},
+        lambda x, k: (x, [int(k * 10)]),
+        lambda x, k: (x, f"{k}"),
+        lambda x, k: (x, (x * k).numpy()),
+        lambda x, k: Output(x, {"inner": Output(x * k)}),
+        lambda x, k: Output(x, Output(x, k)),
+        lambda x, k: (x > k - 1, (x * (2 - k)).argmax(-1)),
+        lambda x, k: torch.complex(x, x * k),
+    ],
+)
+def test_whatever_is_returned_is_compared(make: Callable[[torch.Tensor, float], Any]) -> None:
+    given = torch.randn(4, 6)
+    assert speedup.verify(Returning(make, 1.0), Returning(make, 1.0), given)
+    assert not speedup.verify(Returning(make, 1.0), Returning(make, 3.0), given)
+
+
+def test_other_names_in_what_is_returned_are_an_error() -> None:
+    one, other = (Returning(lambda x, k: {f"out{k}": x}, k) for k in (1, 2))
+    with pytest.raises(speedup.CheckError, match="out2"):
+        speedup.verify(one, other, torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("given", [torch.zeros(4, 6), torch.ones(4, 6)])
+def test_a_dummy_input_that_is_the_same_everywhere_shows_a_wrong_column(model: nn.Module, given: torch.Tensor) -> None:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.a.weight[:, 0] += 1
+        other.a.weight[:, 1] -= 1
+    assert not speedup.verify(model, other, given.double())
+
+
+def test_infinities_in_an_input_do_not_make_all_of_it_nan() -> None:
+    class Biased(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            return (x * self.factor + bias).softmax(-1)
+
+    bias = torch.zeros(4, 6)
+    bias[:, 3] = -torch.inf
+    given = (torch.randn(4, 6), bias)
+    assert speedup.verify(Biased(1.0), Biased(1.0), given)
+    assert not speedup.verify(Biased(1.0), Biased(2.0), given)
+
+
+def test_a_mask_of_ones_beside_other_inputs_stays_one() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            assert bool((mask == 1).all())
+            return x * mask
+
+    assert speedup.verify(Masked(), Masked(), (torch.randn(4, 6), torch.ones(4, 6))).passed
+
+
+def test_outputs_without_a_finite_number_are_no_agreement() -> None:
+    broken = Returning(lambda x, k: x * torch.nan, 1.0)
+    with pytest.raises(speedup.CheckError, match="no finite number"):
+        speedup.verify(broken, Returning(lambda x, k: x * torch.nan, 2.0), torch.randn(4, 6))
+    half = Returning(lambda x, k: (x, x * torch.nan), 1.0)
+    report = speedup.verify(half, copy.deepcopy(half), torch.randn(4, 6))
+    assert report and "output 1: no finite number" in str(report)
+
+
+def test_a_model_is_not_compared_with_itself(model: nn.Module) -> None:
+    with pytest.raises(speedup.InputError, match="deepcopy"):
+        speedup.verify(model, model, torch.randn(4, 6))
+    with pytest.raises(speedup.InputError, match="small is a str"):
+        speedup.verify(model, "small.pt", torch.randn(4, 6))  # type: ignore[arg-type]

@@ -166,3 +166,23 @@ class Sized(Two):
 
 def test_a_size_in_the_code_of_one_way() -> None:
     assert width(shrink(Sized())) == 8
+
+
+@pytest.mark.parametrize("data", [lambda x: x.mean().item() > 0, lambda x: sum(x.flatten().tolist()) > 0])
+def test_what_exists_when_python_looks_at_data_may_be_read_on_another_way(data: Any) -> None:
+    """The way that the dummy input takes reads nothing of ``y``; nothing of what makes it may go for that."""
+
+    class Leaves(Two):
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.one(x).relu()
+            if data(x):
+                return x[:, :3]
+            return self.two(self.more(y))
+
+    model = randomize(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), Leaves())).double().eval()
+    masks = mask_indices(model, {"0.weight": (0, 1), "3.one.weight": ROWS, "3.more.weight": (2,)})
+    masked = masked_copy(model, masks)
+    small: Any = speedup.plan(model, UP, masks).apply()
+    for x in (UP, DOWN, 5 * torch.randn(4, 4, dtype=torch.float64)):
+        torch.testing.assert_close(small(x), masked(x), rtol=1e-9, atol=1e-9)
+    assert small[0].out_features == 4 and small[3].one.out_features == 8

@@ -33,6 +33,8 @@ from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry, default_registry
 from speedup.regular import kept_shape
 from speedup.rule import Rule
+from speedup.store.reading import load
+from speedup.store.writing import save
 from speedup.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -77,9 +79,11 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "kept_shape",
+    "load",
     "op_name",
     "overlaid",
     "plan",
+    "save",
     "variants",
     "verify",
 ]

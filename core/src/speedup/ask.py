@@ -1,28 +1,51 @@
-"""Asking a rule: whatever it raises becomes an error that names the rule, the call and its line of source."""
+"""Asking a rule: whatever it raises becomes an error that names the rule, its plugin, the call and its line."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from speedup.errors import RuleError, SpeedupError
+from speedup import rule_log
+from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.graph import Node
+
+_PURE = frozenset(("infer_from_weight", "infer_from_input", "infer_from_output", "replace"))
 
 
 def culprit(node: Node) -> str:
-    """The rule and the call, for messages."""
-    name = node.rule.name if node.rule is not None else ""
-    return f"rule {name!r} at {node.label} ({node.where})"
+    """The rule with its plugin, and the call, for messages."""
+    label = node.rule.label if node.rule is not None else "no rule"
+    return f"{label} at {node.label} ({node.where})"
 
 
 def ask(node: Node, method: str, *args: Any) -> Any:
     """Call ``node.rule.method(node, *args)``.
 
     Raises:
-        RuleError: the rule raised anything that is no error of ours.
+        RuleError: the rule raised anything that is no error of ours, or changed a tensor of the model in place.
     """
+    loud = rule_log.enabled()
+    before = rule_log.state(method, args) if loud else None
+    versions = _versions(node) if method in _PURE else []
     try:
-        return getattr(node.rule, method)(node, *args)
+        answer = getattr(node.rule, method)(node, *args)
+    except SignatureError as error:
+        raise RuleError(f"{culprit(node)} raised in {method}: {error}") from error
     except SpeedupError:
         raise
     except Exception as error:
-        raise RuleError(f"{culprit(node)} raised in {method}: {error!r}") from error
+        hint = ". What a rule is shown is read-only: make new arrays" if "read-only" in str(error) else ""
+        raise RuleError(f"{culprit(node)} raised in {method}: {error!r}{hint}") from error
+    for (name, old), (_, new) in zip(versions, _versions(node) if versions else (), strict=True):
+        if old != new:
+            raise RuleError(
+                f"{culprit(node)} writes into {name} in {method}: a rule changes no tensor of the model. "
+                f"What it has written there cannot be undone: load the model's weights again"
+            )
+    if loud:
+        rule_log.said(node, method, args, before, answer)
+    return answer
+
+
+def _versions(node: Node) -> list[tuple[str, int]]:
+    held = ((v.label, v.tensor) for v in node.tensors if v.tensor is not None)
+    return [(name, 0 if tensor.is_inference() else tensor._version) for name, tensor in held]

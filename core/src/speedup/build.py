@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-import numpy as np
 import torch
 from torch import nn
 
 from speedup import fold
-from speedup.ask import ask
+from speedup.ask import ask, culprit
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools, along
@@ -46,7 +45,7 @@ class Kept:
         return [kept_shape(k, v.shape) for k, v in zip(self.sets, self.node.values, strict=True) if v is not None]
 
     def size(self, names: str) -> int:
-        """The new size of an axis, or of a product of axes: ``keep.size("g o")``."""
+        """The new size of an axis of the signature, or of a product: ``names`` as in ``keep.size("g o")``."""
         return new_size(self.node, self.sets, names)
 
 
@@ -166,7 +165,11 @@ def _replace_modules(
         old, facts = model.get_submodule(node.path), NodeFacts(keeps.facts, node)
         made = ask(node, "replace", Kept(old, held, node, keeps.at(node), facts))
         if not isinstance(made, nn.Module):
-            raise RuleError(f"rule {node.rule.name!r}: replace returned {made!r} at {node.label}, not a module")
+            raise RuleError(f"{culprit(node)}: replace returned {made!r}, not a module")
+        if made is model.get_submodule(node.path):
+            raise RuleError(
+                f"{culprit(node)}: replace returned the module itself; make a new one, as `super().replace` does"
+            )
         parts.modules[node.path] = made
 
 

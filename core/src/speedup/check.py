@@ -23,7 +23,7 @@ from speedup.keep import KeepSets, Lock
 from speedup.order import same_orders
 from speedup.registry import Registry
 from speedup.repair.stale import missing, same_number, stale_numbers
-from speedup.rounding import difference
+from speedup.rounding import difference, plain_differences
 from speedup.trace.run import trace
 
 
@@ -33,7 +33,8 @@ class Mismatch:
 
     Attributes:
         node: the call as it was.
-        stage: 0 while sizes differ, 1 when only entries or numbers in arguments do.
+        stage: 0 while sizes differ, 1 when only entries or numbers in arguments do, 2 when only a number does that the
+            model returns.
         args, kwargs: of the call as the small model makes it; None when it never came to it.
         numbers: whether numbers differ that are no sizes, but may be made of them.
         nodes: the calls that the small model made.
@@ -102,10 +103,10 @@ def check(
     if found is not None:
         return found
     floor = decisions.largest if decisions is not None else 0.0
-    worst = difference(graph.reference, again.reference, floor) if not keeps.drop else None
+    worst = difference(graph.reference, again.reference, floor, graph.coarsest) if not keeps.drop else None
     if worst is not None:
         raise CheckError(worst)
-    return None
+    return _returned_mismatch(graph, keeps, again) if not keeps.drop else None
 
 
 def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mismatch | None:
@@ -171,6 +172,23 @@ def _lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] |
         if not missing(node, keeps, whole=value):
             why = f"the code of the call leaves {', '.join(wanted)} to be made of a size ({node.where})"
             return partial(list, [Lock(value.number, None, why)])
+    return None
+
+
+def _returned_mismatch(graph: Graph, keeps: KeepSets, again: Graph) -> Mismatch | None:
+    """A number that the model returns beside its tensors, and that is made of a size that is smaller now."""
+    if set(graph.plain) != set(again.plain):
+        raise CheckError(f"the small model returns {', '.join(again.plain)}, the masked one {', '.join(graph.plain)}")
+    dtypes = [t.dtype for t in graph.reference]
+    for name, _, relative, allowed in plain_differences(graph.plain, again.plain, dtypes):
+        if relative <= allowed:
+            continue
+        old, new = graph.plain[name], again.plain[name]
+        why = f"the model returns a number that is made of a size: {name} is {new} instead of {old}"
+        sizes = frozenset({(old, new)}) if isinstance(old, int) and isinstance(new, int) else frozenset()
+        last = graph.nodes[-1]
+        lock = partial(_lock_before, last, graph, keeps, why, sizes)
+        return Mismatch(last, 2, None, None, False, again.nodes, lock, _decided(graph, last))
     return None
 
 

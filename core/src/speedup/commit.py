@@ -22,13 +22,16 @@ class Transaction:
 
     Attributes:
         substitutes: modules that are of another class now, by identity, with the type that they replace.
+        saved: how the changed modules were before, in the order of the changes.
+        placed: modules that another one has taken the place of, with that one.
     """
 
     def __init__(self, model: nn.Module, parts: Parts) -> None:
         self.model = model
         self.parts = parts
         self.substitutes: dict[int, type[nn.Module]] = {}
-        self._saved: list[Attributes] = []
+        self.saved: list[Attributes] = []
+        self.placed: list[tuple[nn.Module, nn.Module]] = []
 
     def apply(self) -> None:
         """Swap everything in; on any error everything is put back before it is raised."""
@@ -41,19 +44,20 @@ class Transaction:
                     self._put_in_place_of(path, old, made)
             for path, repair in self.parts.repairs.items():
                 module = self.model.get_submodule(path)
-                self._saved.append(Attributes(module))
+                self.saved.append(Attributes(module))
                 repair.apply(module)
         except BaseException:
             self.undo()
             raise
 
     def undo(self) -> None:
-        for attributes in reversed(self._saved):
+        for attributes in reversed(self.saved):
             attributes.restore()
-        self._saved.clear()
+        self.saved.clear()
+        self.placed.clear()
 
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:
-        self._saved.append(Attributes(old))
+        self.saved.append(Attributes(old))
         if type(made) is not type(old):
             if not isinstance(made, Expanded):
                 self.substitutes[id(old)] = type(old)
@@ -71,11 +75,12 @@ class Transaction:
         if old is self.model:
             raise SpeedupError(f"the model itself cannot become a {type(made).__name__}; wrap it in a module")
         made.training = old.training
+        self.placed.append((old, made))
         self.substitutes[id(made)] = type(old)
         for parent in self.model.modules():
             names = [n for n, child in parent._modules.items() if child is old]
             if names:
-                self._saved.append(Attributes(parent))
+                self.saved.append(Attributes(parent))
                 for name in names:
                     parent._modules[name] = made
 

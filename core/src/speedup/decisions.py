@@ -46,11 +46,14 @@ class Decisions:
         node = self.graph.nodes[number]
         if node.op_name != op_name or len(node.outputs) != len(outputs) or len(node.tensors) != len(tensors):
             return list(outputs)
+        if any(v not in self._results for v in node.outputs):
+            return list(outputs)
         expected = [self.keeps.cut(v, self._results[v]) for v in node.outputs]
         if not self._tipped(node, expected, outputs):
             return list(outputs)
-        pairs = zip(node.tensors, tensors, strict=True)
-        if not all(self._agrees(v, t) for v, t in pairs if v.producer is not None):
+        # What comes from nowhere (made out of sight, by a transform of a function) may be anything.
+        pairs = [(v, t) for v, t in zip(node.tensors, tensors, strict=True) if v.producer or v.kind == "unknown"]
+        if not all(self._agrees(v, t) for v, t in pairs):
             return list(outputs)
         self.taken.append(node)
         return [e.clone().to(o) for e, o in zip(expected, outputs, strict=True)]
@@ -69,7 +72,7 @@ class Decisions:
         """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
         for node, old, new in zip(self.graph.nodes, self.wanted, self.got, strict=False):
             for value, a, b in zip(node.outputs, old, new, strict=False):
-                rule = f"rule {node.rule.name!r}" if node.rule is not None else "no rule"
+                rule = node.rule.label if node.rule is not None else "no rule"
                 place = f"first at {node.label}, {rule}, {node.where}"
                 worst = _wrong_constant(self.keeps, value, a)
                 if not worst and not is_shifted(node):

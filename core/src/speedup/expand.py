@@ -55,7 +55,7 @@ class Expansion(Rule):
         self.makes = tuple(dict.fromkeys(self.forwards.values()))
 
     def forward_for(self, kind: type[nn.Module]) -> type[Expanded]:
-        """The forward for a module type that is claimed."""
+        """The forward for ``kind``, a module type that is claimed."""
         return next(self.forwards[base] for base in kind.__mro__ if base in self.forwards)
 
     def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
@@ -100,6 +100,6 @@ def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call])
     except SpeedupError:
         raise
     except Exception as error:
-        raise RuleError(f"rule {rule.name!r} raised in settle at {path or 'the model'}: {error!r}") from error
+        raise RuleError(f"{rule.label} raised in settle at {path or 'the model'}: {error!r}") from error
     if needed:
         module.__class__ = overlaid(rule.forward_for(plain), type(module))

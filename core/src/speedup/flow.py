@@ -190,6 +190,8 @@ def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
     results = rule.evaluate(named.node, arrays)
     if results is None:
         return []
+    if len(results) != layout.n_outputs:
+        raise ValueError(f"evaluate returned {len(results)} arrays for {layout.n_outputs} output")
     found: list[Constant | None] = []
     for k, result in zip(range(layout.n_inputs, len(layout.operands)), results, strict=True):
         mask = layout.from_named(k, layout.project_all(k, holds))

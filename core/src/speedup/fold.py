@@ -24,6 +24,7 @@ import torch
 from speedup.facts import Bools, Floats, Indices, any_of, any_product
 from speedup.flow import response
 from speedup.graph import Node, Value
+from speedup.kinds import Kind
 from speedup.pieces import contents, is_own
 from speedup.regular import take
 
@@ -172,12 +173,14 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
     bias = takes_bias(rule, node)
     for gone in removed(node, keep):
         if not gone.foldable:
-            keep.grow(gone.k, layout.from_named(gone.k, gone.mask), "a constant that cannot be folded here", gone.k)
+            mask, why = layout.from_named(gone.k, gone.mask), "a constant that cannot be folded here"
+            keep.grow(gone.k, mask, why, gone.k, Kind.CONSTANT)
             continue
         rows = _Rows(node, gone, keep, bias)
         chosen = rows.lacking()
         if chosen.any():
-            keep.grow(gone.k, layout.from_named(gone.k, rows.named(chosen)), "carries what was removed", gone.k)
+            mask, why = layout.from_named(gone.k, rows.named(chosen)), "carries what was removed"
+            keep.grow(gone.k, mask, why, gone.k, Kind.CARRIER)
 
 
 class _Rows:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from speedup.rounding import coarsest_of
 from speedup.shell import shell_of
 from speedup.trees import replaced
 
@@ -47,6 +48,7 @@ class Value:
 
     @property
     def ndim(self) -> int:
+        """How many axes it has."""
         return len(self.shape)
 
     @property
@@ -56,6 +58,7 @@ class Value:
 
     @property
     def label(self) -> str:
+        """How messages call it: its name in the model, or the call that made it."""
         if self.names:
             return self.names[0]
         return f"output of {self.producer.label}" if self.producer is not None else self.kind
@@ -115,16 +118,18 @@ class Node:
 
     @property
     def label(self) -> str:
+        """How messages call it: path and type of the module, or the function and the module that calls it."""
         if self.module is not None:
             return f"{self.path or 'the model'} ({self.op_name})"
         return f"{self.op_name} in {self.scope or 'the model'}"
 
     @property
     def is_barrier(self) -> bool:
+        """Whether no rule speaks for it, so that what it touches stays whole."""
         return self.rule is None
 
     def arg(self, name: str, default: Any = None) -> Any:
-        """An argument of the call, or an attribute of the module that was called."""
+        """The argument ``name`` of the call, or that attribute of the module that was called; else ``default``."""
         if name in self.arguments:
             return self.arguments[name]
         if self.module is not None:
@@ -158,7 +163,8 @@ class Node:
     def run(self, tensors: Sequence[torch.Tensor], **changed: Any) -> Any:
         """Call the function again with other tensors in place of the recorded ones, in the order of ``self.tensors``.
 
-        Keyword arguments replace arguments of these names in the rule's ``call``, or attributes of the module.
+        The keyword arguments ``changed`` replace arguments of these names in the rule's ``call``, or attributes of the
+        module.
         """
 
         def real(leaf: Ref) -> torch.Tensor:
@@ -182,15 +188,17 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """The first call that hands data of the input to Python, after which the code may go another way.
+    """The first call after which nothing is known: it hands data of the input to Python, which may go another way.
 
     Attributes:
         node: the call (``bool(x.sum() > 0)``, ``x.item()``, ``x.tolist()`` …).
         live: the values that existed at that moment.
+        why: the reason for what stays, as it is told to people.
     """
 
     node: Node
     live: frozenset[Value]
+    why: str = "Python reads data of the input here, and may go another way with other data"
 
 
 @dataclass(eq=False)
@@ -204,6 +212,7 @@ class Graph:
         answers: the truth values that Python took from data of the input, in order, where they were asked for
             (see ``speedup.ways``).
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
+        plain: the numbers, texts and arrays among what the model returned, by where they are.
     """
 
     nodes: list[Node]
@@ -215,10 +224,29 @@ class Graph:
     branch: Branch | None = None
     answers: tuple[bool, ...] = ()
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
+    plain: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def uncertain(self) -> frozenset[Value]:
+        """What existed at the branch, is made or read after it: on another way anything may be read of it."""
+        if self.branch is None:
+            return frozenset()
+        start = self.branch.node.index
+
+        def later(value: Value) -> bool:
+            made_later = value.producer is not None and value.producer.index > start
+            return made_later or any(n.index > start for n, _ in value.uses)
+
+        return self.branch.live | frozenset(v for v in self.values if later(v))
 
     @property
     def sources(self) -> list[Value]:
         return [v for v in self.values if v.is_source]
+
+    @cached_property
+    def coarsest(self) -> torch.dtype | None:
+        """The coarsest floating-point type of what depends on the input: code may cast to another type and back."""
+        return coarsest_of({v.dtype for v in self.from_input})
 
     @property
     def barriers(self) -> list[Node]:

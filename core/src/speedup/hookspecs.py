@@ -46,7 +46,7 @@ In strict mode (``Registry.load(strict=True)`` or ``SPEEDUP_STRICT_PLUGINS=1``) 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pluggy
 
@@ -96,5 +96,27 @@ class HookSpecs:
             @hookimpl
             def speedup_rules() -> Iterable[Rule]:
                 yield Rule(name="swish", modules=(Swish,), functions=(swish, swish_), axes="* -> *")
+        """
+        raise NotImplementedError  # pluggy reads the signature only
+
+    @hookspec
+    def speedup_hints(self) -> Mapping[str, str]:
+        """Name the plugin packages that know ops which this plugin itself does not.
+
+        A library that has its speedup rules in another package, or the maintainers of a family of plugins, tell users
+        in this way what to install. Reports and ``speedup doctor`` show the hint beside an op that no rule claims.
+
+        **When it is called.** Once, when a registry is built, after ``speedup_rules``.
+
+        **What to return.** A mapping from names of ops, as reports have them, to names of distributions, as pip takes
+        them. In the names of ops ``*`` stands for anything. Where several patterns fit an op, the longest counts.
+
+        **What is an error.** Anything that is no mapping of text to text; the plugin is left out, as for any failure.
+
+        **Example.** A library whose kernels have rules in a package of their own::
+
+            @hookimpl
+            def speedup_hints() -> Mapping[str, str]:
+                return {"torch.ops.mylib.*": "speedup-plugin-mylib", "mylib.nn.*": "speedup-plugin-mylib"}
         """
         raise NotImplementedError  # pluggy reads the signature only

@@ -71,7 +71,7 @@ class Facts:
 
     def unused(self, value: Value) -> Bools:
         """Entries that no reader needs."""
-        if value.is_output:
+        if value.is_output or value in self.graph.uncertain:
             return nothing(value.ndim)
         result = everything(value.ndim)
         for node, number in value.uses:
@@ -141,28 +141,28 @@ class NodeFacts:
         return value
 
     def present(self, k: int) -> bool:
-        """Whether the operand is there."""
+        """Whether operand ``k`` is there."""
         return self._values[k] is not None
 
     def is_weight(self, k: int) -> bool:
-        """Whether the operand is a parameter, a buffer or another tensor that the model holds."""
+        """Whether operand ``k`` is a parameter, a buffer or another tensor that the model holds."""
         value = self._values[k]
         return value is not None and value.tensor is not None
 
     def from_input(self, k: int) -> bool:
-        """Whether the operand depends on the model's input; else it is made of parameters alone."""
+        """Whether operand ``k`` depends on the model's input; else it is made of parameters alone."""
         return self._at(k) in self._facts.graph.from_input
 
     def mask(self, k: int) -> Bools:
-        """Constant entries; broadcasts to the operand's shape."""
-        return self._facts.mask(self._at(k))
+        """Constant entries of operand ``k``; broadcasts to its shape."""
+        return _shown(self._facts.mask(self._at(k)))
 
     def value(self, k: int) -> Floats:
-        """Values of the constant entries; broadcasts to the operand's shape."""
-        return self._facts.value(self._at(k))
+        """Values of the constant entries of operand ``k``; broadcasts to its shape."""
+        return _shown(self._facts.value(self._at(k)))
 
     def affine(self, k: int) -> Affine | None:
-        """What is known of combinations of shared unknowns, constants included; None where there are only constants."""
+        """What is known of operand ``k`` as combinations of shared unknowns; None where there are only constants."""
         fact = self._facts.affine.get(self._at(k))
         if fact is None:
             return None
@@ -171,12 +171,19 @@ class NodeFacts:
         return affine(fact.axis, known | fact.mask, terms, np.where(known, value, fact.offset))
 
     def zero(self, k: int) -> Bools:
-        """Entries known to be 0; broadcasts to the operand's shape."""
-        return self._facts.zero(self._at(k))
+        """Entries of operand ``k`` known to be 0, of weights by a mask; broadcasts to its shape."""
+        return _shown(self._facts.zero(self._at(k)))
 
     def unused(self, k: int) -> Bools:
-        """Entries that no reader needs; broadcasts to the shape."""
-        return self._facts.unused(self._at(k))
+        """Entries of ``k``, mostly an output, that no reader needs; broadcasts to its shape."""
+        return _shown(self._facts.unused(self._at(k)))
+
+
+def _shown(array: Bools) -> Bools:
+    """The array as a rule sees it, who may not write into it: the facts, and a weight in float64, are what is there."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
@@ -239,6 +246,8 @@ def _returned(node: Node, function: str, seen: NodeFacts) -> Iterable[tuple[Valu
     if not isinstance(found, Mapping):
         raise RuleError(f"{culprit(node)}: {function} returned {found!r}, not a dict of facts")
     for name, fact in found.items():
+        if isinstance(fact, Fact):
+            _check_types(node, function, name, fact)
         if isinstance(fact, Constant | Affine):
             names = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
             if name in names:
@@ -254,6 +263,21 @@ def _returned(node: Node, function: str, seen: NodeFacts) -> Iterable[tuple[Valu
             f"{culprit(node)}: {function} returned {fact!r} for {name!r}; return Constant or Affine for outputs "
             f"and Unused for operands ({', '.join(node.operand_names)})"
         )
+
+
+def _check_types(node: Node, function: str, name: str, fact: Fact) -> None:
+    """Masks are bool arrays, and values arrays of real numbers.
+
+    Raises:
+        RuleError: they are not.
+    """
+    numbers = [fact.value] if isinstance(fact, Constant) else []
+    numbers = [fact.offset, *fact.terms] if isinstance(fact, Affine) else numbers
+    for what, array, kinds in [("mask", fact.mask, "b"), *(("value", n, "fiu") for n in numbers)]:
+        kind = array.dtype if isinstance(array, np.ndarray | np.generic) else type(array).__name__
+        if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in kinds:
+            wanted = "a numpy array of bool" if what == "mask" else "a numpy array of float64"
+            raise RuleError(f"{culprit(node)}: {function} returned a {what} of {kind} for {name!r}, not {wanted}")
 
 
 def _alike(old: Affine, new: Affine) -> bool:

@@ -20,11 +20,11 @@ from speedup.ask import ask
 from speedup.facts import Bools, Floats, along, any_of, everything, nothing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
+from speedup.kinds import Kind
 from speedup.order import Orders, in_order
 from speedup.regular import cut, cut_lines, kept_shape, varied
 from speedup.rule import Rule
 from speedup.tie import derive_parts
-
 
 _WHY_DERIVED = "its layer keeps them"
 
@@ -38,6 +38,7 @@ class Event:
     node: Node | None
     cause: Value | None
     order: int
+    kind: Kind = Kind.RULE
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class Lock:
     axes: tuple[int, ...] | None
     why: str
     entries: Bools | None = None
+    kind: Kind = Kind.SIZE
 
 
 class KeepSets:
@@ -72,7 +74,15 @@ class KeepSets:
         self._derived_at: dict[Value, tuple[Node, int]] = {}
         self._shapes: dict[Value, tuple[int, ...]] = {}
 
-    def grow(self, value: Value, mask: Bools, why: str, node: Node | None = None, cause: Value | None = None) -> bool:
+    def grow(
+        self,
+        value: Value,
+        mask: Bools,
+        why: str,
+        node: Node | None = None,
+        cause: Value | None = None,
+        kind: Kind = Kind.RULE,
+    ) -> bool:
         """Add entries to a keep set; True when any was new."""
         old = self.sets[value]
         if old.size == 1 and old.all():
@@ -89,7 +99,7 @@ class KeepSets:
         self.sets[value] = new
         self._shapes.pop(value, None)
         self._count += 1
-        self.events[value].append(Event(added, why, node, cause, self._count))
+        self.events[value].append(Event(added, why, node, cause, self._count, kind))
         return True
 
     def derive(self, value: Value, parts: Sequence[Bools], node: Node) -> None:
@@ -198,12 +208,23 @@ class NodeKeep:
             self._keeps.waiting.add(self._node.index)
         return self._keeps.patient
 
-    def grow(self, k: int, mask: Bools, why: str, cause: int) -> bool:
-        """Add entries to the set of operand ``k``; ``cause`` is the operand that asks for them."""
+    def grow(self, k: int, mask: Bools, why: str, cause: int, kind: Kind = Kind.RULE) -> bool:
+        """Add the entries of ``mask`` to the set of operand ``k``, for a reason that users read.
+
+        Args:
+            k: number of an operand or output.
+            mask: bool, broadcasts to its shape.
+            why: the reason, such as "every group keeps the same count"; ``explain`` shows it.
+            cause: number of the operand that asks for them, ``k`` itself if none does.
+            kind: what sort of reason it is, by which reports give advice.
+
+        Returns:
+            whether any of them is new.
+        """
         value = self._node.values[k]
         assert value is not None
         source = self._node.values[cause]
-        grown = self._keeps.grow(value, mask, why, self._node, source if source is not value else None)
+        grown = self._keeps.grow(value, mask, why, self._node, source if source is not value else None, kind)
         if grown:
             self.changed.add(value)
             self.settled = False
@@ -283,7 +304,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         RuleError: a rule raised.
     """
     keeps = KeepSets(graph, facts, drop)
-    _find_rigid(graph, keeps)
+    keeps.rigid = rigid_axes(graph)
     for value in graph.values:
         keeps.sets[value] = nothing(value.ndim)
         keeps.events[value] = []
@@ -295,58 +316,55 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     for value, lock in held:
         if lock.axes is None:
             wanted = everything(value.ndim) if lock.entries is None else lock.entries
-            keeps.grow(value, wanted, lock.why, value.producer)
+            keeps.grow(value, wanted, lock.why, value.producer, None, lock.kind)
     keeps.patient = True
     _settle(keeps, nodes, nodes)
     keeps.patient = False
     # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
-    more = [v for v, lock in held if lock.axes is not None and _fill(keeps, v, lock.axes, lock.why)]
+    more = [v for v, lock in held if lock.axes is not None and _fill(keeps, v, lock.axes, lock.why, lock.kind)]
     for value in graph.values:
         if not value.is_source and not keeps.sets[value].any():
-            _fill(keeps, value, (), "a tensor keeps at least one index")
+            _fill(keeps, value, (), "a tensor keeps at least one index", Kind.LEAST)
             more.append(value)
     _settle(keeps, nodes, keeps.waiting.union(*(_near(v) for v in more)))
     _derive_weights(keeps)
     return keeps
 
 
-def _find_rigid(graph: Graph, keeps: KeepSets) -> None:
+def rigid_axes(graph: Graph) -> dict[Value, list[bool]]:
     """An axis is rigid when it can never lose an index: the inputs' axes are, and what follows from them."""
-    for value in graph.values:
-        keeps.rigid[value] = [not value.is_source] * value.ndim
+    rigid = {value: [not value.is_source] * value.ndim for value in graph.values}
     for node in graph.nodes:
         if node.rule is not None:
-            found = ask(node, "rigid", [keeps.rigid[v] if v is not None else [] for v in node.operands])
+            found = ask(node, "rigid", [rigid[v] if v is not None else [] for v in node.operands])
             for value, flags in zip(node.outputs, found, strict=True):
-                keeps.rigid[value] = list(flags)
+                rigid[value] = list(flags)
+    return rigid
 
 
 def _require(keeps: KeepSets, value: Value) -> None:
     """What must stay whatever the calls need."""
     whole = everything(value.ndim)
     if value.is_output:
-        keeps.grow(value, whole, "an output of the model keeps its shape", value.producer)
+        keeps.grow(value, whole, "an output of the model keeps its shape", value.producer, None, Kind.OUTPUT)
     elif value.producer is None and not value.is_source:
-        keeps.grow(value, whole, f"{value.kind} of the model: it comes as it is", None)
+        keeps.grow(value, whole, f"{value.kind} of the model: it comes as it is", None, None, Kind.INPUT)
     elif value.producer is not None and value.producer.rule is None:
-        keeps.grow(value, whole, f"made by {value.producer.op_name}, which no rule knows", value.producer)
+        why = f"made by {value.producer.op_name}, which no rule knows"
+        keeps.grow(value, whole, why, value.producer, None, Kind.BARRIER)
     branch = keeps.graph.branch
-    if branch is not None:
-        later = any(n.index > branch.node.index for n, _ in value.uses)
-        made_later = value.producer is not None and value.producer.index > branch.node.index
-        if later or made_later or value in branch.live:
-            why = "Python reads data of the input here, and may go another way with other data"
-            keeps.grow(value, whole, why, branch.node)
+    if branch is not None and value in keeps.graph.uncertain:
+        keeps.grow(value, whole, branch.why, branch.node, None, Kind.DATA)
     for node, number in value.uses:
         if node.rule is None or number < 0:
-            keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node)
+            keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node, None, Kind.BARRIER)
     if value.producer is not None:
         needed = ~(keeps.facts.unused(value) | keeps.facts.known(value))
         if needed.any():
-            keeps.grow(value, needed, "it is read and not constant", value.producer)
+            keeps.grow(value, needed, "it is read and not constant", value.producer, None, Kind.NEEDED)
 
 
-def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str) -> bool:
+def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str, kind: Kind) -> bool:
     """Keep something at every index of ``axes``: the first entry of each line that keeps nothing."""
     flexible = [a for a, r in enumerate(keeps.rigid[value]) if not r]
     shape = tuple(s if a in flexible else 1 for a, s in enumerate(value.shape))
@@ -355,7 +373,7 @@ def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str) -> boo
     first = np.ones(shape, dtype=bool)
     for axis in rest:
         first = first & (np.arange(shape[axis]) == 0).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
-    return keeps.grow(value, first & empty, why, value.producer)
+    return keeps.grow(value, first & empty, why, value.producer, None, kind)
 
 
 def _near(value: Value) -> set[int]:

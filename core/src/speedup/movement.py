@@ -17,6 +17,7 @@ from torch import nn
 from speedup.errors import SignatureError
 from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, compact_axes, constant, nothing
 from speedup.graph import Node, Ref, Value
+from speedup.kinds import Kind
 from speedup.order import Orders, in_order, reordering
 from speedup.recall import Recall, call_key
 from speedup.regular import cut, is_box, regularize, varied
@@ -80,7 +81,7 @@ class Movement(Rule):
         node.operand_names = tuple(str(i) for i in range(len(moving)))
 
     def moving(self, node: Node) -> list[Ref]:
-        """The tensors of the call that move."""
+        """The tensors of a call, ``node``, that move (override)."""
         if self.operands and node.module is None:
             return [node.arguments[n] for n in self.operands if isinstance(node.arguments.get(n), Ref)]
         return [Ref(i) for i in range(len(node.tensors))]
@@ -113,12 +114,13 @@ class Movement(Rule):
         """Arguments (by their names in ``call``) or module attributes that the smaller call has (override).
 
         Args:
+            node: the call as it was recorded.
             keep: what is kept of the operands, then of the outputs; ``speedup.kept_shape`` gives the new shapes.
         """
         return {}
 
     def parts(self, node: Node) -> Mapping[int, tuple[int, int]]:
-        """Axes that the call divides evenly: ``{operand number: (axis, into how many)}`` (override)."""
+        """Axes that the call ``node`` divides evenly: ``{operand number: (axis, into how many)}`` (override)."""
         return {}
 
     # -- coordinates ----------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ class Movement(Rule):
         return tensors, base
 
     def origins(self, node: Node) -> list[_Origin]:
-        """Where every output entry comes from (computed once per call)."""
+        """Where every output entry of the call ``node`` comes from (computed once per call)."""
         known: list[_Origin] | None = node.__dict__.get("_origins")
         if known is None:
             known = self._known.get(self._key(node, "origins"), lambda: self._find_origins(node))
@@ -196,7 +198,7 @@ class Movement(Rule):
         return [_Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
 
     def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
-        """Move arrays that broadcast to the operands to the outputs, ``filler`` (one, or per output) in between."""
+        """Move ``arrays`` that broadcast to the operands of ``node`` to its outputs; ``filler`` goes in between."""
         results = []
         for number, origin in enumerate(self.origins(node)):
             fill = filler[number] if isinstance(filler, list) else filler
@@ -214,7 +216,7 @@ class Movement(Rule):
         return results
 
     def scatter(self, node: Node, arrays: Sequence[Bools]) -> list[Bools]:
-        """Move bool arrays that broadcast to the outputs back to the operands: true where any copy is."""
+        """Move bool ``arrays`` that broadcast to the outputs of ``node`` to its operands: true where any copy is."""
         results = [nothing(v.ndim) for v in node.operands if v is not None]
         for origin, array in zip(self.origins(node), arrays, strict=True):
             for number, value in enumerate(node.operands):
@@ -312,7 +314,7 @@ class Movement(Rule):
         n = len(node.operands)
         if all(all(flags) for flags in keep.rigid):
             for k in range(len(keep.sets)):
-                keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k)
+                keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k, Kind.RIGID)
             keep.settled = True
             return
         grown = True
@@ -326,7 +328,8 @@ class Movement(Rule):
                 )
             for k, value in enumerate(node.values):
                 assert value is not None
-                grown |= keep.grow(k, self._regular(node, k, value, keep.sets[k]), "every part keeps the same count", k)
+                regular = self._regular(node, k, value, keep.sets[k])
+                grown |= keep.grow(k, regular, "every part keeps the same count", k, Kind.COUNT)
             for k in range(n):
                 grown |= self._keep_untaken(node, k, keep)
         keep.settled = True

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from speedup import rule_log
+from speedup.atomic import replacing
 from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
@@ -29,7 +31,10 @@ from speedup.masks import fully_masked, load_masks, normalize_masks
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
+from speedup.store.record import note
 from speedup.trace import sandbox, trace
+from speedup.training.follow import follow
+from speedup.training.transition import Transition
 from speedup.verify import compare, random_inputs, run
 from speedup.ways import Way, explore
 
@@ -41,7 +46,8 @@ class Plan:
 
     Attributes:
         model: the model that was planned for, unchanged until ``apply``.
-        report: parameters, MACs and layers before and after, and the reasons for what stays.
+        report: parameters, MACs and layers before and after, and the reasons for what stays. Called with a path,
+            ``plan.report("report.html")``, it writes itself as a page.
     """
 
     def __init__(
@@ -57,27 +63,40 @@ class Plan:
         self.model = model
         self.graph = graph
         self.keeps = keeps
-        self.report: Report = summarize(graph, keeps, parts)
+        self.report: Report = summarize(model, graph, keeps, parts)
         self._parts: Parts | None = parts
         self._state = _state_of(model)
         self._inputs = inputs
         self._masks = masks
         self._again = again
 
-    def apply(self, model: nn.Module | None = None, *, verify: bool = False) -> nn.Module:
+    def apply(
+        self, model: nn.Module | None = None, *, verify: bool = False, optimizer: Any = None, ema: Any = None
+    ) -> nn.Module:
         """Make the model smaller, in place, and return it.
 
+        Gradients are cut with their parameters.
+
         Args:
-            verify: compare masked and small model on random inputs and other batch sizes too (see ``speedup.verify``)
-                before the change is kept.
             model: another instance of the planned model (a deep copy, say), with weights of its own; by default the
                 planned model itself. It is planned and checked with the same masks and input.
+            verify: compare masked and small model on random inputs and other batch sizes too (see ``speedup.verify``)
+                before the change is kept.
+            optimizer: the optimizer of the model, or a tuple of several: its parameters are exchanged, and their state
+                (momentum, moments) is cut with them.
+            ema: an averaged copy of the model, or a tuple of several, to be cut with it: a module (also one that holds
+                the copy as ``.module``, as ``torch.optim.swa_utils.AveragedModel`` does), a dict ``{name: tensor}`` or
+                a list of tensors in the order of ``model.parameters()``.
 
         Raises:
-            SpeedupError: something failed; the model is as it was.
+            InputError: the optimizer or the averaged copy does not belong to the model, or cannot be cut.
+            SpeedupError: something failed. In either case the model, the optimizer and the copy are as they were.
+
+        Example:
+            >>> plan.apply(optimizer=optimizer, ema=averaged)
         """
         if model is not None and model is not self.model:
-            return self._again(model).apply(verify=verify)
+            return self._again(model).apply(verify=verify, optimizer=optimizer, ema=ema)
         if verify and self.keeps.drop:
             raise InputError("verify=True cannot hold with constants='drop': the outputs change")
         if self._parts is None:
@@ -87,17 +106,20 @@ class Plan:
                 "the model was changed after it was planned (trained, loaded or pruned further): plan again"
             )
         transaction = Transaction(self.model, self._parts)
+        transition = Transition(self.model, self.keeps, self._masks)
         cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
         wanted = run(self.model, cases, self._masks) if verify else {}
         transaction.apply()
-        if verify:
-            try:
+        try:
+            if verify:
                 report = compare(wanted, run(self.model, cases))
                 if not report:
                     raise CheckError(f"the small model does not give the same answers, nothing was changed:\n{report}")
-            except BaseException:
-                transaction.undo()
-                raise
+            note(transaction, self.report, "drop" if self.keeps.drop else "exact")
+            follow(transition, transaction, optimizer, ema)
+        except BaseException:
+            transaction.undo()
+            raise
         self._parts = None
         log.info("applied: %s", self.report.headline)
         return self.model
@@ -112,13 +134,14 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON: what is kept of every parameter, and the reasons for what stays."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1))
-        partial.replace(target)
+        with replacing(Path(path)) as (file,):
+            file.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
 
     def __str__(self) -> str:
         return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
@@ -170,6 +193,7 @@ def plan(
             f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
         )
     rules = registry if registry is not None else default_registry()
+    rule_log.listen()
     log.info("masks: %d parameters", len(keep))
 
     with sandbox(model, keep):
@@ -182,7 +206,10 @@ def plan(
             raise TraceError(
                 f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
             ) from error
+        rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
+        if not first.outputs and first.branch is None and not first.answers:
+            raise TraceError("the model returns no tensor, so nothing says what of it is needed")
         facts = infer(first, keep)
         log.info("inferred: %d values with constants", len(facts.constants))
         settled = None

@@ -19,8 +19,8 @@ import importlib.metadata
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pluggy
@@ -48,6 +48,7 @@ class PluginInfo:
         module: what the entry point refers to.
         contract: the contract version it was written for; None if it was never imported.
         rules: its rules; empty if it was not loaded.
+        hints: the plugin packages that it names for ops of others, by patterns of op names.
         error: why it was left out, or None.
         disabled: whether the user disabled it; it was then not imported.
     """
@@ -58,6 +59,7 @@ class PluginInfo:
     module: str
     contract: int | None = None
     rules: tuple[Rule, ...] = ()
+    hints: Mapping[str, str] = field(default_factory=dict, hash=False)
     error: str | None = None
     disabled: bool = False
 
@@ -178,7 +180,8 @@ def _load(info: PluginInfo, entry: importlib.metadata.EntryPoint, strict: bool) 
         except Exception as error:
             raise PluginError(f"its module cannot be imported: {_describe(error)}") from error
         info = replace(info, contract=_contract(module))
-        return replace(info, rules=_rules(module, info))
+        rules, hints = _answers(module, info)
+        return replace(info, rules=rules, hints=hints)
     except PluginError as error:
         message = f"plugin {info.label}: {error}"
         if strict:
@@ -198,7 +201,8 @@ def _contract(module: object) -> int:
     return contract
 
 
-def _rules(module: object, info: PluginInfo) -> tuple[Rule, ...]:
+def _answers(module: object, info: PluginInfo) -> tuple[tuple[Rule, ...], Mapping[str, str]]:
+    """What the hooks of a plugin give."""
     # One manager per plugin, so that a fault in one cannot touch the others, and its source is plain.
     manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
     manager.add_hookspecs(hookspecs.HookSpecs)
@@ -208,9 +212,8 @@ def _rules(module: object, info: PluginInfo) -> tuple[Rule, ...]:
     except pluggy.PluginValidationError as error:
         raise PluginError(_hook_fault(error, manager)) from error
     if not manager.get_hookcallers(module):
-        marker = (
-            "speedup_rules is not marked with" if hasattr(module, "speedup_rules") else "no function is marked with"
-        )
+        named = next((name for name in _hooks() if hasattr(module, name)), None)
+        marker = "no function is marked with" if named is None else f"{named} is not marked with"
         raise PluginError(f"it implements no hook: {marker} speedup.hookspecs.hookimpl")
     try:
         rules = [rule for given in manager.hook.speedup_rules() for rule in given]
@@ -218,11 +221,22 @@ def _rules(module: object, info: PluginInfo) -> tuple[Rule, ...]:
         raise PluginError(f"speedup_rules() failed: {_describe(error)}") from error
     for rule in rules:
         check_rule(rule)
-    return tuple(rules)
+        rule.origin = info.label
+    try:
+        hints = {op: package for given in manager.hook.speedup_hints() for op, package in given.items()}
+    except Exception as error:
+        raise PluginError(f"speedup_hints() failed: {_describe(error)}") from error
+    if not all(isinstance(text, str) for pair in hints.items() for text in pair):
+        raise PluginError(f"speedup_hints() gave {hints!r}, which is no mapping of names of ops to names of packages")
+    return tuple(rules), hints
+
+
+def _hooks() -> list[str]:
+    return sorted(name for name in vars(hookspecs.HookSpecs) if not name.startswith("_"))
 
 
 def _hook_fault(error: pluggy.PluginValidationError, manager: pluggy.PluginManager) -> str:
-    known = sorted(name for name in vars(hookspecs.HookSpecs) if not name.startswith("_"))
+    known = _hooks()
     unknown = sorted(name for name in vars(manager.hook) if not name.startswith("_") and name not in known)
     if not unknown:
         return " ".join(str(error).split())

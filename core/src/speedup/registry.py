@@ -11,6 +11,7 @@ What is not covered still works: the functions that run inside the module are th
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,6 +141,16 @@ class Registry:
         """Give the plugin that a rule came from, or None for a rule of some other registry."""
         return self._owners.get(id(rule))
 
+    def hint_for(self, op: str) -> str | None:
+        """The plugin package that is known to have rules for an op, None when nobody names one.
+
+        Args:
+            op: the name of the op, as ``op_name`` gives it.
+        """
+        hints = [(pattern, package) for plugin in self.plugins for pattern, package in plugin.hints.items()]
+        fitting = [(len(p), package) for p, package in hints if fnmatch.fnmatchcase(op, p)]
+        return max(fitting)[1] if fitting else None
+
     def for_function(self, function: Any) -> Rule | None:
         """Find the rule that claims a function, or None.
 
@@ -190,8 +201,7 @@ class Registry:
             return bool(rule.claims(module))
         except Exception as error:
             raise RuleError(
-                f"rule {rule.name!r} of plugin {self._owners[id(rule)].label} failed when it was asked "
-                f"for a {op_name(type(module))}: {type(error).__name__}: {error}"
+                f"{rule.label} failed when it was asked for a {op_name(type(module))}: {type(error).__name__}: {error}"
             ) from error
 
     def _table(self, claims: Callable[[Rule], Iterable[Any]]) -> dict[Any, Rule]:

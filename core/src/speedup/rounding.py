@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 # Largest accepted difference, relative to the largest entry of the output.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
-def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floor: float = 0.0) -> str | None:
+def difference(
+    wanted: Sequence[torch.Tensor],
+    got: Sequence[torch.Tensor],
+    floor: float = 0.0,
+    coarsest: torch.dtype | None = None,
+) -> str | None:
     """What differs between two lists of outputs beyond rounding, None when nothing does.
 
     Args:
         floor: the largest number that the outputs were made of: where they cancel out, its rounding is what is left.
+        coarsest: the type of the coarsest numbers that the outputs were made of.
     """
     if len(wanted) != len(got):
         return f"the small model returns {len(got)} tensors, the masked one {len(wanted)}"
@@ -23,14 +31,24 @@ def difference(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], floo
             return f"output {number} is {tuple(b.shape)} {b.dtype} instead of {tuple(a.shape)} {a.dtype}"
         error, scale = distance(a, b)
         rounding = 1e3 * torch.finfo(a.dtype).eps * floor if a.is_floating_point() else 0.0
-        if error > max(tolerance(a.dtype) * scale, rounding):
+        if error > max(tolerance(a.dtype, coarsest) * scale, rounding):
             return f"output {number} differs by {error:.3g} (its largest entry is {scale:.3g})"
     return None
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """The largest difference that rounding explains, relative to the largest entry."""
-    return _TOLERANCE.get(dtype, 0.0)
+def tolerance(dtype: torch.dtype, coarsest: torch.dtype | None = None) -> float:
+    """The largest difference that rounding explains, relative to the largest entry.
+
+    Args:
+        coarsest: the type of the coarsest numbers on the way to it.
+    """
+    own = _TOLERANCE.get(dtype, 0.0)
+    return max(own, _TOLERANCE.get(coarsest, 0.0)) if own and coarsest is not None else own
+
+
+def coarsest_of(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
+    """The floating-point type with the largest rounding; None where there is none."""
+    return max((d for d in dtypes if d in _TOLERANCE), key=_TOLERANCE.__getitem__, default=None)
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
@@ -44,6 +62,37 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     finite = torch.where(torch.isfinite(a), a, torch.zeros((), dtype=wide)).abs()
     error = float(torch.nan_to_num(gap, nan=float("inf")).max())
     return error, float(finite.max())
+
+
+def plain_differences(
+    wanted: Mapping[str, Any], got: Mapping[str, Any], dtypes: Sequence[torch.dtype]
+) -> Iterator[tuple[str, float, float, float]]:
+    """Of each number, text or array beside the tensors: where it is, its absolute and relative difference, and what
+    rounding explains of the latter.
+
+    Args:
+        wanted, got: by where they are, the same names in both.
+        dtypes: of the tensors that are returned with them, which say how exact the model is.
+    """
+    allowed = max([_TOLERANCE[torch.float64], *(tolerance(d) for d in dtypes)])
+    for name, a in wanted.items():
+        b = got[name]
+        if a is None and b is None:
+            continue
+        x, y = _as_tensor(a), _as_tensor(b)
+        if x is None or y is None or x.shape != y.shape:
+            error, scale = (0.0 if type(a) is type(b) and np.array_equal(a, b) else float("inf")), 1.0
+        else:
+            error, scale = distance(x, y)
+        whole = x is not None and not (x.is_floating_point() or x.is_complex())
+        yield name, error, error / scale if scale else error, 0.0 if whole else allowed
+
+
+def _as_tensor(leaf: Any) -> torch.Tensor | None:
+    try:
+        return torch.as_tensor(np.asarray(leaf)) if leaf is not None else None
+    except TypeError:  # texts, objects
+        return None
 
 
 def largest_entry(tensor: torch.Tensor) -> float:

@@ -88,6 +88,7 @@ class Rule:
             recorded, since smaller tensors may need a copy where the original ones do not.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
             channels alike: what is the same all along these axes comes out, whatever the indices are.
+        origin: the plugin that gave the rule, such as ``'conv' (speedup-plugin-conv 0.1.0)``; set when it is loaded.
         makes: classes that ``replace`` gives modules beside their own: kinds of ``speedup.Overlay``, or module types.
             A saved model names them, and only what an installed rule makes is made again when it is loaded.
     """
@@ -106,6 +107,7 @@ class Rule:
     layout_only: bool = False
     indices: tuple[str, ...] = ()
     makes: tuple[type, ...] = ()
+    origin: str = ""
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 
     def __init__(self, **fields: Any) -> None:
@@ -120,42 +122,118 @@ class Rule:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
+    @property
+    def label(self) -> str:
+        """How messages call the rule: its name, and the plugin that gave it with its version."""
+        return f"rule {self.name!r}" + (f" of plugin {self.origin}" if self.origin else "")
+
     # -- what a call is -------------------------------------------------------------------------------------------
 
     def claims(self, module: nn.Module) -> bool:
-        """Whether the rule claims a module by structure, where no type is claimed (override)."""
+        """Whether the rule claims a module by its structure, for types that cannot be imported (override).
+
+        Called for every module of the model whose type no rule claims, when it is first called. Two rules that claim
+        one module are a `PluginConflictError`.
+
+        Args:
+            module: as it is in the model; look at it only.
+
+        Returns:
+            whether calls of the module belong to this rule; by default no.
+
+        Example::
+
+            def claims(self, module):
+                return type(module).__name__ == "LlamaRMSNorm" and hasattr(module, "variance_epsilon")
+        """
         return False
 
     def signature(self, node: Node) -> str:
-        """The signature of one call; override it where it depends on dimensions or arguments."""
+        """The axes signature of one call (override where it depends on shapes or arguments; by default ``axes``).
+
+        Called when the call is recorded, and whenever it is bound to shapes. The same call must get the same signature.
+
+        Args:
+            node: the call; its operands are known, ``node.arg(name)`` gives an argument or an attribute of the module.
+
+        Raises:
+            SignatureError, TypeError: the rule does not speak for this call, which becomes a barrier with this reason.
+
+        Example::
+
+            def signature(self, node):
+                return f"n c ~{node.operands[0].ndim - 2} -> n c ~{node.outputs[0].ndim - 2}"
+        """
         return self.axes
 
     def layout(self, node: Node) -> Layout:
-        """The signature bound to the shapes of one call."""
+        """The signature bound to the shapes of one call; ``node.layout`` has it computed once.
+
+        Args:
+            node: the call.
+
+        Raises:
+            SignatureError: it does not fit the shapes.
+        """
         inputs = [None if v is None else v.shape for v in node.operands]
         return parse(self.signature(node)).bind(inputs, [v.shape for v in node.outputs])
 
     def held(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """The tensors of a module that are operands, by attribute name."""
+        """The tensors of a module that are operands, by attribute name (override where they are no plain attributes).
+
+        Called when the module is called in the traced run. These tensors are cut together with the module, and reach
+        ``replace`` as ``keep.tensors``.
+
+        Args:
+            module: as it is in the model.
+
+        Returns:
+            by default every tensor that the module has as an attribute with the name of an operand.
+        """
         found = {n: getattr(module, n, None) for n in self.operands}
         return {n: t for n, t in found.items() if isinstance(t, torch.Tensor)}
 
     def claim(self, node: Node) -> None:
-        """Take a recorded call, if its arguments fit the rule; else it stays a barrier, and ``note`` says why."""
+        """Take a recorded call if its arguments fit; else it stays a barrier, and ``node.note`` says why.
+
+        Called by the recorder for every call of a claimed op. There is no need to override it: see ``check``.
+
+        Args:
+            node: the call, whose operands are found here.
+
+        Raises:
+            RuleError: a method of the rule raised anything but ``TypeError`` and ``SignatureError``.
+        """
         try:
             self._bind(node)
             node.rule = self
             self.check(node)
         except (TypeError, SignatureError) as error:
             node.rule, node.operands, node.operand_names = None, (), ()
-            node.note = f"rule {self.name!r} does not fit this call: {error}"
+            node.note = f"{self.label} does not fit this call: {error}"
         except SpeedupError:
             raise
         except Exception as error:
-            raise RuleError(f"rule {self.name!r} raised at {node.label} ({node.where}): {error!r}") from error
+            raise RuleError(f"{self.label} raised at {node.label} ({node.where}): {error!r}") from error
 
     def check(self, node: Node) -> None:
-        """Raise SignatureError for a call that the rule cannot speak for (override; the default binds the axes)."""
+        """Refuse a call that the rule cannot speak for (override; by default the axes must fit the shapes).
+
+        Called once when the call is recorded, after its operands are known.
+
+        Args:
+            node: the call.
+
+        Raises:
+            SignatureError: with the reason, in words for users; the call becomes a barrier.
+
+        Example::
+
+            def check(self, node):
+                if node.arg("mode") != "nearest":
+                    raise SignatureError("only the mode 'nearest' is known")
+                super().check(node)
+        """
         _ = node.layout
 
     def _bind(self, node: Node) -> None:
@@ -189,7 +267,15 @@ class Rule:
         raise TypeError(f"argument {name!r} is no tensor")
 
     def rebind(self, node: Node, changed: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call with some of them replaced, by their names in ``call``."""
+        """The arguments of a call with some of them replaced, by their names in ``call``.
+
+        Args:
+            node: the call.
+            changed: new arguments by name.
+
+        Returns:
+            positional and keyword arguments, tensors as ``Ref``.
+        """
         assert self._parameters is not None
         bound = self._parameters.bind(*node.args, **node.kwargs)
         for name, value in changed.items():
@@ -199,57 +285,181 @@ class Rule:
     # -- inference ------------------------------------------------------------------------------------------------
 
     def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """Facts that follow from the masks of the weights alone."""
+        """What the masks of the weights alone say about outputs and inputs (override to say more than the axes).
+
+        Called when facts flow forward and again when they flow backward, until nothing new follows. A masked filter
+        gives its bias, a masked column reads nothing. Ask ``facts.zero(k)`` for entries that masks made 0; a weight
+        that happens to be 0 may be trained further.
+
+        Args:
+            node: the call; it must not be changed.
+            facts: what is known of its operands and outputs, by number in the order of ``axes``: ``facts.mask(0)`` and
+                ``facts.value(0)`` are the constants of the first operand, ``facts.unused(len(node.operands))`` is what
+                nobody reads of the first output. Arrays are read-only, float64 or bool, and broadcast to the tensor:
+                one axis for each of its axes, of full size or 1.
+
+        Returns:
+            facts by operand name, with arrays of the same kind: `Constant` and `Affine` for ``"output"``
+            (``"output0"``, ``"output1"``, … of several), `Unused` for operands. An empty dict says nothing. Who knows
+            more says more: what was returned once is returned again when ``facts`` grows.
+
+        Raises:
+            RuleError: by the engine, for an array of another shape or type, or a fact that is taken back.
+
+        Example, a threshold that is never reached::
+
+            def infer_from_weight(self, node, facts):
+                never = np.isinf(facts.value(1))[None]  # of shape (c,), for an output of shape (n, c)
+                return {"output": Constant(never, np.zeros(never.shape)), "input": Unused(never)}
+        """
         return flow.from_weight(self, node, facts)
 
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """Facts that follow from what is known of the input."""
+        """What is known of the inputs says about the outputs (override to say more than the axes).
+
+        Called when facts flow forward, again whenever more is known of an operand.
+
+        Args:
+            node, facts: as for ``infer_from_weight``.
+
+        Returns:
+            facts by operand name, as for ``infer_from_weight``.
+
+        Example, an op that passes its second operand on where the first is 0::
+
+            def infer_from_input(self, node, facts):
+                zero = facts.zero(0) & facts.mask(1)
+                return {"output": Constant(zero, np.broadcast_to(facts.value(1), zero.shape))}
+        """
         return flow.from_input(self, node, facts)
 
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """Facts that follow from what is unused of the output."""
+        """What is unused of the outputs says about weights and inputs (override to say more than the axes).
+
+        Called when facts flow backward, again whenever more is known to be unused.
+
+        Args:
+            node, facts: as for ``infer_from_weight``.
+
+        Returns:
+            facts by operand name, as for ``infer_from_weight``.
+
+        Example, an op that reads channel c for output c only::
+
+            def infer_from_output(self, node, facts):
+                return {"input": Unused(facts.unused(1))}
+        """
         return flow.from_output(self, node, facts)
 
     def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
-        """The outputs for constant operands, to be right wherever all operands are constant.
+        """The outputs for constant operands (override where the call cannot be run on a few numbers).
+
+        Called from ``infer_from_input`` of ops without contracted axes. It must be right wherever *all* operands are
+        constant; elsewhere the result has no meaning. By default the call itself is run in float64, on tensors of the
+        smallest shape that makes sense.
 
         Args:
+            node: the call.
             arrays: float64 per operand, broadcasting to its shape; None where the operand is missing.
 
         Returns:
             float64 per output, broadcasting to its shape; None when the outputs cannot be told.
-            By default the call itself is run.
+
+        Example, an op that takes a mean over its mixed axes, which leaves constants as they are::
+
+            def evaluate(self, node, arrays):
+                return [arrays[0]]
         """
         return flow.run_on_constants(node, arrays)
 
     def uniform(self, node: Node) -> bool:
-        """Whether a constant that is the same along the mixed axes comes out the same along them (no zero padding)."""
+        """Whether a constant that is the same along the mixed axes comes out so (override where zeros are padded).
+
+        Asked of contractions, before constants are said or folded into the bias.
+
+        Args:
+            node: the call.
+
+        Returns:
+            by default True. False where windows reach over a border of zeros: then only 0 comes out the same
+            everywhere, and other constants are folded into a channel that stays.
+
+        Example::
+
+            def uniform(self, node):
+                return node.arg("padding") == 0
+        """
         return True
 
     def averaging(self, node: Node) -> bool:
-        """Whether ``averages`` holds for this call (override where it depends on the arguments)."""
+        """Whether ``averages`` holds for this call (override where it depends on the arguments).
+
+        Args:
+            node: the call.
+        """
         return self.averages or bool(self.indices)  # one chosen entry is a mean with one weight
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
-        """Grow the keep sets of a node's operands and outputs until the call can be made on what is kept."""
+        """Grow the keep sets until the call can be made on what is kept (override to keep more).
+
+        Called whenever the keep set of an operand or output has grown, until none grows any more. By default operands
+        that share a name keep the same along it, a weight keeps the product of what its input and output keep, and
+        groups keep equal counts. Keep sets can only grow: ``keep.grow(k, mask, why, cause)``.
+
+        Args:
+            node: the call.
+            keep: the sets so far, ``keep.sets[k]``, bool arrays that broadcast as facts do; ``keep.facts``; ``grow``.
+
+        Example, an op that wants an even number of channels in pairs::
+
+            def constrain(self, node, keep):
+                super().constrain(node, keep)
+                pairs = np.broadcast_to(keep.sets[0], (1, node.operands[0].shape[1])).reshape(-1, 2).any(1)
+                keep.grow(0, np.repeat(pairs, 2)[None], "channels go in pairs", 0)
+        """
         tie.constrain(self, node, keep)
 
     def derived(self, node: Node) -> set[int]:
-        """Operands whose keep sets follow from the others: weights that this call alone reads."""
+        """Operands whose keep sets follow from the others: weights that this call alone reads.
+
+        Args:
+            node: the call.
+
+        Returns:
+            numbers of operands; ``derive`` is asked about each of them.
+        """
         return tie.derived_operands(node)
 
     def derive(self, node: Node, k: int, sets: Sequence[Bools]) -> Bools:
-        """The keep set of a derived operand, given those of the others."""
+        """The keep set of a derived operand, given those of the others.
+
+        Args:
+            node: the call.
+            k: the number of the operand.
+            sets: of operands and outputs, bool arrays that broadcast as facts do.
+
+        Returns:
+            a bool array that broadcasts to the operand.
+        """
         return tie.derive(node, k, sets)
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-        """Which axes of the outputs can never lose an index, given the same for the operands."""
+        """Which axes of the outputs can never lose an index, given the same for the operands.
+
+        Args:
+            node: the call.
+            rigid: per operand, for each of its axes.
+
+        Returns:
+            per output, for each of its axes. Axes of the model's inputs are rigid, and so are mixed axes.
+        """
         return tie.rigid_outputs(node, rigid)
 
     def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
         """Whether the call on the kept entries is well-formed and gives the kept outputs.
 
         Args:
+            node: the call as it was recorded.
             keep: what is kept of the operands, then of the outputs.
             call: the call as the small model really makes it, once that is known.
         """
@@ -264,6 +474,7 @@ class Rule:
         allow it (``speedup.order.along_names``).
 
         Args:
+            node: the call as it was recorded.
             keep: what is kept of the operands, then of the outputs.
             orders: by axis, where what is left of an operand does not stand as it stood before; nothing of outputs.
             call: the call as the small model really makes it, once that is known.
@@ -276,7 +487,14 @@ class Rule:
         return along_names(node, keep, orders) if plain else None
 
     def folds(self, node: Node) -> bool:
-        """Whether the call is a contraction, whose weights can take up removed constants."""
+        """Whether the call is a contraction, whose weights can take up removed constants.
+
+        A rule of a contraction that says no must keep, in ``constrain``, or take up, in ``replace``, every constant of
+        its input that is not 0.
+
+        Args:
+            node: the call.
+        """
         return bool(node.layout.contracted)
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
@@ -286,18 +504,51 @@ class Rule:
         source, if it can be given by keyword. ``fits`` must say that the call does not fit as long as it is missing.
 
         Args:
+            node: the call as it was recorded.
             keep: what is kept of the operands, then of the outputs; ``speedup.kept_shape`` gives the new shapes.
         """
         return {}
 
     def multiply_accumulates(self, node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
-        """Multiply-accumulate operations of the call at these shapes (operands, then outputs)."""
+        """Multiply-accumulate operations of the call at these shapes, for reports.
+
+        Args:
+            node: the call.
+            shapes: of operands, then outputs; None for a missing operand.
+
+        Returns:
+            by default one per output entry and term of a contraction of two operands, else 0.
+        """
         return flow.multiply_accumulates(node, shapes)
 
     # -- replacement ----------------------------------------------------------------------------------------------
 
     def replace(self, node: Node, keep: Kept) -> nn.Module:
-        """The smaller module: a copy of the module without its weights, with new tensors and sizes put in."""
+        """Make the smaller module (override where it holds more than tensors and integer sizes).
+
+        Called once for every claimed module of which anything became smaller, after all keep sets are known. Functions
+        have nothing to replace: their tensors are cut, and they are called as before.
+
+        Args:
+            node: the call.
+            keep: ``keep.module``, the module that is replaced, which must not be changed; ``keep.tensors``, its new
+                tensors by attribute name; ``keep.size("g o")``, the new size of an axis or of a product of axes;
+                ``keep.sets`` and ``keep.shapes`` of operands and outputs; ``keep.facts``.
+
+        Returns:
+            a new module. By default a copy that shares everything with the old one but the new tensors and ``sizes``.
+
+        Raises:
+            RuleError: by the engine, if it is no module, or the old one itself.
+
+        Example, a module with a name for each of its channels::
+
+            def replace(self, node, keep):
+                module = super().replace(node, keep)
+                kept = np.broadcast_to(keep.sets[1], len(module.labels))
+                module.labels = [label for label, stays in zip(keep.module.labels, kept) if stays]
+                return module
+        """
         assert node.module is not None
         module = shell_of(keep.module)
         for name, tensor in keep.tensors.items():

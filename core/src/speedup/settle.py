@@ -81,7 +81,7 @@ def _mended(
         return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs))
 
     def steady(repairs: Repairs) -> bool:
-        return _steady(model, inputs, graph.reference, replace(parts, repairs=repairs))
+        return _steady(model, inputs, graph, replace(parts, repairs=repairs))
 
     parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, steady)
     locks = [found.locks() if found is not None else []]
@@ -136,7 +136,7 @@ def _try(
     return found
 
 
-def _steady(model: nn.Module, inputs: Inputs, reference: list[torch.Tensor], parts: Parts) -> bool:
+def _steady(model: nn.Module, inputs: Inputs, graph: Graph, parts: Parts) -> bool:
     """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
     if not parts.repairs:
         return True
@@ -144,7 +144,7 @@ def _steady(model: nn.Module, inputs: Inputs, reference: list[torch.Tensor], par
     for alternatives in varied(inputs):
         for name, case in alternatives.items():
             outputs = run(model, {name: case})[name]
-            if comparable(name, outputs, reference):
+            if not isinstance(outputs, Exception) and comparable(name, outputs.tensors, graph.reference):
                 cases[name], wanted[name] = case, outputs
                 break
     if not cases:
@@ -152,7 +152,7 @@ def _steady(model: nn.Module, inputs: Inputs, reference: list[torch.Tensor], par
     transaction = Transaction(model, parts)
     transaction.apply()
     try:
-        return bool(compare(wanted, run(model, cases)))
+        return bool(compare(wanted, run(model, cases), graph.coarsest))
     except CheckError as error:
         log.debug("at another size: %s", error)
         return False

@@ -21,6 +21,7 @@ from speedup import fold
 from speedup.axes import Layout
 from speedup.facts import Bools, any_of, compact_axes, everything
 from speedup.graph import Node
+from speedup.kinds import Kind
 from speedup.regular import regularize, varied
 
 if TYPE_CHECKING:
@@ -136,17 +137,17 @@ class _Ties:
 
     def settle(self) -> None:
         for k in self.present:
-            self._grow(k, self.sets[k], "the call reads all of this axis", k)
+            self._grow(k, self.sets[k], "the call reads all of this axis", k, Kind.RIGID)
         while self._step():
             pass
 
     def _step(self) -> bool:
         return any([self._link(), self._join(), self._regular()])
 
-    def _grow(self, k: int, mask: Bools, why: str, cause: int) -> bool:
+    def _grow(self, k: int, mask: Bools, why: str, cause: int, kind: Kind = Kind.RULE) -> bool:
         self.sets[k] = self.sets[k] | mask
         self.grown[k] += 1
-        return self.keep.grow(k, self.layout.from_named(k, mask), why, cause)
+        return self.keep.grow(k, self.layout.from_named(k, mask), why, cause, kind)
 
     def _is_new(self, what: Any, operands: Iterable[int]) -> bool:
         """Whether any of these operands has grown since this was looked at."""
@@ -170,7 +171,7 @@ class _Ties:
             if missing.any() and not pair.extra:
                 grown |= self._grow(q, missing, _WHY_LINKED, p)
             elif missing.any() and not self.keep.patient:
-                grown |= self._grow(q, missing & self._first(q, pair.extra), _WHY_EMPTY, q)
+                grown |= self._grow(q, missing & self._first(q, pair.extra), _WHY_EMPTY, q, Kind.LEAST)
             if pair.spans:
                 wanted = mine & ~self.sets[q]
                 if wanted.any():
@@ -216,7 +217,7 @@ class _Ties:
                 continue
             more = regularize(self.sets[k], self._may_be_ragged(k)) & ~self.sets[k]
             if more.any():
-                grown |= self._grow(k, more, _WHY_REGULAR, k)
+                grown |= self._grow(k, more, _WHY_REGULAR, k, Kind.COUNT)
         return grown
 
     def _may_be_ragged(self, k: int) -> list[int]:

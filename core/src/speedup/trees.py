@@ -7,7 +7,6 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 
 

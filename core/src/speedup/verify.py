@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from speedup.errors import CheckError
+from speedup.errors import CheckError, InputError
 from speedup.inputs import resolve_inputs
 from speedup.masks import load_masks, normalize_masks
-from speedup.rounding import distance, tolerance
-from speedup.trace.outputs import tensors_in
+from speedup.rounding import distance, plain_differences, tolerance
+from speedup.trace.outputs import plain_leaves, tensors_in
 from speedup.trace.sandbox import sandbox, undisturbed
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -25,18 +25,19 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output tensor on one input.
+    """One output on one input.
 
     Attributes:
         case: which input ("batch 3").
-        output: number of the tensor among those that the model returns.
+        output: number of the tensor among those that the model returns; of what it returns beside them (a Python
+            number, a text, a NumPy array) where it stands, such as "['loss']".
         absolute: largest absolute difference; infinite where shapes or types differ.
         relative: the same, divided by the largest entry of the masked model's output.
         allowed: the largest relative difference that rounding explains in this dtype.
     """
 
     case: str
-    output: int
+    output: int | str
     absolute: float
     relative: float
     allowed: float
@@ -52,7 +53,8 @@ class Verification:
 
     Attributes:
         comparisons: one per input and output.
-        skipped: inputs that the masked model itself rejects, with its error.
+        skipped: what was not compared: inputs that the masked model itself rejects, with its error, and outputs that
+            hold no finite number.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -90,20 +92,31 @@ def verify(
     Args:
         model: the masked model, or with ``masks`` the original one. It is run in eval mode and left as it was.
         small: the small model.
-        dummy_input: as for ``speedup.plan``; its shapes, dtypes, means and deviations are those of the random inputs.
+        dummy_input: as for ``speedup.plan``; its shapes, dtypes, means and deviations are those of the random inputs
+            (of zeros, or another input that is the same everywhere, the deviation is 1). Whole numbers, truth values,
+            and tensors with infinite entries are drawn from what is in them.
         masks: the masks, in any form that ``speedup.plan`` takes, to be applied to ``model`` while it runs.
         batch_sizes: sizes of the first axis to try beside the dummy's own, where all its tensors share one.
         repeats: random inputs at the dummy's own size.
         seed: of the random inputs.
 
     Raises:
-        InputError, MaskError: the arguments cannot be used.
-        CheckError: the masked model rejects every input.
+        InputError, MaskError: the arguments cannot be used; ``small`` is the very object ``model``, for one.
+        CheckError: nothing could be compared: the masked model rejects every input, or gives no finite number; or the
+            small model raises, or returns another structure.
 
     Example:
         >>> report = speedup.verify(original, small, torch.randn(8, 3, 32, 32), masks)
         >>> assert report, report
     """
+    for name, given in (("model", model), ("small", small)):
+        if not isinstance(given, nn.Module):
+            raise InputError(f"{name} is a {type(given).__name__}, not a torch.nn.Module")
+    if model is small:
+        raise InputError(
+            "model and small are one object, which is equal to itself. The speedup works in place: make a "
+            "copy.deepcopy of the model before it, and compare with that"
+        )
     keep = None if masks is None else normalize_masks(model, load_masks(masks))
     cases = random_inputs(resolve_inputs(dummy_input), batch_sizes, repeats, seed)
     return compare(run(model, cases, keep), run(small, cases))
@@ -122,17 +135,30 @@ def random_inputs(inputs: Inputs, batch_sizes: Sequence[int], repeats: int, seed
     return cases
 
 
+@dataclass(frozen=True)
+class Returned:
+    """What a model returned: its tensors, and the rest by where it stands."""
+
+    tensors: list[torch.Tensor]
+    plain: Mapping[str, Any]
+
+
 def _like(inputs: Inputs, batch: int | None, generator: torch.Generator) -> Inputs:
+    floats = [t for t in tensors_in(inputs) if t.is_floating_point() and t.numel()]
+    all_flat = all(_is_flat(t) for t in floats)
+
     def draw(tensor: torch.Tensor) -> torch.Tensor:
         shape = tensor.shape if batch is None or not tensor.ndim else (batch, *tensor.shape[1:])
         if tensor.numel() == 0:
             return tensor.new_empty(shape)
-        if tensor.is_floating_point():
+        # What is the same everywhere says nothing of a deviation; beside other inputs it may be a mask of ones.
+        drawable = tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+        if drawable and (all_flat or not _is_flat(tensor)):
             values = tensor.double()
-            spread = values.std() if tensor.numel() > 1 else values.abs().mean()
+            spread = 1.0 if _is_flat(tensor) else values.std()
             drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
             return (drawn.to(tensor.device) * spread + values.mean()).to(tensor.dtype)
-        # Indices and flags: from those that the dummy shows to be valid.
+        # Indices, flags, masks of infinities: from those that the dummy shows to be valid.
         chosen = torch.randint(tensor.numel(), tuple(shape), generator=generator).to(tensor.device)
         return tensor.flatten()[chosen]
 
@@ -140,28 +166,40 @@ def _like(inputs: Inputs, batch: int | None, generator: torch.Generator) -> Inpu
     return drawn
 
 
+def _is_flat(tensor: torch.Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all())
+
+
 def run(
     model: nn.Module, cases: Mapping[str, Inputs], masks: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, list[torch.Tensor] | Exception]:
-    """The tensors that a model returns for each input, or what it raises."""
-    results: dict[str, list[torch.Tensor] | Exception] = {}
+) -> dict[str, Returned | Exception]:
+    """What a model returns for each input, or what it raises."""
+    results: dict[str, Returned | Exception] = {}
     with sandbox(model, masks):
         for name, inputs in cases.items():
             args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
             try:
                 with undisturbed(model):
                     torch.manual_seed(0)  # inside a fork of the random state
-                    results[name] = [t.detach().clone() for t in tensors_in(model(*args, **kwargs))]
+                    result = model(*args, **kwargs)
+                    results[name] = Returned([t.detach().clone() for t in tensors_in(result)], plain_leaves(result))
             except Exception as error:
                 results[name] = error
     return results
 
 
 def compare(
-    wanted: Mapping[str, list[torch.Tensor] | Exception], got: Mapping[str, list[torch.Tensor] | Exception]
+    wanted: Mapping[str, Returned | Exception],
+    got: Mapping[str, Returned | Exception],
+    coarsest: torch.dtype | None = None,
 ) -> Verification:
-    """Compare the results of ``run`` of the masked and of the small model."""
+    """Compare the results of ``run`` of the masked and of the small model.
+
+    Args:
+        coarsest: the type of the coarsest numbers that the results were made of, if that is known.
+    """
     comparisons: list[Comparison] = []
+    finite: dict[int | str, bool] = {}
     skipped: list[str] = []
     for case, reference in wanted.items():
         result = got[case]
@@ -172,12 +210,25 @@ def compare(
             raise CheckError(
                 f"the small model raises on input {case!r}, the masked one does not: {result!r}"
             ) from result
-        if len(result) != len(reference):
-            raise CheckError(f"the small model returns {len(result)} tensors, the masked one {len(reference)}")
-        for number, (a, b) in enumerate(zip(reference, result, strict=True)):
+        if len(result.tensors) != len(reference.tensors):
+            counts = len(result.tensors), len(reference.tensors)
+            raise CheckError(f"the small model returns {counts[0]} tensors, the masked one {counts[1]}")
+        if set(result.plain) != set(reference.plain):
+            raise CheckError(f"the small model returns {_names(result)}, the masked one {_names(reference)}")
+        for number, (a, b) in enumerate(zip(reference.tensors, result.tensors, strict=True)):
+            finite[number] = finite.get(number, False) or not a.numel() or bool(torch.isfinite(a).any())
             absolute, scale = distance(a, b) if a.shape == b.shape and a.dtype == b.dtype else (float("inf"), 1.0)
             relative = absolute / scale if scale else absolute
-            comparisons.append(Comparison(case, number, absolute, relative, tolerance(a.dtype)))
-    if not comparisons:
-        raise CheckError("the masked model rejects every random input, so nothing was compared: " + "; ".join(skipped))
+            comparisons.append(Comparison(case, number, absolute, relative, tolerance(a.dtype, coarsest)))
+        dtypes = [t.dtype for t in reference.tensors]
+        for name, *numbers in plain_differences(reference.plain, result.plain, dtypes):
+            finite[name] = True
+            comparisons.append(Comparison(case, name, *numbers))
+    skipped += [f"output {name}: no finite number on any input" for name, found in finite.items() if not found]
+    if not any(finite.values()):
+        raise CheckError("no random input gives anything to compare: " + "; ".join(skipped))
     return Verification(tuple(comparisons), tuple(skipped))
+
+
+def _names(returned: Returned) -> str:
+    return ", ".join(returned.plain) or "nothing"

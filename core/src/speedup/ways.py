@@ -28,6 +28,7 @@ from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock
+from speedup.kinds import Kind
 from speedup.trace.recorder import EndlessError
 
 _MOST = 8  # runs of the model
@@ -93,7 +94,7 @@ def disagreements(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[L
 
 def _with(source: Value, wanted: Bools) -> list[Lock]:
     """Locks that make a parameter keep these entries: its own, and those of what it is multiplied with."""
-    locks = [Lock(source.number, None, _WHY, wanted)]
+    locks = [Lock(source.number, None, _WHY, wanted, Kind.DATA)]
     for node, number in source.uses:
         if node.rule is not None and not node.rule.moves and number >= 0:
             locks += _beside(node, number, wanted)
@@ -108,7 +109,7 @@ def _beside(node: Node, number: int, wanted: Bools) -> list[Lock]:
         if value is None or k == number or not layout.names_of(k) & layout.shared(number):
             continue
         entries = layout.from_named(k, layout.project_any(k, named))
-        locks.append(Lock(value.number, None, _WHY, entries))
+        locks.append(Lock(value.number, None, _WHY, entries, Kind.DATA))
     return locks
 
 

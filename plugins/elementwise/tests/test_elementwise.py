@@ -524,3 +524,10 @@ def test_branches_are_equal_under_other_kinds_of_masks(name: str, kind: str) -> 
     net = Net(BOTH[name], padding=1)
     for seed in range(2):
         check_equal(net, image(2, 6, 6), random_masks(net, seed, kind), [image(3, 8, 7)])
+
+
+def test_tensors_without_entries() -> None:
+    def empty(a: torch.Tensor) -> torch.Tensor:
+        return torch.cat([a[:, :0], a, a.new_zeros(len(a), 0, *a.shape[2:])], 1)
+
+    assert kept(checked(Net(empty)))["t"] <= 8

@@ -28,6 +28,16 @@ class ImageLayerNorm(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
+class ImageGroupNorm(nn.GroupNorm):
+    """With the channels first and a forward of its own, as libraries have it."""
+
+    def __init__(self, width: int, groups: int = 1) -> None:
+        super().__init__(groups, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class LanguageRMSNorm(nn.Module):
     """As language models have it."""
 
@@ -38,6 +48,20 @@ class LanguageRMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+class OffsetRMSNorm(LanguageRMSNorm):
+    """As Gemma has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+class GatedRMSNorm(LanguageRMSNorm):
+    """As state-space models have it: what it computes depends on a second argument."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x if gate is None else x * F.silu(gate))
 
 
 class Stream(nn.Module):
@@ -98,6 +122,8 @@ STREAMS: dict[str, tuple[Callable[[int], nn.Module], int, int]] = {
     "RMS norm": (nn.RMSNorm, 7, 8),
     "RMS norm with eps": (lambda d: nn.RMSNorm(d, eps=1e-2), 7, 8),
     "RMS norm of a language model": (LanguageRMSNorm, 7, 8),
+    "RMS norm that scales by one more": (OffsetRMSNorm, 7, 8),
+    "RMS norm with a gate that is not given": (GatedRMSNorm, 12, 12),
     # There is no weight that could take the change of scale.
     "RMS norm without weight": (lambda d: nn.RMSNorm(d, elementwise_affine=False), 12, 12),
 }
@@ -120,8 +146,9 @@ def test_masked_scales_and_shifts_need_no_carrier(name: str) -> None:
         f"{n}.{p}": GONE for n in "nm" for p, _ in Stream(STREAMS[name][0]).get_submodule(n).named_parameters()
     }
     result = checked(Stream(STREAMS[name][0]), masked)
-    if "without" not in name:
-        assert result.shape("a.weight") == (7, 5)
+    zeros = STREAMS[name][1]
+    if "without" not in name:  # a mask of 1 + weight leaves the 1
+        assert result.shape("a.weight") == (12 if zeros == 12 else 7, 5)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -261,16 +288,21 @@ def masks_of(biases: bool, gone: list[int], *others: str) -> dict[str, list[int]
 
 
 @pytest.mark.parametrize(("padding", "biases", "width"), [(0, True, 8), (0, False, 9), (1, True, 9), (1, False, 10)])
-@pytest.mark.parametrize("norm", [ImageLayerNorm, lambda d: nn.GroupNorm(1, d)], ids=["layer norm", "one group"])
+@pytest.mark.parametrize(
+    "norm",
+    [ImageLayerNorm, lambda d: nn.GroupNorm(1, d), ImageGroupNorm],
+    ids=["layer norm", "one group", "one group of a library"],
+)
 def test_a_norm_over_the_channels_of_an_image(norm: Any, padding: int, biases: bool, width: int) -> None:
     """Behind zero padding the shift is one more unknown."""
     assert checked(Image(norm(12), padding), masks_of(biases, GONE)).shape("b.weight") == (8, width, 3, 3)
 
 
+@pytest.mark.parametrize("norm", [nn.GroupNorm(3, 12), ImageGroupNorm(12, 3)], ids=["torch", "a library"])
 @pytest.mark.parametrize("biases", [True, False])
-def test_groups_keep_equal_counts(biases: bool) -> None:
+def test_groups_keep_equal_counts(biases: bool, norm: nn.Module) -> None:
     """Two, one and one of four channels go: each group can do without one."""
-    model = Image(nn.GroupNorm(3, 12), activation=True)
+    model = Image(copy.deepcopy(norm), activation=True)
     result = checked(model, masks_of(biases, [0, 1, 5, 9], "n.weight", "n.bias"))
     assert result.shape("b.weight") == (8, 9, 3, 3)
     assert result.shape("n.weight") == (9,)

@@ -306,6 +306,26 @@ def test_copies_of_a_channel_go_with_it(name: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
+    [
+        lambda a: F.fold(F.unfold(a, 3, padding=1), a.shape[-2:], 3, padding=1),
+        lambda a: nn.Fold(a.shape[-2:], 3, padding=1)(F.unfold(a, 3, padding=1)),
+        lambda a: torch.stack([F.fold(F.unfold(each, 2, stride=2), a.shape[-2:], 2, stride=2) for each in a]),
+    ],
+    ids=["F.fold", "nn.Fold", "one by one"],
+)
+def test_fold_adds_up_windows(body: Callable[..., torch.Tensor]) -> None:
+    """What constants add up to depends on how many windows meet; zeros stay zeros."""
+    net = Net(body)
+    with torch.no_grad():
+        net.a.bias[:3] = 0
+    assert kept(checked(net, [0, 1, 2])) == (5, 5)
+    with torch.no_grad():
+        net.a.bias[:2] = 1.0
+    assert kept(checked(net, [0, 1, 2])) == (7, 7)
+
+
+@pytest.mark.parametrize(
+    "body",
     [lambda s, a: F.pixel_shuffle(a, 2), lambda s, a: torch.pixel_shuffle(a, 2), lambda s, a: s.shuffle(a)],
     ids=["F.pixel_shuffle", "torch.pixel_shuffle", "nn.PixelShuffle"],
 )

@@ -17,7 +17,15 @@ from collections.abc import Sequence
 
 from speedup.errors import SpeedupError
 
-COMMANDS = {"plugins": "plugins"}
+COMMANDS = {
+    "run": "run",
+    "plan": "plan",
+    "verify": "verify",
+    "bench": "bench",
+    "plugins": "plugins",
+    "doctor": "doctor",
+    "new-plugin": "new_plugin",
+}
 """The module of every command, by the command's name."""
 
 
@@ -28,15 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit code: 0 for success, 1 for a failure, 2 for a mistake in the arguments.
+        The exit code: 0 for success, 1 for a failure, 2 for a mistake in the arguments, 130 when interrupted.
     """
     parser = argparse.ArgumentParser(prog="speedup", description="Make a pruned model smaller and faster.")
     parser.add_argument("--version", action="version", version=f"speedup {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         command = importlib.import_module(f"{__name__}.{module}").add
-        summary = (inspect.getdoc(command) or "").partition("\n")[0]
-        sub = commands.add_parser(name, help=summary, description=summary)
+        description = inspect.getdoc(command) or ""
+        sub = commands.add_parser(name, help=description.partition("\n")[0], description=description)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=command(sub))
     args = parser.parse_args(argv)
@@ -46,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("speedup: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         if args.debug:
             raise

@@ -167,7 +167,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.open_calls:
             return func(*args, **kwargs)
-        rule = self.registry.for_function(func)
+        rule = self.registry.for_function(func) if not _transformed() else None
         inside = enterable(func) if rule is None else None
         if inside is not None and func not in self.entering:
             self.entering.append(func)
@@ -260,17 +260,23 @@ class Recorder(TorchFunctionMode):
                 if isinstance(result, bool) and self.answers is not None:
                     result = self._answer(result)
                 else:
-                    self.branch = Branch(node, frozenset(v for ref, v in self._live.values() if ref() is not None))
+                    self.branch = Branch(node, self._existing())
+        if _transformed() and self.branch is None:
+            why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
+            self.branch = Branch(node, self._existing(), why)
         if rule is not None:
             rule.claim(node)
         self._append(node)
         if self.log is not None:
-            self.log.append([t.detach().clone() for t in outputs])
+            self.log.append([] if _transformed() else [t.detach().clone() for t in outputs])
         for tensor, value in zip(outputs, node.outputs, strict=True):
             self.track(tensor, value)
         if changed:
             self._spread_mutation(changed, node)
         return result
+
+    def _existing(self) -> frozenset[Value]:
+        return frozenset(v for ref, v in self._live.values() if ref() is not None)
 
     def _count_read(self) -> None:
         """A loop that waits for its data may never end when Python was told something else about them."""
@@ -345,13 +351,17 @@ class Recorder(TorchFunctionMode):
 
     @_unrecorded
     def _rule_of(self, module: nn.Module) -> Any:
-        return self.registry.for_module(module)
+        try:
+            return self.registry.for_module(module)
+        except RuleError as error:
+            place = f"{self._paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
+            raise RuleError(f"{error}, at {place}") from error
 
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:
             return original(module, *args, **kwargs)
         path = self._paths.get(id(module), "")
-        rule = self._rule_of(module) if id(module) in self._paths else None
+        rule = self._rule_of(module) if id(module) in self._paths and not _transformed() else None
         stands_for = self.substitutes.get(id(module))
         if rule is None and stands_for is None:
             self.scope.append(path)
@@ -386,8 +396,14 @@ def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
         held: dict[str, torch.Tensor] = rule.held(module)
     except Exception as error:
         place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
-        raise RuleError(f"rule {rule.name!r} raised in held at {place}: {error!r}") from error
+        raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
     return held
+
+
+def _transformed() -> bool:
+    """Whether ``torch.vmap``, ``torch.func.grad`` or the like runs: tensors inside it are wrappers of others, made and
+    taken off out of sight."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _state(tensor: torch.Tensor) -> tuple[Any, ...]:

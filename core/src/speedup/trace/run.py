@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
 from speedup.graph import Graph
 from speedup.registry import Registry
-from speedup.trace.outputs import tensors_in
+from speedup.trace.outputs import later, plain_leaves, tensors_in
 from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.source import see_through
@@ -89,6 +90,7 @@ def trace(
         watch: sees every call and says what it gives; its ``got`` is filled as ``log`` is.
 
     Raises:
+        TraceError: the model returns something that makes its tensors later.
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
@@ -124,6 +126,11 @@ def _run(
     for tensor in tensors_in(result):
         outputs.append(recorder.value_of(tensor))
         reference.append(tensor.detach().clone())
+    if lazy := later(result):
+        raise TraceError(f"the model returns a {lazy}, which makes its tensors after forward has ended; return a tuple")
+    # What the model wrote into inputs, or put into lists and dicts that it was given, is there for its caller.
+    given = [recorder.value_of(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    outputs += [v for v in given if v.kind != "input"]
     for source in list(recorder._sources.values()):
         # A parameter or buffer that the forward writes to is read by the next call.
         assert source.tensor is not None
@@ -145,4 +152,5 @@ def _run(
         recorder.branch,
         tuple(recorder.asked),
         expanded,
+        plain_leaves(result),
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from speedup.masks import compact
+from speedup.trace.holdings import Holdings, same
 
 
 @contextlib.contextmanager
@@ -40,26 +43,28 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Whatever a run of the model changes is put back on exit, so that every run starts from the same state.
 
-    Put back: module attributes (lists, dicts and sets one level deep), buffers that the forward writes to, training
-    flags, and the random state of the CPU and of the devices that the model is on.
+    Put back: module attributes and what they hold (see ``Holdings``), buffers that the forward writes to, training
+    flags, and the random state of Python, NumPy, the CPU and the devices that the model is on.
     """
-    attributes = [Attributes(m) for m in model.modules()]
+    modules = list(model.modules())
+    attributes = [Attributes(m) for m in modules]
+    holdings = Holdings(modules, (*model.parameters(), *model.buffers()))
     buffers = [(b, b.clone()) for b in {id(b): b for b in model.buffers()}.values()]
     devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
         with torch.no_grad():
             for buffer, saved in buffers:
-                if not _same(buffer, saved):
+                if not same(buffer, saved):
                     buffer.copy_(saved)
+        holdings.restore()
         for attribute in attributes:
             attribute.restore()
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 class Attributes:

@@ -202,6 +202,8 @@ class MadeBy(Made):
         if node.op_name.endswith("empty"):
             return {}
         made = node.run([torch.zeros((), dtype=torch.float64)])
+        if not made.numel():
+            return {}
         ones = (1,) * node.outputs[0].ndim
         return {"output": Constant(np.ones(ones, dtype=bool), np.full(ones, float(made.flatten()[0])))}
 

@@ -18,6 +18,7 @@ from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, hookimp
 from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, compensate
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, form_of
+from speedup_plugin_norm.response import ResponseNorm
 
 
 class LayerNorm(Counting):
@@ -121,7 +122,8 @@ class RMSNorm(Counting):
         if total > n:
             setattr(module, self.eps_name(node), (squares + total * self.eps(node)) / n)
             weight = keep.tensors["weight"]
-            scaled = nn.Parameter(weight.detach() * (total / n) ** 0.5, requires_grad=weight.requires_grad)
+            scaled = (weight.detach() + self.offset) * (total / n) ** 0.5 - self.offset
+            scaled = nn.Parameter(scaled, requires_grad=weight.requires_grad)
             module.register_parameter("weight", scaled)
         return module
 
@@ -166,6 +168,14 @@ class OtherRMSNorm(_Recognised, RMSNorm):
 
     def signature(self, node: Node) -> str:
         return "* c, c -> * c" if self.channel(node) == -1 else "n c *, c -> n c *"
+
+
+class OffsetRMSNorm(OtherRMSNorm):
+    """With 1 + weight in the place of the weight, as in Gemma: a masked entry scales by 1."""
+
+    name = "offset rms_norm"
+    kind = "rms+1"
+    offset = 1.0
 
 
 class GroupNorm(Counting):
@@ -216,6 +226,11 @@ class GroupNorm(Counting):
         )
 
 
+class OtherGroupNorm(_Recognised, GroupNorm):
+    name = "other group_norm"
+    kind = "group"
+
+
 class InstanceNorm(Rule):
     """Every channel on its own, over all positions; with running statistics, as a batch norm."""
 
@@ -256,7 +271,10 @@ def speedup_rules() -> Iterable[Rule]:
         RMSNorm(modules=(nn.RMSNorm,), functions=(F.rms_norm, torch.rms_norm)),
         OtherLayerNorm(),
         OtherRMSNorm(),
+        OffsetRMSNorm(),
+        OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
+        ResponseNorm(),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             functions=(F.instance_norm, torch.instance_norm),

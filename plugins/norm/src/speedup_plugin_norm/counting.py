@@ -17,6 +17,7 @@ class Counting(Rule):
 
     operands: tuple[str, ...] = ("input", "weight", "bias")
     over = "c"
+    offset = 0.0  # what is added to the weight before anything is scaled with it
 
     def terms(self, constants: Floats, groups: int) -> list[Floats]:
         """Of an entry that is constant in front: its factor of every unknown, before weight and bias (named space)."""
@@ -44,7 +45,7 @@ class Counting(Rule):
         """Constants become affine; where the weight is 0 the bias comes out, and where all is constant, a constant."""
         layout = node.layout
         known, value = self.constants(node, facts)
-        weight = self._named(node, facts, 1, 1.0)
+        weight = self._named(node, facts, 1, 1.0) + self.offset
         bias = self._named(node, facts, 2, 0.0)
         scaled = self.scaled(node, facts)
         axes = layout.axes({self.over})
@@ -83,9 +84,10 @@ class Counting(Rule):
         return found
 
     def scaled(self, node: Node, facts: NodeFacts) -> Bools:
-        """Where the weight is not 0, in named space."""
+        """Where the scale is not known to be 0, in named space."""
         layout = node.layout
-        return ~layout.to_named(1, facts.zero(1)) if facts.present(1) else np.ones((1,) * len(layout.names), bool)
+        plain = facts.present(1) and not self.offset
+        return ~layout.to_named(1, facts.zero(1)) if plain else np.ones((1,) * len(layout.names), bool)
 
     def constants(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
         """The channels that are constant, with one value at all positions, in named space."""

@@ -256,6 +256,32 @@ class Narrow(Movement):
         return {"start": kept.start, "length": kept.stop - kept.start}
 
 
+class Fold(Rule):
+    """The inverse of unfold: the entries of every window are added at their places.
+
+    All entries of a channel's window stay together. How many windows meet at a place differs, so of constants only
+    zeros are known to come out.
+    """
+
+    call = "input, output_size, kernel_size, *args, **kwargs"
+    operands = ("input",)
+
+    def signature(self, node: Node) -> str:
+        batch = "n" if node.outputs[0].ndim == 4 else ""
+        return f"{batch} (c ~k) ~1 -> {batch} c ~2"
+
+    def uniform(self, node: Node) -> bool:
+        return False
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        (array,) = arrays
+        if array is None:
+            return None
+        if array.shape[-2] > 1:  # channels and windows; a constant is the same all along a window
+            array = array.reshape(*array.shape[:-2], node.outputs[0].shape[-3], -1)[..., :1]
+        return [np.where(array == 0, 0.0, np.nan)[..., None]]
+
+
 _AS_THEY_ARE = (
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
     "repeat tile repeat_interleave unbind hsplit vsplit dsplit tensor_split roll flip fliplr flipud rot90 "
@@ -281,6 +307,7 @@ def speedup_rules() -> Iterable[Rule]:
             call="input, *args, **kwargs",
             operands=("input",),
         ),
+        Fold(name="fold", modules=(nn.Fold,), functions=(F.fold,)),
         View(name="view", functions=variants("view", "reshape", "expand", "broadcast_to")),
         Unflatten(name="unflatten", modules=(nn.Unflatten,), functions=variants("unflatten")),
         Split(name="split", functions=(torch.split, torch.split_with_sizes, torch.Tensor.split_with_sizes)),

@@ -1,0 +1,94 @@
+"""What the commands that make a model small share: the model, its masks and its input, and the plan for them."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import speedup
+from speedup.cli.progress import step
+from speedup.cli.target import add_input, add_model, load_input, load_model, make_model
+from speedup.errors import InputError
+from speedup.inputs import resolve_inputs
+from speedup.masks import load_masks, normalize_masks
+from speedup.plan import Plan
+from speedup.verify import Inputs
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a model, its masks and its input."""
+    add_model(parser)
+    parser.add_argument(
+        "--masks", metavar="FILE", required=True, help="the masks, as speedup.plan reads them (never runs code)"
+    )
+    add_input(parser)
+    parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda:0 (default: cpu)")
+    parser.add_argument(
+        "--constants",
+        choices=("exact", "drop"),
+        default="exact",
+        help="fold what masked filters leave behind, or leave it out so that the answers change (default: exact)",
+    )
+
+
+def add_small(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names a small model that was saved."""
+    parser.add_argument(
+        "--small", metavar="DIR", help="a small model that speedup run wrote; without it one is made anew"
+    )
+
+
+class Job:
+    """The model, the input and the masks of a command line.
+
+    Raises:
+        SpeedupError: one of them cannot be used.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        step(f"building {args.model}")
+        self.device = _device(args.device)
+        self.model = load_model(args).to(self.device)
+        self.dummy_input: Any = pytree.tree_map_only(torch.Tensor, lambda t: t.to(self.device), load_input(args))
+        self.masks: Any = load_masks(args.masks)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The arguments of a call of the model."""
+        return resolve_inputs(self.dummy_input)
+
+    def plan(self, model: nn.Module | None = None) -> Plan:
+        """Plan for the model, or for another one like it."""
+        return speedup.plan(
+            self.model if model is None else model, self.dummy_input, self.masks, constants=self.args.constants
+        )
+
+    def small(self) -> nn.Module:
+        """The small model: the saved one of ``--small``, else one that is made from a copy of the model."""
+        if self.args.small is not None:
+            return speedup.load(make_model(self.args.model), self.args.small).to(self.device)
+        return self.plan(copy.deepcopy(self.model)).apply()
+
+    def masked(self) -> nn.Module:
+        """A copy of the model with the masks applied for good."""
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, mask in normalize_masks(model, self.masks).items():
+                parameter = model.get_parameter(name)
+                parameter.mul_(mask.to(parameter.device))
+        return model
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: {str(error).partition(chr(10))[0]}") from error
+    return device

@@ -1,0 +1,37 @@
+"""What kinds of reasons there are for keeping an entry: the sentence says what happened, the kind what can be done."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """Why an entry stays.
+
+    Attributes:
+        NEEDED: it is read and not constant.
+        OUTPUT: it is of an output of the model.
+        INPUT: it comes from outside the model.
+        BARRIER: a call without a rule makes or reads it.
+        DATA: code that depends on the data of the input may read it.
+        SIZE: the code of a call holds a size that could not be repaired.
+        CARRIER: it carries constants that were removed.
+        CONSTANT: it is a constant that cannot be folded.
+        COUNT: parts of one tensor (groups, heads, chunks) keep equally many.
+        LEAST: a tensor is never empty.
+        RIGID: an axis can never lose an index: a call reads all of it, or something whole is joined along it.
+        RULE: a call would not be well-formed without it; its rule says so.
+    """
+
+    NEEDED = "needed"
+    OUTPUT = "output"
+    INPUT = "input"
+    BARRIER = "barrier"
+    DATA = "data"
+    SIZE = "size"
+    CARRIER = "carrier"
+    CONSTANT = "constant"
+    COUNT = "count"
+    LEAST = "least"
+    RIGID = "rigid"
+    RULE = "rule"

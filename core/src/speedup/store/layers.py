@@ -1,0 +1,108 @@
+"""The class of a small module as data: what stands over the user's class, and how to put it there again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from speedup.errors import SpeedupError, StorageError
+from speedup.overlay import Overlay, overlaid, parts_of
+from speedup.registry import Registry
+from speedup.repair.rewrite import Edit, Via, original, rewritten
+from speedup.store.plain import from_json, to_json
+
+
+def describe(module: nn.Module, original_class: str, path: str, registry: Registry) -> list[dict[str, Any]]:
+    """What was made of a module's original class, to be done in this order.
+
+    Raises:
+        StorageError: it is of a class that no installed rule makes.
+    """
+    names = {id(kind): name for name, kind in makes(registry).items()}
+    cls, edits = original(type(module))
+    overlay, base = parts_of(cls)
+    found: list[dict[str, Any]] = []
+    if f"{base.__module__}.{base.__qualname__}" != original_class:
+        found.append({"class": _named(names, base, path)})
+    if overlay is not None:
+        found.append({"overlay": _named(names, overlay, path)})
+    if edits:
+        found.append({"edits": [_edit_to_json(e) for e in edits]})
+    return found
+
+
+def remade(module: nn.Module, layers: Sequence[dict[str, Any]], path: str, registry: Registry) -> nn.Module:
+    """A module (a shell of a fresh one) of the class that ``describe`` described.
+
+    Raises:
+        StorageError: a plugin is missing, or the source of a method is another one.
+    """
+    known = makes(registry)
+    for layer in layers:
+        ((kind, content),) = layer.items()
+        if kind == "edits":
+            try:
+                module.__class__ = rewritten(type(module), tuple(_edit_from_json(e) for e in content))
+            except SpeedupError as error:
+                raise StorageError(
+                    f"{path or 'the model'}: {error}. Load it with the source it was saved with"
+                ) from error
+        elif content not in known:
+            plugin = content.partition(".")[0]
+            raise StorageError(
+                f"{path or 'the model'} is a {content} in the saved model, which no installed plugin makes: "
+                f"install the plugin {plugin!r} (speedup plugins lists those that are there)"
+            )
+        elif kind == "overlay" and issubclass(known[content], Overlay):
+            module.__class__ = overlaid(known[content], type(module))
+        elif kind == "class" and issubclass(known[content], nn.Module):
+            kind_of: Any = known[content]
+            made = kind_of.__new__(kind_of)
+            made.__dict__.update(module.__dict__)
+            module = made
+        else:
+            raise StorageError(f"{path or 'the model'}: {content} is no {kind}")
+    return module
+
+
+def makes(registry: Registry) -> dict[str, type]:
+    """What the installed rules make beside modules of the user's classes, by the name that files use."""
+    found = {}
+    for rule in registry.rules:
+        plugin = registry.plugin_of(rule)
+        for kind in rule.makes:
+            found[f"{plugin.name if plugin else ''}.{kind.__name__}"] = kind
+    return found
+
+
+def _named(names: dict[int, str], kind: type, path: str) -> str:
+    if id(kind) not in names:
+        raise StorageError(
+            f"{path or 'the model'} became a {kind.__module__}.{kind.__qualname__}, which no installed rule lists in "
+            "`makes`: it could not be made again"
+        )
+    return names[id(kind)]
+
+
+def _edit_to_json(edit: Edit) -> dict[str, Any]:
+    data = asdict(edit)
+    data["span"] = list(edit.span)
+    if edit.via is not None:
+        data["via"]["span"] = list(edit.via.span)
+    return {**data, "old": to_json(edit.old), "new": to_json(edit.new)}
+
+
+def _edit_from_json(data: dict[str, Any]) -> Edit:
+    via = data["via"]
+    return Edit(
+        **{
+            **data,
+            "span": tuple(data["span"]),
+            "old": from_json(data["old"]),
+            "new": from_json(data["new"]),
+            "via": None if via is None else Via(via["function"], via["digest"], tuple(via["span"])),
+        }
+    )

@@ -1,0 +1,111 @@
+"""What is no longer as it was: noted in every module that a plan changes, for ``save`` to find.
+
+The note is plain data in one attribute of the module, so it goes wherever the module goes: into copies, pickles and
+larger models. It says what was *before*; what is now the module itself says. So it also stands for several rounds of
+pruning: what was there before the first of them stays noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from speedup.commit import Transaction
+from speedup.overlay import plain_class
+from speedup.report import Report
+from speedup.store.plain import NotPlainError, to_json
+from speedup.trace.sandbox import Attributes
+
+FIELD = "_speedup_record"
+_HOLDERS = ("_parameters", "_buffers")
+INTERNAL = frozenset(vars(nn.Module())) | {FIELD}
+
+
+def note(transaction: Transaction, report: Report, constants: str) -> None:
+    """Note what a plan that was put in has changed, and in the model what the plan did as a whole."""
+    firsts: dict[int, Attributes] = {}
+    for attributes in transaction.saved:
+        firsts.setdefault(id(attributes.module), attributes)
+    placed = {id(made) for _, made in transaction.placed}
+    for attributes in firsts.values():
+        _merge(attributes.module, _difference(attributes, placed))
+    for old, made in transaction.placed:
+        before = Attributes(old)
+        before.module = made
+        _merge(made, _difference(before, placed), kind=plain_class(old))
+    transaction.saved.append(Attributes(transaction.model))
+    done = {"parameters": list(report.parameters), "macs": list(report.macs), "constants": constants}
+    record = record_of(transaction.model) or _empty(plain_class(transaction.model))
+    transaction.model.__dict__[FIELD] = {**record, "rounds": [*record["rounds"], done]}
+
+
+def record_of(module: nn.Module) -> dict[str, Any] | None:
+    """The note in one module: its original ``class``, ``tensors`` (shapes before; None for one that was gained),
+    ``attributes`` (values before as JSON; an empty dict for one that was not there), what is ``unsaved`` and why, and
+    for a whole model its ``rounds``."""
+    found: dict[str, Any] | None = module.__dict__.get(FIELD)
+    return found
+
+
+def name_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _empty(cls: type) -> dict[str, Any]:
+    return {"class": name_of(cls), "tensors": {}, "attributes": {}, "unsaved": {}, "rounds": []}
+
+
+def _merge(module: nn.Module, found: dict[str, dict[str, Any]], kind: type | None = None) -> None:
+    if not any(found.values()) and kind is None and type(module) is plain_class(module):
+        return
+    record = record_of(module) or _empty(kind or plain_class(module))
+    # A new dict: copies of the module hold the old one.
+    module.__dict__[FIELD] = {**record, **{key: {**changed, **record[key]} for key, changed in found.items()}}
+
+
+def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {"tensors": {}, "attributes": {}, "unsaved": {}}
+    old, now = {**then.saved, **then.contents}, then.module.__dict__
+    for holder in _HOLDERS:
+        for name in {**old[holder], **now[holder]}:
+            shape = _shape(old[holder].get(name))
+            if shape != _shape(now[holder].get(name)):
+                found["tensors"][name] = shape
+    children = {n: c for n, c in now["_modules"].items() if id(c) not in placed}
+    if any(old["_modules"].get(n) is not c for n, c in children.items()) or len(old["_modules"]) > len(now["_modules"]):
+        found["unsaved"]["children"] = "a rule replaced modules inside the module"
+    for name in {**old, **now}:
+        if name in INTERNAL or (name in old and name in now and same(old[name], now[name])):
+            continue
+        try:
+            before, after = (
+                {"before": to_json(values[name], _names(values))} if name in values else {} for values in (old, now)
+            )
+        except NotPlainError as error:
+            found["unsaved"][name] = str(error)
+        else:
+            if before != after:
+                found["attributes"][name] = before
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether a value is the same one, or a container of the same ones."""
+    if type(a) is not type(b) or not isinstance(a, list | tuple | set | dict):
+        return a is b
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(a[k] is b[k] for k in b)
+    return len(a) == len(b) and (a == b if isinstance(a, set) else all(x is y for x, y in zip(a, b, strict=True)))
+
+
+def _names(values: Mapping[str, Any]) -> dict[int, str]:
+    return {id(t): n for holder in _HOLDERS for n, t in values[holder].items() if t is not None}
+
+
+def _shape(tensor: torch.Tensor | None) -> list[int] | None:
+    if tensor is None or nn.parameter.is_lazy(tensor):
+        return None
+    return list(tensor.shape)

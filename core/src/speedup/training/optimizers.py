@@ -1,0 +1,96 @@
+"""Optimizers: parameters exchanged in their groups, and their state cut with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from speedup.errors import InputError
+from speedup.training.transition import Transition
+
+
+def follow_optimizer(optimizer: Optimizer, transition: Transition) -> Callable[[], None]:
+    """Find out what changes; nothing is changed before the function that is returned is called, which cannot fail.
+
+    A momentum or moment of a parameter's shape is cut as the parameter, a factor that broadcasts to it as well; what
+    counts steps stays. A bias that a layer gained joins the group of its layer.
+
+    Raises:
+        InputError: the optimizer is not that of the model, or keeps a state that cannot be cut.
+    """
+    renewed = {id(old): (name, new) for name, old, new in transition.renewed()}
+    known = {id(t) for t in transition.old.values()}
+    groups = optimizer.param_groups
+    if not any(id(p) in known for group in groups for p in group["params"]):
+        raise InputError("the optimizer holds no parameter of the model: pass the one that was made for it")
+    params = [[renewed[id(p)][1] if id(p) in renewed else p for p in group["params"]] for group in groups]
+    names: list[list[str] | None] = [list(g["param_names"]) if "param_names" in g else None for g in groups]
+    for name, gained in _gained(transition):
+        group = _group_near(name, transition, params)
+        params[group].append(gained)
+        more = names[group]
+        if more is not None:
+            more.append(name)
+    states = [
+        (p, renewed[id(p)][1], _cut_state(optimizer, p, transition, *renewed[id(p)]))
+        for group in groups
+        for p in group["params"]
+        if id(p) in renewed
+    ]
+
+    def commit() -> None:
+        for group, new, named in zip(groups, params, names, strict=True):
+            group["params"][:] = new
+            if named is not None:
+                group["param_names"][:] = named
+        for old, new_parameter, state in states:
+            if old in optimizer.state:
+                del optimizer.state[old]
+                optimizer.state[new_parameter] = state
+
+    return commit
+
+
+def _cut_state(
+    optimizer: Optimizer, parameter: torch.Tensor, transition: Transition, name: str, new: torch.Tensor
+) -> dict[str, Any]:
+    found = {}
+    for key, value in optimizer.state.get(parameter, {}).items():
+        small = value
+        if isinstance(value, torch.Tensor):
+            if value.shape == parameter.shape:
+                small = transition.cut(name, value)
+            elif value.numel() != 1:
+                small = transition.cut_factor(name, value) if _broadcasts(value, parameter) else None
+        elif any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
+            small = None
+        if small is None and value is not None:
+            what = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+            raise InputError(
+                f"the state {key!r} of {type(optimizer).__name__} for {name} ({what}, the parameter is "
+                f"{tuple(parameter.shape)}) cannot be cut with it, and nothing was changed: "
+                "apply the plan without the optimizer and make a new one"
+            )
+        found[key] = small
+    return found
+
+
+def _broadcasts(tensor: torch.Tensor, parameter: torch.Tensor) -> bool:
+    sizes = zip(tensor.shape, parameter.shape, strict=False)
+    return tensor.ndim == parameter.ndim and all(t in (1, p) for t, p in sizes)
+
+
+def _gained(transition: Transition) -> list[tuple[str, torch.Tensor]]:
+    new = transition.model.named_parameters()
+    return [(n, p) for n, p in new if n not in transition.old and p.requires_grad]
+
+
+def _group_near(name: str, transition: Transition, params: list[list[torch.Tensor]]) -> int:
+    """The group that has another parameter of the same module; the first one when there is none."""
+    module = transition.model.get_submodule(name.rpartition(".")[0])
+    siblings = {id(p) for p in module.parameters()}
+    return next((i for i, group in enumerate(params) if any(id(p) in siblings for p in group)), 0)
