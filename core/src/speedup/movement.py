@@ -457,27 +457,29 @@ def _asker(keep: NodeKeep, k: int, others: range) -> int:
 
 
 def _scattered(chosen: Bools, coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]) -> Bools:
-    """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape."""
-    wide = {a for a, s in enumerate(chosen.shape) if s > 1}
-    varies = [{a for a, s in enumerate(c.shape) if s > 1} for c in coordinates]
-    at: list[Any] = []
-    lines = np.ones((1,) * len(shape), dtype=bool)
-    for axis, (c, size) in enumerate(zip(coordinates, shape, strict=False)):
-        others = wide.union(*(v for a, v in enumerate(varies) if a != axis))
-        if varies[axis] & others:
-            at.append(c)
+    """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape.
+
+    Coordinates that vary along other axes of the output than the rest, and than what is chosen, take all their values
+    whatever the others are: each such group is written out by itself.
+    """
+    first = {a for a, s in enumerate(chosen.shape) if s > 1}
+    groups: list[tuple[set[int], list[int], bool]] = [(first, [], True)]
+    for axis, c in zip(range(len(shape)), coordinates, strict=False):
+        varies = {a for a, s in enumerate(c.shape) if s > 1}
+        near = [g for g in groups if g[0] & varies]
+        joined = varies.union(*(g[0] for g in near)), [*(a for g in near for a in g[1]), axis], any(g[2] for g in near)
+        groups = [joined, *(g for g in groups if not g[0] & varies)]
+    back = np.ones((1,) * len(shape), dtype=bool)
+    for _, axes, depends in groups:
+        if not axes:
             continue
-        # This index varies on its own: whatever is chosen, it takes these values.
-        at.append(None)
-        line = np.zeros(size, dtype=bool)
-        line[c] = True
-        if not line.all():
-            lines = lines & line.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-    back = np.zeros([1 if c is None else s for c, s in zip(at, shape, strict=True)], dtype=bool)
-    parts = np.broadcast_arrays(chosen, *(c for c in at if c is not None))
-    index = iter(p[parts[0]] for p in parts[1:])
-    back[tuple(0 if c is None else next(index) for c in at)] = True
-    return back & lines
+        part = np.zeros([s if a in axes else 1 for a, s in enumerate(shape)], dtype=bool)
+        here, *index = np.broadcast_arrays(chosen if depends else np.True_, *(coordinates[a] for a in axes))
+        at = dict(zip(axes, (i[here] for i in index), strict=True))
+        part[tuple(at.get(a, 0) for a in range(len(shape)))] = True
+        if not part.all():
+            back = back & part
+    return back
 
 
 def _taken(node: Node, value: Value) -> dict[int, Bools]:

@@ -361,8 +361,9 @@ class Recorder(TorchFunctionMode):
         if self.open_calls:
             return original(module, *args, **kwargs)
         path = self._paths.get(id(module), "")
-        rule = self._rule_of(module) if id(module) in self._paths and not _transformed() else None
         stands_for = self.substitutes.get(id(module))
+        known = stands_for is None and id(module) in self._paths and not _transformed()
+        rule = self._rule_of(module) if known else None
         if rule is None and stands_for is None:
             self.scope.append(path)
             try:
