@@ -163,6 +163,13 @@ class Movement(Rule):
             out = [real[0]] if out is None else out
         return [out] if isinstance(out, torch.Tensor) else list(out or ())
 
+    def moved(self, node: Node, tensors: Sequence[torch.Tensor], keep: Sequence[Bools]) -> list[torch.Tensor] | None:
+        """The call made on these tensors, of the sizes of what is kept; None where it cannot be made."""
+        try:
+            return self._run(node, _writable(node, list(tensors)), **self.resize(node, keep))
+        except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
+            return None
+
     def _encoded(self, node: Node, axis: int) -> tuple[list[torch.Tensor], list[int]]:
         """Per operand a tensor that says which operand and which index along ``axis`` an entry has."""
         tensors: list[torch.Tensor] = []

@@ -111,10 +111,12 @@ def _elect(group: Group, ballots: dict[str, Indices | None], policy: Policy, rou
         count = max(counts) if policy == "union" else round(sum(counts) / len(counts))
     smallest = min(map(len, group.blocks))
     count = min(count, smallest - 1) if count >= smallest else count
-    while count > 0 and (group.size - count * len(group.blocks)) % round_to:
-        count -= 1
-    gone = [block[np.argsort(-votes[block], kind="stable")[:count]] for block in group.blocks]
-    return np.sort(np.concatenate(gone)) if count else np.zeros(0, dtype=np.int64)
+    for fewer in range(count, 0, -1):
+        if group.left(fewer * len(group.blocks)) % round_to == 0:
+            gone = group.even(-votes.astype(np.float64), fewer)
+            if gone is not None:
+                return gone
+    return np.zeros(0, dtype=np.int64)
 
 
 def _restore(result: dict[str, torch.Tensor], group: Group, ballots: dict[str, Indices | None], gone: Indices) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 
+from speedup.facts import Bools
 from speedup.graph import Graph, Value
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import Labels, Numbers, varied
+from speedup.groups.mixing import Mixing
 from speedup.groups.result import Activation, ChannelGroups, Group, Indices, Member
 
 
-def assemble(graph: Graph, labels: Labels, blocks: Blocks, usable: Numbers) -> ChannelGroups:
+def assemble(graph: Graph, labels: Labels, blocks: Blocks, usable: Bools, mixed: Mapping[int, Mixing]) -> ChannelGroups:
     """Make the groups.
 
     Args:
         usable: per class whether it is a channel that can go.
+        mixed: what is known of mixed blocks, by the first class of the first of them.
     """
     classes = blocks.classes
     found: list[tuple[Value, Numbers, bool]] = []
@@ -51,7 +55,9 @@ def assemble(graph: Graph, labels: Labels, blocks: Blocks, usable: Numbers) -> C
     groups = []
     for group in sorted(members):
         even, heads, bundle = bounds[group]
-        groups.append(Group(sizes[group], tuple(members[group]), even, heads, bundle, tuple(activations[group])))
+        mixing = next((m for first, m in mixed.items() if group_of[first] == group), None)
+        own = tuple(members[group]), even, heads, bundle, tuple(activations[group])
+        groups.append(Group(sizes[group], *own, mixing))
     shapes = {v.names[0]: v.shape for v in graph.sources}
     return ChannelGroups(tuple(groups), shapes)
 

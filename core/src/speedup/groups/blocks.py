@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -20,22 +20,34 @@ class Blocks:
         channels: per block its classes.
     """
 
-    def __init__(self, labels: Labels, classes: Numbers) -> None:
+    def __init__(self, labels: Labels, classes: Numbers, given: Sequence[Sequence[Numbers]] = ()) -> None:
+        """
+        Args:
+            given: classes of blocks that are known and go evenly; grids of these have nothing more to say.
+        """
         self.labels = labels
         self.classes = classes
+        self._given = given
         self.block: Numbers = np.zeros(0, np.int64)
         self.channels: list[Numbers] = []
         self._families: list[int] = []
 
     def settle(self) -> None:
         """Find blocks in which all grids agree; where they do not, the lines of one of them are the same channels."""
-        grids = sorted(self.labels.grids, key=lambda g: g.axis is None)
+        known = np.concatenate([np.zeros(0, np.int64), *(b for blocks in self._given for b in blocks)])
+        grids = [g for g in self.labels.grids if not np.isin(self.classes[g.numbers], known).any()]
         for _ in range(_MOST):
-            self.block = np.full(len(self.classes), -1)
-            self.channels, self._families = [], []
-            if all([self._place(grid) for grid in grids]):
+            self._clear()
+            for blocks in self._given:
+                self._unite(self._number(members) for members in blocks)
+            if all([self._place(grid) for grid in _sorted(grids)]):
                 return
             self.classes = self.labels.classes()
+
+    def fits(self, grids: Sequence[Grid]) -> bool:
+        """Whether there are blocks in which these grids, of channels that can all go, agree."""
+        self._clear()
+        return all(self._lies(grid) for grid in _sorted(grids))
 
     def family(self, block: int) -> int:
         """A number that blocks share which go evenly."""
@@ -63,19 +75,24 @@ class Blocks:
                 parent[find(-2 - key)] = find(block)  # lines and blocks are told apart by the sign
         return {b: find(b) for b in range(len(self.channels)) if b in parent and b not in stay}
 
+    def _clear(self) -> None:
+        self.block = np.full(len(self.classes), -1)
+        self.channels, self._families = [], []
+
     def _place(self, grid: Grid) -> bool:
         """Make the lines of a grid blocks, if they fit what is there; else join its lines."""
-        numbers = self.classes[grid.numbers]
-        if (numbers == STAYS).all():
+        if (self.classes[grid.numbers] == STAYS).all() or self._lies(grid):
             return True
-        by_size = sorted(range(numbers.ndim), key=lambda a: (-numbers.shape[a], -a))
-        axes = [a for a in by_size if numbers.shape[a] > 1] if grid.axis is None else [grid.axis]
-        for axis in axes:
-            lines = np.unique(_lines(numbers, axis), axis=0)
+        lines = _lines(grid.numbers, _axes(grid)[0])
+        self.labels.join(lines[:1], lines)
+        return False
+
+    def _lies(self, grid: Grid) -> bool:
+        """Make the lines of a grid blocks, if they fit what is there."""
+        for axis in _axes(grid):
+            lines = np.unique(_lines(self.classes[grid.numbers], axis), axis=0)
             if len(lines) == 1 or self._fit(lines):
                 return True
-        lines = _lines(grid.numbers, axes[0])
-        self.labels.join(lines[:1], lines)
         return False
 
     def _fit(self, lines: Numbers) -> bool:
@@ -114,6 +131,19 @@ class Blocks:
         roots = sorted({self.family(b) for b in blocks})
         for root in roots[1:]:
             self._families[root] = roots[0]
+
+
+def _sorted(grids: Sequence[Grid]) -> list[Grid]:
+    """First those whose axis is known."""
+    return sorted(grids, key=lambda g: g.axis is None)
+
+
+def _axes(grid: Grid) -> list[int]:
+    """The axes along which the lines of a grid may lie, the longest first."""
+    if grid.axis is not None:
+        return [grid.axis]
+    sizes = grid.numbers.shape
+    return sorted((a for a, size in enumerate(sizes) if size > 1), key=lambda a: (-sizes[a], -a))
 
 
 def _lines(numbers: Numbers, axis: int) -> Numbers:

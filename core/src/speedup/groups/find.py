@@ -9,10 +9,12 @@ from torch import nn
 
 from speedup.ask import ask
 from speedup.errors import InputError
+from speedup.facts import Bools
 from speedup.graph import Graph
 from speedup.groups.assemble import assemble
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import STAYS, Labels, Numbers
+from speedup.groups.mixing import mixings
 from speedup.groups.result import ChannelGroups
 from speedup.inputs import resolve_inputs
 from speedup.keep import bare_keep_sets
@@ -51,14 +53,20 @@ def groups_of(graph: Graph) -> ChannelGroups:
     """The channel groups of a traced model."""
     labels = _tied(graph)
     classes, lines, made = _merged(labels)
-    blocks = Blocks(labels, classes)
+    mixed = mixings(graph, labels, classes, _usable(classes, lines, made))
+    blocks = Blocks(labels, classes, [own for _, own in mixed])
     blocks.settle()
-    classes = blocks.classes
+    usable = _usable(blocks.classes, lines, made)
+    return assemble(graph, labels, blocks, usable, {int(own[0][0]): mixing for mixing, own in mixed})
+
+
+def _usable(classes: Numbers, lines: Numbers, made: Numbers) -> Bools:
+    """Per class whether it is a channel that can go."""
     usable = np.zeros(len(classes), dtype=bool)
     usable[classes[made]] = True
     usable[classes[lines]] = False
     usable[STAYS] = False
-    return assemble(graph, labels, blocks, usable)
+    return usable
 
 
 def _tied(graph: Graph) -> Labels:

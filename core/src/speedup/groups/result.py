@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+
+from speedup.facts import Floats
+
+if TYPE_CHECKING:
+    from speedup.groups.mixing import Mixing
 
 Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -67,6 +72,8 @@ class Group:
             of channel numbers; empty where there are none.
         bundle: a number that groups share whose heads go together (the queries and values of one attention); None
             where there are no heads.
+        mixing: which channels of the blocks can stay together, where what is shuffled is divided again; None where
+            equal counts are enough.
     """
 
     size: int
@@ -75,6 +82,7 @@ class Group:
     heads: tuple[tuple[int, ...], ...] = ()
     bundle: int | None = None
     activations: tuple[Activation, ...] = ()
+    mixing: Mixing | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -85,6 +93,25 @@ class Group:
     def producers(self) -> tuple[str, ...]:
         """The parameters that make the channels."""
         return tuple(dict.fromkeys(m.parameter for m in self.members if m.makes))
+
+    def left(self, gone: int) -> int:
+        """How many channels a layer has left when ``gone`` of the group go."""
+        return (self.size - gone) // (len(self.blocks) if self.mixing is not None else 1)
+
+    def even(self, scores: Floats, count: int) -> Indices | None:
+        """The channels of lowest scores, ``count`` of each block; None where that many cannot go.
+
+        Args:
+            scores: one number per channel.
+        """
+        if self.mixing is None:
+            order = [block[np.argsort(scores[block], kind="stable")[:count]] for block in self.blocks]
+            return np.sort(np.concatenate(order))
+        stay = self.mixing.best([scores[block] for block in self.blocks], self.mixing.size - count)
+        if stay is None:
+            return None
+        gone = [np.delete(block, places) for block, places in zip(self.blocks, stay, strict=True)]
+        return np.sort(np.concatenate(gone))
 
     def channel(self, number: int) -> list[tuple[str, int, tuple[int, ...]]]:
         """Where one channel is: (parameter, axis, indices) for every member that it is a whole index of."""

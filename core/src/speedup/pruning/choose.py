@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from speedup.facts import Floats
 from speedup.groups.result import ChannelGroups, Group, Indices
 
 
@@ -29,29 +30,38 @@ class Queue:
         share: the part that is to go.
         fixed: whether that part was asked for by name, so that a global choice does not touch it.
         round_to: the numbers of channels that are left are multiples of this, where the group is large enough.
+        mixed: the number of a group whose blocks are mixed, and its scores: it says which channels can go together.
     """
 
     steps: Sequence[Step]
     share: float
     fixed: bool
     round_to: int
+    mixed: tuple[int, Floats] | None = None
 
     def count(self, share: float) -> int:
         """How many steps go of this share."""
         return min(math.floor(len(self.steps) * share + 1e-9), len(self.steps) - 1)
 
-    def rounded(self, count: int, groups: Sequence[Group]) -> int:
-        """The largest number of steps up to ``count`` that leaves multiples of ``round_to``."""
-        if self.round_to <= 1:
-            return count
+    def gone(self, count: int, groups: Sequence[Group]) -> Mapping[int, Sequence[int]]:
+        """The channels by group of the largest number of steps up to ``count`` that can go.
+
+        They leave multiples of ``round_to``.
+        """
         for fewer in range(count, 0, -1):
-            gone: dict[int, int] = defaultdict(int)
+            gone: dict[int, list[int]] = defaultdict(list)
             for step in self.steps[:fewer]:
                 for group, channels in step.channels.items():
-                    gone[group] += len(channels)
-            if all((groups[g].size - n) % self.round_to == 0 for g, n in gone.items()):
-                return fewer
-        return 0
+                    gone[group] += channels
+            if any(groups[g].left(len(channels)) % self.round_to for g, channels in gone.items()):
+                continue
+            if self.mixed is None:
+                return gone
+            number, scores = self.mixed
+            found = groups[number].even(scores, fewer)
+            if found is not None:
+                return {number: found.tolist()}
+        return {}
 
 
 def queues(
@@ -75,7 +85,8 @@ def queues(
         for place in range(min(map(len, lines))):
             channels = [int(line[place]) for line in lines]
             steps.append(Step({number: channels}, float(values[channels].mean())))
-        found.append(Queue(steps, *shares[number], round_to))
+        mixed = (number, values) if group.mixing is not None else None
+        found.append(Queue(steps, *shares[number], round_to, mixed))
     for members in bundles.values():
         # Heads that go together stand at the same places in their groups.
         count = min(len(groups[n].heads) for n in members)
@@ -103,9 +114,8 @@ def choose(groups: ChannelGroups, waiting: Sequence[Queue], share: float | None,
             counts[k] = count
     dropped: list[list[int]] = [[] for _ in groups]
     for queue, count in zip(waiting, counts, strict=True):
-        for step in queue.steps[: queue.rounded(count, groups.groups)]:
-            for number, channels in step.channels.items():
-                dropped[number] += channels
+        for number, channels in queue.gone(count, groups.groups).items():
+            dropped[number] += channels
     return [np.array(sorted(d), dtype=np.int64) for d in dropped]
 
 
