@@ -33,7 +33,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
         speedup.Node, speedup.Value, speedup.Ref, speedup.NodeFacts, speedup.NodeKeep, speedup.Kept, speedup.Call,
     ),
     "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine),
-    "Helpers": (speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along),
+    "Helpers": (speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.rows_of_one),
     "Registries": (speedup.Registry, speedup.default_registry),
     "Testing": tuple(
         getattr(testing, name) for name in testing.__all__ if isinstance(getattr(testing, name), type | FunctionType)

@@ -420,7 +420,7 @@ class Rule:
         tie.constrain(self, node, keep)
 
     def sums_to_one(self, node: Node) -> int | None:
-        """The axis of the first output along which entries are not negative and sum up to 1, whatever comes in.
+        """The axis of the first output of ``node`` along which entries are not negative and sum up to 1, if any.
 
         Override it for what makes such rows (softmax) and for what hands them on; see ``speedup.rows_of_one``.
         """
@@ -505,9 +505,14 @@ class Rule:
         return bool(node.layout.contracted)
 
     def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
-        """New contents, at full size, of parameters whose meaning depends on what goes of the others (override).
+        """New contents, at full size, of parameters that mean something else once others lose entries (override).
 
-        Only of operands that this call alone reads.
+        Args:
+            node: the call as it was recorded.
+            keep: what is kept, by operand number.
+
+        Returns:
+            tensors by operand name, of parameters that this call alone reads.
         """
         return {}
 
