@@ -189,13 +189,13 @@ def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, 
     seconds = time.process_time() - start
     worst = 0.0
     for x in [inputs, *others]:
-        worst = max(worst, _difference(models.call(reference, x), models.call(small, x)))
+        worst = max(worst, difference(models.call(reference, x), models.call(small, x)))
     rounding = 0.0
     if worst > 1e-10:
         before = models.call(reference, inputs)
         for parameter in reference.parameters():
             parameter.data.mul_(1 + torch.randn_like(parameter) * torch.finfo(parameter.dtype).eps)
-        rounding = _difference(before, models.call(reference, inputs))
+        rounding = difference(before, models.call(reference, inputs))
     report = plan.report
     reasons: Counter[str] = Counter()
     for stay in report.stays:
@@ -213,7 +213,7 @@ def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, 
     }
 
 
-def _difference(wanted: Any, got: Any) -> float:
+def difference(wanted: Any, got: Any) -> float:
     """The largest difference relative to the largest entry of its tensor; infinite for other shapes."""
     boxes = isinstance(wanted, list) and wanted and isinstance(wanted[0], dict) and "boxes" in wanted[0]
     a, b = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (wanted, got))

@@ -226,6 +226,7 @@ class Graph:
             (see ``speedup.ways``).
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
         plain: the numbers, texts and arrays among what the model returned, by where they are.
+        asking: scopes in which Python asked for the size of a tensor.
         dtypes: the types of what was computed from the input, inside of calls too.
     """
 
@@ -239,6 +240,7 @@ class Graph:
     answers: tuple[bool, ...] = ()
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
+    asking: frozenset[str] = frozenset()
     dtypes: frozenset[torch.dtype] = frozenset()
 
     @cached_property

@@ -36,6 +36,7 @@ from speedup.axes import Layout, parse
 from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.facts import Bools, Fact, Floats
 from speedup.graph import Node, Ref, Value
+from speedup.groups.labels import Labels, by_signature
 from speedup.order import Orders, along_names
 from speedup.shell import shell_of
 
@@ -419,6 +420,22 @@ class Rule:
         """
         tie.constrain(self, node, keep)
 
+    def tie(self, node: Node, labels: Labels) -> None:
+        """Say which channels of operands and outputs are one (override beside ``constrain``, where that asks for more).
+
+        Called by ``speedup.channel_groups``, which finds what can only go together before anything is masked.
+
+        Args:
+            node: the call.
+            labels: the groups of channels so far; only ever joined or frozen.
+        """
+        try:
+            by_signature(node, labels)
+        except SignatureError:  # the rule has no axes: what it touches stays
+            for value in node.values:
+                if value is not None:
+                    labels.freeze(value)
+
     def sums_to_one(self, node: Node) -> int | None:
         """The axis of the first output of ``node`` along which entries are not negative and sum up to 1, if any.
 
@@ -507,12 +524,14 @@ class Rule:
     def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
         """New contents, at full size, of parameters that mean something else once others lose entries (override).
 
+        Called when the new tensors are made, before they are cut; for operands that this call alone reads.
+
         Args:
-            node: the call as it was recorded.
-            keep: what is kept, by operand number.
+            node: the call.
+            keep: the keep sets, which grow no more, and the facts.
 
         Returns:
-            tensors by operand name, of parameters that this call alone reads.
+            tensors of the old shape by operand name; by default none.
         """
         return {}
 

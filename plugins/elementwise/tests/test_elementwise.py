@@ -526,6 +526,13 @@ def test_branches_are_equal_under_other_kinds_of_masks(name: str, kind: str) -> 
         check_equal(net, image(2, 6, 6), random_masks(net, seed, kind), [image(3, 8, 7)])
 
 
+def test_tensors_without_entries() -> None:
+    def empty(a: torch.Tensor) -> torch.Tensor:
+        return torch.cat([a[:, :0], a, a.new_zeros(len(a), 0, *a.shape[2:])], 1)
+
+    assert kept(checked(Net(empty)))["t"] <= 8
+
+
 class Scan(nn.Module):
     """A state per channel, as in state-space models: channels and states of it are sizes of other tensors."""
 
@@ -552,10 +559,3 @@ def test_channels_and_states_of_a_recurrence_go() -> None:
     result = check_equal(model, x, masks, [other])
     assert result.shape("a.weight") == (6, 3) and result.shape("b.weight") == (5, 3)
     assert result.shape("decay") == (6, 5) and result.shape("c.weight") == (4, 6)
-
-
-def test_tensors_without_entries() -> None:
-    def empty(a: torch.Tensor) -> torch.Tensor:
-        return torch.cat([a[:, :0], a, a.new_zeros(len(a), 0, *a.shape[2:])], 1)
-
-    assert kept(checked(Net(empty)))["t"] <= 8
