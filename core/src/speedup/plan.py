@@ -116,7 +116,7 @@ class Plan:
                 report = compare(wanted, run(self.model, cases))
                 if not report:
                     raise CheckError(f"the small model does not give the same answers, nothing was changed:\n{report}")
-            prepared.finish()
+            prepared.finish(transaction.saved)
             note(transaction, self.report, "drop" if self.keeps.drop else "exact")
             follow(transition, transaction, optimizer, ema)
         except BaseException:
