@@ -107,9 +107,10 @@ def test_the_record_goes_where_the_model_goes(travel: Callable[[nn.Module], nn.M
         assert one.dtype == two.dtype and torch.equal(one, two)
 
 
-def test_a_compiled_model_is_saved_as_what_it_is_made_of(small: nn.Module, tmp_path: Path) -> None:
-    speedup.save(torch.compile(small), tmp_path)
-    assert torch.equal(answer(speedup.load(shop.make(), tmp_path)), answer(small))
+def test_a_wrapped_model_is_saved_as_what_is_in_it(small: nn.Module, tmp_path: Path) -> None:
+    for wrapped in (torch.compile(small), nn.DataParallel(small)):
+        speedup.save(wrapped, tmp_path)
+        assert torch.equal(answer(speedup.load(shop.make(), tmp_path)), answer(small))
 
 
 def test_a_model_on_the_meta_device(small: nn.Module, saved: Path) -> None:
