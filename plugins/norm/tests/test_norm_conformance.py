@@ -38,15 +38,51 @@ def earlier() -> tuple[nn.Module, nn.Module]:
     return tokens, image
 
 
+class OffsetNorm(nn.Module):
+    """As in Gemma: scaled by one more than the weight."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(features)), 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+class OtherGroupNorm(nn.GroupNorm):
+    """With a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class ResponseNorm(nn.Module):
+    """As in ConvNeXt V2, channels last."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.eps = 1e-5
+        self.weight, self.bias = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        g = x.norm(p=2, dim=(1, 2), keepdim=True)
+        g = g / (g.mean(dim=-1, keepdim=True) + self.eps)
+        return x + torch.addcmul(self.bias.view(1, 1, 1, -1), self.weight.view(1, 1, 1, -1), x * g)
+
+
 class TestConformance(RuleTests):
     plugins = ("norm",)
+    # It says that entries of a direction are unused of which the length depends, since `refit` makes up for them.
+    unasked = ("weight_norm",)
 
     def cases(self) -> list[Case]:
         return [
             chain(TOKENS, nn.LayerNorm(8), nn.RMSNorm(8), nn.LayerNorm((6, 8), elementwise_affine=False)),
             chain(MAP, nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(8, 8)),
             chain(MAP, nn.InstanceNorm2d(8, track_running_stats=True)),
-            chain(TOKENS, OtherNorm(8, True), OtherNorm(8, False)),
+            chain(TOKENS, OtherNorm(8, True), OtherNorm(8, False), OffsetNorm(8)),
+            chain(MAP, OtherGroupNorm(2, 8)),
+            around(lambda m, x: m.layers[0](x.permute(0, 2, 3, 1)), MAP, [ResponseNorm(8)]),
             chain(TOKENS, earlier()[0]),
             chain(MAP, earlier()[1]),
             around(lambda m, x: F.layer_norm(x, (8,), m.scale, m.scale) + F.rms_norm(x, (8,), m.scale), TOKENS),

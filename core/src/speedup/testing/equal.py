@@ -16,6 +16,7 @@ from speedup.errors import SpeedupError
 from speedup.inputs import resolve_inputs
 from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry
+from speedup.testing.contents import in_float64
 from speedup.testing.masks import masked_copy
 
 
@@ -67,7 +68,7 @@ def check_equal(
     original = copy.deepcopy(model).double()
     flags = {name: module.training for name, module in original.named_modules()}
     masked = masked_copy(original, masks).eval()
-    inputs = [_double(each) for each in (dummy_input, *other_inputs)]
+    inputs = [in_float64(each) for each in (dummy_input, *other_inputs)]
     speedup = ModelSpeedup(copy.deepcopy(original), _fresh(inputs[0]), masks, registry=registry)
     small = speedup.speedup_model()
     assert speedup.plan is not None
@@ -115,11 +116,6 @@ def _flag(flags: Mapping[str, bool], name: str) -> bool:
     while name not in flags:
         name = name.rpartition(".")[0]
     return flags[name]
-
-
-def _double(inputs: Any) -> Any:
-    """Inputs with floating-point tensors in float64."""
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().double() if t.is_floating_point() else t, inputs)
 
 
 def _fresh(inputs: Any) -> Any:
