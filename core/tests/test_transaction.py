@@ -256,7 +256,7 @@ def test_a_wrong_fact_is_refused() -> None:
     "target",
     [
         "plan.first_trace", "sizes.infer", "settle.keep_sets", "settle.arrange", "settle.build", "settle.mend",
-        "settle.check", "check.difference", "fold.fold", "fold.demand", "keep.cut", "plan.summarize",
+        "settle.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_lines", "plan.summarize",
         "commit.Transaction._move_into", "plan.run", "plan.compare",
     ],
 )  # fmt: skip

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
-from speedup.regular import kept_shape
 from speedup.report.counts import count_macs
 from speedup.report.strips import Strips
 
@@ -71,7 +70,7 @@ def _call(node: Node, values: dict[Value, int], report: Report, keeps: KeepSets)
 
 
 def _value(value: Value, keeps: KeepSets, strips: Strips) -> dict[str, Any]:
-    shape = kept_shape(keeps.sets[value], value.shape)
+    shape = keeps.shape(value)
     made: dict[str, Any] = {"before": list(value.shape), "after": list(shape)}
     if value.names:
         made["names"] = list(value.names)

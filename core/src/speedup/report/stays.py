@@ -18,7 +18,6 @@ from speedup.facts import Bools, all_of, along, any_of
 from speedup.graph import Graph, Node, Value
 from speedup.keep import Event, KeepSets
 from speedup.kinds import Kind
-from speedup.regular import kept_shape
 from speedup.report.data import Kept
 from speedup.report.partners import at_other, partners, weighs
 
@@ -49,7 +48,7 @@ def find_stays(graph: Graph, keeps: KeepSets) -> list[Kept]:
         stay = staying(keeps, value)
         if not stay.any():
             continue
-        each = prod(kept_shape(keeps.sets[value], value.shape)[1:])
+        each = prod(keeps.shape(value)[1:])
         for root in _merged(roots(value, stay, keeps)):
             indices = [int(i) for i in np.flatnonzero(root.part)]
             found.append(_kept(value.names[0], indices, each * len(indices), root, keeps))
@@ -149,7 +148,7 @@ def roots(weight: Value, stay: Bools, keeps: KeepSets) -> Iterator[Root]:
         question = queue.pop()
         value, at, part, asked = question.value, question.at, question.part, question.asked
         # A cause came before what it caused: so this ends.
-        events = [e for e in keeps.events[value] if asked is None or e.order < asked.order]
+        events = [e for e in keeps.events_of(value) if asked is None or e.order < asked.order]
         if at is None:
             events = events[-1:]  # entries cannot be followed across a change of shape: the newest was the trigger
         for event in events:
