@@ -437,7 +437,7 @@ class Rule:
                     labels.freeze(value)
 
     def sums_to_one(self, node: Node) -> int | None:
-        """The axis of the first output along which entries are not negative and sum up to 1, whatever comes in.
+        """The axis of the first output of ``node`` along which entries are not negative and sum up to 1, if any.
 
         Override it for what makes such rows (softmax) and for what hands them on; see ``speedup.rows_of_one``.
         """
@@ -522,7 +522,7 @@ class Rule:
         return bool(node.layout.contracted)
 
     def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
-        """New contents, at full size, of parameters whose meaning depends on what goes of the others (override).
+        """New contents, at full size, of parameters that mean something else once others lose entries (override).
 
         Called when the new tensors are made, before they are cut; for operands that this call alone reads.
 
