@@ -118,6 +118,8 @@ class Rule:
             setattr(self, key, value)
         if not self.name:
             self.name = type(self).__name__ if type(self) is not Rule else self.axes
+        if self.axes:
+            parse(self.axes)  # a fault in its text is found at once
         self._parameters = inspect.signature(eval(f"lambda {self.call}: 0")) if self.call is not None else None
 
     def __repr__(self) -> str:
