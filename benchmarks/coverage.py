@@ -4,7 +4,7 @@
     python benchmarks/coverage.py resnet50 swin_t            # some of it
     python benchmarks/coverage.py --timm resnet50 vit_tiny_patch16_224 --transformers bert
     python benchmarks/coverage.py --write docs/coverage.md   # the table, as Markdown
-    python benchmarks/coverage.py --libraries --json libraries.json --write docs/coverage-libraries.md
+    python benchmarks/coverage.py --libraries --short --json libraries.json --write docs/coverage-libraries.md
 
 Weights are random, BatchNorm statistics too. Masks (a) are drawn layer by layer: a random third of the filters of every
 convolution and linear layer. Masks (b) leave every second index of everything: filters, biases, tokens, position tables
@@ -320,7 +320,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here, and skip models that it holds")
     parser.add_argument("--write", type=Path, help="write the table between the marks of this Markdown file")
     parser.add_argument("--libraries", action="store_true", help="the models of other libraries, see libraries.py")
+    parser.add_argument("--short", action="store_true", help="models of timm with at most two equal blocks in a row")
     options = parser.parse_args()
+    models.SHORT = options.short
     names = [*options.names, *(libraries.names() if options.libraries else ())]
     names += [f"{kind}:{n}" for kind in ("timm", "transformers", "trained") for n in getattr(options, kind)]
     names = names or models.torchvision_names()

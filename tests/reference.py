@@ -36,6 +36,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
         speedup.Node, speedup.Value, speedup.Ref, speedup.NodeFacts, speedup.NodeKeep, speedup.Kept, speedup.Call,
     ),
     "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine),
+    "Criteria": (speedup.Criterion, speedup.Scene, speedup.ChannelGroups, speedup.Group, speedup.Member),
     "Helpers": (speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.overlaid),
     "Registries": (speedup.Registry, speedup.default_registry),
     "Testing": tuple(

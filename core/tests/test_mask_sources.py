@@ -154,7 +154,7 @@ def test_zeros_in_the_weights() -> None:
         speedup.plan(net(), X, "zeros")
 
 
-def test_a_pruned_model_carries_its_masks() -> None:
+def test_a_pruned_model_carries_its_masks(tmp_path: Path) -> None:
     model = pruned(net())
     original = model.get_parameter("conv1.weight_orig")
     before, reference = state(model), masked(net())
@@ -162,6 +162,8 @@ def test_a_pruned_model_carries_its_masks() -> None:
     assert state(model) == before
     small = plan.apply(verify=True)
     check_small(small, reference)
+    speedup.save(small, tmp_path)
+    check_small(speedup.load(net(), tmp_path), reference)
     assert not any("_orig" in n or "_mask" in n for n in small.state_dict())
     assert not small.get_submodule("conv1")._forward_pre_hooks
     assert isinstance(small.get_submodule("conv1").weight, nn.Parameter)
@@ -306,7 +308,7 @@ def channel_mask(size: int, dropped: list[int], ndim: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("side", ["_output_0", "_input_0"])
-def test_masks_of_activations(side: str) -> None:
+def test_masks_of_activations(side: str, tmp_path: Path) -> None:
     """A masked activation needs no maker and no reader, whatever the weights are."""
     model = net()
     path = "relu" if side == "_output_0" else "conv2"
@@ -321,6 +323,8 @@ def test_masks_of_activations(side: str) -> None:
     for x in (X, OTHER):
         torch.testing.assert_close(small(x), reference(x), rtol=1e-10, atol=1e-10)
     assert list(small.state_dict()) == list(net().state_dict())
+    speedup.save(small, tmp_path)
+    torch.testing.assert_close(speedup.load(net(), tmp_path)(OTHER), small(OTHER))
     assert not small.get_submodule(path)._forward_hooks and not small.get_submodule(path)._forward_pre_hooks
 
 

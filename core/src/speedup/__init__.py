@@ -21,7 +21,7 @@ from speedup.errors import (
 )
 from speedup.expand import Call, Expanded, Expansion
 from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
-from speedup.graph import Node, Ref, Value
+from speedup.graph import Node, Ref, Value, rows_of_one
 from speedup.groups.align import align
 from speedup.groups.find import channel_groups
 from speedup.groups.labels import Labels
@@ -99,6 +99,7 @@ __all__ = [
     "overlaid",
     "plan",
     "prune_masks",
+    "rows_of_one",
     "save",
     "variants",
     "verify",

@@ -122,7 +122,7 @@ class Layout:
     n_inputs: int
     mixed: frozenset[str]
     contracted: frozenset[str] = field(default=frozenset())
-    _ways: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def n_outputs(self) -> int:
@@ -133,22 +133,22 @@ class Layout:
 
     def names_of(self, k: int) -> frozenset[str]:
         """The names that operand ``k`` varies along."""
-        names: frozenset[str] = self._way("names", k, lambda: frozenset(n for d in self.operands[k] or () for n in d))
-        return names
+        found: frozenset[str] = self.once("names", k, lambda: frozenset(n for d in self.operands[k] or () for n in d))
+        return found
 
     def shared(self, k: int) -> frozenset[str]:
         """The names of operand ``k`` that are not private to it (mixed axes are)."""
-        names: frozenset[str] = self._way("shared", k, lambda: self.names_of(k) - self.mixed)
-        return names
+        found: frozenset[str] = self.once("shared", k, lambda: self.names_of(k) - self.mixed)
+        return found
 
     def to_named(self, k: int, array: Array) -> Array:
         """Bring an array that broadcasts to operand ``k`` into named space."""
-        factored, order, named = self._way("to", (k, array.shape), lambda: self._way_to(k, array.shape))
+        factored, order, named = self.once("to", (k, array.shape), lambda: self._way_to(k, array.shape))
         return array.reshape(factored).transpose(order).reshape(named)
 
     def from_named(self, k: int, array: Array) -> Array:
         """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
-        order, factored, wide, shape = self._way("from", (k, array.shape), lambda: self._way_from(k, array.shape))
+        order, factored, wide, shape = self.once("from", (k, array.shape), lambda: self._way_from(k, array.shape))
         array = array.transpose(order).reshape(factored)
         return (array if wide == factored else np.broadcast_to(array, wide)).reshape(shape)
 
@@ -166,15 +166,15 @@ class Layout:
 
     def _private(self, k: int) -> tuple[int, ...]:
         """The axes in named space that are no shared names of operand ``k``."""
-        axes: tuple[int, ...] = self._way("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
-        return axes
+        found: tuple[int, ...] = self.once("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
+        return found
 
-    def _way(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
-        """What follows from the layout alone, found once."""
+    def once(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
+        """What follows from the layout and a key alone, found once for all calls of this layout."""
         try:
-            return self._ways[kind, key]
+            return self._found[kind, key]
         except KeyError:
-            found = self._ways[kind, key] = find()
+            found = self._found[kind, key] = find()
             return found
 
     def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int], list[int]]:
@@ -222,8 +222,6 @@ def parse(text: str) -> Signature:
     Raises:
         SignatureError: a fault in the text; the message points at its position.
     """
-    if not text.strip():
-        raise SignatureError("the signature is empty: its axes are still to be written")
     tokens: list[tuple[str, int]] = []
     at = 0
     while at < len(text.rstrip()):
@@ -306,8 +304,8 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[s
     bound: list[list[tuple[tuple[str, ...], int]] | None] = []
     mixed: set[str] = set()
     for k, (spec, shape) in enumerate(rows):
-        bound.append(None if shape is None else _bind_operand(spec, shape, k, n_inputs, mixed))
-    sizes = _solve(bound, given, n_inputs)
+        bound.append(None if shape is None else _bind_operand(spec, shape, k, mixed))
+    sizes = _solve(bound, given)
     operands: list[tuple[tuple[str, ...], ...] | None] = []
     for dims in bound:
         if dims is None:
@@ -323,30 +321,20 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[s
             order.update(dict.fromkeys(dim))
     produced = {n for named in operands[n_inputs:] for dim in named or () for n in dim}
     contracted = frozenset(n for n in order if n not in produced and n not in mixed)
-    for k, (dims, named) in enumerate(zip(bound, operands, strict=True)):
-        for axis, ((_, size), dim) in enumerate(zip(dims or (), named or (), strict=True)):
+    for dims, named in zip(bound, operands, strict=True):
+        for (_, size), dim in zip(dims or (), named or (), strict=True):
             if dim and prod(sizes[n] for n in dim) != size:
-                wanted = " x ".join(f"{n}={sizes[n]}" for n in dim)
-                raise ValueError(f"{_place(k, axis, n_inputs)} has size {size} and should be {wanted}")
+                raise ValueError(f"an axis of size {size} should be {' x '.join(f'{n}={sizes[n]}' for n in dim)}")
     return Layout(
         tuple(order), {n: sizes[n] for n in order}, tuple(operands), n_inputs, frozenset(mixed & set(order)), contracted
     )
 
 
-def _place(k: int, axis: int | None, n_inputs: int) -> str:
-    """Where a fault is: an operand or output by its number, and one of its axes."""
-    whole = f"operand {k}" if k < n_inputs else f"output {k - n_inputs}"
-    return whole if axis is None else f"axis {axis} of {whole}"
-
-
-def _bind_operand(
-    spec: Operand, shape: Shape, k: int, n_inputs: int, mixed: set[str]
-) -> list[tuple[tuple[str, ...], int]]:
+def _bind_operand(spec: Operand, shape: Shape, k: int, mixed: set[str]) -> list[tuple[tuple[str, ...], int]]:
     fixed = sum(max(a.mixed, 0) if a.mixed is not None else 1 for a in spec.axes if not a.variadic)
     room = len(shape) - fixed
     if room < 0 or (room > 0 and not any(a.variadic for a in spec.axes)):
-        more = " or more" if any(a.variadic for a in spec.axes) else ""
-        raise ValueError(f"{_place(k, None, n_inputs)} has {len(shape)} axes, not {fixed}{more}")
+        raise ValueError(f"operand {k} has {len(shape)} axes, not {fixed}")
     dims: list[tuple[tuple[str, ...], int]] = []
     for axis in spec.axes:
         if axis.star:
@@ -361,46 +349,39 @@ def _bind_operand(
             names = tuple(f"{n}@{k}" if n.startswith("~") else n for n in axis.names)
             mixed.update(n for n in names if n.startswith("~"))
             if not names and shape[len(dims)] != 1:
-                where = _place(k, len(dims), n_inputs)
-                raise ValueError(f"{where} has size {shape[len(dims)]} where the signature says 1")
+                raise ValueError(f"an axis of size {shape[len(dims)]} where the signature says 1")
             dims.append((names, shape[len(dims)]))
     return dims
 
 
-def _solve(
-    bound: list[list[tuple[tuple[str, ...], int]] | None], given: dict[str, int], n_inputs: int
-) -> dict[str, int]:
+def _solve(bound: list[list[tuple[tuple[str, ...], int]] | None], given: dict[str, int]) -> dict[str, int]:
     """Sizes of all names: single axes say theirs, a group with one unknown factor yields it."""
     sizes = dict(given)
-    told = dict.fromkeys(given, "the signature")
-    groups: list[tuple[tuple[str, ...], int, str]] = []
-    for k, dims in enumerate(bound):
-        for axis, (names, size) in enumerate(dims or ()):
-            where = _place(k, axis, n_inputs)
+    groups: list[tuple[tuple[str, ...], int]] = []
+    for dims in bound:
+        for names, size in dims or ():
             if len(names) == 1:
-                (name,) = names
-                known = sizes.setdefault(name, size)
-                if known == 1 or name not in told:
-                    sizes[name], told[name] = size, where
+                known = sizes.setdefault(names[0], size)
+                if known == 1:
+                    sizes[names[0]] = size
                 elif size not in (1, known):
-                    raise ValueError(f"{name!r} is {known} by {told[name]} and {size} by {where}")
+                    raise ValueError(f"axis {names[0]!r} has sizes {known} and {size}")
             elif names:
-                groups.append((names, size, where))
+                groups.append((names, size))
     while groups:
         left = []
-        for names, size, where in groups:
+        for names, size in groups:
             unknown = [n for n in names if n not in sizes]
             known = prod(sizes[n] for n in names if n in sizes)
             if not unknown:
                 continue
             if len(unknown) == 1:
                 if known == 0 or size % known:
-                    factors = " x ".join(f"{n}={sizes[n]}" if n in sizes else n for n in names)
-                    raise ValueError(f"{where}, of size {size}, cannot be split into {factors}")
+                    raise ValueError(f"an axis of size {size} cannot be split into {' x '.join(names)}")
                 sizes[unknown[0]] = size // known
             else:
-                left.append((names, size, where))
+                left.append((names, size))
         if len(left) == len(groups):
-            raise ValueError(f"the sizes of {', '.join(left[0][0])} in {left[0][2]} cannot be told apart")
+            raise ValueError(f"the sizes of {', '.join(left[0][0])} cannot be told apart")
         groups = left
     return sizes

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -37,7 +36,7 @@ class Kept:
     module: nn.Module
     tensors: dict[str, torch.Tensor]
     node: Node
-    sets: tuple[Bools, ...]
+    sets: Sequence[Bools]
     facts: NodeFacts
 
     @property
@@ -96,8 +95,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
     folded, gained = _folds(graph, keeps)
     fresh: dict[Value, torch.Tensor] = {}
     for value in graph.sources:
-        keep = keeps.sets[value]
-        whole = bool(keep.all()) or not value.uses
+        whole = keeps.whole(value) or not value.uses
         if whole and value not in keeps.orders and value not in folded and value not in keeps.facts.masked:
             continue
         assert value.tensor is not None
@@ -169,12 +167,10 @@ def _replace_modules(
             assert weight.tensor is not None
             held[name] = nn.Parameter(tensor, requires_grad=weight.tensor.requires_grad)
             parts.gained[f"{node.path}.{name}" if node.path else name] = held[name]
-        sets = tuple(keeps.sets[v] if v is not None else np.ones((), dtype=bool) for v in node.values)
-        if not held and all(s.all() for s in sets):
+        if not held and all(keeps.whole(v) for v in node.values if v is not None):
             continue
-        made = ask(
-            node, "replace", Kept(model.get_submodule(node.path), held, node, sets, NodeFacts(keeps.facts, node))
-        )
+        old, facts = model.get_submodule(node.path), NodeFacts(keeps.facts, node)
+        made = ask(node, "replace", Kept(old, held, node, keeps.at(node), facts))
         if not isinstance(made, nn.Module):
             raise RuleError(f"{culprit(node)}: replace returned {made!r}, not a module")
         if made is model.get_submodule(node.path):
@@ -216,4 +212,4 @@ def _settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Par
 
 def planned_shape(keeps: KeepSets, value: Value) -> tuple[int, ...]:
     """The shape that a value should have in the small model."""
-    return kept_shape(keeps.sets[value], value.shape)
+    return keeps.shape(value)

@@ -22,7 +22,6 @@ from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Lock
 from speedup.order import same_orders
 from speedup.registry import Registry
-from speedup.regular import kept_shape
 from speedup.repair.stale import missing, same_number, stale_numbers
 from speedup.rounding import difference, plain_differences
 from speedup.trace.run import trace
@@ -119,7 +118,7 @@ def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mism
             args, kwargs = (new.args, new.kwargs) if old.op_name == new.op_name else (None, None)
             return Mismatch(old, 0, args, kwargs, False, nodes, lock, _decided(graph, old))
         for number, (a, b) in enumerate(zip(old.outputs, new.outputs, strict=True)):
-            planned = kept_shape(keeps.sets[a], a.shape)
+            planned = keeps.shape(a)
             if planned != b.shape:
                 at = number, _stale_axes(a.shape, planned, b.shape)
                 sizes = frozenset(zip(planned, b.shape, strict=False))
@@ -148,11 +147,12 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
             found.append(mismatch(old, new, True, partial(_lock_scope, old, graph, keeps, why)))
             continue
-        sets, orders = [keeps.sets[v] for v in old.values if v is not None], keeps.orders_of(old)
         if old.rule is None or new.rule is None or old.module is not None:
             continue
-        if all(s.all() for s in sets) and not any(orders):
+        values, orders = [v for v in old.values if v is not None], keeps.orders_of(old)
+        if all(map(keeps.whole, values)) and not any(orders):
             continue
+        sets = [keeps.sets[v] for v in values]
         found_orders = ask(
             old, "arrange", sets, orders[: len(sets) - len(old.outputs)] + [{} for _ in old.outputs], new
         )
@@ -210,7 +210,7 @@ def _lock_scope(node: Node, graph: Graph, keeps: KeepSets, why: str) -> list[Loc
     """Lock the smaller tensors that a call can have a size from: those of the same forward, else all before it."""
     before = [n for n in graph.nodes if n.index < node.index]
     near = {v for n in before if n.scope == node.scope for v in (*n.tensors, *n.outputs) if not v.is_source}
-    smaller = [v for v in graph.values if v in near and not keeps.sets[v].all()]
+    smaller = [v for v in graph.values if v in near and not keeps.whole(v)]
     if smaller:
         return [Lock(v.number, None, f"{why} ({node.where})") for v in smaller]
     return _lock_before(node, graph, keeps, why, frozenset())
@@ -229,7 +229,7 @@ def _changed_axes(node: Node, keeps: KeepSets) -> tuple[int, tuple[int, ...]] | 
     if len(node.outputs) != 1:
         return None
     value = node.outputs[0]
-    planned = kept_shape(keeps.sets[value], value.shape)
+    planned = keeps.shape(value)
     return 0, tuple(a for a, (p, f) in enumerate(zip(planned, value.shape, strict=True)) if p != f)
 
 
@@ -270,9 +270,9 @@ def _lock_call(
 
 def _lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: frozenset[tuple[int, int]]) -> list[Lock]:
     """Lock earlier tensors whose shape the call may have been given: those with its size, else all."""
-    smaller = [v for v in graph.values if v.producer is not None and not keeps.sets[v].all()]
+    smaller = [v for v in graph.values if v.producer is not None and not keeps.whole(v)]
     before = [v for v in smaller if v.producer is not None and v.producer.index < node.index]
-    alike = [v for v in before if sizes & set(zip(v.shape, kept_shape(keeps.sets[v], v.shape), strict=True))]
+    alike = [v for v in before if sizes & set(zip(v.shape, keeps.shape(v), strict=True))]
     chosen = alike or before or smaller
     if not chosen:
         raise CheckError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")

@@ -61,7 +61,7 @@ class Decisions:
     def _tipped(self, node: Node, expected: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
         """Whether a call that is as it was, or one that gives whole numbers, gives others."""
         values = [v for v in (*node.tensors, *node.outputs) if not v.is_source]
-        if not (is_decision(node) or all(self.keeps.sets[v].all() for v in values)):
+        if not (is_decision(node) or all(map(self.keeps.whole, values))):
             return False
         return difference(expected, outputs) is not None
 

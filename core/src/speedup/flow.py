@@ -28,6 +28,7 @@ from speedup.facts import (
     Constant,
     Fact,
     Floats,
+    Indices,
     Unused,
     affine,
     along,
@@ -38,6 +39,7 @@ from speedup.facts import (
     sum_product,
 )
 from speedup.graph import Node
+from speedup.regular import take
 
 if TYPE_CHECKING:
     from speedup.infer import NodeFacts
@@ -214,7 +216,7 @@ def _contracted(rule: Rule, named: _Named) -> list[Constant | None]:
     if not holds.any():
         return []
     value = np.zeros((1,) * len(layout.names))
-    value = value + _constant_terms(named, factors)
+    value = value + _constant_terms(named, factors, holds)
     for k in addends:
         value = value + named.value(k)
     mask, values = (layout.from_named(out, a) for a in np.broadcast_arrays(holds, np.where(holds, value, 0.0)))
@@ -235,8 +237,8 @@ def _any_nonconstant(rule: Rule, named: _Named, factors: list[int], over: tuple[
     return left | any_product(nonzero[0], unknown[1], over)
 
 
-def _constant_terms(named: _Named, factors: list[int]) -> Floats:
-    """The sum of the constant terms, for outputs that have no others."""
+def _constant_terms(named: _Named, factors: list[int], holds: Bools) -> Floats:
+    """The sum of the constant terms, for outputs that have no others: those where ``holds``."""
     layout = named.layout
     live = [k for k in factors if not named.facts.is_weight(k)]
     known = {k: named.mask(k) & (named.value(k) != 0) for k in live}
@@ -244,7 +246,9 @@ def _constant_terms(named: _Named, factors: list[int]) -> Floats:
         return np.zeros((1,) * len(layout.names))
     over = layout.axes(layout.contracted)
     if len(live) == 1 and len(factors) == 2:
-        return response(named.node, live[0], next(k for k in factors if k not in live), named.value(live[0]))
+        weight = next(k for k in factors if k not in live)
+        wanted = holds & any_of(~named.zero(weight), over)  # what masks have made 0 gives 0
+        return response(named.node, live[0], weight, named.value(live[0]), wanted)
     whole = [named.value(k).sum(axis=layout.axes(layout.mixed), keepdims=True) for k in factors]
     whole += [np.ones((1,) * len(layout.names))] * (2 - len(whole))
     return sum_product(whole[0], whole[1], over) * _repeats(layout, over, *whole)
@@ -255,42 +259,56 @@ def _repeats(layout: Layout, over: tuple[int, ...], *arrays: Floats) -> int:
     return prod(layout.sizes[layout.names[p]] for p in over if all(a.shape[p] == 1 for a in arrays))
 
 
-def response(node: Node, k: int, weight: int, values: Floats, contents: torch.Tensor | None = None) -> Floats:
+def response(
+    node: Node, k: int, weight: int, values: Floats, wanted: Bools, contents: torch.Tensor | None = None
+) -> Floats:
     """What a contraction adds to its output for operand ``k`` at these constant values (named space; zero elsewhere).
 
-    Only the columns of the weight with a nonzero value are read.
+    Only the columns of the weight with a nonzero value are read, and the rows of the outputs that are asked for.
 
     Args:
+        wanted: the outputs that are asked for; others may be 0.
         contents: of the weight, if others than its own.
     """
     layout = node.layout
     source = node.values[weight]
     assert source is not None
     names = [n for dim in layout.operands[weight] or () for n in dim]
-    if not values.any():
+    if not values.any() or not wanted.any():
         return np.zeros((1,) * len(layout.names))
     if contents is None:
         assert source.tensor is not None
         contents = source.tensor.detach()
     tensor = contents.reshape([layout.sizes[n] for n in names])
-    # Column selection along one contracted name keeps the work at what is constant.
-    for name in layout.contracted & set(names):
+    # To select rows and columns keeps the work at what is constant and asked for.
+    rows: dict[int, Indices] = {}
+    for name in names:
         p = layout.names.index(name)
-        if values.shape[p] > 1:
-            used = along(values != 0, p)
-            columns = np.flatnonzero(used)
-            tensor = tensor.index_select(names.index(name), torch.from_numpy(columns).to(tensor.device))
-            values = np.take(values, columns, axis=p)
-    tensor = tensor.to("cpu", torch.float64)
+        chosen = values != 0 if name in layout.contracted else wanted
+        if name in layout.mixed or chosen.shape[p] == 1:
+            continue
+        at = np.flatnonzero(along(chosen, p))
+        if len(at) == layout.sizes[name]:
+            continue
+        tensor = take(tensor, names.index(name), at)
+        values = np.take(values, at, axis=p) if values.shape[p] > 1 else values
+        if name not in layout.contracted:
+            rows[p] = at
     mixed = [i for i, n in enumerate(names) if n in layout.mixed]
+    tensor = tensor.to("cpu")
+    tensor = tensor.sum(mixed, dtype=torch.float64) if mixed else tensor.to(torch.float64)
     if mixed:
-        tensor = tensor.sum(mixed)
         names = [n for n in names if n not in layout.mixed]
     matrix = tensor.numpy().transpose([names.index(n) for n in layout.names if n in names])
     shape = iter(matrix.shape)
     matrix = matrix.reshape([next(shape) if n in names else 1 for n in layout.names])
     # The weight writes all its contracted names out, so every term is there once.
-    return sum_product(matrix, values, layout.axes(layout.contracted))
+    result = sum_product(matrix, values, layout.axes(layout.contracted))
+    for p, at in rows.items():
+        spread = np.zeros([layout.sizes[layout.names[p]] if q == p else s for q, s in enumerate(result.shape)])
+        spread[(slice(None),) * p + (at,)] = result
+        result = spread
+    return result
 
 
 def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:

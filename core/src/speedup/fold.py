@@ -26,6 +26,7 @@ from speedup.flow import response
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.pieces import contents, is_own
+from speedup.regular import take
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep
@@ -288,14 +289,17 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
         assert weight is not None
         tensor = contents(weight)
         constants = np.where(gone.mask, gone.offset, 0.0)
-        shift = response(node, gone.k, gone.weight, constants, tensor) if bias else None
+        out = node.layout.n_inputs
+        kept = node.layout.to_named(out, keep.sets[out])
+        shift = response(node, gone.k, gone.weight, constants, kept, tensor) if bias else None
         if gone.terms or not bias:
             rows = _Rows(node, gone, keep, bias)
             new[weight] = moved = _onto_carriers(node, gone, rows, tensor)
             if shift is not None:
                 # The constant part of the carriers came along.
                 carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
-                shift = shift - response(node, gone.k, gone.weight, carried, moved.to(torch.float64) - tensor)
+                shift = shift - response(node, gone.k, gone.weight, carried, kept, moved)
+                shift = shift + response(node, gone.k, gone.weight, carried, kept, tensor)
         if shift is not None:
             _into_bias(rule, node, shift, tensor, new)
     return new
@@ -340,26 +344,23 @@ def _onto_carriers(node: Node, gone: Removed, rows: _Rows, tensor: torch.Tensor)
     order = [names.index(n) for n in (*rows.outer, rows.contracted)]
     order += [p for p in range(len(names)) if p not in order]
     sizes = [layout.sizes[n] for n in names]
-    groups = prod(layout.sizes[n] for n in rows.outer)
-    factored = tensor.reshape(sizes).permute(order)
-    shape = factored.shape
-    result = factored.reshape(groups, layout.sizes[rows.contracted], -1).clone()
+    groups, axis = prod(layout.sizes[n] for n in rows.outer), len(rows.outer)
+    result = tensor.clone(memory_format=torch.contiguous_format)
+    factored = result.view(sizes).permute(order)
 
-    def columns(chosen: Bools) -> tuple[Indices, torch.Tensor]:
-        at = np.flatnonzero(chosen.any(axis=0))
-        return at, torch.from_numpy(at).to(tensor.device)
+    def columns(at: Indices) -> torch.Tensor:
+        found = take(result.view(sizes), order[axis], at).permute(order)
+        return found.to(torch.float64).reshape(groups, len(at), -1)
 
     def numbers(array: Floats) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(tensor.device)
 
-    sources, source_index = columns(rows.gone)
-    targets, target_index = columns(rows.kept)
+    sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
     going = np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ rows.inverse(rows.kept)
     staying = np.where(rows.kept[..., None], rows.all, 0.0)[:, targets]
     # (groups, unknowns, the rest of the weight)
-    through = torch.einsum("gir,gio->gro", numbers(going), result.index_select(1, source_index).to(torch.float64))
-    taken = result.index_select(1, target_index).to(torch.float64)
-    taken = taken + torch.einsum("gkr,gro->gko", numbers(staying), through)
-    result.index_copy_(1, target_index, taken.to(tensor.dtype))
-    back = [order.index(p) for p in range(len(names))]
-    return result.reshape(shape).permute(back).reshape(tensor.shape)
+    through = torch.einsum("gir,gio->gro", numbers(going), columns(sources))
+    new = columns(targets) + torch.einsum("gkr,gro->gko", numbers(staying), through)
+    shape = [len(targets) if a == axis else s for a, s in enumerate(factored.shape)]
+    factored.index_copy_(axis, torch.from_numpy(targets).to(tensor.device), new.to(tensor.dtype).reshape(shape))
+    return result

@@ -7,9 +7,11 @@ user from an index that stayed to the call that made it stay.
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -20,7 +22,11 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order
-from speedup.regular import cut
+from speedup.regular import cut, cut_lines, kept_shape, varied
+from speedup.rule import Rule
+from speedup.tie import derive_parts
+
+_WHY_DERIVED = "its layer keeps them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +63,16 @@ class KeepSets:
         self.graph = graph
         self.facts = facts
         self.drop = drop
-        self.sets: dict[Value, Bools] = {}
+        self.sets = _Sets()
         self.rigid: dict[Value, list[bool]] = {}
         self.events: dict[Value, list[Event]] = {}
         self.orders: dict[Value, Orders] = {}
         self.patient = False
+        self.waiting: set[int] = set()
+        self.derived: dict[Node, set[int]] = {}
         self._count = 0
+        self._derived_at: dict[Value, tuple[Node, int]] = {}
+        self._shapes: dict[Value, tuple[int, ...]] = {}
 
     def grow(
         self,
@@ -74,10 +84,12 @@ class KeepSets:
         kind: Kind = Kind.RULE,
     ) -> bool:
         """Add entries to a keep set; True when any was new."""
-        fixed = tuple(a for a, r in enumerate(self.rigid[value]) if r)
+        old = self.sets[value]
+        if old.size == 1 and old.all():
+            return False
+        fixed = tuple([a for a, r in enumerate(self.rigid[value]) if r])
         if fixed:
             mask = any_of(mask, fixed)
-        old = self.sets[value]
         added = mask & ~old
         if not added.any():
             return False
@@ -85,12 +97,64 @@ class KeepSets:
         if new.all():
             new = everything(value.ndim)
         self.sets[value] = new
+        self._shapes.pop(value, None)
         self._count += 1
         self.events[value].append(Event(added, why, node, cause, self._count, kind))
         return True
 
-    def of(self, value: Value) -> Bools:
-        return self.sets[value]
+    def derive(self, value: Value, parts: Sequence[Bools], node: Node) -> None:
+        """Let a weight keep the product of some sets, which is written out only if somebody asks for it.
+
+        Args:
+            parts: arrays that broadcast to the weight's shape.
+        """
+        lines = _lines(parts)
+        if lines is None or self.sets[value].any():
+            product = functools.reduce(np.logical_and, parts, everything(value.ndim))
+            self.grow(value, product if product.any() else everything(value.ndim), _WHY_DERIVED, node)
+            return
+        self._count += 1
+        lines = {a: line for a, line in lines.items() if not line.all()}
+        if not all(line.any() for line in lines.values()):
+            lines = {}
+        self.sets.write_later(value, lines)
+        self._derived_at[value] = node, self._count
+
+    def events_of(self, value: Value) -> list[Event]:
+        """What was added to the set of a value, in order."""
+        if value in self._derived_at:
+            node, order = self._derived_at[value]
+            return [*self.events[value], Event(self.sets[value], _WHY_DERIVED, node, None, order)]
+        return self.events[value]
+
+    def lines(self, value: Value) -> dict[int, Bools]:
+        """Per axis the indices with any kept entry (1-D), for the axes that lose some."""
+        known = self.sets.lines.get(value)
+        if known is not None:
+            return known
+        keep = self.sets[value]
+        found = {a: along(keep, a) for a in varied(keep)}
+        return {a: line for a, line in found.items() if not line.all()}
+
+    def whole(self, value: Value) -> bool:
+        """Whether all entries are kept."""
+        known = self.sets.lines.get(value)
+        return not known if known is not None else bool(self.sets[value].all())
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The shape of what is kept."""
+        if value not in self._shapes:
+            known = self.sets.lines.get(value)
+            if known is not None:
+                shape = tuple(int(known[a].sum()) if a in known else s for a, s in enumerate(value.shape))
+            else:
+                shape = kept_shape(self.sets[value], value.shape)
+            self._shapes[value] = shape
+        return self._shapes[value]
+
+    def at(self, node: Node) -> Sequence[Bools]:
+        """The sets of a node's operands and outputs, each to be asked for by its number."""
+        return _SetsAt(self.sets, node)
 
     def orders_of(self, node: Node) -> list[Orders]:
         """The orders of a node's operands and outputs, see ``speedup.order``."""
@@ -98,7 +162,9 @@ class KeepSets:
 
     def cut(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
         """What is kept of a value's tensor, as it stands in the small model."""
-        return in_order(cut(tensor, self.sets[value]), self.orders.get(value, {}))
+        known = self.sets.lines.get(value)
+        small = cut(tensor, self.sets[value]) if known is None else cut_lines(tensor, known)
+        return in_order(small, self.orders.get(value, {}))
 
     def holds(self, lock: Lock) -> bool:
         """Whether a lock would change nothing."""
@@ -116,8 +182,9 @@ class NodeKeep:
         facts: the facts at the node.
         rigid: per operand and axis, whether it can never lose an index.
         derived: operand numbers of weights that this call alone reads: their sets follow from the others.
-        patient: whether a line that keeps nothing may still get something from elsewhere, and should wait for it.
         drop: whether removed constants are left out instead of folded.
+        settled: set by a rule whose call can be made on what is kept now: it needs not be asked again because of what
+            it added itself. To add more takes it back.
     """
 
     def __init__(self, keeps: KeepSets, node: Node) -> None:
@@ -125,16 +192,21 @@ class NodeKeep:
         self._node = node
         self.facts = NodeFacts(keeps.facts, node)
         self.rigid = [keeps.rigid[v] if v is not None else [] for v in node.values]
-        assert node.rule is not None
-        self.derived: set[int] = ask(node, "derived")
-        self.patient = keeps.patient
+        self.sets = keeps.at(node)
+        derived = keeps.derived.get(node)
+        if derived is None:
+            derived = keeps.derived[node] = ask(node, "derived")
+        self.derived: set[int] = derived
         self.drop = keeps.drop
+        self.settled = False
         self.changed: set[Value] = set()
 
     @property
-    def sets(self) -> Sequence[Bools]:
-        """What is kept of each operand, then of each output, so far."""
-        return [self._keeps.sets[v] if v is not None else nothing(0) for v in self._node.values]
+    def patient(self) -> bool:
+        """Whether a line that keeps nothing may still get something from elsewhere, and should wait for it."""
+        if self._keeps.patient:
+            self._keeps.waiting.add(self._node.index)
+        return self._keeps.patient
 
     def grow(self, k: int, mask: Bools, why: str, cause: int, kind: Kind = Kind.RULE) -> bool:
         """Add the entries of ``mask`` to the set of operand ``k``, for a reason that users read.
@@ -155,6 +227,7 @@ class NodeKeep:
         grown = self._keeps.grow(value, mask, why, self._node, source if source is not value else None, kind)
         if grown:
             self.changed.add(value)
+            self.settled = False
         return grown
 
     def rank(self, k: int) -> Floats:
@@ -163,6 +236,61 @@ class NodeKeep:
             return np.zeros((1,) * len(self.rigid[k]))
         useful = self.facts.mask(k) & ~self.facts.unused(k)
         return np.where(useful, np.abs(self.facts.value(k)), 0.0)
+
+
+class _Sets(dict[Value, Bools]):
+    """The sets by value. Large products are written out when they are asked for.
+
+    Attributes:
+        lines: the factors of the products, per axis that loses indices.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[Value, dict[int, Bools]] = {}
+
+    def write_later(self, value: Value, lines: dict[int, Bools]) -> None:
+        self.pop(value, None)
+        self.lines[value] = lines
+
+    def __missing__(self, value: Value) -> Bools:
+        found = everything(value.ndim)
+        for axis, line in self.lines[value].items():
+            found = found & line.reshape([-1 if a == axis else 1 for a in range(value.ndim)])
+        self[value] = found
+        return found
+
+
+class _SetsAt(Sequence[Bools]):
+    def __init__(self, sets: _Sets, node: Node) -> None:
+        self._sets = sets
+        self._values = node.values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, k: int) -> Bools: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[Bools]: ...
+    def __getitem__(self, k: int | slice) -> Bools | list[Bools]:
+        if isinstance(k, slice):
+            return [self[j] for j in range(*k.indices(len(self)))]
+        value = self._values[k]
+        return self._sets[value] if value is not None else nothing(0)
+
+
+def _lines(parts: Iterable[Bools]) -> dict[int, Bools] | None:
+    """The product of some sets as one line per axis; None where one of them varies along several."""
+    lines: dict[int, Bools] = {}
+    for part in parts:
+        axes = varied(part)
+        if len(axes) > 1:
+            return None
+        line = part.reshape(-1)
+        axis = axes[0] if axes else 0
+        lines[axis] = lines[axis] & line if axis in lines else line
+    return lines
 
 
 def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool = False) -> KeepSets:
@@ -191,16 +319,15 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
             wanted = everything(value.ndim) if lock.entries is None else lock.entries
             keeps.grow(value, wanted, lock.why, value.producer, None, lock.kind)
     keeps.patient = True
-    _settle(keeps, nodes)
+    _settle(keeps, nodes, nodes)
     keeps.patient = False
     # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
-    for value, lock in held:
-        if lock.axes is not None:
-            _fill(keeps, value, lock.axes, lock.why, lock.kind)
+    more = [v for v, lock in held if lock.axes is not None and _fill(keeps, v, lock.axes, lock.why, lock.kind)]
     for value in graph.values:
         if not value.is_source and not keeps.sets[value].any():
             _fill(keeps, value, (), "a tensor keeps at least one index", Kind.LEAST)
-    _settle(keeps, nodes)
+            more.append(value)
+    _settle(keeps, nodes, keeps.waiting.union(*(_near(v) for v in more)))
     _derive_weights(keeps)
     return keeps
 
@@ -254,7 +381,7 @@ def _require_needed(keeps: KeepSets, value: Value) -> None:
             keeps.grow(value, needed, "it is read and not constant", value.producer, None, Kind.NEEDED)
 
 
-def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str, kind: Kind) -> None:
+def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str, kind: Kind) -> bool:
     """Keep something at every index of ``axes``: the first entry of each line that keeps nothing."""
     flexible = [a for a, r in enumerate(keeps.rigid[value]) if not r]
     shape = tuple(s if a in flexible else 1 for a, s in enumerate(value.shape))
@@ -263,11 +390,17 @@ def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str, kind: 
     first = np.ones(shape, dtype=bool)
     for axis in rest:
         first = first & (np.arange(shape[axis]) == 0).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
-    keeps.grow(value, first & empty, why, value.producer, None, kind)
+    return keeps.grow(value, first & empty, why, value.producer, None, kind)
 
 
-def _settle(keeps: KeepSets, nodes: dict[int, Node]) -> None:
-    heap = list(nodes)
+def _near(value: Value) -> set[int]:
+    """The calls with a rule that make or read a value."""
+    near = [n for n, _ in value.uses] + ([value.producer] if value.producer is not None else [])
+    return {n.index for n in near if n.rule is not None}
+
+
+def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> None:
+    heap = list(start)
     waiting = set(heap)
     heapq.heapify(heap)
     while heap:
@@ -277,12 +410,10 @@ def _settle(keeps: KeepSets, nodes: dict[int, Node]) -> None:
         assert node.rule is not None
         keep = NodeKeep(keeps, node)
         ask(node, "constrain", keep)
-        for value in keep.changed:
-            near = [n for n, _ in value.uses] + ([value.producer] if value.producer is not None else [])
-            for other in near:
-                if other.rule is not None and other.index not in waiting:
-                    waiting.add(other.index)
-                    heapq.heappush(heap, other.index)
+        asked = set().union(*(_near(v) for v in keep.changed)) - ({index} if keep.settled else set())
+        for other in asked - waiting:
+            waiting.add(other)
+            heapq.heappush(heap, other)
 
 
 def _derive_weights(keeps: KeepSets) -> None:
@@ -294,5 +425,6 @@ def _derive_weights(keeps: KeepSets) -> None:
         for k in sorted(keep.derived):
             value = node.values[k]
             assert value is not None
-            wanted = ask(node, "derive", k, keep.sets)
-            keeps.grow(value, wanted if wanted.any() else everything(value.ndim), "its layer keeps them", node)
+            plain = type(node.rule).derive is Rule.derive
+            parts = derive_parts(node, k, keep.sets) if plain else [ask(node, "derive", k, keep.sets)]
+            keeps.derive(value, parts, node)

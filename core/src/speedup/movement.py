@@ -6,7 +6,7 @@ output entry came from. Facts and keep sets then move along, whatever the op.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from torch import nn
 
 from speedup.errors import SignatureError
 from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, compact_axes, constant, nothing
-from speedup.graph import Node, Ref, Value
+from speedup.graph import Node, Ref, Value, rows_of_one
 from speedup.groups.labels import Labels, by_movement
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order, reordering
-from speedup.regular import cut, regularize
+from speedup.recall import Recall, call_key
+from speedup.regular import cut, is_box, regularize, varied
 from speedup.rule import Rule
 from speedup.shell import shell_of
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from speedup.keep import NodeKeep
 
 _FILLED = -1
+_EXACT = 2**24  # whole numbers up to here are exact in float32
+_MANY = 2**16  # entries of keep sets above which an answer is not remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,7 @@ class Movement(Rule):
         self.fills = fields.pop("fills", type(self).fills)
         self.fill_stays = fields.pop("fill_stays", type(self).fill_stays)
         super().__init__(**fields)
+        self._known = Recall()
 
     # -- what a call is -------------------------------------------------------------------------------------------
 
@@ -88,13 +92,38 @@ class Movement(Rule):
             raise SignatureError("it moves no tensor")
         if any(v.tensor is None for v in node.others):
             raise SignatureError("where entries go depends on the input of the model")
+        if self._known.get(self._key(node, "outputs"), lambda: self._outputs(node)) != len(node.outputs):
+            raise SignatureError("it changes other tensors than it returns")
+
+    def _outputs(self, node: Node) -> int:
+        """How many tensors the call makes of tensors of the recorded shapes."""
         probe = [torch.zeros(()).expand(v.shape) for v in node.operands if v is not None]
         try:
-            outputs = self._run(node, _writable(node, probe))
+            return len(self._run(node, _writable(node, probe)))
         except (RuntimeError, IndexError) as error:
             raise SignatureError(f"it cannot be run on zeros: {error}") from error
-        if len(outputs) != len(node.outputs):
-            raise SignatureError("it changes other tensors than it returns")
+
+    def _key(self, node: Node, *more: Hashable) -> Hashable | None:
+        """What calls have in common that move entries alike; None where that cannot be told."""
+        if "_call_key" not in node.__dict__:
+            alone = len(node.tensors) == len(node.__dict__["_moving"])
+            node.__dict__["_call_key"] = call_key(node) if alone else None
+        key = node.__dict__["_call_key"]
+        return None if key is None else (key, more)
+
+    def sums_to_one(self, node: Node) -> int | None:
+        """A view that leaves an axis as it is: where its step in memory is found again."""
+        value = node.operands[0] if len(node.operands) == 1 and len(node.tensors) == 1 else None
+        axis = rows_of_one(value) if value is not None else None
+        if value is None or axis is None:
+            return None
+        line = torch.zeros(value.shape[axis])
+        probe = line.as_strided(value.shape, [int(a == axis) for a in range(value.ndim)])
+        out = self._run(node, [probe])[0]
+        if out.untyped_storage().data_ptr() != line.untyped_storage().data_ptr():
+            return None
+        moved = [a for a, step in enumerate(out.stride()) if step and out.shape[a] > 1]
+        return moved[0] if len(moved) == 1 and out.shape[moved[0]] == len(line) else None
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         """Arguments (by their names in ``call``) or module attributes that the smaller call has (override).
@@ -136,21 +165,29 @@ class Movement(Rule):
 
     def _encoded(self, node: Node, axis: int) -> tuple[list[torch.Tensor], list[int]]:
         """Per operand a tensor that says which operand and which index along ``axis`` an entry has."""
-        tensors, base = [], [1]
+        tensors: list[torch.Tensor] = []
+        base = [1]
         for value in node.operands:
             assert value is not None
             size = value.shape[axis] if axis < value.ndim else 1
-            line = torch.arange(base[-1], base[-1] + size, dtype=torch.float64)
-            line = line.reshape([size if a == axis else 1 for a in range(value.ndim)])
-            tensors.append(line.expand(value.shape))
             base.append(base[-1] + size)
+        dtype = torch.float32 if base[-1] < _EXACT and not self.fills else torch.float64
+        for value, start, end in zip(node.operands, base[:-1], base[1:], strict=True):
+            assert value is not None
+            line = torch.arange(start, end, dtype=dtype)
+            line = line.reshape([end - start if a == axis else 1 for a in range(value.ndim)])
+            tensors.append(line.expand(value.shape))
         return tensors, base
 
     def origins(self, node: Node) -> list[_Origin]:
         """Where every output entry of the call ``node`` comes from (computed once per call)."""
         known: list[_Origin] | None = node.__dict__.get("_origins")
-        if known is not None:
-            return known
+        if known is None:
+            known = self._known.get(self._key(node, "origins"), lambda: self._find_origins(node))
+            node.__dict__["_origins"] = known
+        return known
+
+    def _find_origins(self, node: Node) -> list[_Origin]:
         rank = max([1, *(v.ndim for v in node.operands if v is not None)])
         coordinates: list[list[np.ndarray[Any, Any]]] = [[] for _ in node.outputs]
         sources: list[np.ndarray[Any, Any]] = []
@@ -173,9 +210,7 @@ class Movement(Rule):
                 if axis == 0:
                     sources.append(compact_axes(source)[0])
                     fills.append(np.where(filled, array, 0.0))
-        found = [_Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
-        node.__dict__["_origins"] = found
-        return found
+        return [_Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
 
     def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
         """Move ``arrays`` that broadcast to the operands of ``node`` to its outputs; ``filler`` goes in between."""
@@ -298,6 +333,7 @@ class Movement(Rule):
         if all(all(flags) for flags in keep.rigid):
             for k in range(len(keep.sets)):
                 keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k, Kind.RIGID)
+            keep.settled = True
             return
         grown = True
         while grown:
@@ -314,6 +350,7 @@ class Movement(Rule):
                 grown |= keep.grow(k, regular, "every part keeps the same count", k, Kind.COUNT)
             for k in range(n):
                 grown |= self._keep_untaken(node, k, keep)
+        keep.settled = True
 
     def _keep_untaken(self, node: Node, k: int, keep: NodeKeep) -> bool:
         """Keep what no call takes of a parameter, where all that this call takes is kept.
@@ -354,6 +391,54 @@ class Movement(Rule):
         if all(k.all() for k in keep) and not any(orders[:n]):
             return orders
         changed = self.resize(node, keep) if call is None else {}
+        if any(orders[:n]):
+            return self._arranged(node, keep, orders, call, changed)
+        key = self._key(node, call and call_key(call), *map(_frozen, keep))
+        if sum(k.size for k in keep) > _MANY or (call is not None and call_key(call) is None):
+            key = None
+        return self._known.get(key, lambda: self._in_order(node, keep, orders, call, changed))
+
+    def _in_order(
+        self,
+        node: Node,
+        keep: Sequence[Bools],
+        orders: Sequence[Orders],
+        call: Node | None,
+        changed: Mapping[str, Any],
+    ) -> Sequence[Orders] | None:
+        """As ``arrange``, where the operands stand as they stood: mostly the outputs do too, which is told faster."""
+        n = len(node.operands)
+        if self.fills or not all(map(is_box, keep)):
+            return self._arranged(node, keep, orders, call, changed)
+        lines = [{a: along(k, a) for a in varied(k)} for k in keep]
+        for axis in sorted({a for own in lines[:n] for a in own} | {0}):
+            tensors, base = self._encoded(node, axis)
+            try:
+                small = [_cut_line(t, axis, own) for t, own in zip(tensors, lines, strict=False)]
+                made = self._run(node, _writable(node, small), call, **changed)
+            except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
+                return None
+            if len(made) != len(node.outputs):
+                return None
+            for out, own, origin, value in zip(made, lines[n:], self.origins(node), node.outputs, strict=True):
+                wanted = np.take(base, origin.source) + origin.coordinates[axis]
+                wanted = wanted.reshape((1,) * (value.ndim - wanted.ndim) + wanted.shape)
+                for a, line in own.items():
+                    wanted = np.compress(line, wanted, axis=a) if wanted.shape[a] > 1 else wanted
+                shape = tuple(int(own[a].sum()) if a in own else s for a, s in enumerate(value.shape))
+                if out.shape != shape or not (_without_repeats(out).numpy() == wanted).all():
+                    return self._arranged(node, keep, orders, call, changed)
+        return [*orders[:n], *({} for _ in node.outputs)]
+
+    def _arranged(
+        self,
+        node: Node,
+        keep: Sequence[Bools],
+        orders: Sequence[Orders],
+        call: Node | None,
+        changed: Mapping[str, Any],
+    ) -> Sequence[Orders] | None:
+        n = len(node.operands)
         axes = {a for k in keep[:n] for a, s in enumerate(k.shape) if s > 1} | {a for o in orders[:n] for a in o}
         wanted: list[list[torch.Tensor]] = [[] for _ in node.outputs]
         got: list[list[torch.Tensor]] = [[] for _ in node.outputs]
@@ -380,33 +465,39 @@ class Movement(Rule):
         return module
 
 
+def _frozen(keep: Bools) -> Hashable:
+    return keep.shape, keep.tobytes()
+
+
 def _asker(keep: NodeKeep, k: int, others: range) -> int:
     """The first other operand that keeps anything: the one named as the cause."""
     return next((j for j in others if keep.sets[j].any()), k)
 
 
 def _scattered(chosen: Bools, coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]) -> Bools:
-    """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape."""
-    wide = {a for a, s in enumerate(chosen.shape) if s > 1}
-    varies = [{a for a, s in enumerate(c.shape) if s > 1} for c in coordinates]
-    at: list[Any] = []
-    lines = np.ones((1,) * len(shape), dtype=bool)
-    for axis, (c, size) in enumerate(zip(coordinates, shape, strict=False)):
-        others = wide.union(*(v for a, v in enumerate(varies) if a != axis))
-        if varies[axis] & others:
-            at.append(c)
+    """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape.
+
+    Coordinates that vary along other axes of the output than the rest, and than what is chosen, take all their values
+    whatever the others are: each such group is written out by itself.
+    """
+    first = {a for a, s in enumerate(chosen.shape) if s > 1}
+    groups: list[tuple[set[int], list[int], bool]] = [(first, [], True)]
+    for axis, c in zip(range(len(shape)), coordinates, strict=False):
+        varies = {a for a, s in enumerate(c.shape) if s > 1}
+        near = [g for g in groups if g[0] & varies]
+        joined = varies.union(*(g[0] for g in near)), [*(a for g in near for a in g[1]), axis], any(g[2] for g in near)
+        groups = [joined, *(g for g in groups if not g[0] & varies)]
+    back = np.ones((1,) * len(shape), dtype=bool)
+    for _, axes, depends in groups:
+        if not axes:
             continue
-        # This index varies on its own: whatever is chosen, it takes these values.
-        at.append(None)
-        line = np.zeros(size, dtype=bool)
-        line[c] = True
-        if not line.all():
-            lines = lines & line.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-    back = np.zeros([1 if c is None else s for c, s in zip(at, shape, strict=True)], dtype=bool)
-    parts = np.broadcast_arrays(chosen, *(c for c in at if c is not None))
-    index = iter(p[parts[0]] for p in parts[1:])
-    back[tuple(0 if c is None else next(index) for c in at)] = True
-    return back & lines
+        part = np.zeros([s if a in axes else 1 for a, s in enumerate(shape)], dtype=bool)
+        here, *index = np.broadcast_arrays(chosen if depends else np.True_, *(coordinates[a] for a in axes))
+        at = dict(zip(axes, (i[here] for i in index), strict=True))
+        part[tuple(at.get(a, 0) for a in range(len(shape)))] = True
+        if not part.all():
+            back = back & part
+    return back
 
 
 def _taken(node: Node, value: Value) -> dict[int, Bools]:
@@ -440,10 +531,24 @@ def _writable(node: Node, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return tensors
 
 
-def _shrunk(tensor: torch.Tensor) -> Floats:
-    """A coordinate tensor with every axis along which it does not vary reduced to size 1."""
+def _cut_line(tensor: torch.Tensor, axis: int, lines: Mapping[int, Bools]) -> torch.Tensor:
+    """What is kept of a tensor that varies along one axis only."""
+    shape = [int(lines[a].sum()) if a in lines else s for a, s in enumerate(tensor.shape)]
+    line = tensor[tuple(slice(None) if a == axis else slice(0, 1) for a in range(tensor.ndim))]
+    if axis in lines:
+        line = line.index_select(axis, torch.from_numpy(np.flatnonzero(lines[axis])))
+    return line.expand(shape)
+
+
+def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with every expanded axis reduced to size 1."""
     for axis in range(tensor.ndim):
         if tensor.shape[axis] > 1 and tensor.stride(axis) == 0:
             tensor = tensor.narrow(axis, 0, 1)
-    array: Floats = tensor.numpy()
+    return tensor
+
+
+def _shrunk(tensor: torch.Tensor) -> Floats:
+    """A coordinate tensor with every axis along which it does not vary reduced to size 1."""
+    array: Floats = _without_repeats(tensor).numpy()
     return compact_axes(array)[0].astype(np.float64, copy=False)

@@ -53,7 +53,7 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
     for node in graph.nodes:
         values = [v for v in node.values if v is not None]
         given = keeps.orders_of(node)
-        sets = [keeps.sets[v] for v in values]
+        sets = keeps.at(node) if len(values) == len(node.values) else [keeps.sets[v] for v in values]
         found: Sequence[Orders] | None
         if node.rule is None or any(v in keeps.orders for v in node.others):
             values = [v for v in node.tensors if v in keeps.orders]
@@ -69,7 +69,7 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
                 keeps.orders |= {v: o for v, o in zip(values, found, strict=False) if o}
                 continue
         why = f"{node.op_name} cannot take fewer indices here ({node.where})"
-        locks += [Lock(v.number, None, why) for v in values if not keeps.sets[v].all() or v in keeps.orders]
+        locks += [Lock(v.number, None, why) for v in values if not keeps.whole(v) or v in keeps.orders]
     return locks
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,13 @@ from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
-from speedup.infer import infer
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
 from speedup.masks import LoadedMasks, Prepared, Source, fully_masked
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
+from speedup.sizes import lasting
 from speedup.store.record import note
 from speedup.trace import first_trace, sandbox, trace
 from speedup.training.follow import follow
@@ -115,7 +116,7 @@ class Plan:
                 report = compare(wanted, run(self.model, cases))
                 if not report:
                     raise CheckError(f"the small model does not give the same answers, nothing was changed:\n{report}")
-            prepared.finish()
+            prepared.finish(transaction.saved)
             note(transaction, self.report, "drop" if self.keeps.drop else "exact")
             follow(transition, transaction, optimizer, ema)
         except BaseException:
@@ -226,18 +227,22 @@ def _settled(
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         if not first.outputs and first.branch is None and not first.answers:
             raise TraceError("the model returns no tensor, so nothing says what of it is needed")
-        facts = infer(first, prepared.facts)
+        known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules)
+        facts = known(first)
         log.info("inferred: %d values with constants", len(facts.constants))
         settled = None
         if first.answers:
             graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers))
             log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
             if graphs:
-                ways = [Way(first, facts), *(Way(g, infer(g, prepared.facts)) for g in graphs[1:])]
+                ways = [
+                    Way(first, facts),
+                    *(Way(g, known(g)) for g in graphs[1:]),
+                ]
                 settled = settle(model, inputs, ways, rules, drop)
             if settled is None:
                 first = trace(model, *inputs, rules)
-                facts = infer(first, prepared.facts)
+                facts = known(first)
         if settled is None:
             settled = settle(model, inputs, [Way(first, facts)], rules, drop)
         assert settled is not None

@@ -438,6 +438,13 @@ class Rule:
                 if value is not None:
                     labels.freeze(value)
 
+    def sums_to_one(self, node: Node) -> int | None:
+        """The axis of the first output along which entries are not negative and sum up to 1, whatever comes in.
+
+        Override it for what makes such rows (softmax) and for what hands them on; see ``speedup.rows_of_one``.
+        """
+        return None
+
     def derived(self, node: Node) -> set[int]:
         """Operands whose keep sets follow from the others: weights that this call alone reads.
 

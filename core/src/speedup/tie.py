@@ -10,14 +10,16 @@ In named space, with a keep set per operand:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from speedup import fold
 from speedup.axes import Layout
-from speedup.facts import Bools, any_of, compact_axes
+from speedup.facts import Bools, any_of, compact_axes, everything
 from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.regular import regularize, varied
@@ -65,37 +67,73 @@ def derived_operands(node: Node) -> set[int]:
 
 def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
     """The product of what the operands that are not derived keep, along the names of operand ``k``."""
+    parts = derive_parts(node, k, sets)
+    return functools.reduce(np.logical_and, parts, everything(len(node.layout.operands[k] or ())))
+
+
+def derive_parts(node: Node, k: int, sets: Sequence[Bools]) -> list[Bools]:
+    """The factors of ``derive``, each over the axes of operand ``k``."""
     layout = node.layout
     derived = derived_operands(node)
-    result = np.ones((1,) * len(layout.names), dtype=bool)
+    parts = []
     for p in range(len(layout.operands)):
         common = layout.names_of(p) & layout.names_of(k)
         if layout.present(p) and p not in derived and common:
             named = layout.to_named(p, sets[p])
-            result = result & any_of(named, layout.axes(set(layout.names) - common))
-    return layout.from_named(k, result)
+            parts.append(layout.from_named(k, any_of(named, layout.axes(set(layout.names) - common))))
+    return parts
 
 
 def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
     """Grow the keep sets at one node until 1 to 3 hold, and the constants that go can be folded."""
-    _Ties(node, keep).settle()
-    if not keep.drop and rule.folds(node):
-        before = list(keep.sets)
-        fold.demand(rule, node, keep)
-        if any(a is not b for a, b in zip(before, keep.sets, strict=True)):
-            # A weight has its carriers before others look for what to fill it up with.
-            _Ties(node, keep).settle()
+    while not keep.settled:
+        # A weight has its carriers before others look for what to fill it up with.
+        _Ties(node, keep).settle()
+        keep.settled = True
+        if not keep.drop and rule.folds(node):
+            fold.demand(rule, node, keep)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Two operands that share names: how to bring the set of each to these names, and what else they vary along."""
+
+    p: int
+    q: int
+    away_p: tuple[int, ...]
+    away_q: tuple[int, ...]
+    extra: frozenset[str]
+    spans: bool
 
 
 class _Ties:
     def __init__(self, node: Node, keep: NodeKeep) -> None:
         self.keep = keep
         self.layout = node.layout
-        self.fixed = rigid_names(self.layout, keep.rigid)
+        rigid = tuple([tuple(flags) for flags in keep.rigid])
+        self.fixed, fixed_axes = self.layout.once("fixed", rigid, lambda: self._fixed(rigid))
         self.present = [k for k in range(len(self.layout.operands)) if self.layout.present(k) and k not in keep.derived]
-        axes = self.layout.axes(self.fixed)
-        self.sets = {k: any_of(self.layout.to_named(k, keep.sets[k]), axes) for k in self.present}
-        self.names = {k: self.layout.names_of(k) - self.fixed for k in range(len(self.layout.operands))}
+        self.sets = {k: any_of(self.layout.to_named(k, keep.sets[k]), fixed_axes) for k in self.present}
+        self.grown = dict.fromkeys(self.present, 0)
+        key = (rigid, tuple(self.present))
+        self.pairs: list[_Pair] = self.layout.once("pairs", key, self._pairs)
+        self.checked: dict[Any, Any] = {}
+
+    def _fixed(self, rigid: Sequence[Sequence[bool]]) -> tuple[frozenset[str], tuple[int, ...]]:
+        fixed = rigid_names(self.layout, rigid)
+        return fixed, self.layout.axes(fixed)
+
+    def _pairs(self) -> list[_Pair]:
+        found = []
+        for p in self.present:
+            for q in self.present:
+                one, other = self.layout.names_of(p), self.layout.names_of(q)
+                common = one & other
+                if p != q and common:
+                    aways = self.layout.axes(one - common), self.layout.axes(other - common)
+                    own = other - self.fixed
+                    found.append(_Pair(p, q, *aways, own - common, own <= one - self.fixed))
+        return found
 
     def settle(self) -> None:
         for k in self.present:
@@ -108,31 +146,36 @@ class _Ties:
 
     def _grow(self, k: int, mask: Bools, why: str, cause: int, kind: Kind = Kind.RULE) -> bool:
         self.sets[k] = self.sets[k] | mask
+        self.grown[k] += 1
         return self.keep.grow(k, self.layout.from_named(k, mask), why, cause, kind)
 
+    def _is_new(self, what: Any, operands: Iterable[int]) -> bool:
+        """Whether any of these operands has grown since this was looked at."""
+        state = [self.grown[k] for k in operands]
+        if self.checked.get(what) == state:
+            return False
+        self.checked[what] = state
+        return True
+
     def _project(self, k: int, names: frozenset[str]) -> Bools:
-        away = self.layout.axes(self.layout.names_of(k) - names)
-        return any_of(self.sets[k], away)
+        return any_of(self.sets[k], self.layout.axes(self.layout.names_of(k) - names))
 
     def _link(self) -> bool:
         grown = False
-        for p in self.present:
-            for q in self.present:
-                if p == q or not self.sets[p].any():
-                    continue
-                common = self.layout.names_of(p) & self.layout.names_of(q)
-                if not common:
-                    continue
-                missing = self._project(p, common) & ~self._project(q, common)
-                extra = self.names[q] - common
-                if missing.any() and not extra:
-                    grown |= self._grow(q, missing, _WHY_LINKED, p)
-                elif missing.any() and not self.keep.patient:
-                    grown |= self._grow(q, missing & self._first(q, extra), _WHY_EMPTY, q, Kind.LEAST)
-                if self.names[q] <= self.names[p]:
-                    wanted = self._project(p, self.layout.names_of(q)) & ~self.sets[q]
-                    if wanted.any():
-                        grown |= self._grow(q, wanted, _WHY_LINKED, p)
+        for pair in self.pairs:
+            p, q = pair.p, pair.q
+            if not self._is_new(pair, (p, q)) or not self.sets[p].any():
+                continue
+            mine = any_of(self.sets[p], pair.away_p)
+            missing = mine & ~any_of(self.sets[q], pair.away_q)
+            if missing.any() and not pair.extra:
+                grown |= self._grow(q, missing, _WHY_LINKED, p)
+            elif missing.any() and not self.keep.patient:
+                grown |= self._grow(q, missing & self._first(q, pair.extra), _WHY_EMPTY, q, Kind.LEAST)
+            if pair.spans:
+                wanted = mine & ~self.sets[q]
+                if wanted.any():
+                    grown |= self._grow(q, wanted, _WHY_LINKED, p)
         return grown
 
     def _first(self, k: int, names: frozenset[str]) -> Bools:
@@ -150,7 +193,7 @@ class _Ties:
 
     def _join(self) -> bool:
         grown = False
-        for q in self.present:
+        for q in self.present if self._is_new("join", self.present) else ():
             joined = None
             covered: set[str] = set()
             for p in self.present:
@@ -159,13 +202,19 @@ class _Ties:
                     part = self._project(p, common)
                     joined = part if joined is None else joined & part
                     covered |= common
-            if joined is not None and covered >= self.names[q] and (joined & ~self.sets[q]).any():
+            if (
+                joined is not None
+                and covered >= self.layout.names_of(q) - self.fixed
+                and (joined & ~self.sets[q]).any()
+            ):
                 grown |= self._grow(q, joined & ~self.sets[q], _WHY_LINKED, q)
         return grown
 
     def _regular(self) -> bool:
         grown = False
         for k in self.present:
+            if not self._is_new(k, (k,)):
+                continue
             more = regularize(self.sets[k], self._may_be_ragged(k)) & ~self.sets[k]
             if more.any():
                 grown |= self._grow(k, more, _WHY_REGULAR, k, Kind.COUNT)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+_PLAIN = frozenset((int, float, bool, str, type(None)))
+
 
 def replaced(kind: type, function: Callable[[Any], Any], tree: Any) -> Any:
     """The same containers with ``function(leaf)`` for every leaf of type ``kind``.
@@ -14,6 +16,14 @@ def replaced(kind: type, function: Callable[[Any], Any], tree: Any) -> Any:
     A named tuple is made without its constructor, which may look at its fields: that of a packed sequence takes
     nothing but tensors.
     """
+    if isinstance(tree, kind):
+        return function(tree)
+    if type(tree) in (tuple, list):  # most calls have no other containers, and there are many calls
+        return type(tree)([replaced(kind, function, item) for item in tree])
+    if type(tree) is dict:
+        return {key: replaced(kind, function, item) for key, item in tree.items()}
+    if type(tree) in _PLAIN:
+        return tree
 
     def one(leaf: Any) -> Any:
         if _is_named_tuple(leaf):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup.testing import Case, RuleTests, around, chain
+from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, compensate
 
 MAP = (2, 8, 6, 6)
 TOKENS = (2, 6, 8)
@@ -26,6 +27,15 @@ class OtherNorm(nn.Module):
             x = x - x.mean(-1, keepdim=True)
             return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight + self.bias
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+def earlier() -> tuple[nn.Module, nn.Module]:
+    """What an earlier round left of a layer and of a group norm."""
+    tokens, image = nn.LayerNorm(8), nn.GroupNorm(2, 8)
+    gone = torch.tensor([3.0, 2.0]).reshape(1, 2, 1, 1)  # numbers that differ are left as they are by the kit
+    compensate(tokens, LayerNormForward, stat_axis=-1, stat_eps=1e-5, removed=3, removed_mean=0.2, removed_spread=0.7)
+    compensate(image, GroupNormForward, stat_eps=1e-5, removed=gone, removed_mean=0.1 * gone, removed_spread=gone)
+    return tokens, image
 
 
 class OffsetNorm(nn.Module):
@@ -73,6 +83,8 @@ class TestConformance(RuleTests):
             chain(TOKENS, OtherNorm(8, True), OtherNorm(8, False), OffsetNorm(8)),
             chain(MAP, OtherGroupNorm(2, 8)),
             around(lambda m, x: m.layers[0](x.permute(0, 2, 3, 1)), MAP, [ResponseNorm(8)]),
+            chain(TOKENS, earlier()[0]),
+            chain(MAP, earlier()[1]),
             around(lambda m, x: F.layer_norm(x, (8,), m.scale, m.scale) + F.rms_norm(x, (8,), m.scale), TOKENS),
             around(lambda m, x: F.group_norm(x, 4, m.scale, m.scale) + F.instance_norm(x, weight=m.scale), MAP),
         ]

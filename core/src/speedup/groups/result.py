@@ -63,7 +63,8 @@ class Group:
         size: the number of channels.
         members: where they are.
         blocks: arrays of channel numbers; the same count goes from each. One block with all where nothing binds them.
-        heads: blocks that can also go whole, by head: each a tuple of channel numbers; empty where there are none.
+        heads: what can also go whole: the heads of an attention, the groups of a grouped convolution. Each is a tuple
+            of channel numbers; empty where there are none.
         bundle: a number that groups share whose heads go together (the queries and values of one attention); None
             where there are no heads.
     """
@@ -109,7 +110,7 @@ class Group:
 
     def __str__(self) -> str:
         even = f", {len(self.blocks)} blocks go evenly" if len(self.blocks) > 1 else ""
-        heads = f", {len(self.heads)} heads" if self.heads else ""
+        heads = f", or {len(self.heads)} heads whole" if self.heads else ""
         lines = [f"{self.name}: {self.size} channels{even}{heads}"]
         for member in self.members:
             verb = "makes" if member.makes else "reads"

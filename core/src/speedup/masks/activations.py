@@ -8,7 +8,7 @@ mask, buffer and hook go; else they stay, for the product is part of the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -86,13 +86,16 @@ class Multiplied:
             attributes.restore()
         self._saved.clear()
 
-    def clean(self) -> None:
-        """Take out what multiplies by nothing but 1."""
+    def clean(self, noted: Iterable[Attributes] = ()) -> None:
+        """Take out what multiplies by nothing but 1, and of what was noted of the model before."""
         for name in self.masks:
             path, _, buffer = name.rpartition(".")
             module = self._model.get_submodule(path)
             if bool(module._buffers[buffer].all()):  # type: ignore[union-attr]
                 del module._buffers[buffer]
+                for before in noted:
+                    if before.module is module:
+                        before.contents["_buffers"].pop(buffer, None)
                 for hooks in (module._forward_hooks, module._forward_pre_hooks):
                     mine = [n for n, h in hooks.items() if getattr(h, "buffer", None) == buffer]
                     for number in mine:

@@ -114,7 +114,7 @@ class Refused(Exception):
 
     def __init__(self, say: Callable[..., str] | str, *arguments: Any) -> None:
         super().__init__(say, *arguments)
-        self.say = (lambda: say) if isinstance(say, str) else say
+        self.say: Callable[..., str] = (lambda: say) if isinstance(say, str) else say
         self.arguments = arguments
 
 

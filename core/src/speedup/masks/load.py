@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
+from speedup.attributes import Attributes
 from speedup.errors import MaskError
 from speedup.masks import files
 from speedup.masks.activations import Multiplied, split
@@ -71,10 +72,10 @@ class Prepared:
             self._multiplied.undo()
         self._unwrapped.undo()
 
-    def finish(self) -> None:
-        """The model is small now: take out what multiplies by nothing but 1."""
+    def finish(self, noted: Iterable[Attributes] = ()) -> None:
+        """The model is small now: take out what multiplies by nothing but 1, and of what was noted of it before."""
         assert self._multiplied is not None
-        self._multiplied.clean()
+        self._multiplied.clean(noted)
 
 
 def load(model: nn.Module, masks: Any = None, *, source: Source = "auto", map_location: Any = None) -> LoadedMasks:

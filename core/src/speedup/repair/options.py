@@ -14,7 +14,6 @@ from torch import nn
 from speedup.check import Mismatch
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
-from speedup.regular import kept_shape
 from speedup.repair.arguments import Given, Path, behind, expressions, literals, numbers, others, passed
 from speedup.repair.attributes import held, mentioned, repaired
 from speedup.repair.locate import Place, place_of_forward, places_of
@@ -144,7 +143,7 @@ def _given_less(job: Job, node: Node) -> list[tuple[Fraction, ...]]:
     """The share of the sizes that is left of what the forward around a call is given."""
     near = (n for n in job.graph.nodes if n.scope == node.scope)
     given = next(filter(None, ([v for v in n.tensors if v in job.graph.from_input] for n in near)), [])
-    kept = [kept_shape(job.keeps.sets[v], v.shape) for v in given]
+    kept = [job.keeps.shape(v) for v in given]
     return [tuple(map(Fraction, k, v.shape)) for k, v in zip(kept, given, strict=True) if 0 not in v.shape]
 
 
@@ -241,7 +240,7 @@ def _guesses(job: Job, node: Node, place: Place, module: nn.Module, repairs: Rep
         (v.shape[a], s)
         for n in near
         for v in (*n.tensors, *n.outputs)
-        for a, s in enumerate(kept_shape(keeps.sets[v], v.shape))
+        for a, s in enumerate(keeps.shape(v))
         if s != v.shape[a]
     }
     for name, value in mentioned(place, module, place.found.tree, changed):

@@ -13,7 +13,6 @@ from speedup.ask import ask
 from speedup.build import new_size
 from speedup.graph import Node, Value
 from speedup.keep import KeepSets
-from speedup.regular import kept_shape
 from speedup.repair.arguments import Path, numbers
 
 
@@ -83,7 +82,7 @@ def wanted_numbers(node: Node, keeps: KeepSets) -> list[Any]:
         for start in range(len(old) - rank + 1):
             # Numbers that spell the shape of the output are sizes.
             if rank and tuple(old[start : start + rank]) == value.shape:
-                old[start : start + rank] = kept_shape(keeps.sets[value], value.shape)
+                old[start : start + rank] = keeps.shape(value)
                 break
     return old
 

@@ -7,7 +7,6 @@ from math import prod
 from speedup.ask import ask
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
-from speedup.regular import kept_shape
 
 
 def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
@@ -15,7 +14,7 @@ def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
     if node.rule is None:
         return 0, 0
     full = [v.shape if v is not None else None for v in node.values]
-    small = [kept_shape(keeps.sets[v], v.shape) if v is not None else None for v in node.values]
+    small = [keeps.shape(v) if v is not None else None for v in node.values]
     before: int = ask(node, "multiply_accumulates", full)
     return before, ask(node, "multiply_accumulates", small) if small != full and before else before
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
-from speedup.regular import kept_shape
 from speedup.report.counts import count_macs
 from speedup.report.strips import Strips
 
@@ -38,6 +37,7 @@ def picture(report: Report, graph: Graph, keeps: KeepSets) -> dict[str, Any]:
         "reasons": [r.to_dict() for r in report.reasons],
         "repaired": [vars(r) for r in report.repaired],
         "gained": report.gained,
+        "dropped": [vars(d) for d in report.dropped],
         "strips": strips.patterns,
         "whys": strips.whys,
     }
@@ -70,7 +70,7 @@ def _call(node: Node, values: dict[Value, int], report: Report, keeps: KeepSets)
 
 
 def _value(value: Value, keeps: KeepSets, strips: Strips) -> dict[str, Any]:
-    shape = kept_shape(keeps.sets[value], value.shape)
+    shape = keeps.shape(value)
     made: dict[str, Any] = {"before": list(value.shape), "after": list(shape)}
     if value.names:
         made["names"] = list(value.names)

@@ -18,9 +18,8 @@ from speedup.facts import Bools, all_of, along, any_of
 from speedup.graph import Graph, Node, Value
 from speedup.keep import Event, KeepSets
 from speedup.kinds import Kind
-from speedup.regular import kept_shape
 from speedup.report.data import Kept
-from speedup.report.partners import partners, weighs
+from speedup.report.partners import at_other, partners, weighs
 
 
 @dataclass(eq=False)
@@ -49,7 +48,7 @@ def find_stays(graph: Graph, keeps: KeepSets) -> list[Kept]:
         stay = staying(keeps, value)
         if not stay.any():
             continue
-        each = prod(kept_shape(keeps.sets[value], value.shape)[1:])
+        each = prod(keeps.shape(value)[1:])
         for root in _merged(roots(value, stay, keeps)):
             indices = [int(i) for i in np.flatnonzero(root.part)]
             found.append(_kept(value.names[0], indices, each * len(indices), root, keeps))
@@ -149,7 +148,7 @@ def roots(weight: Value, stay: Bools, keeps: KeepSets) -> Iterator[Root]:
         question = queue.pop()
         value, at, part, asked = question.value, question.at, question.part, question.asked
         # A cause came before what it caused: so this ends.
-        events = [e for e in keeps.events[value] if asked is None or e.order < asked.order]
+        events = [e for e in keeps.events_of(value) if asked is None or e.order < asked.order]
         if at is None:
             events = events[-1:]  # entries cannot be followed across a change of shape: the newest was the trigger
         for event in events:
@@ -163,13 +162,25 @@ def roots(weight: Value, stay: Bools, keeps: KeepSets) -> Iterator[Root]:
             join = question.join
             if join is None and event.cause is not None and event.node is not None and _joins(event.node):
                 join = event.node
+            behind = _behind(event, value, keeps) if event.kind is Kind.COUNT else None
+            if behind is not None:
+                event, hit = behind, None
             if event.cause is None:
                 yield Root(event, value, hit, mine, join)
             else:
-                same = at is not None and event.cause.shape == value.shape
-                queue.append(_Question(event.cause, at if same else None, mine, event, join))
+                entries = at_other(at, event.cause) if behind is None else None
+                queue.append(_Question(event.cause, entries, mine, event, join))
         if asked is not None and part.any():
             yield Root(asked, value, None, part, question.join)
+
+
+def _behind(event: Event, value: Value, keeps: KeepSets) -> Event | None:
+    """Why another part of a value is as large as it is, where it could be smaller: parts keep equally many."""
+    free = keeps.facts.known(value) | keeps.facts.unused(value)
+    for earlier in reversed(keeps.events[value]):
+        if earlier.order < event.order and earlier.kind is not Kind.COUNT and (earlier.added & free).any():
+            return earlier
+    return None
 
 
 def _joins(node: Node) -> bool:

@@ -77,7 +77,7 @@ class Strips:
         letters = [str(x) for x in np.where(kept, np.where(unused | known, HELD, KEPT), gone)]
         held: dict[str, list[int]] = {}
         seen = np.zeros(size, dtype=bool)
-        for event in keeps.events[value]:
+        for event in keeps.events_of(value):
             added = _line(event.added, axis, size) & ~seen
             seen |= added
             why = event.why + (f" ({event.node.label})" if event.node is not None else "")

@@ -10,10 +10,8 @@ import numpy as np
 from torch import nn
 
 from speedup.build import Parts
-from speedup.facts import Bools, along
-from speedup.graph import Graph
+from speedup.graph import Graph, Value
 from speedup.keep import KeepSets
-from speedup.regular import kept_shape
 from speedup.report.counts import count_macs
 from speedup.report.data import Layer, Module, Pair, Repaired, Report
 from speedup.report.picture import picture
@@ -26,12 +24,11 @@ def summarize(model: nn.Module, graph: Graph, keeps: KeepSets, parts: Parts) -> 
     types = {path: type(module).__name__ for path, module in model.named_modules()}
     parameters: dict[str, list[Pair]] = defaultdict(list)
     for value in graph.sources:
-        keep = keeps.sets[value] if value.uses else np.ones((1,) * value.ndim, dtype=bool)
-        shape = kept_shape(keep, value.shape)
+        shape = keeps.shape(value) if value.uses else value.shape
         name = value.names[0]
         if value.kind == "parameter":
             parameters[_owner(name)].append((prod(value.shape), prod(shape)))
-        report.layers.append(Layer(name, value.shape, shape, _kept(keep) if value.uses else {}, value.kind))
+        report.layers.append(Layer(name, value.shape, shape, _kept(keeps, value) if value.uses else {}, value.kind))
     for name, tensor in parts.gained.items():
         parameters[_owner(name)].append((0, tensor.numel()))
     macs: dict[str, list[Pair]] = defaultdict(list)
@@ -55,12 +52,6 @@ def _total(pairs: list[Pair]) -> Pair:
     return sum(b for b, _ in pairs), sum(a for _, a in pairs)
 
 
-def _kept(keep: Bools) -> dict[int, list[int]]:
+def _kept(keeps: KeepSets, value: Value) -> dict[int, list[int]]:
     """Per axis the indices with anything kept, where not all are."""
-    found = {}
-    for axis, size in enumerate(keep.shape):
-        if size > 1:
-            line = along(keep, axis)
-            if not line.all():
-                found[axis] = [int(i) for i in np.flatnonzero(line)]
-    return found
+    return {axis: np.flatnonzero(line).tolist() for axis, line in keeps.lines(value).items()}

@@ -102,12 +102,14 @@ class Recorder(TorchFunctionMode):
         self.asked: list[bool] = []
         self.reads = 0
         self.from_input: set[Value] = set()
+        self.asking: set[str] = set()
         self.inside: set[torch.dtype] = set()
         self.dtypes: set[torch.dtype] = set()
         self._live: dict[int, tuple[Any, Value]] = {}
         self._paths: dict[int, str] = {}
         self._sources: dict[int, Value] = {}
         self._held: list[torch.Tensor] = []
+        self._stored: dict[int, list[Value]] | None = None
         self._collect_sources(model)
 
     # -- values ---------------------------------------------------------------------------------------------------
@@ -235,6 +237,8 @@ class Recorder(TorchFunctionMode):
         if not outputs:
             reads = tensors and (self.op_count > ops_before or name in _READS)
             if not reads or list(tensors_in(result)):
+                if type(result) in (int, torch.Size) and name != "dim":
+                    self.asking.add(self.scope[-1])
                 return result  # a question about shape or type, or a call that hands its input through
         node = Node(
             index=len(self.nodes),
@@ -310,7 +314,9 @@ class Recorder(TorchFunctionMode):
         known = {id(t) for t in changed}
         fresh = set(cause.outputs)
         live = [(ref(), value) for ref, value in list(self._live.values())]
-        live += [(v.tensor, v) for v in self._sources.values()]
+        if any(id(t) in self._sources for t in changed):
+            self._stored = None  # ``x.data = y`` gives it another storage
+        live += [(v.tensor, v) for s in storages for v in self._sources_in(s)]
         for tensor, value in live:
             if tensor is None or id(tensor) in known or value in fresh or _storage(tensor) not in storages:
                 continue
@@ -339,6 +345,15 @@ class Recorder(TorchFunctionMode):
                 self.log.append([tensor.detach().clone()])
             self.track(tensor, node.outputs[0])
 
+    def _sources_in(self, storage: int) -> list[Value]:
+        """The parameters, buffers and attributes in a storage."""
+        if self._stored is None:
+            self._stored = {}
+            for value in self._sources.values():
+                assert value.tensor is not None
+                self._stored.setdefault(_storage(value.tensor), []).append(value)
+        return self._stored.get(storage, [])
+
     # -- modules --------------------------------------------------------------------------------------------------
 
     @_unrecorded
@@ -353,8 +368,9 @@ class Recorder(TorchFunctionMode):
         if self.open_calls:
             return original(module, *args, **kwargs)
         path = self._paths.get(id(module), "")
-        rule = self._rule_of(module) if id(module) in self._paths and not _transformed() else None
         stands_for = self.substitutes.get(id(module))
+        known = stands_for is None and id(module) in self._paths and not _transformed()
+        rule = self._rule_of(module) if known else None
         if rule is None and stands_for is None:
             self.scope.append(path)
             try:

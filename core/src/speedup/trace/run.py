@@ -156,5 +156,6 @@ def _run(
         tuple(recorder.asked),
         expanded,
         plain_leaves(result),
+        frozenset(recorder.asking),
         frozenset(recorder.dtypes),
     )

@@ -28,7 +28,8 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
         try:
             for name, mask in (masks or {}).items():
                 parameter = parameters[name]
-                parameter.data = parameter.data * compact(mask).to(parameter.device)
+                masked = torch.empty_like(parameter.data)  # with the strides that it has
+                parameter.data = torch.mul(parameter.data, compact(mask).to(parameter.device), out=masked)
             for module in model.modules():
                 module.training = False
             yield

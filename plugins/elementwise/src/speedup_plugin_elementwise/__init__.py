@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from speedup import Bools, Constant, Fact, Floats, Movement, Node, NodeFacts, NodeKeep, Rule, Unused, hookimpl, variants
+from speedup import (
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    Movement,
+    Node,
+    NodeFacts,
+    NodeKeep,
+    Rule,
+    Unused,
+    hookimpl,
+    rows_of_one,
+    variants,
+)
 
 _POINTWISE = (
     # arithmetic
@@ -88,6 +102,10 @@ class Same(Pointwise):
 
     def averaging(self, node: Node) -> bool:
         return node.outputs[0].dtype.is_floating_point and "out" not in node.kwargs
+
+    def sums_to_one(self, node: Node) -> int | None:
+        value = node.operands[0]
+        return rows_of_one(value) if value is not None and self.averaging(node) else None
 
 
 class Quotient(Pointwise):

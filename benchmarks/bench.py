@@ -1,0 +1,96 @@
+"""The benchmark suite: time and memory of the transformation, latency of what comes out of it, scaling.
+
+./scripts/bench                                             # all of it
+./scripts/bench transformation --models resnet50 swin_t
+./scripts/bench latency --compile --batches 1 64 --dtypes float32 bfloat16
+./scripts/bench --write docs/benchmarks.md --json bench.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import latency
+import scaling
+import transformation
+
+PARTS = ("transformation", "latency", "scaling")
+
+
+def machine() -> str:
+    """The machine and the versions that a table was measured with."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{versions}, {os.cpu_count()} cores of {cpu}, load {load:.1f}."
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a measurement in a process of its own, so that none inherits the memory of another."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure (default: all)")
+    parser.add_argument("--models", nargs="+", help="builders of torchvision")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch for the transformation")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
+    parser.add_argument("--compile", action="store_true", help="latency of the compiled models too")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--write", type=Path, help="write the tables between the marks of this Markdown file")
+    options = parser.parse_args()
+    parts = options.parts or PARTS
+    figures: dict[str, Any] = {"machine": machine()}
+    texts: dict[str, str] = {}
+    if "transformation" in parts:
+        rows = figures["transformation"] = []
+        for name in options.models or transformation.MODELS:
+            rows.append(alone(transformation.measure, name, options.repeats, options.threads))
+            print(transformation.table(rows[-1:]).splitlines()[-1], flush=True)
+        texts["transformation"] = f"{transformation.summary(rows)}\n\n{transformation.table(rows)}"
+    if "latency" in parts:
+        rows = figures["latency"] = []
+        for name in options.models or latency.MODELS:
+            for dtype in options.dtypes:
+                for batch in options.batches:
+                    for compiled in (False, True) if options.compile else (False,):
+                        rows.append(alone(latency.measure, name, batch, compiled, getattr(torch, dtype)))
+                        print(latency.table(rows[-1:]).splitlines()[-1], flush=True)
+        texts["latency"] = latency.table(rows)
+    if "scaling" in parts:
+        rows = figures["scaling"] = []
+        for name in scaling.SERIES:
+            rows.append(alone(scaling.measure, name, options.repeats))
+            print(scaling.table(rows[-1:]).splitlines()[-1], flush=True)
+        texts["scaling"] = scaling.table(rows)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+    if options.write:
+        text = options.write.read_text()
+        for part, tables in texts.items():
+            before, begin, rest = text.partition(f"<!-- {part} -->\n")
+            _, end, after = rest.partition(f"<!-- /{part} -->")
+            text = f"{before}{begin}{figures['machine']}\n\n{tables}\n{end}{after}"
+        options.write.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""How long the transformation takes, beside structured pruning by Torch-Pruning on the same model.
+
+Ours is all of ``ModelSpeedup(...).speedup_model()``: masks, trace, plan, new parts, and the check of the result against
+the masked model. Theirs is ``MagnitudePruner`` at 50 %, built and stepped once, which checks nothing. Both run in one
+process, in turn, on copies of one model; the medians of CPU time count, which other work on the machine disturbs less
+than it does the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import coverage
+import models
+import torch
+from torch import nn
+
+import speedup
+from speedup.testing import randomize
+
+MODELS = (
+    *("resnet18", "resnet50", "resnet152", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "densenet201"),
+    *("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_3_2gf"),
+    *("regnet_y_3_2gf", "vgg16_bn", "alexnet", "googlenet", "inception_v3", "squeezenet1_1", "convnext_tiny"),
+    *("shufflenet_v2_x1_0", "vit_b_16", "swin_t", "maxvit_t"),
+)
+
+
+def measure(name: str, repeats: int = 3, threads: int = 1) -> dict[str, Any]:
+    """Seconds and peak memory of both on one model of torchvision; None where Torch-Pruning fails."""
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs, _ = models.make(name)
+        randomize(model, 0)
+    model, inputs = model.float().eval(), models.cast(inputs, torch.float32)
+    masks = coverage.aligned(model)
+    start = time.process_time()
+    models.call(model, inputs)
+    forward = time.process_time() - start
+    speedup.ModelSpeedup(nn.Linear(2, 2), torch.ones(1, 2), {"": {"bias": torch.ones(2)}}).speedup_model()
+    ours, theirs = [], []
+    failure = None
+    for _ in range(repeats):
+        seconds, small = _timed(lambda m: speedup.ModelSpeedup(m, inputs, masks).speedup_model(), model)
+        ours.append(seconds)
+        if failure is None:
+            try:
+                theirs.append(_timed(lambda m: _torch_pruning(m, inputs[0]), model)[0])
+            except Exception as error:
+                failure = f"{type(error).__name__}: {error}".split("\n")[0][:100]
+    kept = sum(p.numel() for p in small.parameters())
+    size = sum(t.numel() * t.element_size() for t in small.state_dict().values())
+    del small
+    peak = _peak(lambda: speedup.ModelSpeedup(copy.deepcopy(model), inputs, masks).speedup_model(), model)
+    return {
+        "name": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "kept": kept / sum(p.numel() for p in model.parameters()),
+        "forward": forward,
+        "ours": statistics.median(ours),
+        "theirs": statistics.median(theirs) if theirs and failure is None else None,
+        "failure": failure,
+        "small_bytes": size,
+        "extra_peak_bytes": peak,
+    }
+
+
+def _timed(work: Callable[[nn.Module], Any], model: nn.Module) -> tuple[float, Any]:
+    subject = copy.deepcopy(model)
+    gc.collect()
+    start = time.process_time()
+    result = work(subject)
+    return time.process_time() - start, result
+
+
+def _torch_pruning(model: nn.Module, example: torch.Tensor) -> None:
+    import torch_pruning as tp
+
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+    importance = tp.importance.MagnitudeImportance(p=1)
+    pruner = tp.pruner.MagnitudePruner(
+        model, example_inputs=example, importance=importance, pruning_ratio=0.5, ignored_layers=heads
+    )
+    pruner.step()
+
+
+def _peak(work: Callable[[], Any], model: nn.Module) -> int | None:
+    """By how much the resident set grows at most, less the copy of the model that is worked on; only on Linux."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        work()
+        own = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        return max(0, _status("VmHWM") - before - own)
+    return None
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    heads = ("model", "parameters", "kept", "one forward, s", "speedup, s", "Torch-Pruning, s", "ratio", "extra memory")
+    rows = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    key = "ours"
+    for r in results:
+        theirs = f"{r['theirs']:.2f}" if r["theirs"] else "fails"
+        ratio = f"{r['ours'] / r['theirs']:.2f}" if r["theirs"] else ""
+        memory = "" if r["extra_peak_bytes"] is None else f"{r['extra_peak_bytes'] / r['small_bytes']:.2f}"
+        cells = (r["name"], f"{r['parameters'] / 1e6:.1f} M", f"{r['kept']:.3f}", f"{r['forward']:.3f}")
+        rows.append(f"| {' | '.join((*cells, f'{r[key]:.2f}', theirs, ratio, memory))} |")
+    return "\n".join(rows)
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    ratios = sorted(r["ours"] / r["theirs"] for r in results if r["theirs"])
+    seconds = sorted(r["ours"] for r in results)
+    text = f"Median {statistics.median(seconds):.2f} s of CPU time per model."
+    if ratios:
+        text += f" Ratio to Torch-Pruning: median {statistics.median(ratios):.2f}, worst {ratios[-1]:.2f}."
+    return text

@@ -1,0 +1,63 @@
+"""Remembering what was found out about a call, for the calls that are made alike: a deep model repeats its blocks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+
+from speedup.graph import Node, Ref
+
+_PLAIN = (int, float, bool, str, type(None), type(...), Ref, torch.dtype, torch.device)
+
+Found = TypeVar("Found")
+
+
+class Recall:
+    """The newest ``most`` answers by what was asked; nothing is remembered of what has no key (None)."""
+
+    def __init__(self, most: int = 1024) -> None:
+        self.most = most
+        self._found: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable | None, find: Callable[[], Found]) -> Found:
+        if key is None:
+            return find()
+        if key in self._found:
+            self._found.move_to_end(key)
+            known: Found = self._found[key]
+            return known
+        found = self._found[key] = find()
+        if len(self._found) > self.most:
+            self._found.popitem(last=False)
+        return found
+
+
+def call_key(node: Node) -> Hashable | None:
+    """The same for two calls of one function with the same arguments on tensors of the same shapes.
+
+    None for calls of modules, and where an argument is of a type that may hide something.
+    """
+    if node.module is not None:
+        return None
+    shapes = tuple([(v.shape, v.dtype) for v in (*node.tensors, *node.outputs)])
+    try:
+        key = (node.op, _frozen(node.args), _frozen(node.kwargs), shapes, len(node.outputs), node.writes)
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _frozen(item: Any) -> Hashable:
+    if isinstance(item, tuple | list):
+        return type(item), tuple([_frozen(i) for i in item])
+    if isinstance(item, dict):
+        return dict, tuple([(k, _frozen(v)) for k, v in item.items()])
+    if isinstance(item, slice):
+        return slice, _frozen((item.start, item.stop, item.step))
+    if type(item) in _PLAIN:
+        return type(item), item
+    raise TypeError(f"{item!r} may hide something")
