@@ -442,6 +442,9 @@ class Rule:
         """The axis of the first output along which entries are not negative and sum up to 1, whatever comes in.
 
         Override it for what makes such rows (softmax) and for what hands them on; see ``speedup.rows_of_one``.
+
+        Args:
+            node: the call.
         """
         return None
 
