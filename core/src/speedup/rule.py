@@ -118,6 +118,8 @@ class Rule:
             setattr(self, key, value)
         if not self.name:
             self.name = type(self).__name__ if type(self) is not Rule else self.axes
+        if self.axes:
+            parse(self.axes)  # a fault in its text is found at once
         self._parameters = inspect.signature(eval(f"lambda {self.call}: 0")) if self.call is not None else None
 
     def __repr__(self) -> str:
@@ -440,6 +442,9 @@ class Rule:
         """The axis of the first output of ``node`` along which entries are not negative and sum up to 1, if any.
 
         Override it for what makes such rows (softmax) and for what hands them on; see ``speedup.rows_of_one``.
+
+        Args:
+            node: the call.
         """
         return None
 
