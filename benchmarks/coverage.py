@@ -4,11 +4,15 @@
     python benchmarks/coverage.py resnet50 swin_t            # some of it
     python benchmarks/coverage.py --timm resnet50 vit_tiny_patch16_224 --transformers bert
     python benchmarks/coverage.py --write docs/coverage.md   # the table, as Markdown
+    python benchmarks/coverage.py --libraries --short --json libraries.json --write docs/coverage-libraries.md
 
 Weights are random, BatchNorm statistics too. Masks (a) are drawn layer by layer: a random third of the filters of every
 convolution and linear layer. Masks (b) leave every second index of everything: filters, biases, tokens, position tables
 and norms, but for BatchNorms, whose shifts stay. Each model runs in a process of its own; models of more than 100 M
 parameters, and those that only run in float32, run in float32, the others in float64.
+
+Of networks with trained weights (``--trained``, see ``trained.py``) the weights stay, and masks (a) take the third with
+the smallest weights. Seconds are of the processor, for planning and applying.
 
 "Equal" means up to rounding: a difference of at most 1e-8 in float64 (2e-3 in float32) of the largest entry, or 1,000
 times what it makes of the masked model to change every parameter by the last digit. Boxes and masks of a detector
@@ -41,6 +45,7 @@ import speedup
 from speedup.testing import masked_copy, randomize
 
 sys.path.insert(0, str(Path(__file__).parent))
+import libraries
 import models
 
 LARGE = 100_000_000
@@ -61,6 +66,38 @@ def unaligned(model: nn.Module, seed: int = 0) -> Masks:
     return masks
 
 
+def smallest(model: nn.Module) -> Masks:
+    """The third of the output indices of every layer whose weights are the smallest, by their absolute sum."""
+    masks: Masks = {}
+    for name, module in model.named_modules():
+        axis = _output_axis(module)
+        if axis is not None:
+            weight = module.weight.detach()
+            size = weight.abs().sum([a for a in range(weight.ndim) if a != axis])
+            line = torch.ones(len(size), dtype=torch.bool)
+            line[size.argsort()[: len(size) // 3]] = False
+            masks[name] = _entry(module, line, axis)
+        elif isinstance(module, nn.RNNBase):
+            masks.update(_hidden(name, module))
+    return masks
+
+
+def _hidden(name: str, module: nn.RNNBase) -> Masks:
+    """The third of the hidden units of every layer whose weights are the smallest, over all gates."""
+    own = dict(module.named_parameters())
+    masks: dict[str, torch.Tensor] = {}
+    for layer in range(module.num_layers):
+        both = [own[f"weight_{kind}_l{layer}"].detach().abs().sum(1) for kind in ("ih", "hh")]
+        size = sum(both).reshape(-1, module.hidden_size).sum(0)
+        line = torch.ones(module.hidden_size, dtype=torch.bool)
+        line[size.argsort()[: module.hidden_size // 3]] = False
+        for parameter, tensor in own.items():
+            if parameter.endswith(f"_l{layer}"):
+                rows = line.repeat(tensor.shape[0] // module.hidden_size)
+                masks[parameter] = rows.reshape(-1, *(1,) * (tensor.ndim - 1)).expand_as(tensor)
+    return {name: masks}
+
+
 def aligned(model: nn.Module) -> Masks:
     """Every second output index of every layer, and of the tables that are added to what they make."""
     masks: Masks = {}
@@ -72,6 +109,12 @@ def aligned(model: nn.Module) -> Masks:
             depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels
             each = module.out_channels // module.groups if depthwise and not module.transposed else 1
             masks[name] = _entry(module, torch.arange(module.weight.shape[output]) // each % 2 == 0, output)
+        elif isinstance(module, nn.RNNBase):
+            line = torch.arange(module.hidden_size) % 2 == 0
+            masks[name] = {
+                n: line.repeat(p.shape[0] // len(line)).reshape(-1, *(1,) * (p.ndim - 1)).expand_as(p)
+                for n, p in own.items()
+            }
         elif isinstance(module, nn.Embedding):
             masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
         elif not isinstance(module, nn.modules.batchnorm._NormBase):
@@ -121,11 +164,14 @@ def measure(name: str) -> dict[str, Any]:
         found["parameters"] = sum(p.numel() for p in model.parameters())
         wide = found["parameters"] <= LARGE and not name.startswith(FLOAT32)
         found["float64"] = wide
-        randomize(model, 0)
+        trained = name.startswith("trained:")
+        if not trained:
+            randomize(model, 0)
         model = (model.double() if wide else model.float()).eval()
         inputs, others = (models.cast(x, torch.float64 if wide else torch.float32) for x in (inputs, others))
-        for key, masks in (("unaligned", unaligned(model)), ("aligned", aligned(model))):
+        for key, masks in (("unaligned", (smallest if trained else unaligned)(model)), ("aligned", aligned(model))):
             found[key] = _one(copy.deepcopy(model), inputs, others, masks)
+            found["float64"] &= found[key].get("float64", True)
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
         found["traceback"] = traceback.format_exc()
@@ -134,28 +180,29 @@ def measure(name: str) -> dict[str, Any]:
 
 def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, Any]:
     reference = masked_copy(model, masks)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         plan = speedup.plan(model, inputs, masks)
         small = plan.apply()
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()}
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     worst = 0.0
     for x in [inputs, *others]:
-        worst = max(worst, _difference(models.call(reference, x), models.call(small, x)))
+        worst = max(worst, difference(models.call(reference, x), models.call(small, x)))
     rounding = 0.0
     if worst > 1e-10:
         before = models.call(reference, inputs)
         for parameter in reference.parameters():
             parameter.data.mul_(1 + torch.randn_like(parameter) * torch.finfo(parameter.dtype).eps)
-        rounding = _difference(before, models.call(reference, inputs))
+        rounding = difference(before, models.call(reference, inputs))
     report = plan.report
     reasons: Counter[str] = Counter()
     for stay in report.stays:
         reasons[re.sub(r" \(.*", "", stay.why)] += len(stay.indices)
     return {
         "error": None,
+        "float64": plan.graph.coarsest in (None, torch.float64),  # some models normalise in float32 all the same
         "difference": worst,
         "rounding": rounding,
         "parameters": report.parameters[1] / max(report.parameters[0], 1),
@@ -166,7 +213,7 @@ def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, 
     }
 
 
-def _difference(wanted: Any, got: Any) -> float:
+def difference(wanted: Any, got: Any) -> float:
     """The largest difference relative to the largest entry of its tensor; infinite for other shapes."""
     boxes = isinstance(wanted, list) and wanted and isinstance(wanted[0], dict) and "boxes" in wanted[0]
     a, b = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (wanted, got))
@@ -268,16 +315,24 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="builders of torchvision; all of them when nothing is named")
     parser.add_argument("--timm", nargs="*", default=[], help="names of timm models")
     parser.add_argument("--transformers", nargs="*", default=[], help="model types of transformers, such as bert")
+    parser.add_argument("--trained", nargs="*", default=[], help="networks with trained weights, see trained.py")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the results here, model by model")
+    parser.add_argument("--json", type=Path, help="write the results here, and skip models that it holds")
     parser.add_argument("--write", type=Path, help="write the table between the marks of this Markdown file")
+    parser.add_argument("--libraries", action="store_true", help="the models of other libraries, see libraries.py")
+    parser.add_argument("--short", action="store_true", help="models of timm with at most two equal blocks in a row")
     options = parser.parse_args()
-    names = [*options.names, *(f"timm:{n}" for n in options.timm), *(f"transformers:{n}" for n in options.transformers)]
+    models.SHORT = options.short
+    names = [*options.names, *(libraries.names() if options.libraries else ())]
+    names += [f"{kind}:{n}" for kind in ("timm", "transformers", "trained") for n in getattr(options, kind)]
     names = names or models.torchvision_names()
     unknown = set(options.names) - set(models.torchvision_names())
     if unknown:
         parser.error(f"torchvision has no builder named {', '.join(sorted(unknown))}")
     results: list[dict[str, Any]] = []
+    if options.json and options.json.exists():
+        results = [r for r in json.loads(options.json.read_text()) if r["name"] in names]
+        names = [n for n in names if n not in {r["name"] for r in results}]
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(options.workers, context, max_tasks_per_child=None) as pool:
         waiting = {pool.submit(measure, name): name for name in names}
@@ -287,7 +342,8 @@ def main() -> None:
             print(_line(result), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1))
-    machine = f"torch {torch.__version__}, {platform.machine()}, one thread per model."
+    versions = libraries.versions([r["name"] for r in results])
+    machine = f"torch {torch.__version__}{', ' * bool(versions)}{versions}; {platform.machine()}, one thread per model."
     text = f"{machine}\n\n{summary(results)}\n\n{table(results)}\n\n{reasons(results)}"
     print(f"\n{text}")
     if options.write:

@@ -1,7 +1,7 @@
 """Small random models of `transformers`, one per architecture; nothing is downloaded.
 
 A name is a model type, ``bert``, ``llama``; ``bert+mask`` passes an ``attention_mask`` too, ``whisper.encoder`` is a
-part of the model.
+part of the model. Each has the head that it is used with: of a language model, a classifier, a detector.
 """
 
 from __future__ import annotations
@@ -92,6 +92,38 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# The heads to look for, the first that there is for an architecture. Without one the hidden states come out, whole.
+_HEADS = ("Seq2SeqLM", "ObjectDetection", "ImageClassification", "SequenceClassification", "CTC", "SpeechSeq2Seq")
+_GENERATE = {
+    "gpt2", "opt", "gpt_neox", "bloom", "falcon", "mixtral", "qwen3", "gemma2", "phi3", "llama", "mistral", "qwen2",
+    "gemma", "phi", "mamba", "mamba2",
+}  # fmt: skip
+
+
+class Answers(nn.Module):
+    """A model of which only the answers are read, and not the hidden states that it returns beside them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.main_input_name, self.config = model.main_input_name, model.config
+
+    def forward(self, **given: Any) -> list[torch.Tensor]:
+        found = self.model(**given)
+        return [found[name] for name in ("logits", "pred_boxes") if name in found]
+
+
+def _model(kind: str, config: Any, bare: bool) -> Any:
+    import transformers
+
+    heads = () if bare else ("CausalLM",) if kind in _GENERATE else _HEADS
+    for head in heads:
+        auto = getattr(transformers, f"AutoModelFor{head}")
+        if type(config) in auto._model_mapping:
+            return Answers(auto.from_config(config))
+    return transformers.AutoModel.from_config(config)
+
+
 def make(name: str) -> tuple[nn.Module, Any, list[Any]]:
     """A model with random weights, a dummy input and one of another batch size and length."""
     import transformers
@@ -104,7 +136,9 @@ def make(name: str) -> tuple[nn.Module, Any, list[Any]]:
     config = transformers.AutoConfig.for_model(kind, **small)
     if hasattr(config, "use_cache"):
         config.use_cache = False
-    model = transformers.AutoModel.from_config(config)
+    if kind == "mixtral":  # the other ways know no float64
+        config._experts_implementation = "eager"
+    model = _model(kind, config, bare=bool(part) or kind in ("clip", "siglip", "deit"))
     inputs = [_inputs(kind, model, *sizes) for sizes in ((2, 9, 0), (3, 12, 1))]
     if masked:
         inputs.append(_inputs(kind, model, 1, 7, 0))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from demo.masking import Masks
+from speedup_plugin_pruners.scores import distance_sums, norms
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def l1filter(model: nn.Module, layers: Iterable[str], sparsity: float = 0.5) -> 
     Raises ValueError for a sparsity outside [0, 1) or an unknown layer; TypeError for a layer that is no convolution.
     """
     convs = {name: _layer(model, name, _CONVS) for name in layers}
-    return {name: _filter_masks(conv, conv.weight.abs().flatten(1).sum(1), sparsity) for name, conv in convs.items()}
+    return {name: _filter_masks(conv, norms(conv.weight), sparsity) for name, conv in convs.items()}
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def fpgm(model: nn.Module, layers: Iterable[str] | None = None, sparsity: float 
     if layers is None:
         layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     convs = {name: _layer(model, name, _CONVS) for name in layers}
-    return {name: _filter_masks(conv, _distance_sums(conv.weight), sparsity) for name, conv in convs.items()}
+    return {name: _filter_masks(conv, distance_sums(conv.weight), sparsity) for name, conv in convs.items()}
 
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -122,11 +123,6 @@ def _filter_masks(conv: Any, scores: Tensor, sparsity: float) -> dict[str, Tenso
     keep = _keep_highest(scores, sparsity)
     weight = keep.reshape(-1, *[1] * (conv.weight.dim() - 1)).expand_as(conv.weight).clone()
     return {"weight": weight, "bias": None if conv.bias is None else keep}
-
-
-def _distance_sums(weight: Tensor) -> Tensor:
-    points = weight.flatten(1).double()
-    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
 
 
 def _average_zeros(model: nn.Module, activations: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Tensor]:

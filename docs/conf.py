@@ -30,6 +30,7 @@ suppress_warnings = ["myst.header"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 nitpicky = False
 
 html_theme = "furo"
@@ -89,6 +90,12 @@ def _copy() -> None:
 def _read(app: Any, name: str, text: list[str]) -> None:
     if not name.startswith("_site/"):
         text[0] = _turned(text[0], DOCS / f"{name}.md", DOCS)
+    if name == "index":
+        # A page that the index does not name yet is found all the same.
+        listed = set(re.findall(r"^([\w-]+)$", text[0], re.M))
+        rest = "\n".join(sorted({path.stem for path in DOCS.glob("*.md")} - listed - {"index"}))
+        if rest:
+            text[0] += f"\n```{{toctree}}\n:caption: More\n:maxdepth: 1\n\n{rest}\n```\n"
 
 
 def setup(app: Any) -> None:

@@ -28,12 +28,16 @@ page may change at any time.
 """
 
 SECTIONS: dict[str, tuple[Any, ...]] = {
-    "Kinds of rules": (speedup.Rule, speedup.Movement, speedup.TiedMovement, speedup.Expansion, speedup.Expanded),
+    "Kinds of rules": (
+        speedup.Rule, speedup.Movement, speedup.TiedMovement, speedup.Expansion, speedup.Expanded,
+        speedup.Overlay,
+    ),
     "What a rule is given": (
         speedup.Node, speedup.Value, speedup.Ref, speedup.NodeFacts, speedup.NodeKeep, speedup.Kept, speedup.Call,
     ),
     "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine),
-    "Helpers": (speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along),
+    "Criteria": (speedup.Criterion, speedup.Scene, speedup.ChannelGroups, speedup.Group, speedup.Member),
+    "Helpers": (speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.overlaid),
     "Registries": (speedup.Registry, speedup.default_registry),
     "Testing": tuple(
         getattr(testing, name) for name in testing.__all__ if isinstance(getattr(testing, name), type | FunctionType)

@@ -118,6 +118,19 @@ def test_bench_times_both(project: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert stopped.value.code == 2
 
 
+def test_a_criterion_in_place_of_masks(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = [*COMMON[:3], *COMMON[5:], "--criterion", "l1", "--sparsity", "0.5"]
+    assert cli.main(["run", *chosen, "--out", "half"]) == 0
+    assert speedup.load(make(), "half").conv.out_channels == 4
+    assert cli.main(["verify", *chosen, "--small", "half"]) == 0
+    assert cli.main(["plan", *chosen, "--ignore", "conv", "--json"]) == 1
+    assert cli.main(["plan", *chosen[:-4], "--criterion", "no_such"]) == 1
+    assert "no_such" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", *COMMON, "--criterion", "l1"])
+    assert stopped.value.code == 2
+
+
 class Trap:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return (exec, ("raise SystemExit('code of the file was run')",))

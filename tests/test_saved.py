@@ -321,6 +321,15 @@ def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_a_product_with_a_mask_that_stays_is_no_data(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    mask = torch.ones(4, 4)
+    mask[0, 1] = 0  # at one position of the batch axis alone: no unit can go for it
+    speedup.plan(model, torch.randn(4, 3), {"1": {"_output_0": mask}}).apply()
+    with pytest.raises(StorageError, match="1 multiplies activations with a mask"):
+        speedup.save(model, tmp_path / "a")
+
+
 class Scale(nn.Module):
     """A layer of a third party's, which becomes one of another class."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,3 +43,65 @@ def test_a_table_of_which_a_longer_input_reads_more(length: int) -> None:
     result = check_equal(net, tokens(2, length), masks, [tokens(3, n) for n in (1, 4, 5, 8)])
     # What is made of parameters alone goes where it is 0 at all places, also at those that nobody reads here.
     assert result.shape("inner.weight") == (14, 2)
+
+
+class Scaled(nn.Module):
+    """Filters 1 to 3 are masked: behind the activation they are constants, of which ``body`` makes others."""
+
+    def __init__(self, body: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.a, self.out, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.out(self.body(self.a(x).sigmoid(), x))
+        return result
+
+
+def fade(y: torch.Tensor) -> torch.Tensor:
+    return y * y.shape[-1] ** -0.5
+
+
+def filled(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.add(y, torch.full((1, y.shape[1], 1, 1), 1.0 / x.shape[2], dtype=x.dtype))
+
+
+SIZED = {
+    "height": lambda y, x: y / y.shape[2],
+    "batch": lambda y, x: y * len(x),
+    "alpha": lambda y, x: torch.add(y, 1, alpha=x.size(3)),
+    "in a helper": lambda y, x: fade(y),
+    "filled": filled,
+}
+FREE = {
+    "literal": lambda y, x: y / 8,
+    "the same at all sizes": lambda y, x: y * (x.shape[1] / 3),
+}
+
+
+@pytest.mark.parametrize("name", [*SIZED, *FREE])
+def test_a_constant_that_is_made_with_a_size_of_the_input(name: str) -> None:
+    net = randomize(Scaled({**SIZED, **FREE}[name]))
+    images = [torch.randn(b, 3, h, w) for b, h, w in ((2, 6, 8), (1, 6, 8), (3, 6, 8), (2, 9, 7), (2, 16, 16))]
+    result = check_equal(net, images[0], mask_indices(net, {"a.weight": [1, 2, 3]}), images[1:])
+    assert result.shape("a.weight")[0] == (8 if name in SIZED else 5)
+
+
+def test_a_constant_that_a_loop_over_the_input_makes() -> None:
+    """After every step another one, and how many steps there are the input says."""
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state = torch.zeros(len(x), 8, dtype=x.dtype)
+            for step in range(x.shape[1]):
+                state = torch.tanh(self.a(x[:, step]) + 0.5 * state)
+            result: torch.Tensor = self.out(state)
+            return result
+
+    net = randomize(Loop())
+    masks = mask_indices(net, {"a.weight": [1, 2, 3], "a.bias": [1]})
+    result = check_equal(net, tokens(2, 4), masks, [tokens(3, n) for n in (1, 5, 9)])
+    assert result.shape("a.weight")[0] == 7, "what is 0 is 0 after any number of steps"

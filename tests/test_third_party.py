@@ -1,17 +1,10 @@
-"""What a third party does, in an environment of its own from built wheels: make a plugin, install it, use it, test it.
-
-The environment sees torch, numpy, pluggy and pytest of the environment that runs the tests, by links; speedup and every
-plugin are installed there from wheels, and nothing else of this repository is in reach.
-"""
+"""What a third party does, in an environment of its own made of wheels: make a plugin, install it, use it, test it."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,58 +12,11 @@ import jinja2
 import pytest
 
 from speedup import scaffold
+from tests.environment import Environment
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/third_party/*/pyproject.toml"))
 FAMILIES = ("conv", "linear", "activation")
-BUILD = """
-import os, sys
-from hatchling.build import build_wheel
-for folder in sys.argv[2:]:
-    os.chdir(folder)
-    build_wheel(sys.argv[1])
-"""
-
-
-class Environment:
-    """A virtual environment that holds nothing but the test's tools and what is installed into it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-        self.python = folder / "venv" / "bin" / "python"
-        (folder / "tools").mkdir()
-        for place in {p for p in sys.path if Path(p).name == "site-packages"}:
-            for path in Path(place).iterdir():
-                ours = "speedup" in path.name or path.name.startswith("__editable__") or path.suffix == ".pth"
-                if not ours and path.name != "__pycache__" and not (folder / "tools" / path.name).exists():
-                    (folder / "tools" / path.name).symlink_to(path)
-        (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-        (site / "tools.pth").write_text(str(folder / "tools"))
-
-    def install(self, *projects: Path) -> None:
-        """Build wheels of these folders, and install them."""
-        wheels = self.folder / "wheels"
-        built = set(wheels.glob("*.whl"))
-        wheels.mkdir(exist_ok=True)
-        subprocess.run([sys.executable, "-c", BUILD, wheels, *projects], check=True, capture_output=True)
-        new = sorted(set(wheels.glob("*.whl")) - built)
-        assert len(new) == len(projects)
-        pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-index", "--no-deps"]
-        subprocess.run([*pip, "--disable-pip-version-check", *new], check=True)
-
-    def run(self, *command: str | Path, code: int = 0) -> str:
-        """Run a command of the environment in its folder; its output."""
-        variables = {k: v for k, v in os.environ.items() if not k.startswith(("SPEEDUP", "PYTHON", "COV_"))}
-        done = subprocess.run(
-            [self.python.parent / command[0], *command[1:]],
-            cwd=self.folder,
-            env={**variables, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == code, f"{command} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
 
 
 @pytest.fixture(scope="module")

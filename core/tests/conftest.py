@@ -38,7 +38,12 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     The function takes the name, the source of the module (by default one that claims one module type and one function
     of its own), and optionally the version and the name of the distribution. It returns the name of the module.
     """
-    for variable in ("SPEEDUP_DISABLE_PLUGINS", "SPEEDUP_ONLY_PLUGINS", "SPEEDUP_STRICT_PLUGINS"):
+    for variable in (
+        "SPEEDUP_DISABLE_PLUGINS",
+        "SPEEDUP_ONLY_PLUGINS",
+        "SPEEDUP_STRICT_PLUGINS",
+        "SPEEDUP_PREFER_PLUGINS",
+    ):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     real = importlib.metadata.entry_points

@@ -122,7 +122,12 @@ def test_what_is_wrong_with_plugins(
     assert "conflict: two plugins claim torch.nn.Linear: 'one' (fake-one 1.1)" in out and "'two' (fake-two 2.2)" in out
     assert "was not looked at" in out
     # Whoever says which one wins sees the model.
-    assert cli.main([*ON_MODEL, "--prefer", "one"]) == 1
+    assert cli.main([*ON_MODEL, "--prefer", "two"]) == 1
+    assert "conflict" not in (out := capsys.readouterr().out)
+    monkeypatch.setenv("SPEEDUP_PREFER_PLUGINS", "one")
+    assert cli.main(["plugins", "--strict"]) == 1, "two failed all the same"
+    assert "conflict" not in capsys.readouterr().out
+    assert cli.main(ON_MODEL) == 1
     assert "conflict" not in (out := capsys.readouterr().out)
     assert "speedup_test_models:Net: 3 of 5 calls have a rule" in out
 

@@ -47,7 +47,7 @@ FAULTS = {
     def unheard_of():
         return []
 """,
-        "no hook called unheard_of; the hooks are speedup_hints, speedup_rules",
+        "no hook called unheard_of; the hooks are speedup_criteria, speedup_hints, speedup_rules",
     ),
     "hook with an unknown argument": (
         HEADER

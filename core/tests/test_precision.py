@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from speedup.testing import check_equal, mask_indices, randomize
 
 
-class Coarse(nn.Module):
-    """Normalises in float32, whatever the type of the model; holds a size, so that a repair must be tried."""
+class Norm(nn.Module):
+    """Normalises in float32, whatever the type of the model, as language models do."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(16, 256), nn.Linear(256, 4)
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.a(x).view(-1, 256)
-        wide = y.float()
-        y = y * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-3).to(y.dtype)
-        return self.b(y)
+        y = x.float()
+        return self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
-def test_the_coarsest_type_says_what_rounding_is() -> None:
-    model = randomize(Coarse(), 0)
+class Function(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.float().square().sum(-1, keepdim=True) + 1e-3).to(x.dtype)
+
+
+class Coarse(nn.Module):
+    """Holds a size too, so that a repair must be tried."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.a, self.n, self.b = nn.Linear(16, 256), norm, nn.Linear(256, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.n(self.a(x).view(-1, 256)))
+
+
+@pytest.mark.parametrize("norm", [Norm(256), Function()], ids=["a module", "calls"])
+def test_the_coarsest_type_says_what_rounding_is(norm: nn.Module) -> None:
+    model = randomize(Coarse(norm), 0)
     gone = list(range(0, 256, 3))
     masks = mask_indices(model, {"a.weight": gone, "a.bias": gone})
     x, other = (torch.randn(n, 16, generator=torch.Generator().manual_seed(n)) for n in (3, 5))

@@ -77,6 +77,21 @@ def test_a_reason_is_followed_through_a_whole_residual_stream() -> None:
     assert reason.layers[0] in ("a.weight", "c.weight", "stem.weight") and len(reason.layers) == 3
 
 
+def test_a_branch_is_followed_where_it_is_broadcast() -> None:
+    """A gate of one number per channel: what it multiplies has an image."""
+
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        x = m.get_submodule("a")(x.reshape(2, 1, 2, 2))
+        gate = torch.sigmoid(m.get_submodule("b")(x.mean((2, 3), keepdim=True)))
+        result: torch.Tensor = m.get_submodule("c")(x * gate).flatten(1)
+        return result
+
+    layers = {"a": nn.Conv2d(1, 6, 1), "b": nn.Conv2d(6, 6, 1), "c": nn.Conv2d(6, 2, 1)}
+    reason = only(plan(forward, {"b.weight": (0, 1)}, **layers))
+    assert reason.kind is Kind.NEEDED and reason.op == "torch.Tensor.mul"
+    assert "Mask the same indices of a too" in reason.advice
+
+
 def test_a_barrier_names_its_op_and_the_guide() -> None:
     def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = m.get_submodule("b")(torch.special.bessel_j0(m.get_submodule("a")(x)))
@@ -132,6 +147,19 @@ def test_parts_of_equal_size_ask_for_equal_counts_and_masking_so_helps() -> None
     reason = only(plan(forward, {"a.weight": (0, 1, 3)}, **layers))
     assert reason.kind is Kind.COUNT and "the same number in each" in reason.advice
     assert plan(forward, {"a.weight": (0, 1, 3, 4)}, **layers).report.reasons == []
+
+
+def test_parts_that_are_held_hold_the_others() -> None:
+    """One half goes into a barrier: that is why the other half stays, and not that it is masked otherwise."""
+
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        left, right = m.get_submodule("a")(x).chunk(2, -1)
+        result: torch.Tensor = m.get_submodule("b")(torch.special.bessel_j0(left)) + m.get_submodule("c")(right)
+        return result
+
+    layers = {"a": linear(4, 6), "b": linear(3, 2), "c": linear(3, 2)}
+    reasons = plan(forward, {"a.weight": (0, 3)}, **layers).report.reasons
+    assert {r.kind for r in reasons} == {Kind.BARRIER} and sum(r.indices for r in reasons) == 2
 
 
 def test_a_carrier_is_told_from_a_loss() -> None:

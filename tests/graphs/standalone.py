@@ -12,7 +12,7 @@ SIZES = ((2, 0), (3, 0), (1, 2), (2, 3))
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every norm random statistics, scales and shifts, and every bias random values."""
+    """Give every norm random statistics, scales and shifts, and every bias, and whatever is 0, random values."""
     g = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -24,7 +24,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, parameter in module.named_parameters(recurse=False):
             if norm and name == "weight":
                 parameter.data.copy_(torch.rand(parameter.shape, generator=g) + 0.5)
-            elif "bias" in name:
+            elif "bias" in name or not parameter.any():  # heads and tokens that begin as 0 would answer 0 to all
                 parameter.data.copy_(torch.randn(parameter.shape, generator=g) * 0.3)
     return model
 

@@ -21,7 +21,11 @@ from speedup.errors import (
 )
 from speedup.expand import Call, Expanded, Expansion
 from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
-from speedup.graph import Node, Ref, Value
+from speedup.graph import Node, Ref, Value, rows_of_one
+from speedup.groups.align import align
+from speedup.groups.find import channel_groups
+from speedup.groups.labels import Labels
+from speedup.groups.result import ChannelGroups, Group, Member
 from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
 from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
@@ -30,6 +34,9 @@ from speedup.names import op_name, variants
 from speedup.overlay import Overlay, overlaid
 from speedup.overwrite import TiedMovement
 from speedup.plan import ModelSpeedup, Plan, plan
+from speedup.pruning.criterion import Criterion
+from speedup.pruning.front import prune_masks
+from speedup.pruning.scene import Scene
 from speedup.registry import Registry, default_registry
 from speedup.regular import kept_shape
 from speedup.rule import Rule
@@ -44,15 +51,20 @@ __all__ = [
     "Affine",
     "Bools",
     "Call",
+    "ChannelGroups",
     "CheckError",
     "Constant",
+    "Criterion",
     "Expanded",
     "Expansion",
     "Fact",
     "Floats",
+    "Group",
     "InputError",
     "Kept",
+    "Labels",
     "MaskError",
+    "Member",
     "ModelSpeedup",
     "Movement",
     "Node",
@@ -66,6 +78,7 @@ __all__ = [
     "Registry",
     "Rule",
     "RuleError",
+    "Scene",
     "SignatureError",
     "SpeedupError",
     "StorageError",
@@ -74,7 +87,9 @@ __all__ = [
     "Unused",
     "Value",
     "Verification",
+    "align",
     "along",
+    "channel_groups",
     "default_registry",
     "hookimpl",
     "hookspec",
@@ -83,6 +98,8 @@ __all__ = [
     "op_name",
     "overlaid",
     "plan",
+    "prune_masks",
+    "rows_of_one",
     "save",
     "variants",
     "verify",

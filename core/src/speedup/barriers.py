@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from speedup.errors import InputError
 from speedup.graph import Node
 from speedup.registry import Registry
 from speedup.stub import find_op, registered_by
@@ -61,6 +62,13 @@ def _public(op: str, name: str) -> str:
     return op
 
 
+def _owner(op: str) -> str | None:
+    try:
+        return registered_by(find_op(op))
+    except InputError:  # the library that has it was taken out of reach
+        return None
+
+
 def command_for(node: Node) -> str | None:
     """``speedup new-plugin`` for the op of a call without a rule, as it is typed; None where no new rule can help."""
     op = node.op_name
@@ -71,7 +79,7 @@ def command_for(node: Node) -> str | None:
     extra = ""
     if parts[:2] == ["torch", "ops"]:
         op, name = ".".join(parts[:4]), parts[2]
-        owner = registered_by(find_op(op))
+        owner = _owner(op)
         extra = f" --import {owner}" if owner not in (None, name) else ""
     elif name == "torch":
         op, name = _public(op, parts[-1]), parts[-1]

@@ -131,6 +131,13 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
                 for ranks in keeps.orders.get(node.outputs[0], {}).values():
                     new = new[torch.from_numpy(ranks.flatten()).to(new.device)]
                 gained.setdefault(node, {})[target] = new
+    for node in graph.nodes:
+        if node.rule is not None:
+            for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
+                value = node.operand(name)
+                if value is None or not value.is_source or len(value.uses) != 1:
+                    raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
+                folded[value] = tensor
     return folded, gained
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from speedup.attributes import Attributes
 from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.expand import Expanded
-from speedup.trace.sandbox import Attributes
 
 
 class Transaction:

@@ -186,6 +186,15 @@ class Node:
         return op(*args, **kwargs)
 
 
+def rows_of_one(value: Value) -> int | None:
+    """The axis along which the entries of a value are weights of a mean (``Rule.sums_to_one``); None where none is."""
+    node = value.producer
+    if node is None or node.rule is None or node.writes or value is not node.outputs[0]:
+        return None
+    axis = node.rule.sums_to_one(node)
+    return None if axis is None else axis % value.ndim
+
+
 @dataclass(frozen=True, eq=False)
 class Branch:
     """The first call after which nothing is known: it hands data of the input to Python, which may go another way.
@@ -213,6 +222,8 @@ class Graph:
             (see ``speedup.ways``).
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
         plain: the numbers, texts and arrays among what the model returned, by where they are.
+        asking: scopes in which Python asked for the size of a tensor.
+        dtypes: the types of what was computed from the input, inside of calls too.
     """
 
     nodes: list[Node]
@@ -225,6 +236,8 @@ class Graph:
     answers: tuple[bool, ...] = ()
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
+    asking: frozenset[str] = frozenset()
+    dtypes: frozenset[torch.dtype] = frozenset()
 
     @cached_property
     def uncertain(self) -> frozenset[Value]:
@@ -246,7 +259,7 @@ class Graph:
     @cached_property
     def coarsest(self) -> torch.dtype | None:
         """The coarsest floating-point type of what depends on the input: code may cast to another type and back."""
-        return coarsest_of({v.dtype for v in self.from_input})
+        return coarsest_of(self.dtypes)
 
     @property
     def barriers(self) -> list[Node]:

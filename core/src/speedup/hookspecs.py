@@ -50,6 +50,7 @@ from collections.abc import Iterable, Mapping
 
 import pluggy
 
+from speedup.pruning.criterion import Criterion
 from speedup.rule import Rule
 
 PROJECT_NAME = "speedup"
@@ -100,11 +101,42 @@ class HookSpecs:
         raise NotImplementedError  # pluggy reads the signature only
 
     @hookspec
+    def speedup_criteria(self) -> Iterable[Criterion]:
+        """Give the criteria of this plugin: ways to say which channels of a model matter least.
+
+        **When it is called.** Once, when a registry is built, as ``speedup_rules``. ``speedup.prune_masks`` then finds
+        a criterion by its name.
+
+        **What to return.** Any iterable of `Criterion` *instances*. One instance serves all models, so it should keep
+        nothing of them after ``prepare`` was called for the next.
+
+        **What is an error.**
+
+        - An item that is no `Criterion` instance, or one without a ``name``. The plugin is left out.
+        - Two criteria of one name: the one of the plugin that the user prefers (``prefer=``) wins, else a
+          `PluginConflictError` is raised when that name is asked for.
+
+        **Example.** Keep what has large weights::
+
+            class L1(Criterion):
+                name = "l1"
+
+                def score(self, group, scene):
+                    return group.sums({n: p.abs() for n, p in scene.parameters.items()})
+
+
+            @hookimpl
+            def speedup_criteria() -> Iterable[Criterion]:
+                yield L1()
+        """
+        raise NotImplementedError  # pluggy reads the signature only
+
+    @hookspec
     def speedup_hints(self) -> Mapping[str, str]:
         """Name the plugin packages that know ops which this plugin itself does not.
 
         A library that has its speedup rules in another package, or the maintainers of a family of plugins, tell users
-        in this way what to install. Reports and ``speedup doctor`` show the hint beside an op that no rule claims.
+        in this way what to install. ``speedup doctor`` shows the hint beside an op that no rule claims.
 
         **When it is called.** Once, when a registry is built, after ``speedup_rules``.
 

@@ -24,8 +24,11 @@ from speedup.rule import Rule
 class Facts:
     """What is known of every value of a graph."""
 
-    def __init__(self, graph: Graph, masks: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None
+    ) -> None:
         self.graph = graph
+        self.denied = denied or {}
         self.constants: dict[Value, Constant] = {}
         self.affine: dict[Value, Affine] = {}
         self.claims: dict[tuple[Value, Node, int], Bools] = {}
@@ -86,7 +89,7 @@ class Facts:
         if value.dtype.is_complex:
             return False
         old = self.constants.get(value)
-        new = Constant(_shaped(node, value, fact.mask), _shaped(node, value, fact.value))
+        new = Constant(_shaped(node, value, self._allowed(value, fact.mask)), _shaped(node, value, fact.value))
         if old is not None:
             if (old.mask & ~new.mask).any():
                 raise RuleError(f"{culprit(node)} takes back a constant of {value.label}; facts may only be added")
@@ -104,7 +107,8 @@ class Facts:
         """Add an affine fact; its constants count as such."""
         if value.dtype.is_complex or not 0 <= fact.axis < value.ndim:
             raise RuleError(f"{culprit(node)} gives an affine fact along axis {fact.axis} of {value.label}")
-        mask, offset, *terms = (_shaped(node, value, a) for a in (fact.mask, fact.offset, *fact.terms))
+        held = self._allowed(value, fact.mask)
+        mask, offset, *terms = (_shaped(node, value, a) for a in (held, fact.offset, *fact.terms))
         constant = Affine(fact.axis, mask, tuple(terms), offset).constant
         grown = self.add_constant(node, value, Constant(*np.broadcast_arrays(constant, offset)))
         old = self.affine.get(value)
@@ -115,6 +119,10 @@ class Facts:
             return grown
         self.affine[value] = new
         return True
+
+    def _allowed(self, value: Value, mask: Bools) -> Bools:
+        denied = self.denied.get(value)
+        return mask if denied is None else mask & ~denied
 
     def add_unused(self, node: Node, number: int, value: Value, fact: Unused) -> bool:
         key = (value, node, number)
@@ -186,16 +194,17 @@ def _shown(array: Bools) -> Bools:
     return view
 
 
-def infer(graph: Graph, masks: Mapping[str, torch.Tensor]) -> Facts:
+def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None) -> Facts:
     """Spread the facts to the fixpoint.
 
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
+        denied: entries that are not to be taken for constants, whatever rules say (see ``speedup.sizes``).
 
     Raises:
         RuleError: a rule raised, returned something that is no fact, or took a fact back.
     """
-    facts = Facts(graph, masks)
+    facts = Facts(graph, masks, denied)
     ruled = [n for n in graph.nodes if n.rule is not None]
 
     def forward(node: Node) -> Iterable[Node]:

@@ -309,7 +309,8 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         keeps.sets[value] = nothing(value.ndim)
         keeps.events[value] = []
     for value in graph.values:
-        _require(keeps, value)
+        _require_whole(keeps, value)
+        _require_needed(keeps, value)
     nodes = {n.index: n for n in graph.nodes if n.rule is not None}
     by_number = {v.number: v for v in graph.values}
     held = [(by_number[lock.value], lock) for lock in locks]
@@ -342,8 +343,20 @@ def rigid_axes(graph: Graph) -> dict[Value, list[bool]]:
     return rigid
 
 
-def _require(keeps: KeepSets, value: Value) -> None:
-    """What must stay whatever the calls need."""
+def bare_keep_sets(graph: Graph) -> KeepSets:
+    """What must stay whatever the masks are: keep sets in which no call has been asked what it needs."""
+    keeps = KeepSets(graph, Facts(graph, {}))
+    keeps.rigid = rigid_axes(graph)
+    for value in graph.values:
+        keeps.sets[value] = nothing(value.ndim)
+        keeps.events[value] = []
+    for value in graph.values:
+        _require_whole(keeps, value)
+    return keeps
+
+
+def _require_whole(keeps: KeepSets, value: Value) -> None:
+    """What must stay whatever the masks are."""
     whole = everything(value.ndim)
     if value.is_output:
         keeps.grow(value, whole, "an output of the model keeps its shape", value.producer, None, Kind.OUTPUT)
@@ -358,6 +371,10 @@ def _require(keeps: KeepSets, value: Value) -> None:
     for node, number in value.uses:
         if node.rule is None or number < 0:
             keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node, None, Kind.BARRIER)
+
+
+def _require_needed(keeps: KeepSets, value: Value) -> None:
+    """What is read and cannot be told without the input."""
     if value.producer is not None:
         needed = ~(keeps.facts.unused(value) | keeps.facts.known(value))
         if needed.any():

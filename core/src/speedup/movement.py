@@ -16,7 +16,8 @@ from torch import nn
 
 from speedup.errors import SignatureError
 from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, compact_axes, constant, nothing
-from speedup.graph import Node, Ref, Value
+from speedup.graph import Node, Ref, Value, rows_of_one
+from speedup.groups.labels import Labels, by_movement
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order, reordering
 from speedup.recall import Recall, call_key
@@ -109,6 +110,20 @@ class Movement(Rule):
             node.__dict__["_call_key"] = call_key(node) if alone else None
         key = node.__dict__["_call_key"]
         return None if key is None else (key, more)
+
+    def sums_to_one(self, node: Node) -> int | None:
+        """A view that leaves an axis as it is: where its step in memory is found again."""
+        value = node.operands[0] if len(node.operands) == 1 and len(node.tensors) == 1 else None
+        axis = rows_of_one(value) if value is not None else None
+        if value is None or axis is None:
+            return None
+        line = torch.zeros(value.shape[axis])
+        probe = line.as_strided(value.shape, [int(a == axis) for a in range(value.ndim)])
+        out = self._run(node, [probe])[0]
+        if out.untyped_storage().data_ptr() != line.untyped_storage().data_ptr():
+            return None
+        moved = [a for a, step in enumerate(out.stride()) if step and out.shape[a] > 1]
+        return moved[0] if len(moved) == 1 and out.shape[moved[0]] == len(line) else None
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         """Arguments (by their names in ``call``) or module attributes that the smaller call has (override).
@@ -309,6 +324,9 @@ class Movement(Rule):
                         flags[a] &= size == 1
             found.append(flags)
         return found
+
+    def tie(self, node: Node, labels: Labels) -> None:
+        by_movement(self, node, labels)
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         n = len(node.operands)

@@ -16,7 +16,9 @@ from speedup.repair.rewrite import original, rewritten
 
 
 class Overlay:
-    """The base of what is laid over a class: a ``forward`` and what it calls.
+    """The base of what is laid over a module's own class: a ``forward`` and what it calls.
+
+    A rule whose ``replace`` gives modules with it lists it in ``makes``, so that they can be saved.
 
     Attributes:
         label: the name of the class that is made; ``{}`` stands for the name of the module's own class.
@@ -44,6 +46,9 @@ def overlaid(kind: type[Overlay], cls: type[nn.Module]) -> Any:
     """The class with an overlay: the same one for the same two. Another overlay on it is replaced.
 
     Methods that were rewritten for smaller sizes stay so, as far as the overlay does not have them itself.
+
+    Example:
+        >>> module.__class__ = overlaid(SlowForward, type(module))
     """
     base, edits = original(cls)
     _, base = parts_of(base)

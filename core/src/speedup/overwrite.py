@@ -14,6 +14,7 @@ import torch
 
 from speedup.facts import Bools, Fact, Unused
 from speedup.graph import Node
+from speedup.groups.labels import Labels
 from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
 from speedup.movement import Movement
@@ -32,6 +33,13 @@ class TiedMovement(Movement):
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
         return [list(rigid[self.tied])]
+
+    def tie(self, node: Node, labels: Labels) -> None:
+        super().tie(node, labels)
+        tied = node.operands[self.tied]
+        assert tied is not None
+        for a, b in zip(labels.arrays(tied), labels.arrays(node.outputs[0]), strict=False):
+            labels.join(a, b)
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         last = len(node.operands)

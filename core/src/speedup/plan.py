@@ -11,10 +11,10 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from speedup import rule_log
@@ -24,18 +24,18 @@ from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
-from speedup.infer import infer
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
-from speedup.masks import fully_masked, load_masks, normalize_masks
+from speedup.masks import LoadedMasks, Prepared, Source, fully_masked
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
+from speedup.sizes import lasting
 from speedup.store.record import note
-from speedup.trace import sandbox, trace
+from speedup.trace import first_trace, sandbox, trace
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
-from speedup.verify import compare, random_inputs, run
+from speedup.verify import Inputs, compare, random_inputs, run
 from speedup.ways import Way, explore
 
 log = logging.getLogger("speedup")
@@ -57,7 +57,7 @@ class Plan:
         keeps: KeepSets,
         parts: Parts,
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
-        masks: Mapping[str, torch.Tensor],
+        masks: LoadedMasks,
         again: Callable[[nn.Module], Plan],
     ) -> None:
         self.model = model
@@ -105,20 +105,23 @@ class Plan:
             raise SpeedupError(
                 "the model was changed after it was planned (trained, loaded or pruned further): plan again"
             )
+        prepared = Prepared(self.model, self._masks)
         transaction = Transaction(self.model, self._parts)
-        transition = Transition(self.model, self.keeps, self._masks)
-        cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
-        wanted = run(self.model, cases, self._masks) if verify else {}
-        transaction.apply()
         try:
+            transition = Transition(self.model, self.keeps, self._masks.parameters)
+            cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
+            wanted = run(self.model, cases, self._masks.parameters) if verify else {}
+            transaction.apply()
             if verify:
                 report = compare(wanted, run(self.model, cases))
                 if not report:
                     raise CheckError(f"the small model does not give the same answers, nothing was changed:\n{report}")
+            prepared.finish(transaction.saved)
             note(transaction, self.report, "drop" if self.keeps.drop else "exact")
             follow(transition, transaction, optimizer, ema)
         except BaseException:
             transaction.undo()
+            prepared.undo()
             raise
         self._parts = None
         log.info("applied: %s", self.report.headline)
@@ -153,8 +156,9 @@ def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
 def plan(
     model: nn.Module,
     dummy_input: Any,
-    masks: str | os.PathLike[str] | Mapping[Any, Any],
+    masks: str | os.PathLike[str] | Mapping[Any, Any] | LoadedMasks | None = None,
     *,
+    source: Source = "auto",
     map_location: Any = None,
     registry: Registry | None = None,
     constants: Literal["exact", "drop"] = "exact",
@@ -164,7 +168,9 @@ def plan(
     Args:
         model: the trained model.
         dummy_input: a tensor, a tuple of arguments, or a dict of keyword arguments that the model accepts.
-        masks: ``{module: {parameter: 0/1 mask or None}}``, or the path of a ``torch.save``\\ d file of it.
+        masks: ``{module: {parameter: 0/1 mask or None}}``, ``{parameter name: mask}``, the path of a file, ``"zeros"``,
+            or None for those that the model itself carries; see ``speedup.masks.load``.
+        source: where masks come from, if it is not to be detected.
         map_location: for reading the file, as in ``torch.load``.
         registry: the rules to use; by default those of the installed plugins.
         constants: what becomes of the constants that masked filters leave behind (biases, shifts of norms): "exact"
@@ -187,55 +193,62 @@ def plan(
     if constants not in ("exact", "drop"):
         raise InputError(f"constants={constants!r}: it is 'exact' or 'drop'")
     inputs = resolve_inputs(dummy_input)
-    keep = normalize_masks(model, load_masks(masks, map_location))
-    for name in fully_masked(keep):
-        warnings.warn(
-            f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
-        )
     rules = registry if registry is not None else default_registry()
-    rule_log.listen()
-    log.info("masks: %d parameters", len(keep))
+    prepared = Prepared(model, masks, source=source, map_location=map_location)
+    try:
+        keep = prepared.masks.parameters
+        for name in fully_masked(keep):
+            warnings.warn(
+                f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
+            )
+        log.info("masks: %d parameters", len(keep))
+        graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, constants == "drop")
+    finally:
+        prepared.undo()
 
-    with sandbox(model, keep):
-        try:
-            first = trace(model, *inputs, rules, answers=())
-        except SpeedupError:
-            raise
-        except Exception as error:
-            _, current = getattr(error, "speedup_trace", ([], ""))
-            raise TraceError(
-                f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
-            ) from error
+    def again(other: nn.Module) -> Plan:
+        return plan(other, dummy_input, prepared.masks, registry=rules, constants=constants)
+
+    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, again)
+    if keeps.drop:
+        made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
+    log.info("planned: %s", made.report.headline)
+    return made
+
+
+def _settled(
+    model: nn.Module, inputs: Inputs, prepared: Prepared, rules: Registry, drop: bool
+) -> tuple[Graph, KeepSets, Parts, list[float]]:
+    """The plan of a model, and how far its outputs change where constants are dropped."""
+    rule_log.listen()
+    with sandbox(model, prepared.masks.parameters):
+        first = first_trace(model, inputs, rules)
         rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         if not first.outputs and first.branch is None and not first.answers:
             raise TraceError("the model returns no tensor, so nothing says what of it is needed")
-        facts = infer(first, keep)
+        known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules)
+        facts = known(first)
         log.info("inferred: %d values with constants", len(facts.constants))
         settled = None
         if first.answers:
             graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers))
             log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
             if graphs:
-                ways = [Way(first, facts), *(Way(g, infer(g, keep)) for g in graphs[1:])]
-                settled = settle(model, inputs, ways, rules, constants == "drop")
+                ways = [
+                    Way(first, facts),
+                    *(Way(g, known(g)) for g in graphs[1:]),
+                ]
+                settled = settle(model, inputs, ways, rules, drop)
             if settled is None:
                 first = trace(model, *inputs, rules)
-                facts = infer(first, keep)
+                facts = known(first)
         if settled is None:
-            settled = settle(model, inputs, [Way(first, facts)], rules, constants == "drop")
+            settled = settle(model, inputs, [Way(first, facts)], rules, drop)
         assert settled is not None
         graph, keeps, parts = settled
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
-
-    def again(other: nn.Module) -> Plan:
-        return plan(other, dummy_input, masks, registry=rules, constants=constants)
-
-    made = Plan(model, graph, keeps, parts, inputs, keep, again)
-    if keeps.drop:
-        made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
-    log.info("planned: %s", made.report.headline)
-    return made
+        return graph, keeps, parts, changes
 
 
 class ModelSpeedup:
@@ -244,7 +257,8 @@ class ModelSpeedup:
     Args:
         model: the trained model (unmasked weights; the masks are applied here).
         dummy_input: a tensor, a tuple of arguments, or a dict of keyword arguments that the model accepts.
-        masks_file: path of a ``torch.save``\\ d ``{module: {'weight': mask, 'bias': mask or None}}``, or that dict.
+        masks_file: path of a ``torch.save``\\ d ``{module: {'weight': mask, 'bias': mask or None}}``, or that dict, or
+            any other source of masks, see ``speedup.masks.load``; None takes what the model itself carries.
         map_location: for reading the file, as in ``torch.load``.
         registry: the rules to use; by default those of the installed plugins.
         verify: compare with the masked model on random inputs and other batch sizes too before the change is kept.
@@ -258,9 +272,10 @@ class ModelSpeedup:
         self,
         model: nn.Module,
         dummy_input: Any,
-        masks_file: str | os.PathLike[str] | Mapping[Any, Any],
+        masks_file: str | os.PathLike[str] | Mapping[Any, Any] | LoadedMasks | None = None,
         map_location: Any = None,
         *,
+        source: Source = "auto",
         registry: Registry | None = None,
         verify: bool = False,
         constants: Literal["exact", "drop"] = "exact",
@@ -270,6 +285,7 @@ class ModelSpeedup:
         self.constants = constants
         self.dummy_input = dummy_input
         self.masks_file = masks_file
+        self.source = source
         self.map_location = map_location
         self.registry = registry
         self.plan: Plan | None = None
@@ -284,6 +300,7 @@ class ModelSpeedup:
             self.model,
             self.dummy_input,
             self.masks_file,
+            source=self.source,
             map_location=self.map_location,
             registry=self.registry,
             constants=self.constants,

@@ -7,6 +7,8 @@ Environment variables, all read at the time of loading:
 
 - ``SPEEDUP_DISABLE_PLUGINS``: comma-separated names of plugins that are not to be used, or ``all``;
 - ``SPEEDUP_ONLY_PLUGINS``: comma-separated names; every other plugin is disabled;
+- ``SPEEDUP_PREFER_PLUGINS``: comma-separated names of plugins that win where two claim the same op, the strongest
+  first, after those that code prefers;
 - ``SPEEDUP_STRICT_PLUGINS``: ``1`` makes a faulty plugin an error.
 
 A plugin goes by the name of its entry point or by that of its distribution; case, ``-`` and ``_`` do not matter.
@@ -28,10 +30,12 @@ from torch import nn
 
 from speedup import hookspecs
 from speedup.errors import PluginError
+from speedup.pruning.criterion import Criterion
 from speedup.rule import Rule
 
 DISABLE_VARIABLE = "SPEEDUP_DISABLE_PLUGINS"
 ONLY_VARIABLE = "SPEEDUP_ONLY_PLUGINS"
+PREFER_VARIABLE = "SPEEDUP_PREFER_PLUGINS"
 STRICT_VARIABLE = "SPEEDUP_STRICT_PLUGINS"
 
 _log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class PluginInfo:
         module: what the entry point refers to.
         contract: the contract version it was written for; None if it was never imported.
         rules: its rules; empty if it was not loaded.
+        criteria: its criteria for pruning, likewise.
         hints: the plugin packages that it names for ops of others, by patterns of op names.
         error: why it was left out, or None.
         disabled: whether the user disabled it; it was then not imported.
@@ -59,6 +64,7 @@ class PluginInfo:
     module: str
     contract: int | None = None
     rules: tuple[Rule, ...] = ()
+    criteria: tuple[Criterion, ...] = ()
     hints: Mapping[str, str] = field(default_factory=dict, hash=False)
     error: str | None = None
     disabled: bool = False
@@ -124,6 +130,11 @@ def strict_by_environment() -> bool:
     return os.environ.get(STRICT_VARIABLE, "").strip().lower() in ("1", "true", "yes", "on")
 
 
+def preferred_by_environment() -> list[str]:
+    """The names of plugins that the environment prefers, the strongest first."""
+    return _listed(PREFER_VARIABLE)
+
+
 def warn_unknown(names: Sequence[str], plugins: Sequence[PluginInfo]) -> None:
     """Log a warning for each name that means no plugin, with the nearest that does.
 
@@ -163,6 +174,20 @@ def check_rule(rule: object) -> None:
             raise PluginError(f"rule {rule.name!r}: functions holds {function!r}, which cannot be hashed") from None
 
 
+def check_criterion(criterion: object) -> None:
+    """Check that an object is a criterion with a name.
+
+    Raises:
+        PluginError: it is not; the message says why.
+    """
+    if not isinstance(criterion, Criterion):
+        is_class = isinstance(criterion, type) and issubclass(criterion, Criterion)
+        hint = f": return {criterion.__name__}(), not the class" if is_class else ""  # type: ignore[attr-defined]
+        raise PluginError(f"speedup_criteria() gave {criterion!r}, which is no Criterion{hint}")
+    if not isinstance(criterion.name, str) or not criterion.name:
+        raise PluginError(f"the criterion {criterion!r} has no name")
+
+
 def _discover() -> list[tuple[PluginInfo, importlib.metadata.EntryPoint]]:
     found: dict[tuple[str, str, str], tuple[PluginInfo, importlib.metadata.EntryPoint]] = {}
     for entry in importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP):
@@ -180,8 +205,8 @@ def _load(info: PluginInfo, entry: importlib.metadata.EntryPoint, strict: bool) 
         except Exception as error:
             raise PluginError(f"its module cannot be imported: {_describe(error)}") from error
         info = replace(info, contract=_contract(module))
-        rules, hints = _answers(module, info)
-        return replace(info, rules=rules, hints=hints)
+        rules, criteria, hints = _answers(module, info)
+        return replace(info, rules=rules, criteria=criteria, hints=hints)
     except PluginError as error:
         message = f"plugin {info.label}: {error}"
         if strict:
@@ -201,7 +226,7 @@ def _contract(module: object) -> int:
     return contract
 
 
-def _answers(module: object, info: PluginInfo) -> tuple[tuple[Rule, ...], Mapping[str, str]]:
+def _answers(module: object, info: PluginInfo) -> tuple[tuple[Rule, ...], tuple[Criterion, ...], Mapping[str, str]]:
     """What the hooks of a plugin give."""
     # One manager per plugin, so that a fault in one cannot touch the others, and its source is plain.
     manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
@@ -223,12 +248,18 @@ def _answers(module: object, info: PluginInfo) -> tuple[tuple[Rule, ...], Mappin
         check_rule(rule)
         rule.origin = info.label
     try:
+        criteria = [criterion for given in manager.hook.speedup_criteria() for criterion in given]
+    except Exception as error:
+        raise PluginError(f"speedup_criteria() failed: {_describe(error)}") from error
+    for criterion in criteria:
+        check_criterion(criterion)
+    try:
         hints = {op: package for given in manager.hook.speedup_hints() for op, package in given.items()}
     except Exception as error:
         raise PluginError(f"speedup_hints() failed: {_describe(error)}") from error
     if not all(isinstance(text, str) for pair in hints.items() for text in pair):
         raise PluginError(f"speedup_hints() gave {hints!r}, which is no mapping of names of ops to names of packages")
-    return tuple(rules), hints
+    return tuple(rules), tuple(criteria), hints
 
 
 def _hooks() -> list[str]:

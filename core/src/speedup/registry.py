@@ -11,6 +11,7 @@ What is not covered still works: the functions that run inside the module are th
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import functools
 import weakref
@@ -19,9 +20,18 @@ from typing import Any
 
 from torch import nn
 
-from speedup.errors import PluginConflictError, RuleError
+from speedup.errors import InputError, PluginConflictError, RuleError
 from speedup.names import op_name
-from speedup.plugins import DISABLE_VARIABLE, PluginInfo, check_rule, load_plugins, warn_unknown
+from speedup.plugins import (
+    DISABLE_VARIABLE,
+    PREFER_VARIABLE,
+    PluginInfo,
+    check_rule,
+    load_plugins,
+    preferred_by_environment,
+    warn_unknown,
+)
+from speedup.pruning.criterion import Criterion
 from speedup.rule import Rule
 
 # A class body may define these without changing what the module computes.
@@ -73,18 +83,20 @@ class Registry:
 
         Args:
             plugins: the plugins whose rules are used.
-            prefer: names of plugins that win where two claim the same op, the strongest first.
+            prefer: names of plugins that win where two claim the same op, the strongest first; those that the
+                environment prefers come after them.
 
         Raises:
             PluginConflictError: two rules claim the same op, and ``prefer`` does not decide between them.
         """
         if isinstance(prefer, str):
             raise TypeError(f"prefer takes several names, such as [{prefer!r}], not one string")
+        prefer = tuple(prefer)
         self.plugins = tuple(plugins)
-        self._prefer = tuple(prefer)
+        self._prefer = (*prefer, *preferred_by_environment())
         self._owners: dict[int, PluginInfo] = {}
         self._rules: list[Rule] = []
-        warn_unknown(self._prefer, self.plugins)
+        warn_unknown(prefer, self.plugins)
         for plugin in self.plugins:
             for rule in plugin.rules:
                 if id(rule) not in self._owners:
@@ -136,6 +148,31 @@ class Registry:
     def rules(self) -> tuple[Rule, ...]:
         """All rules in use, in the order of their plugins."""
         return tuple(self._rules)
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The names of all criteria for pruning."""
+        return tuple(sorted({c.name for plugin in self.plugins for c in plugin.criteria}))
+
+    def criterion(self, name: str) -> Criterion:
+        """Find a criterion for pruning by its name; case, ``-`` and ``_`` do not matter.
+
+        Raises:
+            InputError: there is none of that name.
+            PluginConflictError: two plugins have one, and ``prefer`` does not decide between them.
+        """
+        found = [(p, c) for p in self.plugins for c in p.criteria if _plain(c.name) == _plain(name)]
+        for preferred in self._prefer:
+            found = [each for each in found if each[0].is_called(preferred)] or found
+        if not found:
+            near = difflib.get_close_matches(name, self.criteria, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            known = f"there are {', '.join(self.criteria)}" if self.criteria else "no plugin with criteria is installed"
+            raise InputError(f"no criterion is called {name!r}{hint} ({known})")
+        if len(found) > 1:
+            labels = " and ".join(plugin.label for plugin, _ in found)
+            raise PluginConflictError(f"the criterion {name!r} is in {labels}: say which one wins with prefer=")
+        return found[0][1]
 
     def plugin_of(self, rule: Rule) -> PluginInfo | None:
         """Give the plugin that a rule came from, or None for a rule of some other registry."""
@@ -234,9 +271,13 @@ class Registry:
         raise PluginConflictError(
             f"two plugins claim {op_name(op)}: {one.label} with rule {rules[0].name!r}, "
             f"and {other.label} with rule {rules[1].name!r}. "
-            f"Say which one wins, prefer=[{names[0]!r}] or prefer=[{names[1]!r}], or leave one out with "
-            f"disable=[...] or the environment variable {DISABLE_VARIABLE}."
+            f"Say which one wins, prefer=[{names[0]!r}] or prefer=[{names[1]!r}], or leave one out with disable=[...]; "
+            f"in the environment, with {PREFER_VARIABLE}={names[0]} or {DISABLE_VARIABLE}={names[1]}."
         )
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 @functools.cache

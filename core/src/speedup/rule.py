@@ -36,6 +36,7 @@ from speedup.axes import Layout, parse
 from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.facts import Bools, Fact, Floats
 from speedup.graph import Node, Ref, Value
+from speedup.groups.labels import Labels, by_signature
 from speedup.order import Orders, along_names
 from speedup.shell import shell_of
 
@@ -419,6 +420,29 @@ class Rule:
         """
         tie.constrain(self, node, keep)
 
+    def tie(self, node: Node, labels: Labels) -> None:
+        """Say which channels of operands and outputs are one (override beside ``constrain``, where that asks for more).
+
+        Called by ``speedup.channel_groups``, which finds what can only go together before anything is masked.
+
+        Args:
+            node: the call.
+            labels: the groups of channels so far; only ever joined or frozen.
+        """
+        try:
+            by_signature(node, labels)
+        except SignatureError:  # the rule has no axes: what it touches stays
+            for value in node.values:
+                if value is not None:
+                    labels.freeze(value)
+
+    def sums_to_one(self, node: Node) -> int | None:
+        """The axis of the first output along which entries are not negative and sum up to 1, whatever comes in.
+
+        Override it for what makes such rows (softmax) and for what hands them on; see ``speedup.rows_of_one``.
+        """
+        return None
+
     def derived(self, node: Node) -> set[int]:
         """Operands whose keep sets follow from the others: weights that this call alone reads.
 
@@ -496,6 +520,20 @@ class Rule:
             node: the call.
         """
         return bool(node.layout.contracted)
+
+    def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
+        """New contents, at full size, of parameters whose meaning depends on what goes of the others (override).
+
+        Called when the new tensors are made, before they are cut; for operands that this call alone reads.
+
+        Args:
+            node: the call.
+            keep: the keep sets, which grow no more, and the facts.
+
+        Returns:
+            tensors of the old shape by operand name; by default none.
+        """
+        return {}
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         """Arguments (by their names in ``call``) that the smaller call has and the original one has not (override).

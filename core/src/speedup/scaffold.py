@@ -61,6 +61,7 @@ def answers(name: str, stub: Stub | None = None) -> dict[str, str]:
         "distribution": f"speedup-plugin-{short}",
         "module": f"speedup_plugin_{short.replace('-', '_')}",
         "core_versions": f">={major}.{minor},<{major}.{minor + 1}" if major == 0 else f">={major}.{minor},<{major + 1}",
+        "more_dependencies": "".join(f', "{name}"' for name in (stub.distributions if stub else ())),
         "contract": str(CONTRACT_VERSION),
         "year": str(datetime.date.today().year),
         "imports": _imports(stub),

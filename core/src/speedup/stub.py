@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import re
 from collections.abc import Iterator
@@ -32,6 +33,13 @@ class Stub:
     rule: str
     imports: tuple[str, ...]
     text: str
+
+    @property
+    def distributions(self) -> list[str]:
+        """The installed distributions that its imports come from, but for torch and speedup."""
+        modules = {line.split()[1].partition(".")[0] for line in self.imports} - {"torch", "speedup"}
+        known = importlib.metadata.packages_distributions()
+        return sorted({name for module in modules for name in known.get(module, ())})
 
 
 def stub_for(op: str) -> Stub:

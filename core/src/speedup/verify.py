@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from speedup.errors import CheckError, InputError
 from speedup.inputs import resolve_inputs
-from speedup.masks import load_masks, normalize_masks
+from speedup.masks import Prepared
 from speedup.rounding import distance, plain_differences, tolerance
 from speedup.trace.outputs import plain_leaves, tensors_in
 from speedup.trace.sandbox import sandbox, undisturbed
@@ -117,9 +117,15 @@ def verify(
             "model and small are one object, which is equal to itself. The speedup works in place: make a "
             "copy.deepcopy of the model before it, and compare with that"
         )
-    keep = None if masks is None else normalize_masks(model, load_masks(masks))
     cases = random_inputs(resolve_inputs(dummy_input), batch_sizes, repeats, seed)
-    return compare(run(model, cases, keep), run(small, cases))
+    if masks is None:
+        return compare(run(model, cases), run(small, cases))
+    prepared = Prepared(model, masks)
+    try:
+        wanted = run(model, cases, prepared.masks.parameters)
+    finally:
+        prepared.undo()
+    return compare(wanted, run(small, cases))
 
 
 def random_inputs(inputs: Inputs, batch_sizes: Sequence[int], repeats: int, seed: int) -> dict[str, Inputs]:

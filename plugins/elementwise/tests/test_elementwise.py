@@ -531,3 +531,31 @@ def test_tensors_without_entries() -> None:
         return torch.cat([a[:, :0], a, a.new_zeros(len(a), 0, *a.shape[2:])], 1)
 
     assert kept(checked(Net(empty)))["t"] <= 8
+
+
+class Scan(nn.Module):
+    """A state per channel, as in state-space models: channels and states of it are sizes of other tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(3, 6), nn.Linear(8, 4)
+        self.decay = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        u, v = self.a(x), self.b(x)
+        batch, length, channels = u.shape
+        state = torch.zeros(batch, channels, self.decay.shape[-1], dtype=x.dtype)
+        outputs = []
+        for i in range(length):
+            state = state * self.decay.sigmoid() + u[:, i, :, None] * v[:, i, None]
+            outputs.append((state @ v[:, i, :, None]).squeeze(-1))
+        return self.c(torch.stack(outputs, 1))
+
+
+def test_channels_and_states_of_a_recurrence_go() -> None:
+    model = randomize(Scan(), 0)
+    masks = mask_indices(model, {"a.weight": [0, 5], "a.bias": [0, 5], "b.weight": [1], "b.bias": [1]})
+    x, other = (torch.randn(*shape, 3, generator=torch.Generator().manual_seed(1)) for shape in ((2, 4), (3, 7)))
+    result = check_equal(model, x, masks, [other])
+    assert result.shape("a.weight") == (6, 3) and result.shape("b.weight") == (5, 3)
+    assert result.shape("decay") == (6, 5) and result.shape("c.weight") == (4, 6)

@@ -524,3 +524,46 @@ def test_random_masks_of_pieces(kind: str) -> None:
     for seed in range(3):
         model = randomize(Pieces(bias=seed > 0, overlap=seed // 2))
         check_equal(model, batch(2, 5), random_masks(model, seed, kind), [batch(3, 2, 5)])
+
+
+# -- means with weights -----------------------------------------------------------------------------------------------
+
+Mix = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Attention(nn.Module):
+    """Attention in plain calls; masked values are the bias of their layer at every position."""
+
+    def __init__(self, mix: Mix) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 5)
+        self.drop = nn.Dropout()
+        self.mix = mix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.q(x) @ self.k(x).transpose(-2, -1)
+        return self.o(self.mix(scores, self.v(x)))
+
+
+MEANS: dict[str, Mix] = {
+    "weights first": lambda s, v: s.softmax(-1) @ v,
+    "weights last": lambda s, v: (v.mT @ s.softmax(-1).mT).mT,
+    "another type": lambda s, v: torch.softmax(s, dim=-1, dtype=torch.float64).to(v.dtype) @ v,
+    "dropout and a view": lambda s, v: (F.dropout(F.softmax(s, 2), training=False)[:, None] @ v[:, None]).squeeze(1),
+    "one head of two": lambda s, v: torch.stack([s, 2 * s], 1).softmax(-1)[:, 1].contiguous().matmul(v),
+}
+OTHERS: dict[str, Mix] = {
+    "over the other axis": lambda s, v: s.softmax(-2) @ v,
+    "logarithms": lambda s, v: s.log_softmax(-1) @ v,
+    "scaled": lambda s, v: (s.softmax(-1) * 2) @ v,
+    "a part of a row": lambda s, v: s.softmax(-1)[..., :2] @ v[:, :2],
+    "a square that is read across": lambda s, v: s.softmax(-1).mT @ v,
+}
+
+
+@pytest.mark.parametrize("name", [*MEANS, *OTHERS])
+def test_a_constant_is_its_own_mean(name: str) -> None:
+    model = randomize(Attention((MEANS | OTHERS)[name]), 0)
+    result = check_equal(model, batch(2, 4, 6), mask_indices(model, {"v.weight": [0, 3]}), [batch(3, 7, 6)])
+    left = 6 if name in MEANS else 8
+    assert result.shape("v.weight") == (left, 6) and result.shape("o.weight") == (5, left)

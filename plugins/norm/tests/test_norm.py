@@ -413,3 +413,35 @@ def test_a_position_that_is_a_parameter(same: bool) -> None:
     result = check_equal(model, tokens(2, 7), masks, [tokens(3, 4)])
     assert result.shape("a.weight") == (8 if same else 9, 5)
     assert result.shape("token") == (1, 1, 8 if same else 9)
+
+
+@pytest.mark.parametrize(
+    "normed",
+    [
+        lambda s, y: s.layer(s.latents),
+        lambda s, y: s.rms(s.latents),
+        lambda s, y: F.layer_norm(s.latents, (8,)),
+        lambda s, y: F.group_norm(s.latents.mT, 2).mT,
+        lambda s, y: F.instance_norm(s.latents.mT).mT,
+        lambda s, y: s.layer(s.latents.expand(len(y), -1, -1)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_parameter_is_normalised(normed: Callable[[Any, torch.Tensor], torch.Tensor], seed: int) -> None:
+    """Learned queries: all of what is normalised counts, whatever scale and readers leave of it."""
+
+    class Latents(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.latents = nn.Linear(5, 8), nn.Parameter(torch.randn(1, 3, 8))
+            self.layer, self.rms, self.t = nn.LayerNorm(8), nn.RMSNorm(8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            result: torch.Tensor = self.t((y + normed(self, y).mean(1, keepdim=True)).tanh())
+            return result
+
+    net = randomize(Latents(), seed)
+    masks = random_masks(net, seed, "mixed")
+    masks.setdefault("layer", {})["weight"] = (torch.arange(8) % 3 > 0).float()
+    check_equal(net, torch.randn(2, 6, 5), masks, [torch.randn(1, 4, 5)])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup.testing import Case, RuleTests, around, chain
+from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, compensate
 
 MAP = (2, 8, 6, 6)
 TOKENS = (2, 6, 8)
@@ -28,15 +29,62 @@ class OtherNorm(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
+def earlier() -> tuple[nn.Module, nn.Module]:
+    """What an earlier round left of a layer and of a group norm."""
+    tokens, image = nn.LayerNorm(8), nn.GroupNorm(2, 8)
+    gone = torch.tensor([3.0, 2.0]).reshape(1, 2, 1, 1)  # numbers that differ are left as they are by the kit
+    compensate(tokens, LayerNormForward, stat_axis=-1, stat_eps=1e-5, removed=3, removed_mean=0.2, removed_spread=0.7)
+    compensate(image, GroupNormForward, stat_eps=1e-5, removed=gone, removed_mean=0.1 * gone, removed_spread=gone)
+    return tokens, image
+
+
+class OffsetNorm(nn.Module):
+    """As in Gemma: scaled by one more than the weight."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(features)), 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+class OtherGroupNorm(nn.GroupNorm):
+    """With a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class ResponseNorm(nn.Module):
+    """As in ConvNeXt V2, channels last."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.eps = 1e-5
+        self.weight, self.bias = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        g = x.norm(p=2, dim=(1, 2), keepdim=True)
+        g = g / (g.mean(dim=-1, keepdim=True) + self.eps)
+        return x + torch.addcmul(self.bias.view(1, 1, 1, -1), self.weight.view(1, 1, 1, -1), x * g)
+
+
 class TestConformance(RuleTests):
     plugins = ("norm",)
+    # It says that entries of a direction are unused of which the length depends, since `refit` makes up for them.
+    unasked = ("weight_norm",)
 
     def cases(self) -> list[Case]:
         return [
             chain(TOKENS, nn.LayerNorm(8), nn.RMSNorm(8), nn.LayerNorm((6, 8), elementwise_affine=False)),
             chain(MAP, nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(8, 8)),
             chain(MAP, nn.InstanceNorm2d(8, track_running_stats=True)),
-            chain(TOKENS, OtherNorm(8, True), OtherNorm(8, False)),
+            chain(TOKENS, OtherNorm(8, True), OtherNorm(8, False), OffsetNorm(8)),
+            chain(MAP, OtherGroupNorm(2, 8)),
+            around(lambda m, x: m.layers[0](x.permute(0, 2, 3, 1)), MAP, [ResponseNorm(8)]),
+            chain(TOKENS, earlier()[0]),
+            chain(MAP, earlier()[1]),
             around(lambda m, x: F.layer_norm(x, (8,), m.scale, m.scale) + F.rms_norm(x, (8,), m.scale), TOKENS),
             around(lambda m, x: F.group_norm(x, 4, m.scale, m.scale) + F.instance_norm(x, weight=m.scale), MAP),
         ]

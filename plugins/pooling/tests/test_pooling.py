@@ -325,3 +325,25 @@ def test_a_pooled_parameter_is_computed_from_all_of_it() -> None:
     # Channels 3 and 5 are 0 in both; channel 0 has a bias and positions of its own.
     assert channels(result) == (6, 6)
     assert result.shape("position") == (1, 6, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "resized",
+    [
+        lambda t, y: F.interpolate(t, size=y.shape[2:], mode="bicubic"),
+        lambda t, y: F.interpolate(t, size=y.shape[2:]),
+        lambda t, y: F.adaptive_avg_pool2d(t, 1),
+        lambda t, y: F.avg_pool2d(t, 4),
+        lambda t, y: F.max_pool2d(t, 2)[:, :, :1, :1],
+        lambda t, y: F.pad(t, (1, 1, 1, 1), mode="reflect")[:, :, :1, :1],
+    ],
+)
+def test_a_table_of_positions_is_pooled_or_resized(resized: Callable[[Any, Any], torch.Tensor]) -> None:
+    """A parameter is known at every position, and is not the same at all of them; channel 3 of it is masked."""
+    net = Net(lambda s, y: (y + resized(s.table, y)).sigmoid())
+    net.table = nn.Parameter(torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0)))
+    table = torch.ones(1, 8, 4, 4)
+    table[:, 3] = 0
+    masks = {**mask_indices(net, {"a.weight": list(MASKED)}), "": {"table": table}}
+    result = check_equal(net, image(2, 2, 8), masks, [image(2, 1, 10, 12), image(2, 3, 11, 9)])
+    assert result.shape("table")[1] == channels(result)[0] == 8, "a constant under zero padding has to be carried"

@@ -63,4 +63,5 @@ class TestConformance(RuleTests):
             chain(MAP, nn.ChannelShuffle(2), nn.Flatten(2), nn.Unflatten(1, (2, 4))),
             around(lambda m, x: F.channel_shuffle(x, 4) + x.view_as(x) + x.flatten(1).reshape(x.shape), MAP),
             around(assigned, MAP),
+            around(lambda m, x: F.fold(x.reshape(2, 8, 36)[:, :, :9], 4, 2), MAP),
         ]

@@ -15,7 +15,7 @@ from speedup.cli.progress import step
 from speedup.cli.target import add_input, add_model, load_input, load_model, make_model
 from speedup.errors import InputError
 from speedup.inputs import resolve_inputs
-from speedup.masks import load_masks, normalize_masks
+from speedup.masks import apply_masks, load
 from speedup.plan import Plan
 from speedup.verify import Inputs
 
@@ -23,9 +23,26 @@ from speedup.verify import Inputs
 def add_job(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a model, its masks and its input."""
     add_model(parser)
-    parser.add_argument(
-        "--masks", metavar="FILE", required=True, help="the masks, as speedup.plan reads them (never runs code)"
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--masks",
+        metavar="FILE",
+        help="the masks: a file as speedup.plan reads it (never runs code), or zeros for the zeros in the weights; "
+        "without this and --criterion, those that the model itself carries",
     )
+    which.add_argument(
+        "--criterion",
+        metavar="NAME",
+        help="in place of masks: what says which channels matter least, such as l1 (see speedup.prune_masks)",
+    )
+    parser.add_argument(
+        "--sparsity", type=float, default=0.5, help="with --criterion: the part that goes (default: 0.5)"
+    )
+    parser.add_argument(
+        "--scope", choices=("layer", "global"), default="layer", help="with --criterion (default: layer)"
+    )
+    parser.add_argument("--ignore", metavar="PATTERN", nargs="+", default=[], help="with --criterion: what stays whole")
+    parser.add_argument("--round-to", type=int, default=1, metavar="N", help="with --criterion: channels are multiples")
     add_input(parser)
     parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda:0 (default: cpu)")
     parser.add_argument(
@@ -56,7 +73,21 @@ class Job:
         self.device = _device(args.device)
         self.model = load_model(args).to(self.device)
         self.dummy_input: Any = pytree.tree_map_only(torch.Tensor, lambda t: t.to(self.device), load_input(args))
-        self.masks: Any = load_masks(args.masks)
+        self.masks = load(self.model, args.masks if args.criterion is None else self._chosen())
+
+    def _chosen(self) -> dict[str, torch.Tensor]:
+        """Masks by a criterion."""
+        args = self.args
+        step(f"choosing channels by {args.criterion}")
+        return speedup.prune_masks(
+            self.model,
+            self.dummy_input,
+            args.criterion,
+            args.sparsity,
+            scope=args.scope,
+            ignore=args.ignore,
+            round_to=args.round_to,
+        )
 
     @property
     def inputs(self) -> Inputs:
@@ -77,12 +108,7 @@ class Job:
 
     def masked(self) -> nn.Module:
         """A copy of the model with the masks applied for good."""
-        model = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for name, mask in normalize_masks(model, self.masks).items():
-                parameter = model.get_parameter(name)
-                parameter.mul_(mask.to(parameter.device))
-        return model
+        return apply_masks(copy.deepcopy(self.model), self.masks)
 
 
 def _device(name: str) -> torch.device:

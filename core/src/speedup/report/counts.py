@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from speedup.ask import ask
-from speedup.graph import Node
+from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 
 
@@ -15,3 +17,14 @@ def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
     small = [keeps.shape(v) if v is not None else None for v in node.values]
     before: int = ask(node, "multiply_accumulates", full)
     return before, ask(node, "multiply_accumulates", small) if small != full and before else before
+
+
+def sizes_of(graph: Graph, keeps: KeepSets) -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-accumulates (``macs``) of a model, before and after."""
+    used = [v for v in graph.sources if v.kind == "parameter"]
+    after = sum(prod(keeps.shape(v) if v.uses else v.shape) for v in used)
+    macs = [count_macs(node, keeps) for node in graph.nodes]
+    return {
+        "parameters": (sum(prod(v.shape) for v in used), after),
+        "macs": (sum(b for b, _ in macs), sum(a for _, a in macs)),
+    }

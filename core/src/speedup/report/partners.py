@@ -29,11 +29,19 @@ def partners(keeps: KeepSets, value: Value, entries: Bools) -> tuple[str, ...]:
         for before in node.operands:
             if before is None or before.is_source or before in seen:
                 continue
-            same = meant if before.shape == at.shape else None
+            same = at_other(meant, before)
             if same is None or (same & ~keeps.facts.known(before)).any():
                 seen.add(before)
                 queue.append((before, same))
     return tuple(found)
+
+
+def at_other(entries: Bools | None, value: Value) -> Bools | None:
+    """The same entries of another value that is joined with theirs; None where they cannot be told."""
+    if entries is None or entries.ndim != value.ndim:
+        return None
+    fits = all(size in (1, full) for size, full in zip(entries.shape, value.shape, strict=True))
+    return entries if fits else None
 
 
 def _name(node: Node) -> str:

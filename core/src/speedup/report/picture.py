@@ -37,6 +37,7 @@ def picture(report: Report, graph: Graph, keeps: KeepSets) -> dict[str, Any]:
         "reasons": [r.to_dict() for r in report.reasons],
         "repaired": [vars(r) for r in report.repaired],
         "gained": report.gained,
+        "dropped": [vars(d) for d in report.dropped],
         "strips": strips.patterns,
         "whys": strips.whys,
     }

@@ -19,7 +19,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.keep import Event, KeepSets
 from speedup.kinds import Kind
 from speedup.report.data import Kept
-from speedup.report.partners import partners, weighs
+from speedup.report.partners import at_other, partners, weighs
 
 
 @dataclass(eq=False)
@@ -162,13 +162,25 @@ def roots(weight: Value, stay: Bools, keeps: KeepSets) -> Iterator[Root]:
             join = question.join
             if join is None and event.cause is not None and event.node is not None and _joins(event.node):
                 join = event.node
+            behind = _behind(event, value, keeps) if event.kind is Kind.COUNT else None
+            if behind is not None:
+                event, hit = behind, None
             if event.cause is None:
                 yield Root(event, value, hit, mine, join)
             else:
-                same = at is not None and event.cause.shape == value.shape
-                queue.append(_Question(event.cause, at if same else None, mine, event, join))
+                entries = at_other(at, event.cause) if behind is None else None
+                queue.append(_Question(event.cause, entries, mine, event, join))
         if asked is not None and part.any():
             yield Root(asked, value, None, part, question.join)
+
+
+def _behind(event: Event, value: Value, keeps: KeepSets) -> Event | None:
+    """Why another part of a value is as large as it is, where it could be smaller: parts keep equally many."""
+    free = keeps.facts.known(value) | keeps.facts.unused(value)
+    for earlier in reversed(keeps.events[value]):
+        if earlier.order < event.order and earlier.kind is not Kind.COUNT and (earlier.added & free).any():
+            return earlier
+    return None
 
 
 def _joins(node: Node) -> bool:

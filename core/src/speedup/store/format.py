@@ -14,7 +14,11 @@ from speedup.store.plain import NotPlainError, from_json
 VERSION = 1
 STRUCTURE = "speedup.json"
 WEIGHTS = "model.safetensors"
-_NUMBERS = re.compile(r"\[\s+-?\d[\d.e+-]*(?:,\s+-?\d[\d.e+-]*)*\s+\]")  # to be written in one line
+# What is written in one line: lists of numbers, then a value before and after.
+_SHORT = (
+    re.compile(r"\[\n\s*-?\d[\d.e+-]*(?:,\n\s*-?\d[\d.e+-]*)*\n\s*\]"),
+    re.compile(r"\{\n\s*\"(?:before|after)\"[^{}]*\}"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,14 @@ def dumps(structure: Structure) -> str:
         "modules": modules,
     }
     text = json.dumps(data, indent=2, allow_nan=False)
-    return _NUMBERS.sub(lambda m: " ".join(m[0].split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
+    for short in _SHORT:
+        text = short.sub(_in_one_line, text)
+    return text + "\n"
+
+
+def _in_one_line(found: re.Match[str]) -> str:
+    inner = found[0][1:-1].strip()
+    return found[0][0] + re.sub(r"\n\s*", " ", inner) + found[0][-1]
 
 
 def loads(text: str, where: str) -> Structure:

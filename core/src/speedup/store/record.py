@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup.attributes import Attributes
 from speedup.commit import Transaction
 from speedup.overlay import plain_class
 from speedup.report import Report
 from speedup.store.plain import NotPlainError, to_json
-from speedup.trace.sandbox import Attributes
 
 FIELD = "_speedup_record"
 _HOLDERS = ("_parameters", "_buffers")

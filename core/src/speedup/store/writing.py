@@ -14,6 +14,7 @@ from torch import nn
 
 from speedup.atomic import replacing
 from speedup.errors import StorageError
+from speedup.masks.activations import MultiplyInput, MultiplyOutput
 from speedup.registry import Registry, default_registry
 from speedup.store.format import STRUCTURE, WEIGHTS, Change, Structure, Tensor, dumps
 from speedup.store.layers import describe
@@ -112,6 +113,12 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
     for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise StorageError(f"{path or 'the model'} keeps extra state that is no tensor: save it with torch.save")
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if any(isinstance(hook, MultiplyInput | MultiplyOutput) for hook in hooks):
+            raise StorageError(
+                f"{path or 'the model'} multiplies activations with a mask that could not go, in a hook: save it "
+                "with torch.save"
+            )
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None:
                 continue

@@ -12,11 +12,7 @@ from torch.utils import _pytree as pytree
 from speedup.inputs import resolve_inputs
 from speedup.plan import plan
 from speedup.registry import Registry
-
-
-def in_float64(inputs: Any) -> Any:
-    """Inputs with floating-point tensors in float64."""
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().double() if t.is_floating_point() else t, inputs)
+from speedup.testing.contents import in_float64
 
 
 def check_again(small: nn.Module, inputs: Any, registry: Registry) -> None:

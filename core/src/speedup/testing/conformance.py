@@ -27,8 +27,9 @@ from speedup.plan import ModelSpeedup
 from speedup.plugins import load_plugins
 from speedup.registry import Registry
 from speedup.rule import Rule
-from speedup.testing.after import check_again, check_moves, in_float64
+from speedup.testing.after import check_again, check_moves
 from speedup.testing.case import Case
+from speedup.testing.contents import in_float64
 from speedup.testing.equal import check_equal
 from speedup.testing.laws import check_laws
 from speedup.testing.masks import Masks, masked_copy

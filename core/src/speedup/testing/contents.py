@@ -1,11 +1,12 @@
-"""Models with random contents."""
+"""Models with random contents, and inputs in float64."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -51,3 +52,8 @@ def randomize(model: Model, seed: int = 0) -> Model:
             elif bool((buffer == buffer.flatten()[0]).all()):
                 buffer.copy_(normal(buffer, 0.5))
     return model
+
+
+def in_float64(inputs: Any) -> Any:
+    """Inputs with floating-point tensors in float64."""
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().double() if t.is_floating_point() else t, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from speedup.errors import SpeedupError
 from speedup.inputs import resolve_inputs
 from speedup.plan import ModelSpeedup, Plan, plan
 from speedup.registry import Registry
+from speedup.testing.contents import in_float64
 from speedup.testing.masks import masked_copy
 
 
@@ -50,8 +52,8 @@ def check_equal(
     """Make a small copy of the model and assert all that is promised of it; the model itself is not touched.
 
     In float64 and eval mode the small model gives the outputs of the masked one on the dummy input and the other
-    inputs. Parameters and multiply-accumulates did not grow, training flags are as they were, the state_dict loads into
-    a deep copy, and every parameter gets a gradient, unless it got none before.
+    inputs. Parameters and multiply-accumulates did not grow, training flags are as they were, a file of the state_dict
+    brings a copy without contents to the same answers, and every parameter gets a gradient, unless it got none before.
 
     Args:
         dummy_input: what the small model is planned with; all inputs are as in ``speedup.plan``, of any float type.
@@ -66,7 +68,7 @@ def check_equal(
     original = copy.deepcopy(model).double()
     flags = {name: module.training for name, module in original.named_modules()}
     masked = masked_copy(original, masks).eval()
-    inputs = [_double(each) for each in (dummy_input, *other_inputs)]
+    inputs = [in_float64(each) for each in (dummy_input, *other_inputs)]
     speedup = ModelSpeedup(copy.deepcopy(original), _fresh(inputs[0]), masks, registry=registry)
     small = speedup.speedup_model()
     assert speedup.plan is not None
@@ -76,8 +78,7 @@ def check_equal(
     assert not changed, f"training flags differ: {', '.join(changed)}; look at the rules' `replace`"
     _check_size(original, small, found)
     try:
-        loaded = copy.deepcopy(small)
-        loaded.load_state_dict(small.state_dict())
+        loaded = _reloaded(small)
     except Exception as error:
         raise AssertionError(
             f"the small model cannot be copied and its state_dict loaded into the copy: {error}"
@@ -96,16 +97,25 @@ def check_equal(
     return Result(small, found, left / before if before else 1.0, largest)
 
 
+def _reloaded(small: nn.Module) -> nn.Module:
+    """A copy of the small model that has what its state_dict carries from a file alone."""
+    file = io.BytesIO()
+    torch.save(small.state_dict(), file)
+    file.seek(0)
+    loaded = copy.deepcopy(small)
+    with torch.no_grad():
+        for held in loaded.state_dict(keep_vars=True).values():
+            if isinstance(held, torch.Tensor):
+                held.zero_()
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    return loaded
+
+
 def _flag(flags: Mapping[str, bool], name: str) -> bool:
     """The flag that a module should have: its own, for a new one that of the module that it is in."""
     while name not in flags:
         name = name.rpartition(".")[0]
     return flags[name]
-
-
-def _double(inputs: Any) -> Any:
-    """Inputs with floating-point tensors in float64."""
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().double() if t.is_floating_point() else t, inputs)
 
 
 def _fresh(inputs: Any) -> Any:

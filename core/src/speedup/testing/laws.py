@@ -18,6 +18,7 @@ from speedup.infer import Facts, NodeFacts, _returned, infer
 from speedup.inputs import resolve_inputs
 from speedup.masks import normalize_masks
 from speedup.registry import Registry, default_registry
+from speedup.testing.contents import in_float64
 from speedup.testing.given import Given, Maker
 from speedup.testing.masks import masked_copy
 from speedup.testing.running import differs, first, isfinite, number_of, numbers, perturbed, run, unexplained
@@ -65,9 +66,7 @@ def check_laws(
     """
     masked = masked_copy(model, masks).double().eval()
     keep = normalize_masks(masked, masks)
-    inputs = pytree.tree_map_only(
-        torch.Tensor, lambda t: t.detach().double() if t.is_floating_point() else t, resolve_inputs(dummy_input)
-    )
+    inputs = in_float64(resolve_inputs(dummy_input))
     rules = registry if registry is not None else default_registry()
     with sandbox(masked, keep):
         log: list[list[torch.Tensor]] = []

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from speedup.errors import SignatureError
 from speedup.facts import Bools, Unused, along, nothing
@@ -19,6 +18,7 @@ from speedup.keep import rigid_axes
 from speedup.masks import normalize_masks
 from speedup.registry import Registry
 from speedup.rule import Rule
+from speedup.testing.contents import in_float64
 from speedup.testing.given import Given, Maker
 from speedup.testing.laws import _samples
 from speedup.testing.masks import masked_copy
@@ -59,9 +59,7 @@ def find_missing(
     """
     masked = masked_copy(model, masks).double().eval()
     keep = normalize_masks(masked, masks)
-    inputs = pytree.tree_map_only(
-        torch.Tensor, lambda t: t.detach().double() if t.is_floating_point() else t, resolve_inputs(dummy_input)
-    )
+    inputs = in_float64(resolve_inputs(dummy_input))
     found: dict[tuple[str, str, str], str] = {}
     with sandbox(masked, keep):
         log: list[list[torch.Tensor]] = []

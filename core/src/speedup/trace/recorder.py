@@ -104,6 +104,9 @@ class Recorder(TorchFunctionMode):
         self.asked: list[bool] = []
         self.reads = 0
         self.from_input: set[Value] = set()
+        self.asking: set[str] = set()
+        self.inside: set[torch.dtype] = set()
+        self.dtypes: set[torch.dtype] = set()
         self._live: dict[int, tuple[Any, Value]] = {}
         self._paths: dict[int, str] = {}
         self._sources: dict[int, Value] = {}
@@ -211,6 +214,7 @@ class Recorder(TorchFunctionMode):
         where = caller()
         self.current = f"{op_name(op)} at {where}"
         stands = sites()
+        self.inside.clear()
         try:
             result = call()
         except Exception as error:
@@ -235,6 +239,8 @@ class Recorder(TorchFunctionMode):
         if not outputs:
             reads = tensors and (self.op_count > ops_before or name in _READS)
             if not reads or list(tensors_in(result)):
+                if type(result) in (int, torch.Size) and name != "dim":
+                    self.asking.add(self.scope[-1])
                 return result  # a question about shape or type, or a call that hands its input through
         node = Node(
             index=len(self.nodes),
@@ -256,6 +262,7 @@ class Recorder(TorchFunctionMode):
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
         if any(v in self.from_input or v.kind == "unknown" for v in inputs):
             self.from_input.update(node.outputs)
+            self.dtypes |= self.inside
             if not outputs:
                 self._count_read()
             if not outputs and self.branch is None:

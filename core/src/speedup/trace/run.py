@@ -41,7 +41,10 @@ class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
         recorder = self.recorder
         recorder.op_count += 1
         if recorder.open_calls:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor):
+                recorder.inside.add(result.dtype)
+            return result
         return recorder.record(func, None, args, kwargs, lambda: func(*args, **kwargs))
 
 
@@ -153,4 +156,6 @@ def _run(
         tuple(recorder.asked),
         expanded,
         plain_leaves(result),
+        frozenset(recorder.asking),
+        frozenset(recorder.dtypes),
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Constant, Fact, Kept, Node, NodeFacts, Rule, Unused, hookimpl, variants
+from speedup import Constant, Fact, Kept, Node, NodeFacts, Rule, Unused, Value, hookimpl, rows_of_one, variants
 
 _MODULES = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
@@ -34,10 +34,18 @@ class OverAxis(Rule):
     def signature(self, node: Node) -> str:
         value = node.operands[0]
         assert value is not None
-        dim = node.arg("dim")
-        if dim is None:  # torch's implicit choice
-            dim = 0 if value.ndim in (0, 1, 3) else 1
-        return across(value.ndim, dim, "~x", "~x")
+        return across(value.ndim, _dim(node, value), "~x", "~x")
+
+    def sums_to_one(self, node: Node) -> int | None:
+        value = node.operands[0]
+        return None if value is None or not value.ndim or "log" in node.op_name.lower() else _dim(node, value)
+
+
+def _dim(node: Node, value: Value) -> int:
+    dim: int | None = node.arg("dim")
+    if dim is None:  # torch's implicit choice
+        dim = 0 if value.ndim in (0, 1, 3) else 1
+    return dim
 
 
 class Glu(Rule):
@@ -93,13 +101,28 @@ class Prelu(Rule):
         return module
 
 
-class Dropout(Rule):
+class Unchanged(Rule):
+    """What comes in goes out."""
+
+    def sums_to_one(self, node: Node) -> int | None:
+        value = node.operands[0]
+        return None if value is None else rows_of_one(value)
+
+
+class Dropout(Unchanged):
     """Nothing in eval mode; a function told to drop all the same is random, and no rule holds."""
 
     def signature(self, node: Node) -> str:
         if node.module is None and (node.arg("training", False) or node.arg("train", False)):
             raise TypeError("it drops at random in eval mode")
         return self.axes
+
+
+class Random(Dropout):
+    """As dropout, but what comes out in eval mode is not what came in."""
+
+    def sums_to_one(self, node: Node) -> int | None:
+        return None
 
 
 def across(ndim: int, dim: int, before: str, after: str) -> str:
@@ -124,7 +147,7 @@ def speedup_rules() -> Iterable[Rule]:
             operands=("input",),
             axes="* -> *",
         ),
-        Rule(name="identity", modules=(nn.Identity,), operands=("input",), axes="* -> *", averages=True),
+        Unchanged(name="identity", modules=(nn.Identity,), operands=("input",), axes="* -> *", averages=True),
         Dropout(
             name="dropout",
             modules=_DROPOUT,
@@ -142,7 +165,7 @@ def speedup_rules() -> Iterable[Rule]:
             axes="* -> *",
             averages=True,
         ),
-        Dropout(
+        Random(
             name="rrelu",
             functions=variants("rrelu"),
             call="input, lower=1/8, upper=1/3, training=False, *args, **kwargs",

@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from speedup import Bools, Constant, Fact, Floats, Movement, Node, NodeFacts, NodeKeep, Rule, Unused, hookimpl, variants
+from speedup import (
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    Movement,
+    Node,
+    NodeFacts,
+    NodeKeep,
+    Rule,
+    Unused,
+    hookimpl,
+    rows_of_one,
+    variants,
+)
 
 _POINTWISE = (
     # arithmetic
@@ -89,6 +103,10 @@ class Same(Pointwise):
     def averaging(self, node: Node) -> bool:
         return node.outputs[0].dtype.is_floating_point and "out" not in node.kwargs
 
+    def sums_to_one(self, node: Node) -> int | None:
+        value = node.operands[0]
+        return rows_of_one(value) if value is not None and self.averaging(node) else None
+
 
 class Quotient(Pointwise):
     """0 divided by anything is 0, unless that is known to be 0."""
@@ -161,14 +179,15 @@ class Made(Rule):
     """A tensor made in the forward, with one number everywhere or with nothing: ``torch.zeros(...)``.
 
     Its shape may come from another tensor or be written in the code, which the engine finds out when it runs the small
-    model. So the axis that is probably the channels may shrink; batch and positions do not.
+    model. So the axes that are probably channels may shrink, as far as what they are joined with does; the batch does
+    not.
     """
 
     axes = "? -> *"
     moves = True  # its numbers are sizes
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-        return [[axis != _channel_axis(v.shape) for axis in range(v.ndim)] for v in node.outputs]
+        return [[axis not in _channel_axes(v.shape) for axis in range(v.ndim)] for v in node.outputs]
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Whoever reads it says what is kept."""
@@ -222,11 +241,11 @@ class FullBy(MadeBy):
     moves = False
 
 
-def _channel_axis(shape: tuple[int, ...]) -> int:
-    """The axis that probably holds the channels of a tensor that is made in a forward."""
+def _channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes that may hold channels of a tensor that is made in a forward."""
     if all(size == 1 for size in shape[1:]):
-        return 0
-    return 2 if len(shape) == 3 else 1
+        return (0,)
+    return (1, 2) if len(shape) == 3 else (1,)  # tokens by channels, or the channels and states of a recurrence
 
 
 def _like(name: str, functions: Any, *shapes: int, axes: str = "*, ... -> *") -> Rule:

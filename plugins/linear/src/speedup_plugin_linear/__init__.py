@@ -9,7 +9,19 @@ import numpy as np
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Constant, Fact, Node, NodeFacts, Rule, SignatureError, hookimpl, variants
+from speedup import (
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    Node,
+    NodeFacts,
+    Rule,
+    SignatureError,
+    hookimpl,
+    rows_of_one,
+    variants,
+)
 
 
 class MatMul(Rule):
@@ -27,6 +39,35 @@ class MatMul(Rule):
         a = f"{batch if left > 2 else ''} {row} k"
         b = f"{batch if right > 2 else ''} k {column}"
         return f"{a}, {b} -> {batch} {row} {column}"
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """Where one side is the weights of means, what the other has at all positions comes out (attention)."""
+        found = super().infer_from_input(node, facts)
+        for side, axis in ((0, -1), (1, -2)):
+            weights, other = node.operands[side], 1 - side
+            if weights is None or weights.ndim < 2 or rows_of_one(weights) != axis % weights.ndim:
+                continue
+            mask, value = _alike_along(node, facts, other, "k")
+            if not mask.any():
+                continue
+            known = found.get("output")
+            if isinstance(known, Constant):
+                value = np.where(known.mask, known.value, value)
+                mask = mask | known.mask
+            found["output"] = Constant(*np.broadcast_arrays(mask, value))
+        return found
+
+
+def _alike_along(node: Node, facts: NodeFacts, k: int, name: str) -> tuple[Bools, Floats]:
+    """Where an operand is constant, and the same, all along a name; in the shape of the output."""
+    layout = node.layout
+    over = layout.axes({name})
+    mask = layout.to_named(k, facts.mask(k))
+    value = np.where(mask, layout.to_named(k, np.broadcast_to(facts.value(k), facts.mask(k).shape)), 0.0)
+    low, high = value.min(axis=over, keepdims=True), value.max(axis=over, keepdims=True)
+    mask = mask.all(axis=over, keepdims=True) & (low == high)
+    out = layout.n_inputs
+    return layout.from_named(out, mask), layout.from_named(out, low)
 
 
 class AddMatMul(Rule):

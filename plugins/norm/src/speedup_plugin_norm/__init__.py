@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, hookimpl
-from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, compensate
+from speedup_plugin_norm.compensated import REMOVED, GroupNormForward, LayerNormForward, compensate
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, form_of
 from speedup_plugin_norm.response import ResponseNorm
+from speedup_plugin_norm.weight import WeightNorm
 
 
 class LayerNorm(Counting):
@@ -51,8 +52,7 @@ class LayerNorm(Counting):
         return [constants, np.ones_like(constants)]
 
     def alone(self, node: Node, constants: Floats, axes: tuple[int, ...]) -> Floats:
-        spread = constants - constants.mean(axis=axes, keepdims=True)
-        return np.asarray(spread / np.sqrt(np.square(spread).mean(axis=axes, keepdims=True) + self.eps(node)))
+        return self.standardized(node, constants, axes, self.eps(node))
 
     def eps(self, node: Node) -> float:
         return float(node.arg("eps", 1e-5))
@@ -199,9 +199,10 @@ class GroupNorm(Counting):
         return [constants, np.ones_like(constants)] if groups == 1 else []
 
     def alone(self, node: Node, constants: Floats, axes: tuple[int, ...]) -> Floats:
-        spread = constants - constants.mean(axis=axes, keepdims=True)
-        variance = np.square(spread).mean(axis=axes, keepdims=True)
-        return np.asarray(spread / np.sqrt(variance + float(node.arg("eps", 1e-5))))
+        return self.standardized(node, constants, axes, self.eps(node))
+
+    def eps(self, node: Node) -> float:
+        return float(node.arg("eps", 1e-5))
 
     def replace(self, node: Node, keep: Kept) -> nn.Module:
         module = super().replace(node, keep)
@@ -219,7 +220,7 @@ class GroupNorm(Counting):
         return compensate(
             module,
             GroupNormForward,
-            stat_eps=float(node.arg("eps", 1e-5)),
+            stat_eps=self.eps(node),
             removed=per_group(count),
             removed_mean=per_group(mean),
             removed_spread=per_group(spread),
@@ -229,6 +230,46 @@ class GroupNorm(Counting):
 class OtherGroupNorm(_Recognised, GroupNorm):
     name = "other group_norm"
     kind = "group"
+
+
+class CompensatedLayerNorm(LayerNorm):
+    """One that has lost channels in an earlier round, and goes on counting them."""
+
+    name = "compensated layer_norm"
+
+    def claims(self, module: nn.Module) -> bool:
+        return isinstance(module, LayerNormForward)
+
+    def signature(self, node: Node) -> str:
+        return "* c, c?, c? -> * c" if self.channel(node) == -1 else "n c *, c?, c? -> n c *"
+
+    def channel(self, node: Node) -> int:
+        return int(node.arg("stat_axis"))
+
+    def eps(self, node: Node) -> float:
+        return float(node.arg("stat_eps"))
+
+    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
+        count, mean, spread = (np.full((1,) * len(node.layout.names), float(node.arg(n))) for n in REMOVED)
+        return count, mean, spread
+
+
+class CompensatedGroupNorm(GroupNorm):
+    """One that has lost channels in an earlier round, and goes on counting them."""
+
+    name = "compensated group_norm"
+
+    def claims(self, module: nn.Module) -> bool:
+        return isinstance(module, GroupNormForward)
+
+    def eps(self, node: Node) -> float:
+        return float(node.arg("stat_eps"))
+
+    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
+        shape = [-1 if name == "g" else 1 for name in node.layout.names]
+        arrays = (getattr(node.module, n).detach().double().cpu().numpy().reshape(shape) for n in REMOVED)
+        count, mean, spread = arrays
+        return count, mean, spread
 
 
 class InstanceNorm(Rule):
@@ -258,6 +299,8 @@ class InstanceNorm(Rule):
             bias = arrays[4]
             ndim = node.outputs[0].ndim
             dims = len(node.layout.mixed) // 2
+            if arrays[0] is None or max(arrays[0].shape[ndim - dims :], default=1) > 1:
+                return None  # a parameter, which is not the same at all positions
             if bias is None:
                 return [np.zeros((1,) * ndim)]
             return [bias.reshape(-1, *(1,) * dims).reshape((1,) * (ndim - dims - 1) + (-1,) + (1,) * dims)]
@@ -270,11 +313,14 @@ def speedup_rules() -> Iterable[Rule]:
         LayerNorm(modules=(nn.LayerNorm,), functions=(F.layer_norm, torch.layer_norm)),
         RMSNorm(modules=(nn.RMSNorm,), functions=(F.rms_norm, torch.rms_norm)),
         OtherLayerNorm(),
+        CompensatedLayerNorm(),
+        CompensatedGroupNorm(),
         OtherRMSNorm(),
         OffsetRMSNorm(),
         OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
         ResponseNorm(),
+        WeightNorm(),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             functions=(F.instance_norm, torch.instance_norm),

@@ -18,6 +18,7 @@ from torch import nn
 
 from speedup import Overlay, overlaid
 
+REMOVED = ("removed", "removed_mean", "removed_spread")
 _HALF = (torch.float16, torch.bfloat16)
 
 

@@ -27,6 +27,20 @@ class Counting(Rule):
         """The result where everything that is counted together is constant, before weight and bias (named space)."""
         raise NotImplementedError
 
+    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
+        """What went in earlier rounds: how many channels, their mean and sum of squared deviations (named space)."""
+        nothing = np.zeros((1,) * len(node.layout.names))
+        return nothing, nothing, nothing
+
+    def standardized(self, node: Node, constants: Floats, axes: tuple[int, ...], eps: float) -> Floats:
+        """(c - mean) / sqrt(var + eps) of constants over ``axes`` and what went in earlier rounds."""
+        gone, gone_mean, gone_spread = self.before(node)
+        total = np.prod([constants.shape[a] for a in axes]) + gone
+        mean = (constants.sum(axis=axes, keepdims=True) + gone * gone_mean) / total
+        spread = np.square(constants - mean).sum(axis=axes, keepdims=True)
+        spread = spread + gone_spread + gone * (gone_mean - mean) ** 2
+        return np.asarray((constants - mean) / np.sqrt(spread / total + eps))
+
     def channel(self, node: Node) -> int:
         """The axis of the channels."""
         return -1
@@ -92,7 +106,8 @@ class Counting(Rule):
     def constants(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
         """The channels that are constant, with one value at all positions, in named space."""
         layout = node.layout
-        known, value = facts.mask(0), np.broadcast_to(facts.value(0), facts.mask(0).shape)
+        known = facts.mask(0)
+        value = facts.value(0) if facts.is_weight(0) else np.broadcast_to(facts.value(0), known.shape)
         channels = self.channel(node) % known.ndim
         positions = tuple(a for a, s in enumerate(known.shape) if s > 1 and a != channels)
         if facts.is_weight(0):
@@ -117,6 +132,10 @@ class Counting(Rule):
 
     # -- keep sets ------------------------------------------------------------------------------------------------
 
+    def derived(self, node: Node) -> set[int]:
+        """All of what is normalised counts, also where it is a parameter that no other call reads."""
+        return super().derived(node) - {0}
+
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         super().constrain(node, keep)
         layout = node.layout
@@ -133,7 +152,7 @@ class Counting(Rule):
             keep.grow(0, layout.from_named(0, layout.project_any(0, read)), "mean and variance read it", 0)
 
     def gone(self, node: Node, keep: Kept) -> tuple[Floats, Floats, Floats]:
-        """Per kept group how many channels went, and their mean and sum of squared deviations (flat)."""
+        """Per kept group how many channels are gone by now, and their mean and sum of squared deviations (flat)."""
         layout = node.layout
         _, value = self.constants(node, keep.facts)
         kept = layout.to_named(0, keep.sets[0]) & np.ones(self._wide(layout), bool)
@@ -142,5 +161,10 @@ class Counting(Rule):
         count = went.sum(axis=axes, keepdims=True)
         mean = np.where(went, value, 0.0).sum(axis=axes, keepdims=True) / np.maximum(count, 1)
         spread = np.where(went, (value - mean) ** 2, 0.0).sum(axis=axes, keepdims=True)
+        earlier, earlier_mean, earlier_spread = self.before(node)
+        total = count + earlier
+        both = count * earlier / np.maximum(total, 1)
+        spread = spread + earlier_spread + both * (mean - earlier_mean) ** 2
+        mean, count = (count * mean + earlier * earlier_mean) / np.maximum(total, 1), total
         groups = kept.any(axis=axes, keepdims=True)
         return tuple(np.broadcast_to(a, groups.shape)[groups] for a in (count, mean, spread))  # type: ignore[return-value]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup_plugin_norm.compensated import scale
+from speedup_plugin_norm.compensated import Compensated, scale
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ _known: WeakKeyDictionary[nn.Module, Form | None] = WeakKeyDictionary()
 
 def form_of(module: nn.Module) -> Form | None:
     """The form of a module, None when it is none of those that are known."""
+    if isinstance(module, Compensated):
+        return None  # another sort, which scales by 0 may hide
     own = {n: p for n, p in module._parameters.items() if n != "bias" or p is not None}
     names = set(own)
     if names not in ({"weight"}, {"weight", "bias"}) or module._modules or module._buffers:

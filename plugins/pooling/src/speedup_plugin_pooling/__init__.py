@@ -28,13 +28,22 @@ class Window(Rule):
         return self.dims
 
     def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
-        # The engine hands over constants that are the same at all positions, as arrays with one position.
+        # The engine hands over constants that are the same at all positions, as arrays with one position; but of
+        # parameters (a table of positions, resized) all of them.
         (array,) = arrays
         if array is None:
             return None
+        array = self._same(node, array)
         value = self.passed(node, array) if self.uniform(node) else np.where(array == 0, 0.0, np.nan)
         # A second output holds the positions of what was taken: no constants, and they depend on the size.
         return [value, *[np.full((1,) * array.ndim, np.nan)] * (len(node.outputs) - 1)]
+
+    def _same(self, node: Node, array: Floats) -> Floats:
+        """With one position: what is the same at all of them, else NaN."""
+        inner = node.layout.mixed
+        axes = tuple(a for a, dim in enumerate(node.layout.operands[0] or ()) if inner.intersection(dim))
+        low, high = array.min(axis=axes, keepdims=True), array.max(axis=axes, keepdims=True)
+        return np.where(low == high, low, np.nan)
 
     def passed(self, node: Node, array: Floats) -> Floats:
         """What comes of constants that are the same at all positions."""

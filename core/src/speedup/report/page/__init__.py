@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from speedup.atomic import replacing
 from speedup.report.data import Report
 
 _SCRIPTS = ("dom.js", "model.js", "layout.js", "graph.js", "strips.js", "details.js", "lists.js", "main.js")
@@ -24,14 +25,9 @@ _LICENCES = ("vendor/dagre.LICENSE",)
 
 def write_page(report: Report, path: str | os.PathLike[str], title: str = "") -> None:
     """Write the page; a file that is there is replaced when the new one is whole."""
-    target = Path(path)
     text = page(report.find_page(), title)
-    partial = target.with_name(target.name + ".partial")
-    try:
+    with replacing(Path(path)) as (partial,):
         partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def page(data: dict[str, Any], title: str = "") -> str:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 _Modules = Mapping[str, nn.Module]
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _SHOWN = 8
 _PIECE = 1 << 20
 
@@ -25,13 +24,6 @@ _ACCEPTED = (
     "Only tensors, dicts and numbers are accepted in a mask file, because unpickling anything else can run any code "
     "that the file's author put there. Write the file with torch.save({module: {parameter: tensor}}, path)"
 )
-
-FLAT = """the dict is flat (such as {{{key!r}: mask}}), but masks are nested: {{{module!r}: {{{parameter!r}: mask}}}}.
-To convert it:
-    nested = {{}}
-    for name, mask in masks.items():
-        module, _, parameter = name.rpartition(".")
-        nested.setdefault(module, {{}})[parameter] = mask"""
 
 
 def is_array(value: object) -> bool:
@@ -72,11 +64,6 @@ def unknown_module(modules: _Modules, name: object, entry: object) -> str:
     """The model has no module `name`, under which `entry` was given."""
     if not isinstance(name, str):
         return f"the name of a module is a string, not {type(name).__name__}"
-    if found := _unwrapped(modules, name):
-        return (
-            f"the model has no module of that name, but it has {found!r}: the two differ only in a prefix that a "
-            "wrapper adds (DataParallel, torch.compile and others). Rename the entry"
-        )
     if is_array(entry) and (nested := _nested(modules, name)):
         return f"a parameter's mask belongs into its module's dict: write {nested}"
     if isinstance(entry, Mapping) and any(key in modules and isinstance(entry[key], Mapping) for key in entry):
@@ -103,7 +90,7 @@ def unknown_parameter(modules: _Modules, module_name: str, name: object) -> str:
     if not isinstance(name, str):
         return f"the name of a parameter is a string, not {type(name).__name__}"
     if name.startswith(("_input_", "_output_")):
-        return "this masks an activation, not a parameter; only masks of parameters are supported. Leave it out"
+        return "this masks an activation: pass the masks to speedup.plan, which puts it where the activation is"
     if name in module._parameters:
         return (
             f"this {kind} has no {name} (it is None): there is nothing to mask. Leave the entry out or set it to None"
@@ -112,8 +99,8 @@ def unknown_parameter(modules: _Modules, module_name: str, name: object) -> str:
         return f"this is a buffer of {kind}, not a parameter, and buffers are not masked: leave the entry out"
     if f"{name}_orig" in module._parameters:
         return (
-            "torch.nn.utils.prune computes this tensor at each call. "
-            f"Make it a parameter again first: torch.nn.utils.prune.remove(module, {name!r})"
+            "torch.nn.utils.prune computes this tensor at each call from masks of its own. Pass masks=None to use "
+            f"those, or make it a parameter again first: torch.nn.utils.prune.remove(module, {name!r})"
         )
     if name in getattr(module._modules.get("parametrizations"), "_modules", {}):
         return (
@@ -198,23 +185,12 @@ def _parameters(module: nn.Module) -> list[str]:
     return [name for name, parameter in module._parameters.items() if parameter is not None]
 
 
-def _unwrapped(modules: _Modules, name: str) -> str | None:
-    """The module whose name equals `name` but for parts that wrappers add (on either side)."""
-    target = _without_wrappers(name)
-    return next((key for key in modules if key and _without_wrappers(key) == target), None)
-
-
-def _without_wrappers(name: str) -> list[str]:
-    return [part for part in name.split(".") if part not in _WRAPPERS]
-
-
 def _nested(modules: _Modules, path: str) -> str | None:
     """`path`, a parameter's full name, as the nested dict that names it; None if the model has no such parameter."""
     owner, _, parameter = path.rpartition(".")
-    found = owner if owner in modules else _unwrapped(modules, owner)
-    if found is None or parameter not in modules[found]._parameters:
+    if owner not in modules or parameter not in modules[owner]._parameters:
         return None
-    return f"{{{found!r}: {{{parameter!r}: mask}}}}"
+    return f"{{{owner!r}: {{{parameter!r}: mask}}}}"
 
 
 def _suggest(near: Sequence[str], names: Sequence[str], what: str) -> str:

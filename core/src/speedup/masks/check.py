@@ -1,15 +1,10 @@
-"""Masks: reading them from a file, and checking them against a model.
+"""Checking masks against a model: every source ends here.
 
-A mask is a 0/1 tensor of exactly its parameter's shape: 1 keeps an entry, 0 drops it. Masks come as
-`{module: {parameter: mask or None}}` (the layout of NNI 1.x); module names are those of `model.named_modules()`, so
-the model itself is `""`. Inside the engine they are `{qualified parameter name: bool tensor}`, True = keep.
-
-    masks = normalize_masks(model, load_masks("masks.pt"))
+A mask is a 0/1 tensor of exactly its parameter's shape: 1 keeps an entry, 0 drops it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,56 +13,22 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from speedup import _mask_hints as hints
 from speedup.errors import InputError, MaskError
-
-__all__ = ["fully_masked", "load_masks", "normalize_masks"]
+from speedup.masks import hints
+from speedup.masks.names import Names
 
 _LIMIT = 10
 _NUMPY = (torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64)
 
 
-def load_masks(source: str | os.PathLike[str] | Mapping[Any, Any], map_location: Any = None) -> Mapping[Any, Any]:
-    """Return the masks in the file `source`; a mapping is returned as it is.
-
-    Files are those of `torch.save`, read with `weights_only=True`: code in them never runs. What the dict contains is
-    checked by `normalize_masks`, not here.
-
-    Args:
-        source: path of the file, or a mapping of masks.
-        map_location: as in `torch.load`. Default: the CPU, so a file that was saved on a device that this machine
-            lacks can be read.
-
-    Raises:
-        MaskError: no such file, unreadable, truncated, no file of `torch.save`, one that holds objects or code, or one
-            that holds something other than a dict. The original error is its cause.
-
-    Example:
-        >>> load_masks({"fc": {"weight": torch.ones(2, 3)}}).keys()
-        dict_keys(['fc'])
-    """
-    if isinstance(source, Mapping):
-        return source
-    if not isinstance(source, str | os.PathLike):
-        raise MaskError(f"masks are a dict or the path of a file, not {type(source).__name__}")
-    path = os.fspath(source)
-    try:
-        loaded = torch.load(path, map_location="cpu" if map_location is None else map_location, weights_only=True)
-    except FileNotFoundError as error:
-        raise MaskError(f"mask file {path!r}: no such file (looked for {os.path.abspath(path)!r})") from error
-    except OSError as error:
-        raise MaskError(f"mask file {path!r} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file can fail in any way inside torch.load
-        raise MaskError(f"mask file {path!r} {hints.load_failure(path, error)}") from error
-    if not isinstance(loaded, Mapping):
-        raise MaskError(
-            f"mask file {path!r} holds {type(loaded).__name__}, not a dict of masks {{module: {{parameter: mask}}}}"
-        )
-    return loaded
-
-
-def normalize_masks(model: nn.Module, masks: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+def normalize_masks(
+    model: nn.Module, masks: Mapping[Any, Any], *, may_be_empty: bool = False
+) -> dict[str, torch.Tensor]:
     """Check `masks` against `model` and return them by qualified parameter name.
+
+    `masks` are `{module: {parameter: mask or None}}` (the layout of NNI), or flat, `{parameter name: mask}`. Names are
+    those of `model.named_modules()`, so the model itself is `""`; what wrappers add to names does not matter
+    (`module.`, `_orig_mod.`).
 
     Accepted masks: torch tensors on any device, of any bool, integer or floating-point dtype, dense or sparse, and
     numpy arrays. `None`, as a mask or as a module's whole entry, means "no mask". Nothing that is passed in is changed,
@@ -92,9 +53,13 @@ def normalize_masks(model: nn.Module, masks: Mapping[Any, Any]) -> dict[str, tor
         {'weight': tensor([[ True,  True, False],
                 [False,  True,  True]])}
     """
-    _check_arguments(model, masks)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    _check_not_flat(modules, masks)
+    check_model(model)
+    _check_masks(masks)
+    if not masks and not may_be_empty:
+        raise MaskError("the dict of masks is empty: there is nothing to make smaller")
+    known = Names(model)
+    modules = known.modules
+    masks = known.nested(masks)
     problems = _Problems()
     keeps: dict[str, torch.Tensor] = {}
     tied: dict[int, list[str]] = {}
@@ -114,14 +79,14 @@ def normalize_masks(model: nn.Module, masks: Mapping[Any, Any]) -> dict[str, tor
                     continue
                 try:
                     keep = _to_keep(mask, parameter)
-                except _Refused as refused:
+                except Refused as refused:
                     problems.add(f"{place}, {name!r}", refused.say, *refused.arguments)
                     continue
                 qualified = f"{module_name}.{name}" if module_name else name
                 keeps[qualified] = keep
                 tied.setdefault(id(parameter), []).append(qualified)
     problems.raise_if_any()
-    if not keeps:
+    if not keeps and not may_be_empty:
         raise MaskError("there is no mask in the dict: every entry is None or empty. Nothing would be made smaller")
     for names in tied.values():
         for other in names[1:]:
@@ -144,12 +109,12 @@ def fully_masked(masks: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in weights if masks[name].numel() and not compact(masks[name]).any()]
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """A mask cannot be used; `say(*arguments)` is the reason in words (just the text, if it is ready)."""
 
     def __init__(self, say: Callable[..., str] | str, *arguments: Any) -> None:
         super().__init__(say, *arguments)
-        self.say = (lambda: say) if isinstance(say, str) else say
+        self.say: Callable[..., str] = (lambda: say) if isinstance(say, str) else say
         self.arguments = arguments
 
 
@@ -173,33 +138,32 @@ class _Problems:
         raise MaskError("\n".join([f"{title} (nothing was changed):", *self.lines, *more]))
 
 
-def _check_arguments(model: object, masks: object) -> None:
+def check_model(model: object) -> None:
+    """Raise InputError for what is no model."""
     if not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         hint = ": make an instance of it first" if isinstance(model, type) else ""
         raise InputError(f"the model must be a torch.nn.Module, not {kind}{hint}")
+
+
+def _check_masks(masks: object) -> None:
     if not isinstance(masks, Mapping):
         raise MaskError(f"masks must be a dict {{module: {{parameter: mask}}}}, not {type(masks).__name__}")
-    if not masks:
-        raise MaskError("the dict of masks is empty: there is nothing to make smaller")
-
-
-def _check_not_flat(modules: Mapping[str, nn.Module], masks: Mapping[Any, Any]) -> None:
-    """Refuse `{"fc.weight": mask}` with one message for the whole dict, instead of one for each entry."""
-    flat = all(isinstance(name, str) and (mask is None or hints.is_array(mask)) for name, mask in masks.items())
-    dotted = next((name for name in masks if flat and "." in name and name not in modules), None)
-    if dotted is not None:
-        module, _, parameter = dotted.rpartition(".")
-        raise MaskError(hints.FLAT.format(key=dotted, module=module, parameter=parameter))
 
 
 def _to_keep(mask: object, parameter: nn.Parameter) -> torch.Tensor:
-    """`mask` as a new bool tensor on the CPU, True = keep; raises `_Refused` if it is no 0/1 mask of `parameter`."""
+    """`mask` as a new bool tensor on the CPU, True = keep; raises `Refused` if it is no 0/1 mask of `parameter`."""
     tensor = _as_tensor(mask)
     if isinstance(parameter, UninitializedParameter):
-        raise _Refused("the parameter has no shape yet (a lazy module): call the model once before")
+        raise Refused("the parameter has no shape yet (a lazy module): call the model once before")
     if tensor.shape != parameter.shape:  # before densifying: a small sparse tensor can claim any size
-        raise _Refused(hints.wrong_shape, tensor.shape, parameter.shape)
+        raise Refused(hints.wrong_shape, tensor.shape, parameter.shape)
+    return as_keep(tensor)
+
+
+def as_keep(mask: object) -> torch.Tensor:
+    """`mask` as a new bool tensor on the CPU, True = keep; raises `Refused` if it is no 0/1 mask."""
+    tensor = _as_tensor(mask)
     try:
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
@@ -210,8 +174,8 @@ def _to_keep(mask: object, parameter: nn.Parameter) -> torch.Tensor:
         if torch.equal(ones, small != 0):  # NaN != 0, so NaN does not pass
             return ones.cpu().contiguous().expand(tensor.shape)
     except (RuntimeError, NotImplementedError, TypeError) as error:
-        raise _Refused(f"the mask cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-    raise _Refused(hints.not_binary, tensor)
+        raise Refused(f"the mask cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    raise Refused(hints.not_binary, tensor)
 
 
 def compact(mask: torch.Tensor) -> torch.Tensor:
@@ -248,15 +212,15 @@ def _as_tensor(mask: object) -> torch.Tensor:
                 array = array.copy()  # from_numpy takes no negative strides, and warns of read-only memory
             tensor = torch.from_numpy(array)
         except (TypeError, ValueError) as error:
-            raise _Refused(f"a numpy array of dtype {mask.dtype} cannot be a mask: use mask.astype(bool)") from error
+            raise Refused(f"a numpy array of dtype {mask.dtype} cannot be a mask: use mask.astype(bool)") from error
     elif isinstance(mask, torch.Tensor):
         tensor = mask.detach()
     else:
-        raise _Refused(f"a mask is a torch tensor or a numpy array, not {type(mask).__name__}: use torch.tensor(...)")
+        raise Refused(f"a mask is a torch tensor or a numpy array, not {type(mask).__name__}: use torch.tensor(...)")
     if tensor.is_complex():
-        raise _Refused(f"a mask of complex numbers ({tensor.dtype}) is not accepted: use 0 and 1, or bool")
+        raise Refused(f"a mask of complex numbers ({tensor.dtype}) is not accepted: use 0 and 1, or bool")
     if tensor.is_quantized or tensor.is_nested:
-        raise _Refused("a quantized or nested tensor is not accepted as a mask: use a plain tensor of 0 and 1")
+        raise Refused("a quantized or nested tensor is not accepted as a mask: use a plain tensor of 0 and 1")
     if tensor.is_meta:
-        raise _Refused("the mask is on the meta device, so it has no values: load or make it on a real device")
+        raise Refused("the mask is on the meta device, so it has no values: load or make it on a real device")
     return tensor

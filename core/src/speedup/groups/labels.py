@@ -1,0 +1,279 @@
+"""Numbers for channels: which entries of which tensors are one channel, because they can only go together.
+
+Every value has an array of numbers that broadcasts to its shape, of size 1 along the axes that can lose no index; equal
+numbers are one channel. Rules say which entries belong together (``Rule.tie``); the classes of a union-find are the
+channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from speedup.graph import Node, Value
+
+if TYPE_CHECKING:
+    from speedup.movement import Movement
+
+Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+STAYS = 0
+"""The number of entries that can never go."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Numbers along several axes, of which what is left must be dense: along one axis every line keeps equally many.
+
+    Attributes:
+        axis: the axis of the lines; None where it may be any.
+    """
+
+    numbers: Numbers
+    axis: int | None
+
+
+class Labels:
+    """The numbers of all values of a graph, as far as rules have told.
+
+    Attributes:
+        rigid: per value and axis, whether it can never lose an index.
+        grids: what must stay dense.
+        shares: pairs (line, contained): an index of a line goes only together with all that it contains.
+        made: numbers that a layer with weights of its own makes, as an output.
+        read: activations that such a layer reads.
+        reads: which numbers of a parameter are of channels that its layer reads, by the axes along which they vary;
+            the others are of channels that it makes.
+    """
+
+    def __init__(self, rigid: dict[Value, list[bool]], from_input: frozenset[Value]) -> None:
+        self.rigid = rigid
+        self.from_input = from_input
+        self.grids: list[Grid] = []
+        self.shares: list[tuple[Numbers, Numbers]] = []
+        self.made: list[Numbers] = []
+        self.read: list[Value] = []
+        self.reads: set[tuple[Value, tuple[int, ...]]] = set()
+        self._of: dict[Value, dict[tuple[int, ...], Numbers]] = {}
+        self._count = 1
+        self._edges: list[tuple[Numbers, Numbers]] = []
+
+    # -- what rules use -------------------------------------------------------------------------------------------
+
+    def fresh(self, shape: Sequence[int]) -> Numbers:
+        """New numbers, one for every entry."""
+        count = int(np.prod(shape))
+        numbers = np.arange(self._count, self._count + count).reshape(shape)
+        self._count += count
+        return numbers
+
+    def join(self, a: Numbers, b: Numbers) -> None:
+        """Entries at the same places are one channel; the arrays broadcast to each other."""
+        if a is not b:
+            left, right = np.broadcast_arrays(a, b)
+            self._edges.append((left.ravel(), right.ravel()))
+
+    def freeze(self, value: Value) -> None:
+        """No entry of a value can go."""
+        for numbers in self.arrays(value):
+            self.join(numbers, np.zeros((1,) * numbers.ndim, dtype=np.int64))
+
+    def flexible(self, value: Value) -> list[int]:
+        """The axes of a value that can lose an index."""
+        return [a for a, fixed in enumerate(self.rigid[value]) if not fixed and value.shape[a] > 1]
+
+    def arrays(self, value: Value) -> list[Numbers]:
+        """The numbers of a value: one array for an activation. A parameter has one array for each of its axes, and
+        may be given further ones: an entry goes when its number in any of them does."""
+        known = self._of.get(value)
+        if known is None:
+            known = self._of[value] = {}
+            if value.is_source:
+                for axis in self.flexible(value):
+                    self.add(value, self.fresh([s if a == axis else 1 for a, s in enumerate(value.shape)]))
+            else:
+                axes = self.flexible(value)
+                self.add(value, self.fresh([s if a in axes else 1 for a, s in enumerate(value.shape)]))
+        return list(known.values())
+
+    def add(self, value: Value, numbers: Numbers) -> None:
+        """Give a value numbers; those that vary along the same axes as others it has are the same channels."""
+        axes = varied(numbers)
+        known = self._of.setdefault(value, {})
+        if axes in known:
+            self.join(known[axes], numbers)
+        else:
+            known[axes] = numbers
+
+    def has(self, value: Value) -> bool:
+        """Whether a value has numbers yet."""
+        return value in self._of
+
+    def keep_dense(self, numbers: Numbers, axis: int | None) -> None:
+        """What is left of an array with several axes must be dense again."""
+        if sum(s > 1 for s in numbers.shape) > 1:
+            self.grids.append(Grid(numbers, axis))
+
+    def share(self, line: Numbers, contained: Numbers) -> None:
+        """An index of a line goes only together with all that it contains; the arrays broadcast."""
+        self.shares.append((line, contained))
+
+    # -- the result -----------------------------------------------------------------------------------------------
+
+    def classes(self) -> Numbers:
+        """The smallest number of the channel that each number belongs to."""
+        roots = np.arange(self._count)
+        if not self._edges:
+            return roots
+        a = np.concatenate([e[0] for e in self._edges])
+        b = np.concatenate([e[1] for e in self._edges])
+        while True:
+            a, b = roots[a], roots[b]
+            open_ = a != b
+            if not open_.any():
+                return roots
+            a, b = a[open_], b[open_]
+            np.minimum.at(roots, np.maximum(a, b), np.minimum(a, b))
+            while not np.array_equal(flat := roots[roots], roots):
+                roots = flat
+
+
+def varied(numbers: Numbers) -> tuple[int, ...]:
+    """The axes along which numbers vary."""
+    return tuple(a for a, s in enumerate(numbers.shape) if s > 1)
+
+
+def by_signature(node: Node, labels: Labels) -> None:
+    """Tie the channels at a node by the names of its axes (``speedup.axes``)."""
+    from speedup.tie import rigid_names
+
+    layout = node.layout
+    values = node.values
+    fixed = rigid_names(layout, [labels.rigid[v] if v is not None else [] for v in values])
+    still = {n for n in layout.names if n in fixed or layout.sizes[n] == 1}
+    first_output = layout.n_inputs
+    free = {k: layout.names_of(k) - still for k in range(len(values)) if layout.present(k)}
+    named: dict[int, list[tuple[frozenset[str], Numbers]]] = {}
+    for k, value in enumerate(values[:first_output]):
+        if value is None or not layout.present(k) or (value.is_source and not labels.has(value)):
+            continue
+        for numbers in labels.arrays(value):
+            named.setdefault(k, []).append(_settled(labels, layout, layout.to_named(k, numbers), fixed))
+    weights = any(v is not None and v not in labels.from_input for v in node.operands)
+    lines = [pair for pairs in named.values() for pair in pairs if pair[0]]
+    for k in range(first_output, len(values)):
+        value = values[k]
+        assert value is not None
+        if labels.has(value):
+            continue
+        inside = [pair for pair in lines if pair[0] <= free[k]]
+        alike = next((n for names, n in lines if names == free[k]), None)
+        if alike is None and free[k] and (not inside or value in labels.from_input):
+            alike = labels.fresh([layout.sizes[n] if n in free[k] else 1 for n in layout.names])
+            if weights:
+                labels.made.append(alike)
+            lines.append((free[k], alike))
+        for _, numbers in [(free[k], alike)] if alike is not None else inside:
+            assert numbers is not None
+            labels.add(value, layout.from_named(k, numbers))
+        if not labels.has(value):
+            labels.add(value, np.zeros((1,) * value.ndim, dtype=np.int64))
+    by_names: dict[frozenset[str], Numbers] = {}
+    for names, numbers in lines:
+        labels.join(by_names.setdefault(names, numbers), numbers)
+    _share(labels, layout, by_names)
+    for names, numbers in list(by_names.items()):
+        if len(names) > 1:
+            _keep_lines(labels, layout, names, numbers, list(free.values()))
+    for k, value in enumerate(node.operands):
+        if value is None or not layout.present(k):
+            continue
+        for names, numbers in by_names.items():
+            if value.is_source and names <= layout.names_of(k):
+                added = layout.from_named(k, numbers)
+                labels.add(value, added)
+                if names & layout.contracted:
+                    labels.reads.add((value, varied(added)))
+            elif not value.is_source and names == free[k] and names & layout.contracted and weights:
+                labels.read.append(value)
+
+
+def _settled(labels: Labels, layout: Any, numbers: Numbers, fixed: Iterable[str]) -> tuple[frozenset[str], Numbers]:
+    """Named numbers that are the same all along names which can lose no index; with the names that are left."""
+    for axis in layout.axes(set(fixed)):
+        if numbers.shape[axis] > 1:
+            first = np.take(numbers, [0], axis)
+            labels.join(first, numbers)
+            numbers = first
+    names = frozenset(n for n, s in zip(layout.names, numbers.shape, strict=True) if s > 1)
+    if not names:
+        labels.join(numbers, np.zeros_like(numbers))
+    return names, numbers
+
+
+def _share(labels: Labels, layout: Any, by_names: dict[frozenset[str], Numbers]) -> None:
+    """Where operands have some names in common and others not, what is common goes with all that it contains."""
+    for names, numbers in list(by_names.items()):
+        for others, more in list(by_names.items()):
+            common = names & others
+            if not common or (common in (names, others) and names != common):
+                continue
+            if common == names and len(others) > len(names):
+                labels.share(numbers, more)
+            elif common not in (names, others):
+                line = by_names.get(common)
+                if line is None:
+                    line = labels.fresh([layout.sizes[n] if n in common else 1 for n in layout.names])
+                labels.share(line, numbers)
+                labels.share(line, more)
+
+
+def _keep_lines(
+    labels: Labels, layout: Any, names: frozenset[str], numbers: Numbers, operands: Sequence[frozenset[str]]
+) -> None:
+    """Along the last name, lines may keep other indices if every operand that has it tells the lines apart; else
+    they are the same."""
+    last = [n for n in layout.names if n in names][-1]
+    lacking = {n for other in operands if last in other for n in names - {last} - other}
+    for axis in layout.axes(lacking):
+        first = np.take(numbers, [0], axis)
+        labels.join(first, numbers)
+        numbers = first
+    labels.keep_dense(numbers, layout.names.index(last))
+
+
+def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
+    """Tie the channels at a call that moves entries: what comes out has the numbers of what went in."""
+    operands = [v for v in node.operands if v is not None]
+    given = [labels.arrays(v) for v in operands]
+    if any(len(arrays) != len(given[0]) for arrays in given):
+        for value in (*operands, *node.outputs):
+            labels.freeze(value)
+        return
+    for arrays in zip(*given, strict=True):
+        for value, moved in zip(node.outputs, rule.gather(node, arrays, STAYS), strict=True):
+            for axis in range(moved.ndim):
+                if moved.shape[axis] > 1 and labels.rigid[value][axis]:
+                    first = np.take(moved, [0], axis)
+                    labels.join(first, moved)
+                    moved = first
+            if len(given[0]) == 1 and labels.has(value):  # a tensor that is changed in place
+                labels.join(labels.arrays(value)[0], moved)
+            labels.add(value, moved)
+    for value in node.outputs:
+        if not labels.has(value):
+            labels.add(value, np.zeros((1,) * value.ndim, dtype=np.int64))
+    for k, each in enumerate(node.values):
+        assert each is not None
+        divided = rule.parts(node).get(k)
+        for numbers in labels.arrays(each):
+            if divided is not None and numbers.shape[divided[0]] > 1:
+                axis, count = divided
+                shape = numbers.shape
+                inner = (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+                labels.keep_dense(numbers.reshape(inner), axis + 1)
+            else:
+                labels.keep_dense(numbers, None)

@@ -1,0 +1,78 @@
+"""Names of modules and parameters, whatever wrappers added to them.
+
+`DataParallel`, `DistributedDataParallel`, `torch.compile`, FSDP and checkpointing each put a module around the model,
+and its name into all others: `module.conv1`, `_orig_mod.conv1`. Masks may have been made on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from speedup.masks import hints
+
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+class Names:
+    """The names of one model.
+
+    Attributes:
+        modules: every module by every name that it has.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self._bare: dict[str, list[str]] = {}
+        for name in self.modules:
+            self._bare.setdefault(bare(name), []).append(name)
+
+    def parameter(self, name: str) -> tuple[str, str] | None:
+        """The module and the attribute of a parameter; None if the model has none of that name."""
+        path, _, attribute = name.rpartition(".")
+        for owner in self._alike(path):
+            if self.modules[owner]._parameters.get(attribute) is not None:
+                return owner, attribute
+        return None
+
+    def _alike(self, path: str) -> list[str]:
+        """The modules that a name may mean, the one that has it exactly first."""
+        alike = self._bare.get(bare(path), [])
+        return [path, *(p for p in alike if p != path)] if path in self.modules else alike
+
+    def nested(self, masks: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Masks by the names of this model, `{module: {parameter: mask}}`; what is not known stays as it is."""
+        result: dict[Any, Any] = {}
+        for name, entry in masks.items():
+            if not isinstance(name, str):
+                result[name] = entry
+            elif hints.is_array(entry) and (found := self.parameter(name)) is not None:
+                owner, attribute = found
+                self._put(result, owner, {attribute: entry})
+            elif hints.is_array(entry):
+                self._put(result, name, entry)
+            else:
+                self._put(result, self._owner(name, entry), entry)
+        return result
+
+    def _owner(self, name: str, entry: Any) -> str:
+        """Of all modules that a name may mean, the one that has the parameters."""
+        able = self._alike(name)
+        wanted = [key for key in entry if isinstance(key, str)] if isinstance(entry, Mapping) else []
+        fits = [path for path in able if all(key in self.modules[path]._parameters for key in wanted)]
+        return (fits or able or [name])[0]
+
+    @staticmethod
+    def _put(result: dict[Any, Any], name: str, entry: Any) -> None:
+        known = result.get(name)
+        if isinstance(known, dict) and isinstance(entry, Mapping):
+            known.update(entry)
+        else:
+            result[name] = dict(entry) if isinstance(entry, Mapping) else entry
+
+
+def bare(name: str) -> str:
+    """A name without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)

@@ -1,0 +1,127 @@
+"""From scores to channels: what goes first, how much of each group, and in equal numbers where that is needed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from speedup.groups.result import ChannelGroups, Group, Indices
+
+
+@dataclass(frozen=True)
+class Step:
+    """The smallest thing that can go next: one channel, one of each block, or one head; by group."""
+
+    channels: Mapping[int, Sequence[int]]
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Queue:
+    """The steps of one group, or of groups whose heads go together, the cheapest first; at least one step stays.
+
+    Attributes:
+        share: the part that is to go.
+        fixed: whether that part was asked for by name, so that a global choice does not touch it.
+        round_to: the numbers of channels that are left are multiples of this, where the group is large enough.
+    """
+
+    steps: Sequence[Step]
+    share: float
+    fixed: bool
+    round_to: int
+
+    def count(self, share: float) -> int:
+        """How many steps go of this share."""
+        return min(math.floor(len(self.steps) * share + 1e-9), len(self.steps) - 1)
+
+    def rounded(self, count: int, groups: Sequence[Group]) -> int:
+        """The largest number of steps up to ``count`` that leaves multiples of ``round_to``."""
+        if self.round_to <= 1:
+            return count
+        for fewer in range(count, 0, -1):
+            gone: dict[int, int] = defaultdict(int)
+            for step in self.steps[:fewer]:
+                for group, channels in step.channels.items():
+                    gone[group] += len(channels)
+            if all((groups[g].size - n) % self.round_to == 0 for g, n in gone.items()):
+                return fewer
+        return 0
+
+
+def queues(
+    groups: ChannelGroups,
+    scores: Mapping[int, torch.Tensor],
+    shares: Mapping[int, tuple[float, bool]],
+    round_to: int,
+    whole_heads: bool,
+) -> list[Queue]:
+    """The queues of all groups that have scores."""
+    found = []
+    bundles: dict[int, list[int]] = defaultdict(list)
+    for number in scores:
+        group = groups[number]
+        if whole_heads and group.bundle is not None:
+            bundles[group.bundle].append(number)
+            continue
+        values = scores[number].numpy()
+        lines = [block[np.argsort(values[block], kind="stable")] for block in group.blocks]
+        steps = []
+        for place in range(min(map(len, lines))):
+            channels = [int(line[place]) for line in lines]
+            steps.append(Step({number: channels}, float(values[channels].mean())))
+        found.append(Queue(steps, *shares[number], round_to))
+    for members in bundles.values():
+        # Heads that go together stand at the same places in their groups.
+        count = min(len(groups[n].heads) for n in members)
+        heads = []
+        for place in range(count):
+            channels_of = {n: groups[n].heads[place] for n in members}
+            total = sum(float(scores[n][list(c)].sum()) for n, c in channels_of.items())
+            heads.append(Step(channels_of, total))
+        share = min(shares[n] for n in members)
+        found.append(Queue(sorted(heads, key=lambda s: s.score), *share, round_to))
+    return found
+
+
+def choose(groups: ChannelGroups, waiting: Sequence[Queue], share: float | None, comparable: bool) -> list[Indices]:
+    """Per group the numbers of the channels that go.
+
+    Args:
+        share: the part of all channels that is to go wherever the scores are lowest; None takes each queue's own.
+        comparable: whether scores of different queues mean the same.
+    """
+    counts = [queue.count(queue.share) for queue in waiting]
+    if share is not None:
+        free = [k for k, queue in enumerate(waiting) if not queue.fixed]
+        for k, count in zip(free, _global([waiting[k] for k in free], share, comparable), strict=True):
+            counts[k] = count
+    dropped: list[list[int]] = [[] for _ in groups]
+    for queue, count in zip(waiting, counts, strict=True):
+        for step in queue.steps[: queue.rounded(count, groups.groups)]:
+            for number, channels in step.channels.items():
+                dropped[number] += channels
+    return [np.array(sorted(d), dtype=np.int64) for d in dropped]
+
+
+def _global(waiting: Sequence[Queue], share: float, comparable: bool) -> list[int]:
+    """How many steps of each queue are among the lowest of all."""
+    values, owners, sizes = [], [], []
+    for k, queue in enumerate(waiting):
+        scores = np.array([s.score for s in queue.steps])
+        mean = np.abs(scores).mean()
+        scores = scores if comparable or mean == 0 else scores / mean
+        for step, score in zip(queue.steps[:-1], np.maximum.accumulate(scores), strict=False):
+            values.append(score)
+            owners.append(k)
+            sizes.append(sum(map(len, step.channels.values())))
+    total = sum(sum(map(len, s.channels.values())) for q in waiting for s in q.steps)
+    order = np.argsort(np.array(values), kind="stable")
+    inside = np.cumsum(np.array(sizes)[order]) <= share * total + 1e-9 if len(order) else np.zeros(0, dtype=bool)
+    counts = np.bincount(np.array(owners, dtype=np.int64)[order[inside]], minlength=len(waiting))
+    return [int(c) for c in counts]

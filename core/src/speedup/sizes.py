@@ -1,0 +1,163 @@
+"""Constants that follow the size of the input: ``y / y.shape[2]`` makes another number of a constant at another size.
+
+A fact has to hold at every size. Rules see to that for what a call does by itself. What they cannot see is that a
+number in its arguments, or the count of its repetitions, was made of a size by the code around it. So where that may
+be, the model is run on inputs of other sizes too, and a constant that is another one there is none:
+
+1. *may it be?* In a forward that asks for a size there is a constant behind a call with a number that is not written
+   out in the source, or behind a line that runs several times and gives several constants;
+2. the same is inferred at other sizes: more samples, smaller, larger;
+3. what one line of one module makes is compared, run by run; where the number of runs differs, all with all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from speedup.facts import Bools, Floats, everything
+from speedup.graph import Graph, Node, Value
+from speedup.infer import Facts, infer
+from speedup.registry import Registry
+from speedup.repair.arguments import expressions, numbers
+from speedup.repair.locate import places_of
+from speedup.repair.rewrite import is_literal
+from speedup.repair.vary import Inputs, comparable, varied
+from speedup.trace import trace
+
+Place = tuple[str, str, str, str, int]
+
+
+def lasting(
+    model: nn.Module, inputs: Inputs, graph: Graph, masks: Mapping[str, torch.Tensor], rules: Registry
+) -> Facts:
+    """What is known of the values of a graph at every size of the input. Call it inside ``sandbox``.
+
+    Args:
+        masks: as for ``infer``.
+    """
+
+    def look(case: Inputs) -> tuple[Graph, Facts]:
+        other = trace(model, *case, rules, answers=graph.answers if graph.branch is None else None)
+        return other, infer(other, masks)
+
+    found = infer(graph, masks)
+    denied = _following(model, inputs, graph, found, look)
+    return infer(graph, masks, denied) if denied else found
+
+
+def _following(
+    model: nn.Module, inputs: Inputs, graph: Graph, facts: Facts, look: Callable[[Inputs], tuple[Graph, Facts]]
+) -> dict[Value, Bools]:
+    """The entries that are constant at the size of the dummy input only.
+
+    Args:
+        look: runs the model on other inputs and infers what is known there; raises where they do not fit.
+    """
+    if not _may_follow(model, graph, facts):
+        return {}
+    found: dict[Value, Bools] = {}
+    for alternatives in varied(inputs):
+        for name, case in alternatives.items():
+            try:
+                other, known = look(case)
+            except Exception:  # whatever a model says to a size that it does not take
+                continue
+            if comparable(name, other.reference, graph.reference):
+                for value, entries in _differing(graph, facts, other, known):
+                    found[value] = found[value] | entries if value in found else entries
+                break
+    return found
+
+
+def _may_follow(model: nn.Module, graph: Graph, facts: Facts) -> bool:
+    asking = graph.asking | {n.scope for n in graph.nodes if len(n.outputs) > 1}
+    repeated: dict[Place, list[Value]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.rule is None or node.scope not in asking:
+            continue
+        known = [v for v in node.outputs if _constants(facts, v).any()]
+        if known and node.module is None and not node.rule.moves and not _is_written(node, model):
+            return True
+        for value in known:
+            repeated[_place(node, node.outputs.index(value))].append(value)
+    return any(_differ(facts, values[0], facts, v).any() for values in repeated.values() for v in values[1:])
+
+
+def _is_written(node: Node, model: nn.Module) -> bool:
+    """Whether all numbers in the arguments of a call are written out in the source."""
+    given = [p for p, n in numbers(node.args, node.kwargs) if n is not None and not isinstance(n, bool)]
+    if not given:
+        return True
+    places = places_of(node, model.get_submodule(node.scope))
+    if not places or not places[0].direct:
+        return False
+    found = [expressions(places[0], path, node.op_name, node.args) for path in given]
+    return all(each and all(is_literal(e) for e, _ in each) for each in found)
+
+
+def _place(node: Node, output: int) -> Place:
+    return node.scope, node.path, node.where, node.op_name, output
+
+
+def _by_place(graph: Graph) -> Mapping[Place, Sequence[Value]]:
+    found: dict[Place, list[Value]] = defaultdict(list)
+    for node in graph.nodes:
+        for number, value in enumerate(node.outputs):
+            found[_place(node, number)].append(value)
+    return found
+
+
+def _differing(graph: Graph, facts: Facts, other: Graph, known: Facts) -> Iterator[tuple[Value, Bools]]:
+    there = _by_place(other)
+    for place, values in _by_place(graph).items():
+        others = there.get(place, [])
+        for number, value in enumerate(values):
+            if not _constants(facts, value).any():
+                continue
+            if len(values) == len(others):
+                pairs = [(known, others[number])]
+            else:  # nobody knows which run of the line is which
+                pairs = [(facts, v) for v in values] + [(known, v) for v in others]
+            for said, counterpart in pairs:
+                entries = _differ(facts, value, said, counterpart)
+                if entries.any():
+                    yield value, entries
+
+
+def _constants(facts: Facts, value: Value) -> Bools:
+    """Entries of which something is known that is not just 0."""
+    affine = facts.affine.get(value)
+    known: Bools = facts.mask(value) & (facts.value(value) != 0)
+    return known if affine is None else known | affine.mask
+
+
+def _differ(facts: Facts, value: Value, known: Facts, other: Value) -> Bools:
+    """Where of one value something is known that is not known, or is something else, of another one."""
+    if value.ndim != other.ndim:
+        return everything(value.ndim)
+    differ = np.zeros((1,) * value.ndim, dtype=bool)
+    for (mask, first), (also, second) in zip(_numbers(facts, value), _numbers(known, other), strict=False):
+        if _positional(value.shape, mask, first, also, second):
+            continue
+        differ = differ | (mask & ~(also & np.isclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True)))
+    terms = [len(f.affine[v].terms) if v in f.affine else 0 for f, v in ((facts, value), (known, other))]
+    if terms[0] and terms[0] != terms[1]:
+        differ = differ | facts.affine[value].mask
+    return np.asarray(differ, dtype=bool)
+
+
+def _numbers(facts: Facts, value: Value) -> Iterator[tuple[Bools, Floats]]:
+    yield facts.mask(value), facts.value(value)
+    affine = facts.affine.get(value)
+    if affine is not None:
+        yield from ((affine.mask, n) for n in (affine.offset, *affine.terms))
+
+
+def _positional(shape: Sequence[int], *arrays: Bools | Floats) -> bool:
+    """Whether the arrays cannot be compared: known position by position, at other positions."""
+    return any(not set(sizes) <= {1, size} for size, *sizes in zip(shape, *(a.shape for a in arrays), strict=True))

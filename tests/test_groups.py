@@ -1,0 +1,419 @@
+"""Channel groups: what can only go together, and that what they say can go does go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import speedup
+from speedup import ChannelGroups, Group
+from speedup.testing import check_equal, randomize
+
+
+def net(model: nn.Module) -> nn.Module:
+    return randomize(model.double().eval(), 0)
+
+
+def image(channels: int = 3, size: int = 8) -> torch.Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def tokens(width: int = 12) -> torch.Tensor:
+    return torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def conv(a: int, b: int, **more: Any) -> nn.Conv2d:
+    return nn.Conv2d(a, b, 3, padding=1, **more)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.norm = conv(3, 6), conv(6, 6), conv(6, 2), nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.c(torch.relu(x + self.norm(self.b(x))))
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.c = conv(3, 6), conv(3, 4), nn.BatchNorm2d(10), conv(10, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(self.norm(torch.cat([self.a(x), self.b(x)], 1))))
+
+
+class Depthwise(nn.Module):
+    def __init__(self, multiplier: int = 1) -> None:
+        super().__init__()
+        self.a, self.d = conv(3, 6), conv(6, 6 * multiplier, groups=6)
+        self.c = conv(6 * multiplier, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(self.d(torch.relu(self.a(x)))))
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g, self.c = conv(3, 8), conv(8, 12, groups=2), conv(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(self.g(torch.relu(self.a(x)))))
+
+
+def weighted_by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v
+
+
+class Attention(nn.Module):
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.fused = nn.Linear(12, 48), nn.Linear(16, 12), fused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 4, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        weighted = F.scaled_dot_product_attention if self.fused else weighted_by_hand
+        return self.proj(weighted(q, k, v).transpose(1, 2).reshape(b, n, 16))
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.one, self.two, self.c = conv(3, 8), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1), conv(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.c(x * torch.sigmoid(self.two(torch.relu(self.one(x.mean((2, 3), keepdim=True))))))
+
+
+class Twice(nn.Module):
+    """One layer, called twice: its inputs and outputs are all one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(torch.relu(self.b(torch.relu(self.a(x))))))
+
+
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(4, 3), conv(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two = self.a(x).chunk(2, 1)
+        return self.b(one) + self.c(two)
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc = conv(3, 4), nn.Linear(4 * 64, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.a(x)).flatten(1))
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 6), nn.Linear(6, 3)
+        self.first, self.table = nn.Parameter(torch.ones(1, 1, 6)), nn.Parameter(torch.ones(1, 6, 6))
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.first.expand(len(x), -1, -1), self.a(x)], 1) + self.table
+        return self.b(self.norm(x))
+
+
+class Barrier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(torch.fft.fft(self.a(x)).real))
+
+
+def find(groups: ChannelGroups, parameter: str) -> Group:
+    (group,) = [g for g in groups if parameter in g.producers]
+    return group
+
+
+def places(group: Group, channel: int) -> dict[tuple[str, int], tuple[int, ...]]:
+    return {(name, axis): indices for name, axis, indices in group.channel(channel)}
+
+
+def test_an_addition_ties_what_it_adds() -> None:
+    groups = speedup.channel_groups(net(Residual()), image())
+    assert len(groups) == 1
+    assert places(groups[0], 4) == {
+        ("a.weight", 0): (4,),
+        ("a.bias", 0): (4,),
+        ("b.weight", 1): (4,),
+        ("b.weight", 0): (4,),
+        ("b.bias", 0): (4,),
+        ("norm.weight", 0): (4,),
+        ("norm.bias", 0): (4,),
+        ("c.weight", 1): (4,),
+    }
+    assert "6 channels" in str(groups) and "makes norm.weight axis 0 [0-5]" in str(groups)
+    assert "c.weight" not in groups[0].producers
+
+
+def test_parts_of_a_cat_have_places_of_their_own() -> None:
+    groups = speedup.channel_groups(net(Joined()), image())
+    assert [g.size for g in groups] == [6, 4]
+    assert places(find(groups, "b.weight"), 1)["norm.weight", 0] == (7,)
+    assert places(find(groups, "b.weight"), 1)["c.weight", 1] == (7,)
+
+
+def test_depthwise_layers_follow_their_input() -> None:
+    (group,) = speedup.channel_groups(net(Depthwise()), image())
+    assert places(group, 3)["d.weight", 0] == (3,)
+    (group,) = speedup.channel_groups(net(Depthwise(2)), image())
+    assert places(group, 3)["d.weight", 0] == (6, 7)
+    assert places(group, 3)["c.weight", 1] == (6, 7)
+
+
+def test_grouped_layers_lose_as_many_of_each_group() -> None:
+    groups = speedup.channel_groups(net(Grouped()), image())
+    assert [[b.tolist() for b in g.blocks] for g in groups] == [
+        [[0, 1, 2, 3], [4, 5, 6, 7]],
+        [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]],
+    ]
+    assert groups[0].heads == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert groups[0].bundle == groups[1].bundle is not None
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_heads_of_an_attention(fused: bool) -> None:
+    """Channels of queries and keys are products of each other; values are read by the projection."""
+    (group,) = speedup.channel_groups(net(Attention(fused)), tokens())
+    assert group.size == 32 and len(group.blocks) == 8
+    assert len(group.heads) == 4 and {len(h) for h in group.heads} == {8}
+    found = [places(group, c) for c in range(32)]
+    pairs = sorted(p["qkv.weight", 0] for p in found if len(p["qkv.weight", 0]) == 2)
+    assert pairs == [(i, i + 16) for i in range(16)]
+    values = {p["qkv.weight", 0][0]: p["proj.weight", 1] for p in found if len(p["qkv.weight", 0]) == 1}
+    assert values == {i + 32: (i,) for i in range(16)}
+
+
+def test_a_gate_and_what_it_gates() -> None:
+    groups = speedup.channel_groups(net(Gate()), image())
+    assert places(find(groups, "a.weight"), 5)["two.weight", 0] == (5,)
+    assert places(find(groups, "a.weight"), 5)["one.weight", 1] == (5,)
+    assert find(groups, "one.weight").size == 4
+
+
+def test_a_layer_that_runs_twice() -> None:
+    (group,) = speedup.channel_groups(net(Twice()), tokens())
+    assert places(group, 2)["b.weight", 0] == places(group, 2)["b.weight", 1] == (2,)
+
+
+def test_equal_halves() -> None:
+    (group,) = speedup.channel_groups(net(Halves()), image())
+    assert [b.tolist() for b in group.blocks] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_all_columns_that_a_channel_becomes() -> None:
+    (group,) = speedup.channel_groups(net(Flat()), image())
+    assert places(group, 1)["fc.weight", 1] == tuple(range(64, 128))
+
+
+def test_tokens_and_positions() -> None:
+    (group,) = speedup.channel_groups(net(Positions()), tokens())
+    assert {("first", 2), ("table", 2), ("norm.weight", 0), ("a.weight", 0)} <= places(group, 0).keys()
+    assert all(indices == (0,) for indices in places(group, 0).values())
+
+
+def test_what_no_rule_knows_stays() -> None:
+    groups = speedup.channel_groups(net(Barrier()), tokens())
+    assert [g.name for g in groups] == ["b.weight"]
+
+
+def test_outputs_and_inputs_stay() -> None:
+    assert len(speedup.channel_groups(net(nn.Sequential(nn.Linear(12, 4))), tokens())) == 0
+    assert str(speedup.channel_groups(net(nn.Sequential(nn.Linear(12, 4))), tokens())) == "no channel can go"
+
+
+NETS: list[tuple[Callable[[], nn.Module], torch.Tensor]] = [
+    (Residual, image()),
+    (Joined, image()),
+    (Depthwise, image()),
+    (lambda: Depthwise(2), image()),
+    (Grouped, image()),
+    (lambda: Attention(True), tokens()),
+    (lambda: Attention(False), tokens()),
+    (Gate, image()),
+    (Twice, tokens()),
+    (Halves, image()),
+    (Flat, image()),
+    (Positions, tokens()),
+    (Barrier, tokens()),
+]
+
+
+def drop(groups: Sequence[Group], share: float, seed: int) -> list[Any]:
+    generator = np.random.default_rng(seed)
+    dropped = []
+    for group in groups:
+        count = int(min(map(len, group.blocks)) * share)
+        dropped.append(np.concatenate([generator.permutation(block)[:count] for block in group.blocks]))
+    return dropped
+
+
+@pytest.mark.parametrize("number", range(len(NETS)))
+def test_what_groups_say_can_go_goes(number: int) -> None:
+    """Random channels, as many of each block: the small model is equal, and of every parameter just the masked indices
+    are gone (a norm over channels keeps one carrier)."""
+    make, x = NETS[number]
+    model = net(make())
+    groups = speedup.channel_groups(model, x)
+    dropped = drop(groups.groups, 0.5, number)
+    masks = groups.masks(dropped)
+    nested: dict[str, dict[str, torch.Tensor]] = {}
+    for name, mask in masks.items():
+        path, _, attribute = name.rpartition(".")
+        nested.setdefault(path, {})[attribute] = mask.double()
+    result = check_equal(model, x, nested)
+    carriers = int(any(isinstance(m, nn.LayerNorm) for m in model.modules()))
+    for name, mask in masks.items():
+        parameter = model.get_parameter(name)
+        for member in (m for g in groups for m in g.members if m.parameter == name and m.axis is not None):
+            rest = [a for a in range(mask.ndim) if a != member.axis]
+            kept = int((mask.any(rest[0]) if len(rest) == 1 else mask.amax(rest) > 0 if rest else mask).sum())
+            assert kept <= result.shape(name)[member.axis] <= kept + carriers, name
+        assert parameter.shape != result.shape(name)
+
+
+@pytest.mark.parametrize("number", range(len(NETS)))
+def test_nothing_less_would_go(number: int) -> None:
+    """A channel is the smallest thing: with one of its makers left out, the others stay."""
+    make, x = NETS[number]
+    model = net(make())
+    for group in speedup.channel_groups(model, x):
+        makers = [m for m in group.members if m.makes and m.channels.ndim > 1]
+        if len(makers) < 2 or len(group.blocks) > 1:
+            continue
+        only = {makers[0].parameter: torch.from_numpy(makers[0].channels != 0).expand(
+            model.get_parameter(makers[0].parameter).shape)}  # fmt: skip
+        path, _, attribute = makers[0].parameter.rpartition(".")
+        result = check_equal(model, x, {path: {attribute: only[makers[0].parameter].double()}})
+        if isinstance(model, Depthwise | Gate):
+            continue  # products with 0, and constants, go by themselves
+        assert result.shape(makers[1].parameter) == tuple(model.get_parameter(makers[1].parameter).shape)
+
+
+def test_sums_over_channels() -> None:
+    model = net(Joined())
+    group = find(speedup.channel_groups(model, image()), "b.weight")
+    wanted = model.get_parameter("b.weight").abs().sum((1, 2, 3)) + model.get_parameter("c.weight").abs()[:, 6:].sum(
+        (0, 2, 3)
+    )
+    found = group.sums({n: model.get_parameter(n).abs() for n in ("b.weight", "c.weight")})
+    torch.testing.assert_close(found, wanted.detach())
+    made = group.sums({n: model.get_parameter(n).abs() for n in ("b.weight", "c.weight")}, makes=True)
+    torch.testing.assert_close(made, model.get_parameter("b.weight").detach().abs().sum((1, 2, 3)))
+
+
+def test_the_model_is_left_alone() -> None:
+    model = net(Residual())
+    before = {n: (id(t), t.clone()) for n, t in model.state_dict(keep_vars=True).items()}
+    speedup.channel_groups(model.train(), image())
+    assert model.training
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert before[name][0] == id(tensor) and torch.equal(before[name][1], tensor)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(speedup.InputError, match="not a torch"):
+        speedup.channel_groups(3, image())  # type: ignore[arg-type]
+    with pytest.raises(speedup.TraceError):
+        speedup.channel_groups(net(Residual()), tokens())
+
+
+# ---------------------------------------------------------------- align
+
+
+def masks_of(model: nn.Module, dropped: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    masks = {}
+    for name, indices in dropped.items():
+        masks[name] = torch.ones(model.get_parameter(name).shape, dtype=torch.bool)
+        masks[name][indices] = False
+    return masks
+
+
+class Three(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.out = (nn.Linear(12, 6) for _ in range(4))
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.a(x) + self.b(x) + self.c(x))
+
+
+@pytest.mark.parametrize(("policy", "gone"), [("union", [0, 1, 2, 3]), ("intersection", [0]), ("vote", [0, 1])])
+def test_policies(policy: Any, gone: list[int]) -> None:
+    model = net(Three())
+    given = masks_of(model, {"a.weight": [0, 1, 2], "b.weight": [0, 1], "c.weight": [0, 3]})
+    aligned = speedup.align(model, tokens(), given, policy)
+    for name in ("a.weight", "b.weight", "c.weight", "a.bias", "b.bias"):
+        assert (~aligned[name].reshape(6, -1).any(1)).nonzero().flatten().tolist() == gone
+    small = speedup.plan(model, tokens(), aligned).apply()
+    assert small.get_parameter("b.weight").shape[0] == 6 - len(gone)
+
+
+def test_a_layer_without_masks_has_a_say() -> None:
+    model = net(Three())
+    given = masks_of(model, {"a.weight": [0, 1], "b.weight": [1]})
+    assert speedup.align(model, tokens(), given, "intersection") == {}
+    assert (~speedup.align(model, tokens(), given, "vote")["c.weight"].any(1)).nonzero().flatten().tolist() == [1]
+
+
+def test_single_entries_stay_masked() -> None:
+    model = net(Three())
+    given = masks_of(model, {"a.weight": [0], "b.weight": []})
+    given["b.weight"][3, 4] = False
+    for policy in ("union", "intersection"):
+        assert not speedup.align(model, tokens(), given, policy)["b.weight"][3, 4]  # type: ignore[arg-type]
+
+
+def test_norms_say_what_filters_do_not() -> None:
+    model = net(Residual())
+    aligned = speedup.align(model, image(), masks_of(model, {"a.weight": [2], "b.weight": [2], "norm.weight": [4]}))
+    assert (~aligned["norm.bias"]).nonzero().flatten().tolist() == [2, 4]
+
+
+def test_blocks_go_evenly_and_counts_are_rounded() -> None:
+    model = net(Grouped())
+    given = masks_of(model, {"a.weight": [0, 1, 5], "g.weight": [0, 1, 2, 6]})
+    counts = {}
+    for policy in ("union", "intersection", "vote"):
+        aligned = speedup.align(model, image(), given, policy)  # type: ignore[arg-type]
+        counts[policy] = [int((~aligned[n].amax((1, 2, 3))).sum()) for n in ("a.weight", "g.weight")]
+    assert counts == {"union": [4, 6], "intersection": [2, 2], "vote": [4, 4]}
+    rounded = speedup.align(model, image(), given, "union", round_to=4)
+    assert [int(rounded[n].amax((1, 2, 3)).sum()) for n in ("a.weight", "g.weight")] == [4, 8]
+
+
+def test_wrong_arguments_of_align() -> None:
+    with pytest.raises(speedup.InputError, match="union, intersection, vote"):
+        speedup.align(net(Three()), tokens(), {"a.weight": torch.ones(6, 12)}, "most")  # type: ignore[arg-type]
+    with pytest.raises(speedup.MaskError):
+        speedup.align(net(Three()), tokens(), {"d.weight": torch.ones(6, 12)})
