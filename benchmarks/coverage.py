@@ -321,6 +321,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="write the table between the marks of this Markdown file")
     parser.add_argument("--libraries", action="store_true", help="the models of other libraries, see libraries.py")
     parser.add_argument("--short", action="store_true", help="models of timm with at most two equal blocks in a row")
+    parser.add_argument("--render", action="store_true", help="run nothing: make the table of what --json holds")
     options = parser.parse_args()
     models.SHORT = options.short
     names = [*options.names, *(libraries.names() if options.libraries else ())]
@@ -331,8 +332,8 @@ def main() -> None:
         parser.error(f"torchvision has no builder named {', '.join(sorted(unknown))}")
     results: list[dict[str, Any]] = []
     if options.json and options.json.exists():
-        results = [r for r in json.loads(options.json.read_text()) if r["name"] in names]
-        names = [n for n in names if n not in {r["name"] for r in results}]
+        results = [r for r in json.loads(options.json.read_text()) if r["name"] in names or options.render]
+        names = [] if options.render else [n for n in names if n not in {r["name"] for r in results}]
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(options.workers, context, max_tasks_per_child=None) as pool:
         waiting = {pool.submit(measure, name): name for name in names}

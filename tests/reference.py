@@ -37,7 +37,9 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     ),
     "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine),
     "Criteria": (speedup.Criterion, speedup.Scene, speedup.ChannelGroups, speedup.Group, speedup.Member),
-    "Helpers": (speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.overlaid),
+    "Helpers": (
+        speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.overlaid, speedup.rows_of_one,
+    ),
     "Registries": (speedup.Registry, speedup.default_registry),
     "Testing": tuple(
         getattr(testing, name) for name in testing.__all__ if isinstance(getattr(testing, name), type | FunctionType)

@@ -246,6 +246,21 @@ def test_what_no_rule_knows_stays() -> None:
     assert [g.name for g in groups] == ["b.weight"]
 
 
+class Counted(nn.Module):
+    """Mean and variance are counted by a function, which cannot be told of what went."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(self.b(F.layer_norm(self.a(x), (6,)))))
+
+
+def test_what_a_function_counts_stays() -> None:
+    assert [g.name for g in speedup.channel_groups(net(Counted()), tokens())] == ["b.weight"]
+
+
 def test_outputs_and_inputs_stay() -> None:
     assert len(speedup.channel_groups(net(nn.Sequential(nn.Linear(12, 4))), tokens())) == 0
     assert str(speedup.channel_groups(net(nn.Sequential(nn.Linear(12, 4))), tokens())) == "no channel can go"

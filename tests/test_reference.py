@@ -26,7 +26,8 @@ def test_every_hook_and_every_argument_of_the_interface_is_documented() -> None:
     for kind in interface:
         for name, function in reference.own(kind):
             place = f"{kind.__name__}.{name}"
-            doc = reference.doc(function, kind, name)
+            # What an override says is beside what its base says.
+            doc = "".join(inspect.getdoc(vars(base)[name]) or "" for base in kind.__mro__ if name in vars(base))
             assert doc, f"{place} has no docstring"
             if isinstance(function, property):
                 continue

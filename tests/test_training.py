@@ -101,6 +101,7 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), 0.1),
     "momentum": lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "named": lambda m: torch.optim.SGD(m.named_parameters(), 0.1, momentum=0.9),
     "adam": lambda m: torch.optim.Adam(m.parameters(), 0.01, amsgrad=True),
     "adamw": lambda m: torch.optim.AdamW(m.parameters(), 0.01),
     "rmsprop": lambda m: torch.optim.RMSprop(m.parameters(), 0.003, momentum=0.5, centered=True),
@@ -227,6 +228,48 @@ def test_a_gained_bias_joins_the_group_of_its_layer() -> None:
     assert set(average) == {n for n, _ in small.named_parameters()}
     small(torch.randn(2, 4)).sum().backward()
     optimizer.step()
+
+
+class Doubled(nn.Module):
+    """What a rule may put in the place of a layer: another class, with another weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x * self.scale
+
+
+def test_a_module_that_another_takes_the_place_of_is_another_in_the_average_too() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(6) + 0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight
+
+    class ScaleRule(speedup.Rule):
+        def replace(self, node: speedup.Node, keep: speedup.Kept) -> nn.Module:
+            made = Doubled()
+            made.scale = nn.Parameter(keep.tensors["weight"].detach() / 2)
+            return made
+
+    annihilates = {"weight": ("input",), "input": ("weight",)}
+    rule = ScaleRule(modules=(Scale,), operands=("input", "weight"), axes="* c, c -> * c", annihilates=annihilates)
+    rules = speedup.Registry.from_rules(rule, *speedup.default_registry().rules)
+    model = nn.Sequential(nn.Linear(4, 6), Scale(), nn.Linear(6, 2))
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    mask = torch.ones(6, 4)
+    mask[[1, 3]] = 0
+    masks = {"0": {"weight": mask, "bias": mask[:, 0]}}
+    small = speedup.plan(model, torch.randn(3, 4), masks, registry=rules).apply(optimizer=optimizer, ema=average)
+    assert isinstance(average[1], Doubled) and average[1] is not small[1]
+    assert not {id(p) for p in average.parameters()} & {id(p) for p in small.parameters()}
+    assert average(torch.randn(3, 4)).shape == (3, 2)
+    # The new parameter is no cut of the old one, so the optimizer begins anew with it.
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in small.parameters()}
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> list[Any]:

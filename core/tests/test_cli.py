@@ -48,6 +48,7 @@ def test_plugins_as_json(
         "error": None,
         "rules": ["Good-rule"],
         "ops": [f"{module}.Good", f"{module}.function"],
+        "criteria": [],
     }
     assert (bad["status"], bad["ops"]) == ("failed", [])
     assert "contract version 99" in bad["error"]

@@ -70,6 +70,14 @@ FAULTS = {
 """,
         "speedup_rules() failed: KeyError: 'oh'",
     ),
+    "signature with a fault": (
+        HEADER + "\n    @hookimpl\n    def speedup_rules():\n        return [Rule(name='r', axes='* i, o i * o')]",
+        "speedup_rules() failed: SignatureError: a signature has exactly one '->'",
+    ),
+    "field that no rule has": (
+        HEADER + "\n    @hookimpl\n    def speedup_rules():\n        return [Rule(name='r', axis='* -> *')]",
+        "speedup_rules() failed: TypeError: Rule has no field 'axis'",
+    ),
     "not iterable": (HEADER + "\n    @hookimpl\n    def speedup_rules():\n        return 3", "failed: TypeError"),
     "no rule": (
         HEADER + "\n    @hookimpl\n    def speedup_rules():\n        return ['conv']",

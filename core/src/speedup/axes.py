@@ -222,6 +222,8 @@ def parse(text: str) -> Signature:
     Raises:
         SignatureError: a fault in the text; the message points at its position.
     """
+    if not text.strip():
+        raise SignatureError("the signature is empty: its axes are still to be written")
     tokens: list[tuple[str, int]] = []
     at = 0
     while at < len(text.rstrip()):
@@ -304,8 +306,8 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[s
     bound: list[list[tuple[tuple[str, ...], int]] | None] = []
     mixed: set[str] = set()
     for k, (spec, shape) in enumerate(rows):
-        bound.append(None if shape is None else _bind_operand(spec, shape, k, mixed))
-    sizes = _solve(bound, given)
+        bound.append(None if shape is None else _bind_operand(spec, shape, k, n_inputs, mixed))
+    sizes = _solve(bound, given, n_inputs)
     operands: list[tuple[tuple[str, ...], ...] | None] = []
     for dims in bound:
         if dims is None:
@@ -321,20 +323,30 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[s
             order.update(dict.fromkeys(dim))
     produced = {n for named in operands[n_inputs:] for dim in named or () for n in dim}
     contracted = frozenset(n for n in order if n not in produced and n not in mixed)
-    for dims, named in zip(bound, operands, strict=True):
-        for (_, size), dim in zip(dims or (), named or (), strict=True):
+    for k, (dims, named) in enumerate(zip(bound, operands, strict=True)):
+        for axis, ((_, size), dim) in enumerate(zip(dims or (), named or (), strict=True)):
             if dim and prod(sizes[n] for n in dim) != size:
-                raise ValueError(f"an axis of size {size} should be {' x '.join(f'{n}={sizes[n]}' for n in dim)}")
+                wanted = " x ".join(f"{n}={sizes[n]}" for n in dim)
+                raise ValueError(f"{_place(k, axis, n_inputs)} has size {size} and should be {wanted}")
     return Layout(
         tuple(order), {n: sizes[n] for n in order}, tuple(operands), n_inputs, frozenset(mixed & set(order)), contracted
     )
 
 
-def _bind_operand(spec: Operand, shape: Shape, k: int, mixed: set[str]) -> list[tuple[tuple[str, ...], int]]:
+def _place(k: int, axis: int | None, n_inputs: int) -> str:
+    """Where a fault is: an operand or output by its number, and one of its axes."""
+    whole = f"operand {k}" if k < n_inputs else f"output {k - n_inputs}"
+    return whole if axis is None else f"axis {axis} of {whole}"
+
+
+def _bind_operand(
+    spec: Operand, shape: Shape, k: int, n_inputs: int, mixed: set[str]
+) -> list[tuple[tuple[str, ...], int]]:
     fixed = sum(max(a.mixed, 0) if a.mixed is not None else 1 for a in spec.axes if not a.variadic)
     room = len(shape) - fixed
     if room < 0 or (room > 0 and not any(a.variadic for a in spec.axes)):
-        raise ValueError(f"operand {k} has {len(shape)} axes, not {fixed}")
+        more = " or more" if any(a.variadic for a in spec.axes) else ""
+        raise ValueError(f"{_place(k, None, n_inputs)} has {len(shape)} axes, not {fixed}{more}")
     dims: list[tuple[tuple[str, ...], int]] = []
     for axis in spec.axes:
         if axis.star:
@@ -349,39 +361,47 @@ def _bind_operand(spec: Operand, shape: Shape, k: int, mixed: set[str]) -> list[
             names = tuple(f"{n}@{k}" if n.startswith("~") else n for n in axis.names)
             mixed.update(n for n in names if n.startswith("~"))
             if not names and shape[len(dims)] != 1:
-                raise ValueError(f"an axis of size {shape[len(dims)]} where the signature says 1")
+                where = _place(k, len(dims), n_inputs)
+                raise ValueError(f"{where} has size {shape[len(dims)]} where the signature says 1")
             dims.append((names, shape[len(dims)]))
     return dims
 
 
-def _solve(bound: list[list[tuple[tuple[str, ...], int]] | None], given: dict[str, int]) -> dict[str, int]:
+def _solve(
+    bound: list[list[tuple[tuple[str, ...], int]] | None], given: dict[str, int], n_inputs: int
+) -> dict[str, int]:
     """Sizes of all names: single axes say theirs, a group with one unknown factor yields it."""
     sizes = dict(given)
-    groups: list[tuple[tuple[str, ...], int]] = []
-    for dims in bound:
-        for names, size in dims or ():
+    told = dict.fromkeys(given, (-1, -1))
+    groups: list[tuple[tuple[str, ...], int, tuple[int, int]]] = []
+    for k, dims in enumerate(bound):
+        for axis, (names, size) in enumerate(dims or ()):
             if len(names) == 1:
-                known = sizes.setdefault(names[0], size)
-                if known == 1:
-                    sizes[names[0]] = size
+                (name,) = names
+                known = sizes.setdefault(name, size)
+                if known == 1 or name not in told:
+                    sizes[name], told[name] = size, (k, axis)
                 elif size not in (1, known):
-                    raise ValueError(f"axis {names[0]!r} has sizes {known} and {size}")
+                    by = "the signature" if told[name] == (-1, -1) else _place(*told[name], n_inputs)
+                    raise ValueError(f"{name!r} is {known} by {by} and {size} by {_place(k, axis, n_inputs)}")
             elif names:
-                groups.append((names, size))
+                groups.append((names, size, (k, axis)))
     while groups:
         left = []
-        for names, size in groups:
+        for names, size, at in groups:
             unknown = [n for n in names if n not in sizes]
             known = prod(sizes[n] for n in names if n in sizes)
             if not unknown:
                 continue
             if len(unknown) == 1:
                 if known == 0 or size % known:
-                    raise ValueError(f"an axis of size {size} cannot be split into {' x '.join(names)}")
+                    factors = " x ".join(f"{n}={sizes[n]}" if n in sizes else n for n in names)
+                    raise ValueError(f"{_place(*at, n_inputs)}, of size {size}, cannot be split into {factors}")
                 sizes[unknown[0]] = size // known
             else:
-                left.append((names, size))
+                left.append((names, size, at))
         if len(left) == len(groups):
-            raise ValueError(f"the sizes of {', '.join(left[0][0])} cannot be told apart")
+            where = _place(*left[0][2], n_inputs)
+            raise ValueError(f"the sizes of {', '.join(left[0][0])} in {where} cannot be told apart")
         groups = left
     return sizes

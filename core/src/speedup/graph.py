@@ -187,7 +187,11 @@ class Node:
 
 
 def rows_of_one(value: Value) -> int | None:
-    """The axis along which the entries of a value are weights of a mean (``Rule.sums_to_one``); None where none is."""
+    """The axis along which the entries of a value are the weights of a mean, None where there is none.
+
+    Args:
+        value: what ``Rule.sums_to_one`` of the call that made it speaks of.
+    """
     node = value.producer
     if node is None or node.rule is None or node.writes or value is not node.outputs[0]:
         return None

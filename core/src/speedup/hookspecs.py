@@ -88,7 +88,8 @@ class HookSpecs:
 
         - An item that is no `Rule` instance. A `Rule` *class* counts as one: return ``MyRule()``, not ``MyRule``.
         - A rule without a ``name``; an entry of ``modules`` that is no ``nn.Module`` type; an entry of ``functions``
-          that cannot be called or hashed. The plugin is left out, as for any failure.
+          that cannot be called or hashed; a field that no rule has; ``axes`` with a fault in their text. The plugin is
+          left out, as for any failure.
         - Two rules of one plugin that claim the same op, or two plugins that do: a `PluginConflictError`. Which of two
           plugins wins is for the user to say (``prefer=``, or by disabling one), never for a plugin.
 

@@ -112,7 +112,7 @@ class Movement(Rule):
         return None if key is None else (key, more)
 
     def sums_to_one(self, node: Node) -> int | None:
-        """A view that leaves an axis as it is: where its step in memory is found again."""
+        """Where the call ``node`` is a view that leaves an axis as it is, its step in memory is found again."""
         value = node.operands[0] if len(node.operands) == 1 and len(node.tensors) == 1 else None
         axis = rows_of_one(value) if value is not None else None
         if value is None or axis is None:

@@ -118,6 +118,8 @@ class Rule:
             setattr(self, key, value)
         if not self.name:
             self.name = type(self).__name__ if type(self) is not Rule else self.axes
+        if self.axes:
+            parse(self.axes)  # a fault in its text is found at once
         self._parameters = inspect.signature(eval(f"lambda {self.call}: 0")) if self.call is not None else None
 
     def __repr__(self) -> str:
@@ -437,9 +439,12 @@ class Rule:
                     labels.freeze(value)
 
     def sums_to_one(self, node: Node) -> int | None:
-        """The axis of the first output along which entries are not negative and sum up to 1, whatever comes in.
+        """The axis of the first output of ``node`` along which entries are not negative and sum up to 1, if any.
 
         Override it for what makes such rows (softmax) and for what hands them on; see ``speedup.rows_of_one``.
+
+        Args:
+            node: the call.
         """
         return None
 
@@ -522,7 +527,7 @@ class Rule:
         return bool(node.layout.contracted)
 
     def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
-        """New contents, at full size, of parameters whose meaning depends on what goes of the others (override).
+        """New contents, at full size, of parameters that mean something else once others lose entries (override).
 
         Called when the new tensors are made, before they are cut; for operands that this call alone reads.
 

@@ -60,6 +60,7 @@ def _as_dict(plugin: PluginInfo) -> dict[str, object]:
         "error": plugin.error,
         "rules": [rule.name for rule in plugin.rules],
         "ops": _ops(plugin),
+        "criteria": [criterion.name for criterion in plugin.criteria],
     }
 
 
@@ -78,6 +79,8 @@ def _as_text(found: Sequence[PluginInfo], conflict: str | None) -> str:
             lines += ["", f"{plugin.name} failed: {plugin.error}"]
         elif ops := _ops(plugin):
             lines += ["", f"{plugin.name} claims:", *_by_namespace(ops)]
+        if plugin.criteria:
+            lines += ["", f"{plugin.name} has the criteria:", "  " + " ".join(c.name for c in plugin.criteria)]
     if conflict is not None:
         lines += ["", f"conflict: {conflict}"]
     return "\n".join(line.rstrip() for line in lines)

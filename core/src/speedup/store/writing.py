@@ -47,8 +47,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
         >>> speedup.save(model, "small")
     """
     library = safetensors_torch("speedup.save")
-    bare = model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
-    model = bare if bare is not None else model
+    model = _bare(model)
     changes = _changes(model, registry if registry is not None else default_registry())
     tensors, tied = _tensors(model)
     target = Path(directory)
@@ -60,6 +59,16 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         text.write_text(dumps(Structure(digest, changes, tied, _provenance(model))), encoding="utf-8")
     return target
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """What is compiled, or trained on several devices."""
+    for name in ("_orig_mod", "module"):
+        inner = model._modules.get(name)
+        wraps = type(model).__name__ in ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+        if wraps and inner is not None:
+            return _bare(inner)
+    return model
 
 
 def _changes(model: nn.Module, registry: Registry) -> dict[str, Change]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from speedup.facts import Affine, Bools, Constant, Floats, affine, everything, nothing
-from speedup.graph import Node, Value
+from speedup.graph import Node, Value, rows_of_one
 from speedup.infer import Facts
 
 
@@ -54,8 +54,8 @@ class Maker:
 
     def _operand(self, value: Value, sample: torch.Tensor, less: Given, more: Given) -> None:
         draw = self.rng.random()
-        if value not in self.real.graph.from_input:
-            draw = 1.0  # made of weights alone: it is what it is
+        if value not in self.real.graph.from_input or rows_of_one(value) is not None:
+            draw = 1.0  # made of weights alone, or the weights of means: it is what it is
         known = self.real.affine.get(value)
         if known is None and draw < 0.15 and value.dtype.is_floating_point and value.ndim:
             known = self._affine(value)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from speedup.facts import Bools
-from speedup.graph import Node, Ref, Value
+from speedup.graph import Node, Ref, Value, rows_of_one
 from speedup.infer import Facts
 from speedup.trace.outputs import tensors_in
 
@@ -18,7 +18,9 @@ _ROWS = 16  # how many lines of an affine fact are solved for their unknowns
 
 
 def numbers(value: Value, sample: torch.Tensor, facts: Facts, rng: np.random.Generator) -> torch.Tensor:
-    """Random contents of a value for which the facts hold."""
+    """Random contents of a value for which the facts hold; the weights of means stay what they are."""
+    if rows_of_one(value) is not None:
+        return sample
     if not sample.is_floating_point():
         known = facts.constants.get(value)
         return sample if known is None else _put(sample, known.mask, known.value)

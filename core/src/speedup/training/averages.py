@@ -80,7 +80,7 @@ def _mirror(copied: nn.Module, transition: Transition, transaction: Transaction)
         parts.modules[path] = shell
     for module in placed.values():
         path = paths[id(module)]
-        shell = copy.copy(module)
+        shell = shell_of(module)
         _fill(shell, module, path, copied, transition, made)
         parts.modules[path] = shell
     return parts

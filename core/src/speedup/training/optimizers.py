@@ -27,14 +27,24 @@ def follow_optimizer(optimizer: Optimizer, transition: Transition) -> Callable[[
     groups = optimizer.param_groups
     if not any(id(p) in known for group in groups for p in group["params"]):
         raise InputError("the optimizer holds no parameter of the model: pass the one that was made for it")
-    params = [[renewed[id(p)][1] if id(p) in renewed else p for p in group["params"]] for group in groups]
-    names: list[list[str] | None] = [list(g["param_names"]) if "param_names" in g else None for g in groups]
+    left = {id(t) for t in transition.new.values()}
+    lost = known - {*renewed, *left}  # what a module of another class has no place for
+    params = [
+        [renewed[id(p)][1] if id(p) in renewed else p for p in group["params"] if id(p) not in lost] for group in groups
+    ]
+    names: list[list[str] | None] = [
+        [n for n, p in zip(g["param_names"], g["params"], strict=True) if id(p) not in lost]
+        if "param_names" in g
+        else None
+        for g in groups
+    ]
     for name, gained in _gained(transition):
         group = _group_near(name, transition, params)
         params[group].append(gained)
         more = names[group]
         if more is not None:
             more.append(name)
+    dropped = [p for group in groups for p in group["params"] if id(p) in lost]
     states = [
         (p, renewed[id(p)][1], _cut_state(optimizer, p, transition, *renewed[id(p)]))
         for group in groups
@@ -47,6 +57,8 @@ def follow_optimizer(optimizer: Optimizer, transition: Transition) -> Callable[[
             group["params"][:] = new
             if named is not None:
                 group["param_names"][:] = named
+        for parameter in dropped:
+            optimizer.state.pop(parameter, None)
         for old, new_parameter, state in states:
             if old in optimizer.state:
                 del optimizer.state[old]

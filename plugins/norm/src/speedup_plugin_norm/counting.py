@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from speedup import Affine, Bools, Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup import Affine, Bools, Fact, Floats, Kept, Labels, Node, NodeFacts, NodeKeep, Rule, Unused
 
 
 class Counting(Rule):
@@ -135,6 +135,12 @@ class Counting(Rule):
     def derived(self, node: Node) -> set[int]:
         """All of what is normalised counts, also where it is a parameter that no other call reads."""
         return super().derived(node) - {0}
+
+    def tie(self, node: Node, labels: Labels) -> None:
+        super().tie(node, labels)
+        value = node.operands[0]
+        if value is not None and not self.removable(node):
+            labels.freeze(value)
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         super().constrain(node, keep)

@@ -2,20 +2,21 @@
 
 const MEANING = {
   k: 'kept', h: 'could go, but is held', c: 'carries constants that were removed', m: 'masked, removed',
-  r: 'removed with its layer', u: 'removed: nobody reads it', z: 'removed: constant 0',
+  r: 'removed with what it belongs to', u: 'removed: nobody reads it', z: 'removed: constant 0',
   f: 'removed: a constant (or a multiple of the carrier), folded into what reads it',
 };
-const IN_A_ROW = 64;
+const FEW = 512; // up to so many, cells are large
 const MOST_CELLS = 4096;
 
 function strip(value, [axis, pattern, held]) {
   const letters = data.strips[pattern];
   const reasons = new Map();
   for (const [why, indices] of held) for (const index of indices) reasons.set(index, data.whys[why]);
-  const across = Math.min(IN_A_ROW, letters.length);
+  const few = letters.length <= FEW;
+  const across = Math.min(few ? 32 : 64, letters.length);
   const shown = letters.slice(0, MOST_CELLS);
   const rows = Math.ceil(shown.length / across);
-  const cell = letters.length < 33 ? 10 : 5;
+  const cell = few ? 10 : 5;
   const svg = drawn('svg', {
     class: 'strip', viewBox: `0 0 ${across * cell} ${rows * cell}`, width: across * cell, height: rows * cell, role: 'slider', tabindex: 0, 'aria-valuemin': 0,
     'aria-valuemax': letters.length - 1, 'aria-valuenow': 0, 'aria-label': `axis ${axis}: ${counted(letters)}`,
