@@ -288,7 +288,7 @@ def drop(groups: Sequence[Group], share: float, seed: int) -> list[Any]:
     dropped = []
     for group in groups:
         count = int(min(map(len, group.blocks)) * share)
-        dropped.append(np.concatenate([generator.permutation(block)[:count] for block in group.blocks]))
+        dropped.append(group.even(generator.random(group.size), count))
     return dropped
 
 

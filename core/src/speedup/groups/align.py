@@ -103,8 +103,13 @@ def _elect(group: Group, ballots: dict[str, Indices | None], policy: Policy, rou
     """The channels that go: as many from each block, the most votes first."""
     said = [b for b in ballots.values() if b is not None]
     votes = np.sum(said, axis=0) if said else np.zeros(group.size, dtype=int)
-    needed = {"union": 1, "intersection": max(len(said), 1), "vote": len(said) // 2 + 1}[policy]
-    counts = [int((votes[block] >= needed).sum()) for block in group.blocks]
+    voters = np.zeros(group.size + 1, dtype=int)  # a layer has a say about the channels that it makes
+    for layer in (name for name, ballot in ballots.items() if ballot is not None):
+        made = [m.channels for m in group.members if m.makes and m.parameter.rpartition(".")[0] == layer]
+        voters[np.unique(np.concatenate([m.ravel() for m in made])) + 1] += 1
+    voters = np.maximum(voters[1:], 1)
+    needed = {"union": np.ones_like(voters), "intersection": voters, "vote": voters // 2 + 1}[policy]
+    counts = [int((votes >= needed)[block].sum()) for block in group.blocks]
     if len(counts) == 1 or policy == "intersection":
         count = min(counts)
     else:

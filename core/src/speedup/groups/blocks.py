@@ -28,25 +28,24 @@ class Blocks:
         self.labels = labels
         self.classes = classes
         self._given = given
-        self.block: Numbers = np.zeros(0, np.int64)
-        self.channels: list[Numbers] = []
-        self._families: list[int] = []
+        self._clear()
 
     def settle(self) -> None:
         """Find blocks in which all grids agree; where they do not, the lines of one of them are the same channels."""
-        known = np.concatenate([np.zeros(0, np.int64), *(b for blocks in self._given for b in blocks)])
-        grids = [g for g in self.labels.grids if not np.isin(self.classes[g.numbers], known).any()]
+        known = np.zeros(len(self.classes), dtype=bool)
+        for blocks in self._given:
+            known[np.concatenate(blocks)] = True
+        grids = _sorted(g for g in self.labels.grids if not known[self.classes[g.numbers]].any())
         for _ in range(_MOST):
             self._clear()
             for blocks in self._given:
                 self._unite(self._number(members) for members in blocks)
-            if all([self._place(grid) for grid in _sorted(grids)]):
+            if all([self._place(grid) for grid in grids]):
                 return
             self.classes = self.labels.classes()
 
     def fits(self, grids: Sequence[Grid]) -> bool:
-        """Whether there are blocks in which these grids, of channels that can all go, agree."""
-        self._clear()
+        """Make blocks in which these grids agree, of channels that can all go; whether there are such blocks."""
         return all(self._lies(grid) for grid in _sorted(grids))
 
     def family(self, block: int) -> int:
@@ -76,8 +75,9 @@ class Blocks:
         return {b: find(b) for b in range(len(self.channels)) if b in parent and b not in stay}
 
     def _clear(self) -> None:
-        self.block = np.full(len(self.classes), -1)
-        self.channels, self._families = [], []
+        self.block: Numbers = np.full(len(self.classes), -1)
+        self.channels: list[Numbers] = []
+        self._families: list[int] = []
 
     def _place(self, grid: Grid) -> bool:
         """Make the lines of a grid blocks, if they fit what is there; else join its lines."""
@@ -133,7 +133,7 @@ class Blocks:
             self._families[root] = roots[0]
 
 
-def _sorted(grids: Sequence[Grid]) -> list[Grid]:
+def _sorted(grids: Iterable[Grid]) -> list[Grid]:
     """First those whose axis is known."""
     return sorted(grids, key=lambda g: g.axis is None)
 

@@ -19,7 +19,7 @@ import torch
 from speedup.facts import Bools, Floats, everything
 from speedup.graph import Graph, Node, Value
 from speedup.groups.blocks import Blocks
-from speedup.groups.labels import STAYS, Grid, Labels, Numbers, varied
+from speedup.groups.labels import Grid, Labels, Numbers, varied
 from speedup.movement import Movement
 from speedup.regular import kept_shape
 
@@ -84,6 +84,8 @@ class Mixing:
 
     def _copy(self, node: Node, left: int, at: dict[Value, Numbers]) -> bool:
         """A call that moves nothing gives channels of its own, or those that it reads as they stand."""
+        if node.rule is None or any(v is not None and v.is_source and len(v.uses) > 1 for v in node.operands):
+            return False  # a weight that several calls read stands in one order
         for value, dims in zip(node.values, node.layout.operands, strict=False):
             if value in self._of and any(_several(node, (dims or ())[a]) for a in varied(self._of[value])):
                 return False
@@ -161,43 +163,48 @@ def mixings(graph: Graph, labels: Labels, classes: Numbers, usable: Bools) -> li
     Args:
         usable: per class whether it is a channel that can go.
     """
+    grids = [g for g in labels.grids if usable[classes[g.numbers]].all()]
+    probe = Blocks(labels, classes)
+    odd = [members for members in _connected(grids, classes) if not probe.fits(members)]
+    if not odd:
+        return []
     made = {tuple(m.tolist()): m for m in (classes[numbers].ravel() for numbers in labels.made)}
+    others = [classes[g.numbers] for g in labels.grids if not usable[classes[g.numbers]].all()]
+    others += [classes[numbers] for pair in labels.shares for numbers in pair]
+    bound = np.unique(np.concatenate([np.zeros(1, np.int64), *(numbers.ravel() for numbers in others)]))
     found = []
-    for grids in _connected(labels.grids, classes):
-        inside = np.unique(np.concatenate([classes[g.numbers].ravel() for g in grids]))
-        if not usable[inside].all() or Blocks(labels, classes).fits(grids):
-            continue
+    for members in odd:
+        inside = np.unique(np.concatenate([classes[g.numbers].ravel() for g in members]))
         blocks = [m for m in made.values() if np.isin(m, inside).any()]
-        size = len(blocks[0]) if blocks else 0
-        ordered = all(len(m) == size and (np.diff(m) > 0).all() for m in blocks)
-        if not ordered or not np.array_equal(np.sort(np.concatenate([*blocks, inside[:0]])), inside):
-            continue
-        shared = np.concatenate([np.zeros(0, np.int64), *(classes[a].ravel() for pair in labels.shares for a in pair)])
-        if np.isin(inside, shared).any():
+        alike = len({len(m) for m in blocks}) == 1 and all((np.diff(m) > 0).all() for m in blocks)
+        if not alike or np.isin(inside, bound).any() or not np.array_equal(np.sort(np.concatenate(blocks)), inside):
             continue
         number = np.zeros(len(classes), dtype=np.int64)
         number[np.concatenate(blocks)] = np.arange(1, len(inside) + 1)
-        of = {}
+        of: dict[Value, Numbers] = {}
         for value in graph.values:
             if not value.is_source and labels.has(value):
                 numbers = number[classes[labels.arrays(value)[0]]]
                 if numbers.any():
                     of[value] = numbers
-        mixing = Mixing(graph, of, len(blocks), size)
-        if mixing.best([np.zeros(size)] * len(blocks), size) is not None:
+        mixing = Mixing(graph, of, len(blocks), len(blocks[0]))
+        if mixing.best([np.zeros(mixing.size)] * mixing.count, mixing.size) is not None:
             found.append((mixing, blocks))
     return found
 
 
-def _connected(grids: Sequence[Grid], classes: Numbers) -> Iterator[list[Grid]]:
+def _connected(grids: Sequence[Grid], classes: Numbers) -> list[list[Grid]]:
     """Grids that have channels in common, directly or through others."""
-    groups: list[tuple[set[int], list[Grid]]] = []
-    for grid in grids:
-        own = set(np.unique(classes[grid.numbers]).tolist()) - {STAYS}
-        near = [g for g in groups if g[0] & own]
-        groups = [g for g in groups if not g[0] & own]
-        groups.append((own.union(*(g[0] for g in near)), [*(x for g in near for x in g[1]), grid]))
-    yield from (members for _, members in groups)
+    sets: dict[int, list[Grid]] = {}
+    set_of: dict[int, int] = {}  # by class
+    inside: dict[int, list[int]] = {}
+    for number, grid in enumerate(grids):
+        own = np.unique(classes[grid.numbers]).tolist()
+        joined = {set_of[c] for c in own if c in set_of}
+        sets[number] = [g for other in sorted(joined) for g in sets.pop(other)] + [grid]
+        inside[number] = own + [c for other in joined for c in inside.pop(other)]
+        set_of.update(dict.fromkeys(inside[number], number))
+    return list(sets.values())
 
 
 def _several(node: Node, dim: Sequence[str]) -> bool:
