@@ -261,7 +261,6 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
     assert {r.name for r in plain if not r.layout_only} - shown == {
         *("identity", "torch.dropout", "cast"),  # in eval mode no call is left of these, or it is a copy
         *("recurrent", "recurrent cell", "pack_padded_sequence", "pad_packed_sequence"),  # a fixpoint over time
-        *("compensated layer_norm", "compensated group_norm"),
         *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
         *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d
     }
