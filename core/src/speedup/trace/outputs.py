@@ -29,6 +29,8 @@ def tensors_in(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:
             return
         if isinstance(item, _PLAIN) or level > depth or id(item) in seen:
             return
+        if isinstance(item, tuple | list | dict) and not item:  # most attributes of modules are: hooks
+            return
         if type(item) in (tuple, list, dict):
             for inner in item.values() if type(item) is dict else item:
                 yield from walk(inner, level if type(inner) in (tuple, list, dict) else level + 1)

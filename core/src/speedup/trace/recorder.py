@@ -36,6 +36,8 @@ _READS = frozenset(
     {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
 )
 
+_PLAIN = (bool, int, float, str, type(None))  # attributes that hold no tensor
+
 _MOST_READS = 100  # in a run that is told what the data do not say
 
 
@@ -129,7 +131,7 @@ class Recorder(TorchFunctionMode):
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
             for name, held in module.__dict__.items():
-                if name not in ("_parameters", "_buffers", "_modules"):
+                if type(held) not in _PLAIN and name not in ("_parameters", "_buffers", "_modules"):
                     for tensor in tensors_in(held, depth=2):
                         if id(tensor) not in self._sources:
                             value = self._sources[id(tensor)] = self._value(tensor, "attribute")
