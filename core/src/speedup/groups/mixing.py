@@ -87,7 +87,8 @@ class Mixing:
         if node.rule is None or any(v is not None and v.is_source and len(v.uses) > 1 for v in node.operands):
             return False  # a weight that several calls read stands in one order
         for value, dims in zip(node.values, node.layout.operands, strict=False):
-            if value in self._of and any(_several(node, (dims or ())[a]) for a in varied(self._of[value])):
+            axes = varied(self._of[value]) if value is not None and value in self._of else ()
+            if any(_several(node, (dims or ())[a]) for a in axes):
                 return False
         read = [v for v in node.operands if v in at]
         for value in node.outputs:
