@@ -53,7 +53,7 @@ class Mixing:
             scores: per layer one number for each channel.
             left: how many of each layer stay.
         """
-        whole, small = self._ways_of(self.size), self._ways_of(left)
+        whole, small = self._ways_of(self.size), self._ways_of(left) if left > 0 else None
         if whole is None or small is None:
             return None
         found = [_chosen(w, s, v) for w, s, v in zip(whole, small, scores, strict=True)]

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-
-from speedup.facts import Floats
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from speedup.groups.mixing import Mixing
@@ -98,16 +97,21 @@ class Group:
         """How many channels a layer has left when ``gone`` of the group go."""
         return (self.size - gone) // (len(self.blocks) if self.mixing is not None else 1)
 
-    def even(self, scores: Floats, count: int) -> Indices | None:
+    def even(self, scores: ArrayLike, count: int) -> Indices | None:
         """The channels of lowest scores, ``count`` of each block; None where that many cannot go.
 
         Args:
             scores: one number per channel.
+            count: how many, less than a block has.
+
+        Example:
+            >>> group.even(group.sums(magnitudes), 4)
         """
+        values = np.asarray(scores, dtype=np.float64)
         if self.mixing is None:
-            order = [block[np.argsort(scores[block], kind="stable")[:count]] for block in self.blocks]
+            order = [block[np.argsort(values[block], kind="stable")[:count]] for block in self.blocks]
             return np.sort(np.concatenate(order))
-        stay = self.mixing.best([scores[block] for block in self.blocks], self.mixing.size - count)
+        stay = self.mixing.best([values[block] for block in self.blocks], self.mixing.size - count)
         if stay is None:
             return None
         gone = [np.delete(block, places) for block, places in zip(self.blocks, stay, strict=True)]
