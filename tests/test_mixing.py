@@ -121,6 +121,17 @@ def test_what_goes_has_the_lowest_scores_where_there_is_a_choice() -> None:
     assert gone.tolist() == [0, 1, 2, 6, 7, 8, 12, 13, 14, 18, 19, 20, *range(24, 30)]
 
 
+def test_groups_with_no_place_in_common_are_told_from_places_with_one_group() -> None:
+    model = net(12)
+    with torch.no_grad():
+        model.one[3].weight[:6] *= 1e-3
+        model.two[3].weight[6:] *= 1e-3
+    for sparsity in (0.5, 0.75, 0.9):
+        result = check_equal(model, X, nested(speedup.prune_masks(model, X, "l1", sparsity)), [OTHER])
+        assert result.shape("last.weight")[1] == 24 - 2 * int(12 * sparsity)
+        assert not result.plan.report.stays
+
+
 def test_masks_from_elsewhere_are_aligned() -> None:
     model = net(14, 4)
     given = {

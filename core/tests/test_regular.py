@@ -114,11 +114,3 @@ def test_a_cut_keeps_the_dtype_and_is_a_new_tensor(dtype: torch.dtype) -> None:
     assert small.dtype == dtype and small.shape == (3, 3)
     small.zero_()
     assert bool(tensor.to(torch.complex64).abs().min() == 1)
-
-
-def test_channels_of_groups_may_have_no_place_in_common() -> None:
-    keep = np.array([[1, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1]], dtype=bool)
-    assert kept_shape(keep, (2, 6)) == (2, 2)
-    assert kept_shape(keep.T, (6, 2)) == (2, 2)
-    both = np.array([[1, 0, 0, 1, 0, 1], [0, 1, 1, 0, 1, 0]], dtype=bool)
-    assert kept_shape(both.T, (6, 2)) == (3, 2)

@@ -164,7 +164,13 @@ class Movement(Rule):
         return [out] if isinstance(out, torch.Tensor) else list(out or ())
 
     def moved(self, node: Node, tensors: Sequence[torch.Tensor], keep: Sequence[Bools]) -> list[torch.Tensor] | None:
-        """The call made on these tensors, of the sizes of what is kept; None where it cannot be made."""
+        """The outputs of a call that is made on smaller tensors; None where it cannot be made.
+
+        Args:
+            node: the call as it was recorded.
+            tensors: for the operands.
+            keep: what is kept of the operands, then of the outputs: it says which sizes the call has to name.
+        """
         try:
             return self._run(node, _writable(node, list(tensors)), **self.resize(node, keep))
         except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):

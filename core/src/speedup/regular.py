@@ -37,9 +37,6 @@ def is_box(keep: Bools) -> bool:
 def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | None:
     """The ragged axis of a regular set that is no box; None for a box.
 
-    Few entries can lie evenly along either of two axes. Then the ragged axis is the longer one if all of the other is
-    kept (two groups of many channels, in whatever order the axes come), and else the last one.
-
     Args:
         allowed: the axes that may be ragged, all by default.
 
@@ -48,18 +45,13 @@ def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | No
     """
     if is_box(keep):
         return None
-    found = None
     for axis in reversed(varied(keep)):
         if allowed is not None and axis not in allowed:
             continue
-        counts, others = keep.sum(axis=axis), any_of(keep, axis)
-        if not is_box(others) or len(set(counts[counts > 0].tolist())) > 1:
-            continue
-        if found is None or (keep.shape[axis] > keep.shape[found] and others.all()):
-            found = axis
-    if found is None:
-        raise ValueError("not a regular set")
-    return found
+        counts = keep.sum(axis=axis)
+        if is_box(any_of(keep, axis)) and len(set(counts[counts > 0].tolist())) == 1:
+            return axis
+    raise ValueError("not a regular set")
 
 
 def is_regular(keep: Bools, allowed: Collection[int] | None = None) -> bool:

@@ -21,7 +21,9 @@ from speedup.graph import Graph, Node, Value
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import Grid, Labels, Numbers, varied
 from speedup.movement import Movement
-from speedup.regular import kept_shape
+from speedup.regular import is_regular, kept_shape, ragged_axis
+
+_TRIES = 20
 
 Way: TypeAlias = tuple[tuple[int, ...], ...]
 """The parts of tensors in which a channel stands, in the order of the calls: (call, operand or output, part)."""
@@ -56,8 +58,39 @@ class Mixing:
         whole, small = self._ways_of(self.size), self._ways_of(left) if left > 0 else None
         if whole is None or small is None:
             return None
-        found = [_chosen(w, s, v) for w, s, v in zip(whole, small, scores, strict=True)]
-        return None if any(f is None for f in found) else [f for f in found if f is not None]
+        values = np.concatenate([[0.0], *scores])
+        bonus = 1 + 2 * float(np.abs(values).sum())
+        for _ in range(_TRIES):
+            layers = values[1:].reshape(self.count, self.size)
+            found = [_chosen(w, s, v) for w, s, v in zip(whole, small, layers, strict=True)]
+            places = [f for f in found if f is not None]
+            common = self._unclear(places, values, bonus / 2) if len(places) == self.count else None
+            if common is None:
+                return places if len(places) == self.count else None
+            values[common] += bonus
+        return None
+
+    def _unclear(self, places: Sequence[Numbers], values: Floats, most: float) -> Numbers | None:
+        """Channels that should stay together, as it cannot be told along which axis of a tensor the others go.
+
+        Groups that keep as many, but none at the same index, may as well be indices that keep one group each.
+
+        Args:
+            most: channels with larger values have been named before.
+        """
+        kept = np.zeros(len(values), dtype=bool)
+        kept[0] = True
+        for j, own in enumerate(places):
+            kept[1 + j * self.size + own] = True
+        for value, numbers in self._of.items():
+            keep, axis = kept[numbers], self._axis(value)
+            if len(varied(numbers)) < 2 or (is_regular(keep) and ragged_axis(keep) in (None, axis)):
+                continue
+            lines = np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1)
+            free = np.where((values[lines] < most).all(1), values[lines].sum(1), -np.inf)
+            line: Numbers = lines[int(np.argmax(free))]
+            return line
+        return None
 
     def _ways_of(self, left: int) -> list[list[Way]] | None:
         if left not in self._ways:
