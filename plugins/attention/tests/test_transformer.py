@@ -232,3 +232,21 @@ def test_small_layers_are_layers() -> None:
     x = inputs(small, 2, 4).double()
     for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
         assert torch.equal(other(x), small(x))
+
+
+def test_a_layer_gives_memory_in_order_as_the_fused_function_does() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, E, 1), nn.Linear(E, 3)
+            self.e = nn.TransformerEncoderLayer(E, H, HIDDEN, batch_first=True, norm_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.e(self.a(x).flatten(2).transpose(1, 2))
+            result: torch.Tensor = self.b(y.view(-1, y.shape[-1]))
+            return result
+
+    model = randomize(Viewing(), 0)
+    masks = mask_indices(model, {"e.linear1.weight": [0, 3], "e.linear1.bias": [0, 3]})
+    result = check_equal(model, torch.randn(2, 3, 4, 4), masks, [torch.randn(3, 3, 5, 4)])
+    assert result.shape("e.linear1.weight") == (HIDDEN - 2, E)

@@ -45,7 +45,7 @@ class LayerForward(Expanded, Layer):
         else:
             x = self.norm1(x + self._sa_block(x, src_mask, src_key_padding_mask, is_causal=is_causal))
             x = self.norm2(x + self._ff_block(x))
-        return x
+        return x.contiguous()  # as the fused function gives it, whatever comes in: code behind it may take views
 
     def _unpacked(self, src: Tensor) -> Tensor:
         """For a stack that packs, of a class of the user's."""
