@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speedup import sizes
 from speedup.testing import check_equal, mask_indices, randomize
 
 
@@ -105,3 +106,24 @@ def test_a_constant_that_a_loop_over_the_input_makes() -> None:
     masks = mask_indices(net, {"a.weight": [1, 2, 3], "a.bias": [1]})
     result = check_equal(net, tokens(2, 4), masks, [tokens(3, n) for n in (1, 5, 9)])
     assert result.shape("a.weight")[0] == 7, "what is 0 is 0 after any number of steps"
+
+
+def test_a_constant_made_with_a_size_that_nothing_needs_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions as a detector makes them: nothing goes by them, so that no run at another size is needed."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.out(self.a(x).relu()), torch.full((2, 2), 1.0 / x.shape[2], dtype=x.dtype) + 1
+
+    def never(*args: object, **kwargs: object) -> object:
+        raise AssertionError("inferred at another size")
+
+    monkeypatch.setattr(sizes, "_following", never)
+    net = randomize(Net())
+    images = [torch.randn(2, 3, s, 8) for s in (6, 9)]
+    result = check_equal(net, images[0], mask_indices(net, {"a.weight": [1, 2, 3]}), images[1:])
+    assert result.shape("a.weight")[0] == 5

@@ -288,6 +288,8 @@ def response(
         if name in layout.mixed or chosen.shape[p] == 1:
             continue
         at = np.flatnonzero(along(chosen, p))
+        if not len(at):  # all nonzero values are in groups that are not asked for
+            return np.zeros((1,) * len(layout.names))
         if len(at) == layout.sizes[name]:
             continue
         tensor = take(tensor, names.index(name), at)

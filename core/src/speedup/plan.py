@@ -227,7 +227,7 @@ def _settled(
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         if not first.outputs and first.branch is None and not first.answers:
             raise TraceError("the model returns no tensor, so nothing says what of it is needed")
-        known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules)
+        known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules, drop=drop)
         facts = known(first)
         log.info("inferred: %d values with constants", len(facts.constants))
         settled = None

@@ -6,8 +6,10 @@ be, the model is run on inputs of other sizes too, and a constant that is anothe
 
 1. *may it be?* In a forward that asks for a size there is a constant behind a call with a number that is not written
    out in the source, or behind a line that runs several times and gives several constants;
-2. the same is inferred at other sizes: more samples, smaller, larger;
-3. what one line of one module makes is compared, run by run; where the number of runs differs, all with all.
+2. *does it matter?* Where as much of the parameters goes without all such constants (those of a detector's anchors,
+   say), none of them is taken for one, and that is all;
+3. else the same is inferred at other sizes: more samples, smaller, larger;
+4. what one line of one module makes is compared, run by run; where the number of runs differs, all with all.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import nn
 from speedup.facts import Bools, Floats, everything
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, infer
+from speedup.keep import keep_sets
 from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
@@ -33,33 +36,44 @@ Place = tuple[str, str, str, str, int]
 
 
 def lasting(
-    model: nn.Module, inputs: Inputs, graph: Graph, masks: Mapping[str, torch.Tensor], rules: Registry
+    model: nn.Module,
+    inputs: Inputs,
+    graph: Graph,
+    masks: Mapping[str, torch.Tensor],
+    rules: Registry,
+    drop: bool = False,
 ) -> Facts:
     """What is known of the values of a graph at every size of the input. Call it inside ``sandbox``.
 
     Args:
         masks: as for ``infer``.
+        drop: as for ``keep_sets``.
     """
+
+    found = infer(graph, masks)
+    doubtful = _doubtful(model, graph, found)
+    if not doubtful:
+        return found
+    without = infer(graph, masks, doubtful)
+    if _same_parameters(graph, found, without, drop):
+        return without
 
     def look(case: Inputs) -> tuple[Graph, Facts]:
         other = trace(model, *case, rules, answers=graph.answers if graph.branch is None else None)
         return other, infer(other, masks)
 
-    found = infer(graph, masks)
-    denied = _following(model, inputs, graph, found, look)
+    denied = _following(inputs, graph, found, look)
     return infer(graph, masks, denied) if denied else found
 
 
 def _following(
-    model: nn.Module, inputs: Inputs, graph: Graph, facts: Facts, look: Callable[[Inputs], tuple[Graph, Facts]]
+    inputs: Inputs, graph: Graph, facts: Facts, look: Callable[[Inputs], tuple[Graph, Facts]]
 ) -> dict[Value, Bools]:
     """The entries that are constant at the size of the dummy input only.
 
     Args:
         look: runs the model on other inputs and infers what is known there; raises where they do not fit.
     """
-    if not _may_follow(model, graph, facts):
-        return {}
     found: dict[Value, Bools] = {}
     for alternatives in varied(inputs):
         for name, case in alternatives.items():
@@ -74,18 +88,29 @@ def _following(
     return found
 
 
-def _may_follow(model: nn.Module, graph: Graph, facts: Facts) -> bool:
+def _doubtful(model: nn.Module, graph: Graph, facts: Facts) -> dict[Value, Bools]:
+    """The constants that may be other ones at other sizes; what is made of them is not listed."""
     asking = graph.asking | {n.scope for n in graph.nodes if len(n.outputs) > 1}
+    found: dict[Value, Bools] = {}
     repeated: dict[Place, list[Value]] = defaultdict(list)
     for node in graph.nodes:
         if node.rule is None or node.scope not in asking:
             continue
         known = [v for v in node.outputs if _constants(facts, v).any()]
         if known and node.module is None and not node.rule.moves and not _is_written(node, model):
-            return True
+            found.update((v, _constants(facts, v)) for v in known)
         for value in known:
             repeated[_place(node, node.outputs.index(value))].append(value)
-    return any(_differ(facts, values[0], facts, v).any() for values in repeated.values() for v in values[1:])
+    for values in repeated.values():
+        if any(_differ(facts, values[0], facts, v).any() for v in values[1:]):
+            found.update((v, _constants(facts, v)) for v in values)
+    return found
+
+
+def _same_parameters(graph: Graph, facts: Facts, without: Facts, drop: bool) -> bool:
+    """Whether as much of every parameter goes with fewer facts."""
+    many, few = (keep_sets(graph, known, drop=drop) for known in (facts, without))
+    return all((many.sets[v] == few.sets[v]).all() for v in graph.values if v.is_source)
 
 
 def _is_written(node: Node, model: nn.Module) -> bool:

@@ -610,3 +610,12 @@ def test_a_model_that_is_a_conv(groups: int) -> None:
     result = check_equal(model, image(2), mask_indices(model, {"weight": [0, 1, 4]}), [image(2, 1, 9)])
     assert isinstance(result.model, nn.Conv2d)
     assert result.kept == 1.0
+
+
+def test_constants_of_another_group_than_the_outputs_that_are_constant() -> None:
+    """Group 0 reads zeros alone, so that its outputs are constant; what is not 0 is in group 1."""
+    net = randomize(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2, bias=False), nn.Conv2d(4, 2, 1)))
+    masks = mask_indices(net, {"0.weight": [0, 1, 2], "0.bias": [0, 1]})
+    result = check_equal(net, image(2), masks, [image(2, 3, 7)])
+    assert result.shape("0.weight")[0] == 1
+    assert result.shape("1.weight") == (2, 1, 1, 1)
