@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "plan",
     "verify": "verify",
     "bench": "bench",
+    "demo": "demo",
     "plugins": "plugins",
     "doctor": "doctor",
     "new-plugin": "new_plugin",
