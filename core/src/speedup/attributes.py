@@ -34,6 +34,20 @@ class Attributes:
                 value.update(content)
 
 
+class Saved(list[Attributes]):
+    """Modules as they were before they were changed, in that order, to be put back all together."""
+
+    def note(self, module: nn.Module) -> None:
+        """Note a module that is about to be changed."""
+        self.append(Attributes(module))
+
+    def undo(self) -> None:
+        """Make all of them what they were."""
+        for attributes in reversed(self):
+            attributes.restore()
+        self.clear()
+
+
 def _identical(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return list(a) == list(b) and all(a[k] is b[k] for k in b)

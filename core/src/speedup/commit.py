@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from speedup.attributes import Attributes
+from speedup.attributes import Saved
 from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.expand import Expanded
@@ -30,7 +30,7 @@ class Transaction:
         self.model = model
         self.parts = parts
         self.substitutes: dict[int, type[nn.Module]] = {}
-        self.saved: list[Attributes] = []
+        self.saved = Saved()
         self.placed: list[tuple[nn.Module, nn.Module]] = []
 
     def apply(self) -> None:
@@ -44,20 +44,18 @@ class Transaction:
                     self._put_in_place_of(path, old, made)
             for path, repair in self.parts.repairs.items():
                 module = self.model.get_submodule(path)
-                self.saved.append(Attributes(module))
+                self.saved.note(module)
                 repair.apply(module)
         except BaseException:
             self.undo()
             raise
 
     def undo(self) -> None:
-        for attributes in reversed(self.saved):
-            attributes.restore()
-        self.saved.clear()
+        self.saved.undo()
         self.placed.clear()
 
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:
-        self.saved.append(Attributes(old))
+        self.saved.note(old)
         if type(made) is not type(old):
             if not isinstance(made, Expanded):
                 self.substitutes[id(old)] = type(old)
@@ -80,7 +78,7 @@ class Transaction:
         for parent in self.model.modules():
             names = [n for n, child in parent._modules.items() if child is old]
             if names:
-                self.saved.append(Attributes(parent))
+                self.saved.note(parent)
                 for name in names:
                     parent._modules[name] = made
 

@@ -160,13 +160,6 @@ def everything(ndim: int) -> Bools:
     return np.ones((1,) * ndim, dtype=bool)
 
 
-def widen(array: Bools, axis: int, size: int) -> Bools:
-    """The same fact with ``axis`` written out to its full size."""
-    if array.shape[axis] == size:
-        return array
-    return np.repeat(array, size, axis=axis)
-
-
 def any_product(left: Bools, right: Bools, over: tuple[int, ...]) -> Bools:
     """``(left & right).any(over)`` without building the product; arrays of equal rank with size-1 axes."""
     for axis in over:

@@ -303,13 +303,8 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     Raises:
         RuleError: a rule raised.
     """
-    keeps = KeepSets(graph, facts, drop)
-    keeps.rigid = rigid_axes(graph)
+    keeps = _begun(graph, facts, drop)
     for value in graph.values:
-        keeps.sets[value] = nothing(value.ndim)
-        keeps.events[value] = []
-    for value in graph.values:
-        _require_whole(keeps, value)
         _require_needed(keeps, value)
     nodes = {n.index: n for n in graph.nodes if n.rule is not None}
     by_number = {v.number: v for v in graph.values}
@@ -345,7 +340,11 @@ def rigid_axes(graph: Graph) -> dict[Value, list[bool]]:
 
 def bare_keep_sets(graph: Graph) -> KeepSets:
     """What must stay whatever the masks are: keep sets in which no call has been asked what it needs."""
-    keeps = KeepSets(graph, Facts(graph, {}))
+    return _begun(graph, Facts(graph, {}))
+
+
+def _begun(graph: Graph, facts: Facts, drop: bool = False) -> KeepSets:
+    keeps = KeepSets(graph, facts, drop)
     keeps.rigid = rigid_axes(graph)
     for value in graph.values:
         keeps.sets[value] = nothing(value.ndim)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from speedup.attributes import Attributes
+from speedup.attributes import Attributes, Saved
 from speedup.errors import MaskError
 
 SIDES = ("_input_", "_output_")
@@ -60,12 +60,12 @@ class Multiplied:
     def __init__(self, model: nn.Module, masks: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         self.masks: dict[str, torch.Tensor] = {}
         self._model = model
-        self._saved: list[Attributes] = []
+        self._saved = Saved()
         try:
             for path, entries in masks.items():
                 module = model.get_submodule(path)
                 device = next((t.device for t in (*module.parameters(), *model.parameters())), torch.device("cpu"))
-                self._saved.append(Attributes(module))
+                self._saved.note(module)
                 for name, mask in entries.items():
                     buffer = f"{name}_mask"
                     module.register_buffer(buffer, mask.to(device, copy=True))
@@ -82,9 +82,7 @@ class Multiplied:
 
     def undo(self) -> None:
         """Make the model what it was."""
-        for attributes in reversed(self._saved):
-            attributes.restore()
-        self._saved.clear()
+        self._saved.undo()
 
     def clean(self, noted: Iterable[Attributes] = ()) -> None:
         """Take out what multiplies by nothing but 1, and of what was noted of the model before."""

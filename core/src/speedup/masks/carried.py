@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-from speedup.attributes import Attributes
+from speedup.attributes import Saved
 from speedup.errors import MaskError
 
 
@@ -28,13 +28,13 @@ class Unwrapped:
 
     def __init__(self, model: nn.Module) -> None:
         self.masks: dict[str, torch.Tensor] = {}
-        self._saved: list[Attributes] = []
+        self._saved = Saved()
         try:
             for path, module in list(model.named_modules()):
                 prefix = f"{path}." if path else ""
                 pruned, masked = list(_pruned(module)), list(_parametrized(path, module))
                 if pruned or masked:
-                    self._saved.append(Attributes(module))
+                    self._saved.note(module)
                 for hook, method in reversed(pruned):
                     self.masks[prefix + method._tensor_name] = _unprune(module, hook, method._tensor_name)
                 if masked:
@@ -46,9 +46,7 @@ class Unwrapped:
 
     def undo(self) -> None:
         """Make the model what it was."""
-        for attributes in reversed(self._saved):
-            attributes.restore()
-        self._saved.clear()
+        self._saved.undo()
 
     def __bool__(self) -> bool:
         return bool(self._saved)

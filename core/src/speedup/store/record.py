@@ -36,7 +36,7 @@ def note(transaction: Transaction, report: Report, constants: str) -> None:
         before = Attributes(old)
         before.module = made
         _merge(made, _difference(before, placed), kind=plain_class(old))
-    transaction.saved.append(Attributes(transaction.model))
+    transaction.saved.note(transaction.model)
     done = {"parameters": list(report.parameters), "macs": list(report.macs), "constants": constants}
     record = record_of(transaction.model) or _empty(plain_class(transaction.model))
     transaction.model.__dict__[FIELD] = {**record, "rounds": [*record["rounds"], done]}
