@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import latency
 import scaling
 import transformation
+from pages import with_part
 
 PARTS = ("transformation", "latency", "scaling")
 
@@ -86,9 +87,7 @@ def main() -> None:
     if options.write:
         text = options.write.read_text()
         for part, tables in texts.items():
-            before, begin, rest = text.partition(f"<!-- {part} -->\n")
-            _, end, after = rest.partition(f"<!-- /{part} -->")
-            text = f"{before}{begin}{figures['machine']}\n\n{tables}\n{end}{after}"
+            text = with_part(text, part, f"{figures['machine']}\n\n{tables}")
         options.write.write_text(text)
 
 

@@ -47,6 +47,7 @@ from speedup.testing import masked_copy, randomize
 sys.path.insert(0, str(Path(__file__).parent))
 import libraries
 import models
+from pages import with_part
 
 LARGE = 100_000_000
 PER_HEAD = ("relative", "temperature", "logit_scale")  # parameters with an entry per head, not per channel
@@ -348,9 +349,7 @@ def main() -> None:
     text = f"{machine}\n\n{summary(results)}\n\n{table(results)}\n\n{reasons(results)}"
     print(f"\n{text}")
     if options.write:
-        before, begin, rest = options.write.read_text().partition("<!-- coverage -->\n")
-        _, end, after = rest.partition("<!-- /coverage -->")
-        options.write.write_text(f"{before}{begin}{text}\n{end}{after}")
+        options.write.write_text(with_part(options.write.read_text(), "coverage", text))
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
 

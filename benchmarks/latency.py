@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup.testing import masked_copy, randomize
+from speedup.testing import masked_copy
 
 MODELS = ("resnet50", "mobilenet_v2", "vit_b_16")
 
@@ -40,11 +40,7 @@ def ideal_of(small: nn.Module, original: nn.Module) -> nn.Module:
 def measure(name: str, batch: int, compiled: bool, dtype: torch.dtype, seconds: float = 6.0) -> dict[str, Any]:
     """Median seconds per pass of masked, small and ideal model."""
     warnings.simplefilter("ignore")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, inputs, _ = models.make(name)
-        randomize(model, 0)
-    model, inputs = model.float().eval(), models.cast(inputs, torch.float32)
+    model, inputs = models.make_random(name)
     masks = coverage.aligned(model)
     masked = masked_copy(model, masks)
     small = speedup.ModelSpeedup(copy.deepcopy(model), inputs, masks).speedup_model()

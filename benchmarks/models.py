@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from speedup.testing import randomize
+
 # Inputs (batch, channels, height, width) of builders that do not take small images.
 _SIZES = {"vit": 224, "maxvit": 224, "inception_v3": 96, "swin": 64, "alexnet": 64, "googlenet": 64}
 SHORT = False  # whether models of timm have no more than two equal blocks in a row
@@ -22,6 +24,15 @@ def torchvision_names() -> list[str]:
     from torchvision import models as tv
 
     return [n for n in tv.list_models() if "quantized" not in n]
+
+
+def make_random(name: str) -> tuple[nn.Module, Any]:
+    """A model in float32 and eval mode, with random weights, biases and statistics, and its dummy input."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs, _ = make(name)
+        randomize(model, 0)
+    return model.float().eval(), cast(inputs, torch.float32)
 
 
 def order(name: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from pages import part
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -37,8 +38,8 @@ def _cells(line: str) -> list[str]:
 
 def pruning() -> None:
     """What half of all channels leaves of the parameters and of the multiply-accumulates, per model."""
-    text = (DOCS / "prune.md").read_text().partition("<!-- pruning -->")[2]
-    lines = [_cells(line) for line in text.partition("<!-- /pruning -->")[0].splitlines() if line.startswith("| ")]
+    text = part((DOCS / "prune.md").read_text(), "pruning")
+    lines = [_cells(line) for line in text.splitlines() if line.startswith("| ")]
     at = {head: number for number, head in enumerate(lines[0])}
     models = sorted(lines[1:], key=lambda row: float(row[at["kept"]]))
     figure, axes = plt.subplots(figsize=(7, 0.19 * len(models) + 1))

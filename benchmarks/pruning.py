@@ -33,6 +33,7 @@ from speedup.testing import randomize
 sys.path.insert(0, str(Path(__file__).parent))
 import models
 from coverage import LARGE, difference, is_equal
+from pages import with_part
 
 # What Torch-Pruning 1.6 leaves with group L1 at 50 %, of those that were measured.
 DEPENDENCY_GRAPH = {
@@ -145,9 +146,7 @@ def main() -> None:
     text = f"torch {torch.__version__}, one thread.\n\n{summary(results)}\n\n{table(results)}"
     print(f"\n{text}")
     if options.write:
-        before, begin, rest = options.write.read_text().partition("<!-- pruning -->\n")
-        _, end, after = rest.partition("<!-- /pruning -->")
-        options.write.write_text(f"{before}{begin}{text}\n{end}{after}")
+        options.write.write_text(with_part(options.write.read_text(), "pruning", text))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import torch
 from torch import nn
 
 import speedup
-from speedup.testing import randomize
 
 MODELS = (
     *("resnet18", "resnet50", "resnet152", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "densenet201"),
@@ -38,11 +37,7 @@ def measure(name: str, repeats: int = 3, threads: int = 1) -> dict[str, Any]:
     """Seconds and peak memory of both on one model of torchvision; None where Torch-Pruning fails."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, inputs, _ = models.make(name)
-        randomize(model, 0)
-    model, inputs = model.float().eval(), models.cast(inputs, torch.float32)
+    model, inputs = models.make_random(name)
     masks = coverage.aligned(model)
     start = time.process_time()
     models.call(model, inputs)

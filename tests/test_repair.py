@@ -407,12 +407,11 @@ def test_closures_private_names_and_super() -> None:
         __size = 128
 
         def forward(self, x: torch.Tensor) -> Any:
-            assert super().extra_repr() == ""
+            if super().extra_repr() != "":  # no assertion: pytest would rewrite it and add constants
+                raise ValueError
             y = self.conv(x).view(-1, 128) * factor
             return self.fc(y.view(-1, self.__size))
 
-    if Net.forward.__code__.co_consts.count(128) != 1:
-        pytest.skip("assertions are rewritten")
     small, _, _ = shrink(Net(), CONV, *IMAGE)
     assert small.conv.weight.shape[0] in (6, 8)
 
