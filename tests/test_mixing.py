@@ -93,6 +93,16 @@ def test_a_share_of_all_layers_goes(width: int, sparsity: float, left: int) -> N
     assert not result.plan.report.stays
 
 
+def test_shifts_that_stay_are_folded_behind_a_shuffle() -> None:
+    """The masks leave biases and shifts of norms: what goes is a constant that is not 0."""
+    model = net(12, units=4)
+    masks = {n: m for n, m in speedup.prune_masks(model, X, "l1", 0.5).items() if not n.endswith("bias")}
+    result = check_equal(model, X, nested(masks), [OTHER])
+    constants = [result.plan.keeps.facts.value(v) for n in result.plan.graph.nodes for v in n.outputs]
+    assert sum(bool((c != 0).any()) for c in constants) > 4
+    assert result.shape("last.weight")[1] < 24
+
+
 @pytest.mark.parametrize(
     "model",
     [
