@@ -79,8 +79,10 @@ def _thing(thing: Any) -> Iterator[str]:
 
 
 def own(thing: type) -> Iterator[tuple[str, Any]]:
-    """The public methods and properties that a class itself defines."""
-    for name, member in vars(thing).items():
+    """The public methods and properties that a class itself defines, or a base that is not public."""
+    hidden = [b for b in thing.__mro__[1:] if b.__module__.startswith("speedup.") and not hasattr(speedup, b.__name__)]
+    members = {n: m for kind in (*reversed(hidden), thing) for n, m in vars(kind).items()}
+    for name, member in members.items():
         if name.startswith("_") or name in ("pytest_generate_tests",):
             continue
         if isinstance(member, classmethod | staticmethod):

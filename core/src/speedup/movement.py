@@ -7,22 +7,21 @@ output entry came from. Facts and keep sets then move along, whatever the op.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from speedup.coordinates import CoordinateRule, without_repeats, writable
 from speedup.errors import SignatureError
-from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, compact_axes, constant, nothing
-from speedup.graph import Node, Ref, Value, rows_of_one
+from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, constant
+from speedup.graph import Node, Value, rows_of_one
 from speedup.groups.labels import Labels, by_movement
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order, reordering
-from speedup.recall import Recall, call_key
+from speedup.recall import call_key
 from speedup.regular import cut, is_box, regularize, varied
-from speedup.rule import Rule
 from speedup.shell import shell_of
 
 if TYPE_CHECKING:
@@ -30,27 +29,10 @@ if TYPE_CHECKING:
     from speedup.infer import NodeFacts
     from speedup.keep import NodeKeep
 
-_FILLED = -1
-_EXACT = 2**24  # whole numbers up to here are exact in float32
 _MANY = 2**16  # entries of keep sets above which an answer is not remembered
 
 
-@dataclass(frozen=True, eq=False)
-class _Origin:
-    """Where the entries of one output come from; every array broadcasts to the output.
-
-    Attributes:
-        source: number of the operand, or -1 for entries that the op fills in.
-        coordinates: per axis the index in the operand.
-        fill: the value of filled entries.
-    """
-
-    source: np.ndarray[Any, np.dtype[np.int64]]
-    coordinates: tuple[np.ndarray[Any, np.dtype[np.int64]], ...]
-    fill: Floats
-
-
-class Movement(Rule):
+class Movement(CoordinateRule):
     """A rule for ops whose output entries are copies of input entries (or fixed fillers).
 
     Only the tensors named in ``operands`` move (by default all tensors of the call); others, such as an index, must
@@ -58,58 +40,6 @@ class Movement(Rule):
     contain sizes. ``fills`` says that the op also puts in entries of its own; unless ``fill_stays`` is False, how many
     of them is written in the code, so that they stay (padding of channels).
     """
-
-    moves = True
-    fills = False
-    fill_stays = True
-
-    def __init__(self, **fields: Any) -> None:
-        self.fills = fields.pop("fills", type(self).fills)
-        self.fill_stays = fields.pop("fill_stays", type(self).fill_stays)
-        super().__init__(**fields)
-        self._known = Recall()
-
-    # -- what a call is -------------------------------------------------------------------------------------------
-
-    def _bind(self, node: Node) -> None:
-        if node.module is None and self._parameters is not None:
-            bound = self._parameters.bind(*node.args, **node.kwargs)
-            bound.apply_defaults()
-            node.arguments = dict(bound.arguments)
-        moving = self.moving(node)
-        node.__dict__["_moving"] = [r.number for r in moving]
-        node.operands = tuple(node.tensors[r.number] for r in moving)
-        node.operand_names = tuple(str(i) for i in range(len(moving)))
-
-    def moving(self, node: Node) -> list[Ref]:
-        """The tensors of a call, ``node``, that move (override)."""
-        if self.operands and node.module is None:
-            return [node.arguments[n] for n in self.operands if isinstance(node.arguments.get(n), Ref)]
-        return [Ref(i) for i in range(len(node.tensors))]
-
-    def check(self, node: Node) -> None:
-        if not node.operands or not node.outputs:
-            raise SignatureError("it moves no tensor")
-        if any(v.tensor is None for v in node.others):
-            raise SignatureError("where entries go depends on the input of the model")
-        if self._known.get(self._key(node, "outputs"), lambda: self._outputs(node)) != len(node.outputs):
-            raise SignatureError("it changes other tensors than it returns")
-
-    def _outputs(self, node: Node) -> int:
-        """How many tensors the call makes of tensors of the recorded shapes."""
-        probe = [torch.zeros(()).expand(v.shape) for v in node.operands if v is not None]
-        try:
-            return len(self._run(node, _writable(node, probe)))
-        except (RuntimeError, IndexError) as error:
-            raise SignatureError(f"it cannot be run on zeros: {error}") from error
-
-    def _key(self, node: Node, *more: Hashable) -> Hashable | None:
-        """What calls have in common that move entries alike; None where that cannot be told."""
-        if "_call_key" not in node.__dict__:
-            alone = len(node.tensors) == len(node.__dict__["_moving"])
-            node.__dict__["_call_key"] = call_key(node) if alone else None
-        key = node.__dict__["_call_key"]
-        return None if key is None else (key, more)
 
     def sums_to_one(self, node: Node) -> int | None:
         """Where the call ``node`` is a view that leaves an axis as it is, its step in memory is found again."""
@@ -137,123 +67,6 @@ class Movement(Rule):
     def parts(self, node: Node) -> Mapping[int, tuple[int, int]]:
         """Axes that the call ``node`` divides evenly: ``{operand number: (axis, into how many)}`` (override)."""
         return {}
-
-    # -- coordinates ----------------------------------------------------------------------------------------------
-
-    def _run(
-        self, node: Node, tensors: Sequence[torch.Tensor], call: Node | None = None, **changed: Any
-    ) -> list[torch.Tensor]:
-        """Run the call with these tensors for the operands; the outputs."""
-        call = node if call is None else call
-        given = dict(zip(node.__dict__["_moving"], tensors, strict=True))
-        real: list[torch.Tensor] = []
-        for number, value in enumerate(call.tensors):
-            if number in given:
-                real.append(given[number])
-            else:
-                assert value.tensor is not None
-                real.append(value.tensor)
-        try:
-            out = call.run(real, **changed)
-        except RuntimeError:
-            # A view may ask for a memory layout, which has nothing to do with where entries go.
-            real = [t.contiguous() if n in given else t for n, t in enumerate(real)]
-            out = call.run(real, **changed)
-        if len(node.outputs) == 1 and not isinstance(out, torch.Tensor):
-            out = [real[0]] if out is None else out
-        return [out] if isinstance(out, torch.Tensor) else list(out or ())
-
-    def moved(self, node: Node, tensors: Sequence[torch.Tensor], keep: Sequence[Bools]) -> list[torch.Tensor] | None:
-        """The outputs of a call that is made on smaller tensors; None where it cannot be made.
-
-        Args:
-            node: the call as it was recorded.
-            tensors: for the operands.
-            keep: what is kept of the operands, then of the outputs: it says which sizes the call has to name.
-        """
-        try:
-            return self._run(node, _writable(node, list(tensors)), **self.resize(node, keep))
-        except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
-            return None
-
-    def _encoded(self, node: Node, axis: int) -> tuple[list[torch.Tensor], list[int]]:
-        """Per operand a tensor that says which operand and which index along ``axis`` an entry has."""
-        tensors: list[torch.Tensor] = []
-        base = [1]
-        for value in node.operands:
-            assert value is not None
-            size = value.shape[axis] if axis < value.ndim else 1
-            base.append(base[-1] + size)
-        dtype = torch.float32 if base[-1] < _EXACT and not self.fills else torch.float64
-        for value, start, end in zip(node.operands, base[:-1], base[1:], strict=True):
-            assert value is not None
-            line = torch.arange(start, end, dtype=dtype)
-            line = line.reshape([end - start if a == axis else 1 for a in range(value.ndim)])
-            tensors.append(line.expand(value.shape))
-        return tensors, base
-
-    def origins(self, node: Node) -> list[_Origin]:
-        """Where every output entry of the call ``node`` comes from (computed once per call)."""
-        known: list[_Origin] | None = node.__dict__.get("_origins")
-        if known is None:
-            known = self._known.get(self._key(node, "origins"), lambda: self._find_origins(node))
-            node.__dict__["_origins"] = known
-        return known
-
-    def _find_origins(self, node: Node) -> list[_Origin]:
-        rank = max([1, *(v.ndim for v in node.operands if v is not None)])
-        coordinates: list[list[np.ndarray[Any, Any]]] = [[] for _ in node.outputs]
-        sources: list[np.ndarray[Any, Any]] = []
-        fills: list[Floats] = []
-        for axis in range(rank):
-            tensors, base = self._encoded(node, axis)
-            outs = [_shrunk(t) for t in self._run(node, _writable(node, tensors))]
-            other = (
-                [_shrunk(t) for t in self._run(node, _writable(node, [-t for t in tensors]))] if self.fills else None
-            )
-            for number, array in enumerate(outs):
-                filled = np.zeros((1,) * array.ndim, dtype=bool)
-                if other is not None:
-                    array, negative = np.broadcast_arrays(array, other[number])
-                    filled = array == negative
-                source = np.searchsorted(base, array, side="right") - 1
-                source = np.where(filled, _FILLED, source)
-                index = np.where(filled, 0, array - np.take(base, np.maximum(source, 0))).astype(np.int64)
-                coordinates[number].append(compact_axes(index)[0])
-                if axis == 0:
-                    sources.append(compact_axes(source)[0])
-                    fills.append(np.where(filled, array, 0.0))
-        return [_Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
-
-    def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
-        """Move ``arrays`` that broadcast to the operands of ``node`` to its outputs; ``filler`` goes in between."""
-        results = []
-        for number, origin in enumerate(self.origins(node)):
-            fill = filler[number] if isinstance(filler, list) else filler
-            out: Any = np.asarray(fill, dtype=arrays[0].dtype)
-            for source, array in enumerate(arrays):
-                at = tuple(
-                    np.where(origin.source == source, c, 0) if s > 1 and len(arrays) > 1 else (c if s > 1 else 0)
-                    for c, s in zip(origin.coordinates, array.shape, strict=False)
-                )
-                moved = array[at] if at else array
-                here = origin.source == source
-                out = moved if here.all() and here.size == 1 else np.where(here, moved, out)
-            out = np.asarray(out)
-            results.append(out.reshape((1,) * (node.outputs[number].ndim - out.ndim) + out.shape))
-        return results
-
-    def scatter(self, node: Node, arrays: Sequence[Bools]) -> list[Bools]:
-        """Move bool ``arrays`` that broadcast to the outputs of ``node`` to its operands: true where any copy is."""
-        results = [nothing(v.ndim) for v in node.operands if v is not None]
-        for origin, array in zip(self.origins(node), arrays, strict=True):
-            for number, value in enumerate(node.operands):
-                assert value is not None
-                chosen = (origin.source == number) & array
-                if not chosen.any():
-                    continue
-                results[number] = results[number] | _scattered(chosen, origin.coordinates, value.shape)
-        return results
 
     # -- inference ------------------------------------------------------------------------------------------------
 
@@ -428,7 +241,7 @@ class Movement(Rule):
             tensors, base = self._encoded(node, axis)
             try:
                 small = [_cut_line(t, axis, own) for t, own in zip(tensors, lines, strict=False)]
-                made = self._run(node, _writable(node, small), call, **changed)
+                made = self._run(node, writable(node, small), call, **changed)
             except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
                 return None
             if len(made) != len(node.outputs):
@@ -439,7 +252,7 @@ class Movement(Rule):
                 for a, line in own.items():
                     wanted = np.compress(line, wanted, axis=a) if wanted.shape[a] > 1 else wanted
                 shape = tuple(int(own[a].sum()) if a in own else s for a, s in enumerate(value.shape))
-                if out.shape != shape or not (_without_repeats(out).numpy() == wanted).all():
+                if out.shape != shape or not (without_repeats(out).numpy() == wanted).all():
                     return self._arranged(node, keep, orders, call, changed)
         return [*orders[:n], *({} for _ in node.outputs)]
 
@@ -457,7 +270,7 @@ class Movement(Rule):
         got: list[list[torch.Tensor]] = [[] for _ in node.outputs]
         for axis in sorted(axes | {0}):
             tensors, _ = self._encoded(node, axis)
-            whole = [cut(t, k) for t, k in zip(self._run(node, _writable(node, tensors)), keep[n:], strict=True)]
+            whole = [cut(t, k) for t, k in zip(self._run(node, writable(node, tensors)), keep[n:], strict=True)]
             try:
                 small = [in_order(cut(t, k).clone(), o) for t, k, o in zip(tensors, keep, orders, strict=False)]
                 made = self._run(node, small, call, **changed)
@@ -487,32 +300,6 @@ def _asker(keep: NodeKeep, k: int, others: range) -> int:
     return next((j for j in others if keep.sets[j].any()), k)
 
 
-def _scattered(chosen: Bools, coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]) -> Bools:
-    """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape.
-
-    Coordinates that vary along other axes of the output than the rest, and than what is chosen, take all their values
-    whatever the others are: each such group is written out by itself.
-    """
-    first = {a for a, s in enumerate(chosen.shape) if s > 1}
-    groups: list[tuple[set[int], list[int], bool]] = [(first, [], True)]
-    for axis, c in zip(range(len(shape)), coordinates, strict=False):
-        varies = {a for a, s in enumerate(c.shape) if s > 1}
-        near = [g for g in groups if g[0] & varies]
-        joined = varies.union(*(g[0] for g in near)), [*(a for g in near for a in g[1]), axis], any(g[2] for g in near)
-        groups = [joined, *(g for g in groups if not g[0] & varies)]
-    back = np.ones((1,) * len(shape), dtype=bool)
-    for _, axes, depends in groups:
-        if not axes:
-            continue
-        part = np.zeros([s if a in axes else 1 for a, s in enumerate(shape)], dtype=bool)
-        here, *index = np.broadcast_arrays(chosen if depends else np.True_, *(coordinates[a] for a in axes))
-        at = dict(zip(axes, (i[here] for i in index), strict=True))
-        part[tuple(at.get(a, 0) for a in range(len(shape)))] = True
-        if not part.all():
-            back = back & part
-    return back
-
-
 def _taken(node: Node, value: Value) -> dict[int, Bools]:
     """The indices of a value that a call moves anywhere, for the axes along which it does not take all."""
     rule = node.rule
@@ -537,13 +324,6 @@ def _partial(node: Node) -> bool:
     return entries < sum(int(np.prod(v.shape)) for v in node.operands if v is not None)
 
 
-def _writable(node: Node, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies where the call writes into a tensor."""
-    if node.writes:
-        return [t.clone() for t in tensors]
-    return tensors
-
-
 def _cut_line(tensor: torch.Tensor, axis: int, lines: Mapping[int, Bools]) -> torch.Tensor:
     """What is kept of a tensor that varies along one axis only."""
     shape = [int(lines[a].sum()) if a in lines else s for a, s in enumerate(tensor.shape)]
@@ -551,17 +331,3 @@ def _cut_line(tensor: torch.Tensor, axis: int, lines: Mapping[int, Bools]) -> to
     if axis in lines:
         line = line.index_select(axis, torch.from_numpy(np.flatnonzero(lines[axis])))
     return line.expand(shape)
-
-
-def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with every expanded axis reduced to size 1."""
-    for axis in range(tensor.ndim):
-        if tensor.shape[axis] > 1 and tensor.stride(axis) == 0:
-            tensor = tensor.narrow(axis, 0, 1)
-    return tensor
-
-
-def _shrunk(tensor: torch.Tensor) -> Floats:
-    """A coordinate tensor with every axis along which it does not vary reduced to size 1."""
-    array: Floats = _without_repeats(tensor).numpy()
-    return compact_axes(array)[0].astype(np.float64, copy=False)
