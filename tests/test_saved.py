@@ -200,6 +200,8 @@ def in_edit(name: str, value: Any) -> Callable[[Any], None]:
         (lambda d: d.pop("modules") and None, "'modules' is missing"),
         (lambda d: d.update(modules=[]), "damaged"),
         (lambda d: d["weights"].update(sha256=3), "damaged"),
+        (lambda d: d["provenance"].update(rounds=3), "damaged"),
+        (lambda d: d["provenance"].update(rounds=[3]), "damaged"),
         (lambda d: d["modules"]["up"].pop("tensors") and None, "'tensors' is missing"),
         (lambda d: d["modules"]["up"]["tensors"]["weight"].update(after="14"), "damaged"),
         (lambda d: d["modules"]["up"]["tensors"]["weight"].update(after=[14, 12, 1]), "up.weight should be 14x12x1"),
@@ -362,6 +364,7 @@ class ScaleRule(Rule):
         made = SmallScale()
         made.weight = keep.tensors["weight"]  # type: ignore[assignment]
         made.note = [1, (2.5, "text")]  # type: ignore[assignment]
+        made.label = "in braces }"  # type: ignore[assignment]
         return made
 
 
@@ -394,5 +397,6 @@ def test_a_class_of_a_plugin(tmp_path: Path) -> None:
         speedup.load(fresh, tmp_path)
     loaded = speedup.load(fresh, tmp_path, registry=rules)
     assert isinstance(loaded[1], SmallScale) and loaded[1].note == [1, (2.5, "text")]
+    assert loaded[1].label == "in braces }"
     x = torch.randn(2, 3)
     assert torch.equal(loaded(x), model(x))

@@ -104,7 +104,7 @@ def dumps(structure: Structure) -> str:
 
 
 def _in_one_line(found: re.Match[str]) -> str:
-    inner = found[0][1:-1].strip()
+    inner = re.sub(r"^\n\s*|\n\s*$", "", found[0][1:-1])
     return found[0][0] + re.sub(r"\n\s*", " ", inner) + found[0][-1]
 
 
@@ -132,7 +132,7 @@ def loads(text: str, where: str) -> Structure:
             _of(data["weights"]["sha256"], str),
             {_of(path, str): _change(entry) for path, entry in _of(data["modules"], dict).items()},
             {name: _of(other, str) for name, other in _of(data.get("tied", {}), dict).items()},
-            _of(data.get("provenance", {}), dict),
+            _provenance(data.get("provenance", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -143,6 +143,13 @@ def _of(value: Any, *kinds: type) -> Any:
     if type(value) not in kinds:
         raise TypeError(f"{value!r} stands where {' or '.join(k.__name__ for k in kinds)} belongs")
     return value
+
+
+def _provenance(entry: Any) -> dict[str, Any]:
+    """For people, but for the rounds: these go into the record of the model that is loaded."""
+    for done in _of(_of(entry, dict).get("rounds", []), list):
+        _of(done, dict)
+    return dict(entry)
 
 
 def _change(entry: Any) -> Change:

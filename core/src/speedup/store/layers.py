@@ -13,6 +13,7 @@ from speedup.overlay import Overlay, overlaid, parts_of
 from speedup.registry import Registry
 from speedup.repair.rewrite import Edit, Via, original, rewritten
 from speedup.store.plain import from_json, to_json
+from speedup.store.record import name_of
 
 
 def describe(module: nn.Module, original_class: str, path: str, registry: Registry) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def describe(module: nn.Module, original_class: str, path: str, registry: Regist
     cls, edits = original(type(module))
     overlay, base = parts_of(cls)
     found: list[dict[str, Any]] = []
-    if f"{base.__module__}.{base.__qualname__}" != original_class:
+    if name_of(base) != original_class:
         found.append({"class": _named(names, base, path)})
     if overlay is not None:
         found.append({"overlay": _named(names, overlay, path)})
@@ -81,7 +82,7 @@ def makes(registry: Registry) -> dict[str, type]:
 def _named(names: dict[int, str], kind: type, path: str) -> str:
     if id(kind) not in names:
         raise StorageError(
-            f"{path or 'the model'} became a {kind.__module__}.{kind.__qualname__}, which no installed rule lists in "
+            f"{path or 'the model'} became a {name_of(kind)}, which no installed rule lists in "
             "`makes`: it could not be made again"
         )
     return names[id(kind)]

@@ -20,7 +20,7 @@ from speedup.shell import relinked, shell_of
 from speedup.store.format import STRUCTURE, WEIGHTS, Change, Structure, Tensor, loads
 from speedup.store.layers import remade
 from speedup.store.plain import NotPlainError, from_json, to_json
-from speedup.store.record import FIELD, record_of
+from speedup.store.record import FIELD, empty, name_of, names_in, record_of, shape_of
 from speedup.store.tensors import read_tensors, safetensors_torch
 
 _LIMIT = 10
@@ -49,7 +49,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
     rules = registry if registry is not None else default_registry()
     found = Replay(model, structure.modules, tensors, structure.tied, rules)
     Transaction(model, found.parts).apply()
-    found.note(list(structure.provenance.get("rounds", [])))
+    found.note(structure.provenance.get("rounds", []))
     return model
 
 
@@ -111,19 +111,11 @@ class Replay:
         """Give the modules of the model, which have the parts in them, the record of what changed."""
         for path, change in self.changes.items():
             self.model.get_submodule(path).__dict__[FIELD] = {
-                "class": change.original,
+                **empty(change.original),
                 "tensors": {n: None if t.before is None else list(t.before) for n, t in change.tensors.items()},
                 "attributes": {n: {k: v for k, v in a.items() if k == "before"} for n, a in change.attributes.items()},
-                "unsaved": {},
-                "rounds": [],
             }
-        kind = plain_class(self.model)
-        record = record_of(self.model) or {
-            "class": f"{kind.__module__}.{kind.__qualname__}",
-            "tensors": {},
-            "attributes": {},
-            "unsaved": {},
-        }
+        record = record_of(self.model) or empty(name_of(plain_class(self.model)))
         self.model.__dict__[FIELD] = {**record, "rounds": rounds}
 
     def _remake(self, path: str, module: nn.Module, made: dict[str, torch.Tensor], registry: Registry) -> nn.Module:
@@ -209,7 +201,7 @@ def _differences(path: str, module: nn.Module, change: Change) -> Iterable[str]:
         yield f"{where} is a {kind}, and was a {change.original.rpartition('.')[2]}"
     own = {**module._parameters, **module._buffers}
     for name, tensor in change.tensors.items():
-        shape = _shape(own.get(name))
+        shape = shape_of(own.get(name))
         if shape != tensor.before:
             yield f"{_join(path, name)} is {_text(shape)}, and was {_text(tensor.before)}"
     for name, values in change.attributes.items():
@@ -217,7 +209,7 @@ def _differences(path: str, module: nn.Module, change: Change) -> Iterable[str]:
             yield f"{name} of {where} is no attribute that a saved model may set"
         elif "before" in values:
             try:
-                now = to_json(module.__dict__[name], {id(t): n for n, t in own.items() if t is not None})
+                now = to_json(module.__dict__[name], names_in(vars(module)))
             except (KeyError, NotPlainError):
                 now = None
             if now != values["before"]:
@@ -228,16 +220,12 @@ def _expected(path: str, module: nn.Module, change: Change | None) -> Iterable[t
     """The names and shapes of the tensors that the file should have for a module."""
     changed = change.tensors if change is not None else {}
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        shape = _shape(tensor)
+        shape = shape_of(tensor)
         if shape is not None and name not in changed:
             yield _join(path, name), shape
     for name, new in changed.items():
         if new.after is not None:
             yield _join(path, name), new.after
-
-
-def _shape(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None or nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
 def _text(shape: Iterable[int] | None) -> str:

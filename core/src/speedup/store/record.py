@@ -38,7 +38,7 @@ def note(transaction: Transaction, report: Report, constants: str) -> None:
         _merge(made, _difference(before, placed), kind=plain_class(old))
     transaction.saved.note(transaction.model)
     done = {"parameters": list(report.parameters), "macs": list(report.macs), "constants": constants}
-    record = record_of(transaction.model) or _empty(plain_class(transaction.model))
+    record = record_of(transaction.model) or empty(name_of(plain_class(transaction.model)))
     transaction.model.__dict__[FIELD] = {**record, "rounds": [*record["rounds"], done]}
 
 
@@ -54,14 +54,24 @@ def name_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _empty(cls: type) -> dict[str, Any]:
-    return {"class": name_of(cls), "tensors": {}, "attributes": {}, "unsaved": {}, "rounds": []}
+def empty(original: str) -> dict[str, Any]:
+    """The note in a module of which nothing has changed yet."""
+    return {"class": original, "tensors": {}, "attributes": {}, "unsaved": {}, "rounds": []}
+
+
+def names_in(values: Mapping[str, Any]) -> dict[int, str]:
+    """The names of a module's own tensors, by identity, from its attributes."""
+    return {id(t): n for holder in _HOLDERS for n, t in values[holder].items() if t is not None}
+
+
+def shape_of(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None or nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
 def _merge(module: nn.Module, found: dict[str, dict[str, Any]], kind: type | None = None) -> None:
     if not any(found.values()) and kind is None and type(module) is plain_class(module):
         return
-    record = record_of(module) or _empty(kind or plain_class(module))
+    record = record_of(module) or empty(name_of(kind or plain_class(module)))
     # A new dict: copies of the module hold the old one.
     module.__dict__[FIELD] = {**record, **{key: {**changed, **record[key]} for key, changed in found.items()}}
 
@@ -71,9 +81,9 @@ def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]
     old, now = {**then.saved, **then.contents}, then.module.__dict__
     for holder in _HOLDERS:
         for name in {**old[holder], **now[holder]}:
-            shape = _shape(old[holder].get(name))
-            if shape != _shape(now[holder].get(name)):
-                found["tensors"][name] = shape
+            shape = shape_of(old[holder].get(name))
+            if shape != shape_of(now[holder].get(name)):
+                found["tensors"][name] = None if shape is None else list(shape)
     children = {n: c for n, c in now["_modules"].items() if id(c) not in placed}
     if any(old["_modules"].get(n) is not c for n, c in children.items()) or len(old["_modules"]) > len(now["_modules"]):
         found["unsaved"]["children"] = "a rule replaced modules inside the module"
@@ -82,7 +92,7 @@ def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]
             continue
         try:
             before, after = (
-                {"before": to_json(values[name], _names(values))} if name in values else {} for values in (old, now)
+                {"before": to_json(values[name], names_in(values))} if name in values else {} for values in (old, now)
             )
         except NotPlainError as error:
             found["unsaved"][name] = str(error)
@@ -99,13 +109,3 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return list(a) == list(b) and all(a[k] is b[k] for k in b)
     return len(a) == len(b) and (a == b if isinstance(a, set) else all(x is y for x, y in zip(a, b, strict=True)))
-
-
-def _names(values: Mapping[str, Any]) -> dict[int, str]:
-    return {id(t): n for holder in _HOLDERS for n, t in values[holder].items() if t is not None}
-
-
-def _shape(tensor: torch.Tensor | None) -> list[int] | None:
-    if tensor is None or nn.parameter.is_lazy(tensor):
-        return None
-    return list(tensor.shape)

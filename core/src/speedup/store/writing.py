@@ -19,7 +19,7 @@ from speedup.registry import Registry, default_registry
 from speedup.store.format import STRUCTURE, WEIGHTS, Change, Structure, Tensor, dumps
 from speedup.store.layers import describe
 from speedup.store.plain import NotPlainError, to_json
-from speedup.store.record import record_of
+from speedup.store.record import names_in, record_of
 from speedup.store.tensors import safetensors_torch
 
 
@@ -83,9 +83,10 @@ def _changes(model: nn.Module, registry: Registry) -> dict[str, Change]:
         for name, why in record["unsaved"].items():
             raise StorageError(f"{path or 'the model'}: {name} changed, and cannot be written as data: {why}")
         attributes = {}
+        held = vars(module)
         for name, before in record["attributes"].items():
             try:
-                now = {"after": to_json(module.__dict__[name], _names(module))} if name in module.__dict__ else {}
+                now = {"after": to_json(held[name], names_in(held))} if name in held else {}
             except NotPlainError as error:
                 raise StorageError(f"{path or 'the model'}: {name} cannot be written as data: {error}") from error
             attributes[name] = {**before, **now}
@@ -94,10 +95,6 @@ def _changes(model: nn.Module, registry: Registry) -> dict[str, Change]:
         if tensors or attributes or becomes:
             changes[path] = Change(record["class"], tensors, attributes, becomes)
     return changes
-
-
-def _names(module: nn.Module) -> dict[int, str]:
-    return {id(t): n for held in (module._parameters, module._buffers) for n, t in held.items() if t is not None}
 
 
 def _tensor(module: nn.Module, name: str, before: list[int] | None) -> Tensor:
