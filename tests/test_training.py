@@ -230,6 +230,23 @@ def test_a_gained_bias_joins_the_group_of_its_layer() -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_gained_bias_is_trained_once_and_only_with_its_layer(both: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2, bias=False))
+    with torch.no_grad():
+        model[0].bias.fill_(1.0)
+    mask = torch.ones(6, 4)
+    mask[0] = 0
+    first, last = (torch.optim.SGD(model[i].parameters(), 0.1) for i in (0, 2))
+    given = (first, last) if both else first
+    speedup.plan(model, torch.randn(2, 4), {"0": {"weight": mask}}).apply(optimizer=given)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert model[2].bias is not None
+    assert [names[id(p)] for p in first.param_groups[0]["params"]] == ["0.weight", "0.bias"]
+    if both:
+        assert [names[id(p)] for p in last.param_groups[0]["params"]] == ["2.weight", "2.bias"]
+
+
 class Doubled(nn.Module):
     """What a rule may put in the place of a layer: another class, with another weight."""
 
@@ -257,13 +274,19 @@ def test_a_module_that_another_takes_the_place_of_is_another_in_the_average_too(
     rules = speedup.Registry.from_rules(rule, *speedup.default_registry().rules)
     model = nn.Sequential(nn.Linear(4, 6), Scale(), nn.Linear(6, 2))
     average = copy.deepcopy(model)
+    by_name = {n: p.detach().clone() for n, p in model.named_parameters()}
+    in_order = list(by_name.values())
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     model(torch.randn(3, 4)).sum().backward()
     optimizer.step()
     mask = torch.ones(6, 4)
     mask[[1, 3]] = 0
     masks = {"0": {"weight": mask, "bias": mask[:, 0]}}
-    small = speedup.plan(model, torch.randn(3, 4), masks, registry=rules).apply(optimizer=optimizer, ema=average)
+    plan = speedup.plan(model, torch.randn(3, 4), masks, registry=rules)
+    small = plan.apply(optimizer=optimizer, ema=(average, by_name, in_order))
+    shapes = {n: p.shape for n, p in small.named_parameters()}
+    assert {n: t.shape for n, t in by_name.items()} == shapes and "1.scale" in shapes
+    assert [t.shape for t in in_order] == list(shapes.values())
     assert isinstance(average[1], Doubled) and average[1] is not small[1]
     assert not {id(p) for p in average.parameters()} & {id(p) for p in small.parameters()}
     assert average(torch.randn(3, 4)).shape == (3, 2)

@@ -69,6 +69,7 @@ def _mirror(copied: nn.Module, transition: Transition, transaction: Transaction)
     changed = {id(saved.module): saved for saved in reversed(transaction.saved)}
     paths = {id(m): path for path, m in transition.model.named_modules()}
     made: dict[int, torch.Tensor] = {}
+    own = dict(tensors_of(copied))
     for number, then in changed.items():
         now = then.module
         if number not in paths:
@@ -76,12 +77,12 @@ def _mirror(copied: nn.Module, transition: Transition, transaction: Transaction)
         path = paths[number]
         shell = shell_of(copied.get_submodule(path))
         _become(shell, now, {**then.saved, **then.contents})
-        _fill(shell, now, path, copied, transition, made)
+        _fill(shell, now, path, own, transition, made)
         parts.modules[path] = shell
     for module in placed.values():
         path = paths[id(module)]
         shell = shell_of(module)
-        _fill(shell, module, path, copied, transition, made)
+        _fill(shell, module, path, own, transition, made)
         parts.modules[path] = shell
     return parts
 
@@ -103,11 +104,10 @@ def _fill(
     shell: nn.Module,
     now: nn.Module,
     path: str,
-    copied: nn.Module,
+    own: dict[str, torch.Tensor],
     transition: Transition,
     made: dict[int, torch.Tensor],
 ) -> None:
-    own = dict(tensors_of(copied))
     linked: dict[int, torch.Tensor] = {}
     holders: list[tuple[Any, Any]] = [(shell._parameters, now._parameters), (shell._buffers, now._buffers)]
     for held, new in holders:
@@ -136,18 +136,24 @@ def _dict(average: MutableMapping[Any, Any], transition: Transition) -> tuple[Un
     names = {key: _known(key, transition) for key in average}
     if not any(names.values()):
         raise InputError("the averaged dict has none of the names of the model's parameters")
-    made = {key: transition.average(name, average[key]) for key, name in names.items() if name}
+    lost = [key for key, name in names.items() if name and name not in transition.new]
+    made = {key: transition.average(n, average[key]) for key, n in names.items() if n in transition.new}
     prefix = "module." if all(n != k for k, n in names.items() if n) else ""
     for name, tensor in transition.new.items():
         if name not in transition.old:
             made[prefix + name] = tensor.detach().clone()
     before = dict(average)
 
+    def commit() -> None:
+        for key in lost:
+            del average[key]
+        average.update(made)
+
     def undo() -> None:
         average.clear()
         average.update(before)
 
-    return lambda: average.update(made), undo
+    return commit, undo
 
 
 def _known(key: Any, transition: Transition) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
@@ -17,7 +18,8 @@ def follow_optimizer(optimizer: Optimizer, transition: Transition) -> Callable[[
     """Find out what changes; nothing is changed before the function that is returned is called, which cannot fail.
 
     A momentum or moment of a parameter's shape is cut as the parameter, a factor that broadcasts to it as well; what
-    counts steps stays. A bias that a layer gained joins the group of its layer.
+    counts steps stays. A bias that a layer gained joins the group of its layer, if the
+    optimizer has that.
 
     Raises:
         InputError: the optimizer is not that of the model, or keeps a state that cannot be cut.
@@ -39,7 +41,9 @@ def follow_optimizer(optimizer: Optimizer, transition: Transition) -> Callable[[
         for g in groups
     ]
     for name, gained in _gained(transition):
-        group = _group_near(name, transition, params)
+        group = _group_near(name, transition, groups)
+        if group is None:
+            continue
         params[group].append(gained)
         more = names[group]
         if more is not None:
@@ -101,8 +105,12 @@ def _gained(transition: Transition) -> list[tuple[str, torch.Tensor]]:
     return [(n, p) for n, p in new if n not in transition.old and p.requires_grad]
 
 
-def _group_near(name: str, transition: Transition, params: list[list[torch.Tensor]]) -> int:
-    """The group that has another parameter of the same module; the first one when there is none."""
-    module = transition.model.get_submodule(name.rpartition(".")[0])
-    siblings = {id(p) for p in module.parameters()}
-    return next((i for i, group in enumerate(params) if any(id(p) in siblings for p in group)), 0)
+def _group_near(name: str, transition: Transition, groups: list[dict[str, Any]]) -> int | None:
+    """The group that trained the first parameter of the same module, or of the nearest around it that had any; None
+    where another optimizer did, or none."""
+    trained = {n: p for n, p in transition.old.items() if isinstance(p, nn.Parameter) and p.requires_grad}
+    path, near = name, None
+    while path and near is None:
+        path = path.rpartition(".")[0]
+        near = next((p for n, p in trained.items() if not path or n.startswith(f"{path}.")), None)
+    return next((i for i, group in enumerate(groups) if any(p is near for p in group["params"])), None)
