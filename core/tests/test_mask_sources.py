@@ -180,6 +180,13 @@ def test_carried_masks_and_others_add_up() -> None:
     check_small(speedup.plan(model, X, rest).apply(), masked(net()))
 
 
+def test_carried_masks_count_beside_those_that_were_loaded_for_another_instance() -> None:
+    rest = masks.load(net(), {n: m for n, m in flat(net()).items() if n != "conv1.weight"})
+    model = net()
+    prune.custom_from_mask(model.conv1, "weight", flat(model)["conv1.weight"])  # type: ignore[no-untyped-call]
+    check_small(speedup.plan(model, X, rest).apply(), masked(net()))
+
+
 def test_masks_of_the_model_of_a_deep_copy() -> None:
     model = pruned(net())
     plan = speedup.plan(model, X)
@@ -373,9 +380,51 @@ def test_wrong_masks_of_activations() -> None:
     ):
         with pytest.raises(MaskError, match=words):
             speedup.plan(model, X, given)
-    with pytest.raises(speedup.TraceError, match="size"):
-        speedup.plan(model, X, {"relu": {"_output_0": torch.ones(1, 7, 1, 1).index_fill(1, torch.tensor([0]), 0)}})
     assert state(model) == before
+
+
+def first_zero(*size: int) -> torch.Tensor:
+    mask = torch.ones(size)
+    mask.view(-1)[0] = 0
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("key", "mask", "words"),
+    [
+        ("_output_0", first_zero(1, 7, 1, 1), r"size \(2, 8, 8, 8\).*\(1, 7, 1, 1\), does not broadcast"),
+        ("_output_0", first_zero(4, 8, 1, 1), "does not broadcast"),
+        ("_output_0", first_zero(3, 1, 1, 1, 1), "does not broadcast"),
+        ("_output_1", first_zero(8, 1, 1), "'_output_1' of a ReLU is masked, and a call of it has no such tensor"),
+        ("_input_1", first_zero(8, 1, 1), "no such tensor"),
+        ("_input_mask", first_zero(8, 1, 1), "no such tensor"),
+    ],
+)
+def test_masks_of_activations_that_fit_no_tensor(key: str, mask: torch.Tensor, words: str) -> None:
+    """A product would otherwise give another size, or another tensor would be masked."""
+    model = net()
+    before = state(model)
+    with pytest.raises(MaskError, match=words):
+        speedup.plan(model, X, {"relu": {key: mask}})
+    assert state(model) == before
+
+
+class Several(nn.Module):
+    def __init__(self, many: bool) -> None:
+        super().__init__()
+        self.many = many
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return (None, x) if self.many else {"x": x}
+
+
+@pytest.mark.parametrize(("many", "key"), [(True, "_output_0"), (True, "_output_2"), (False, "_output_0")])
+def test_masks_of_what_a_module_returns_beside_tensors(many: bool, key: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), Several(many))
+    with pytest.raises(MaskError, match="no such tensor"):
+        speedup.plan(model, torch.randn(2, 3), {"1": {key: first_zero(4)}})
+    if many:
+        speedup.plan(model, torch.randn(2, 3), {"1": {"_output_1": first_zero(4)}})
 
 
 # ---------------------------------------------------------------- files that fit nothing
@@ -411,3 +460,14 @@ def test_a_named_source(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match="source='nni'"):
         masks.load(net(), tmp_path / "m", source="nni")  # type: ignore[arg-type]
     assert masks.load(masked(net()), None, source="zeros").parameters["conv2.weight"][0].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "given"),
+    [("zeros", {}), ("zeros", "m.pt"), ("model", {}), ("model", "zeros"), ("dict", "m.pt"), ("dict", None)]
+    + [(kind, given) for kind in ("torch", "safetensors", "numpy") for given in ({}, None)],
+)
+def test_a_named_source_does_not_go_with_another(source: Any, given: Any) -> None:
+    """Else what was given would be passed over in silence."""
+    with pytest.raises(MaskError, match=f"source='{source}' goes with .*, not with"):
+        masks.load(masked(pruned(net())), given, source=source)

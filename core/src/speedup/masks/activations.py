@@ -1,7 +1,7 @@
 """Masks of activations, as NNI 3 has them: `{module: {"_input_0": mask, "_output_0": mask}}`.
 
 They mean the model whose activations are multiplied by them: of the module's `i`-th positional argument (or a keyword
-argument, by its name) and of the `i`-th tensor that it returns. Here the module gets the mask as a buffer and a hook
+argument, by its name) and of the `i`-th of what it returns. Here the module gets the mask as a buffer and a hook
 that multiplies, so that the engine sees a product like any other. Where all that stays of an activation is kept by its
 mask, buffer and hook go; else they stay, for the product is part of the model.
 """
@@ -28,26 +28,46 @@ class MultiplyInput:
         self.which = which
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        mask: Any = module._buffers[self.buffer]
         if isinstance(self.which, str):
-            return args, {**kwargs, self.which: kwargs[self.which] * mask}
-        return (*args[: self.which], args[self.which] * mask, *args[self.which + 1 :]), kwargs
+            return args, {**kwargs, self.which: _product(module, self.buffer, kwargs.get(self.which))}
+        value = args[self.which] if self.which < len(args) else None
+        return (*args[: self.which], _product(module, self.buffer, value), *args[self.which + 1 :]), kwargs
 
 
 class MultiplyOutput:
-    """A forward hook that multiplies one tensor that a module returns with a buffer of it."""
+    """A forward hook that multiplies one of the tensors that a module returns with a buffer of it."""
 
     def __init__(self, buffer: str, which: int) -> None:
         self.buffer = buffer
         self.which = which
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        mask: Any = module._buffers[self.buffer]
         if isinstance(output, torch.Tensor):
-            return output * mask
-        made = [o * mask if i == self.which else o for i, o in enumerate(output)]
+            return _product(module, self.buffer, output if self.which == 0 else None)
+        if not isinstance(output, tuple | list) or self.which >= len(output):
+            return _product(module, self.buffer, None)
+        made = [_product(module, self.buffer, o) if i == self.which else o for i, o in enumerate(output)]
         kind: Any = type(output)
         return kind(*made) if hasattr(output, "_fields") else kind(made)
+
+
+def _product(module: nn.Module, buffer: str, value: Any) -> torch.Tensor:
+    """An activation times the mask in a buffer.
+
+    Raises:
+        MaskError: there is no such tensor, or the mask does not broadcast to it.
+    """
+    mask: Any = module._buffers[buffer]
+    name, kind = buffer.removesuffix("_mask"), type(module).__name__
+    if not isinstance(value, torch.Tensor):
+        raise MaskError(f"{name!r} of a {kind} is masked, and a call of it has no such tensor")
+    sizes = value.shape[max(0, value.ndim - mask.ndim) :]
+    if mask.ndim > value.ndim or any(m not in (1, s) for m, s in zip(mask.shape, sizes, strict=True)):
+        raise MaskError(
+            f"{name!r} of a {kind} is of size {tuple(value.shape)}, and its mask, of size {tuple(mask.shape)}, does "
+            "not broadcast to it"
+        )
+    return value * mask
 
 
 class Multiplied:

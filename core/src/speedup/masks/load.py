@@ -151,35 +151,60 @@ def _load(
 ) -> LoadedMasks:
     if source not in SOURCES:
         raise MaskError(f"source={source!r}: it is one of {', '.join(SOURCES)}")
+    names = Names(model)
     if isinstance(masks, LoadedMasks):
-        return LoadedMasks(normalize_masks(model, masks.parameters, may_be_empty=True), masks.activations)
-    if masks is None and source in ("auto", "model"):
+        parameters: Mapping[Any, Any] = masks.parameters
+        activations = masks.activations
+    else:
+        given = _given(model, masks, source, map_location, carried)
+        parameters, activations = split(names.nested(_of_state_dict(names, given)))
+        parameters.update({name: entry for name, entry in activations.items() if name not in names.modules})
+    may_be_empty = may_be_empty or bool(activations or carried) or isinstance(masks, LoadedMasks)
+    merged = normalize_masks(model, parameters, may_be_empty=may_be_empty)
+    for name, mask in normalize_masks(model, carried, may_be_empty=True).items():
+        merged[name] = merged[name] & mask if name in merged else mask
+    return LoadedMasks(merged, activations)
+
+
+_TAKES = {"model": "masks=None", "zeros": "masks='zeros' or None", "dict": "a dict", "file": "the path of a file"}
+
+
+def _given(
+    model: nn.Module, masks: Any, source: Source, map_location: Any, carried: Mapping[str, torch.Tensor]
+) -> Mapping[Any, Any]:
+    """What was given, as it stands there; nothing of what the model itself carries."""
+    zero = isinstance(masks, str) and masks == "zeros"
+    if source != "auto":
+        kind = "file" if source in files.KINDS else source
+    else:
+        kind = "model" if masks is None else "zeros" if zero else "dict" if isinstance(masks, Mapping) else "file"
+    fits = {
+        "model": masks is None,
+        "zeros": zero or masks is None,
+        "dict": isinstance(masks, Mapping),
+        "file": isinstance(masks, str | os.PathLike),
+    }
+    if not fits[kind] and source == "auto":
+        raise MaskError(f"masks are a dict, the path of a file, 'zeros', or None, not {type(masks).__name__}")
+    if not fits[kind]:
+        shown = repr(masks) if masks is None or isinstance(masks, str) else f"a {type(masks).__name__}"
+        raise MaskError(f"source={source!r} goes with {_TAKES[kind]}, not with {shown}")
+    if kind == "model":
         if not carried:
             raise MaskError(
                 "no masks were given and the model carries none (tried: torch.nn.utils.prune, parametrizations of "
                 "torch.ao.pruning). Pass a dict or a file, or masks='zeros' to take exact zeros in the weights"
             )
-        return LoadedMasks(normalize_masks(model, carried))
-    if (isinstance(masks, str) and masks == "zeros" and source == "auto") or source == "zeros":
+        return {}
+    if kind == "zeros":
         found = zeros(model)
         if not found and not carried:
             raise MaskError("masks='zeros': no parameter of the model has an entry of exactly 0")
-        given: Mapping[Any, Any] = found
-    elif isinstance(masks, Mapping):
-        given = masks
-    elif isinstance(masks, str | os.PathLike) and source != "dict":
-        kind = source if source in files.KINDS else None
-        given = files.read(masks, map_location, kind)
-    else:
-        raise MaskError(f"masks are a dict, the path of a file, 'zeros', or None, not {type(masks).__name__}")
-    names = Names(model)
-    parameters, activations = split(names.nested(_of_state_dict(names, given)))
-    unknown = [name for name in activations if name not in names.modules]
-    parameters.update({name: activations[name] for name in unknown})
-    merged = normalize_masks(model, parameters, may_be_empty=may_be_empty or bool(activations or carried))
-    for name, mask in normalize_masks(model, carried, may_be_empty=True).items():
-        merged[name] = merged[name] & mask if name in merged else mask
-    return LoadedMasks(merged, activations)
+        return found
+    if kind == "file":
+        return files.read(masks, map_location, source if source in files.KINDS else None)
+    given: Mapping[Any, Any] = masks
+    return given
 
 
 def _of_state_dict(names: Names, masks: Mapping[Any, Any]) -> Mapping[Any, Any]:
