@@ -29,7 +29,7 @@ from pages import with_part
 PARTS = ("transformation", "latency", "scaling")
 
 
-def machine() -> str:
+def machine(threads: int) -> str:
     """The machine and the versions that a table was measured with."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -37,12 +37,13 @@ def machine() -> str:
     cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    return f"{versions}, {os.cpu_count()} cores of {cpu}, load {load:.1f}."
+    used = f"{threads} thread{'s' * (threads > 1)} on {os.cpu_count()} cores of {cpu}"
+    return f"{versions}, {used}, load {load:.1f} at the start."
 
 
-def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+def alone(threads: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """Run a measurement in a process of its own, so that none inherits the memory of another."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (threads,)) as pool:
         return pool.apply(work, arguments)
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure (default: all)")
     parser.add_argument("--models", nargs="+", help="builders of torchvision")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch for the transformation")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1])
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true", help="latency of the compiled models too")
@@ -59,12 +60,12 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="write the tables between the marks of this Markdown file")
     options = parser.parse_args()
     parts = options.parts or PARTS
-    figures: dict[str, Any] = {"machine": machine()}
+    figures: dict[str, Any] = {"machine": machine(options.threads)}
     texts: dict[str, str] = {}
     if "transformation" in parts:
         rows = figures["transformation"] = []
         for name in options.models or transformation.MODELS:
-            rows.append(alone(transformation.measure, name, options.repeats, options.threads))
+            rows.append(alone(options.threads, transformation.measure, name, options.repeats))
             print(transformation.table(rows[-1:]).splitlines()[-1], flush=True)
         texts["transformation"] = f"{transformation.summary(rows)}\n\n{transformation.table(rows)}"
     if "latency" in parts:
@@ -73,13 +74,14 @@ def main() -> None:
             for dtype in options.dtypes:
                 for batch in options.batches:
                     for compiled in (False, True) if options.compile else (False,):
-                        rows.append(alone(latency.measure, name, batch, compiled, getattr(torch, dtype)))
+                        how = name, batch, compiled, getattr(torch, dtype)
+                        rows.append(alone(options.threads, latency.measure, *how))
                         print(latency.table(rows[-1:]).splitlines()[-1], flush=True)
         texts["latency"] = latency.table(rows)
     if "scaling" in parts:
         rows = figures["scaling"] = []
         for name in scaling.SERIES:
-            rows.append(alone(scaling.measure, name, options.repeats))
+            rows.append(alone(options.threads, scaling.measure, name, options.repeats))
             print(scaling.table(rows[-1:]).splitlines()[-1], flush=True)
         texts["scaling"] = scaling.table(rows)
     if options.json:

@@ -2,7 +2,7 @@
 
     python benchmarks/pruning.py                              # all of them
     python benchmarks/pruning.py resnet50 densenet121         # some of them
-    python benchmarks/pruning.py --write docs/prune.md # the table, as Markdown
+    python benchmarks/pruning.py --write docs/prune.md       # the table, as Markdown
 
 ``speedup.prune_masks(model, x, "l1", sparsity=0.5)`` drops half the channels of every group. Weights are random,
 BatchNorm statistics too. The small model is compared with the masked one on the dummy input, and at another batch
@@ -13,7 +13,6 @@ auxiliary classifiers of GoogLeNet and Inception) are taken off first.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import multiprocessing
 import sys
@@ -28,7 +27,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup.testing import randomize
+from speedup.testing import masked_copy, randomize
 
 sys.path.insert(0, str(Path(__file__).parent))
 import models
@@ -66,10 +65,7 @@ def measure(name: str) -> dict[str, Any]:
         found["groups"] = len(groups)
         found["group seconds"] = time.perf_counter() - start
         masks = speedup.prune_masks(model, inputs, "l1", sparsity=0.5)
-        masked = copy.deepcopy(model)
-        with torch.no_grad():
-            for parameter, mask in masks.items():
-                masked.get_parameter(parameter).mul_(mask)
+        masked = masked_copy(model, masks)
         start = time.perf_counter()
         plan = speedup.plan(model, inputs, masks)
         small = plan.apply()

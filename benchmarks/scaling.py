@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import models
 import torch
 from torch import nn
 
@@ -81,6 +82,7 @@ def measure(name: str, repeats: int = 3) -> dict[str, Any]:
     """Seconds of CPU time at each size, of the transformation and of one forward of the model."""
     sizes, make = SERIES[name]
     seconds, forwards = [], []
+    models.warm_up()
     for size in sizes:
         times, runs = [], []
         for _ in range(repeats):

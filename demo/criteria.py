@@ -39,17 +39,17 @@ def slim(model: nn.Module, sparsity: float = 0.7, layers: Iterable[str] | None =
     """
     if layers is None:
         layers = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    norms = [(name, _layer(model, name, nn.modules.batchnorm._BatchNorm)) for name in layers]
-    if not norms:
+    bns = [(name, _layer(model, name, nn.modules.batchnorm._BatchNorm)) for name in layers]
+    if not bns:
         raise ValueError("the model has no BatchNorm2d to prune")
-    for name, norm in norms:
+    for name, norm in bns:
         if norm.weight is None:
             raise ValueError(f"{name} has no scale to rank its channels by (affine=False)")
-    kept = _keep_highest(torch.cat([norm.weight.abs() for _, norm in norms]), sparsity)
-    sizes = [norm.num_features for _, norm in norms]
+    kept = _keep_highest(torch.cat([norm.weight.abs() for _, norm in bns]), sparsity)
+    sizes = [norm.num_features for _, norm in bns]
     return {
         name: {"weight": mask.clone(), "bias": mask.clone()}
-        for (name, _), mask in zip(norms, kept.split(sizes), strict=True)
+        for (name, _), mask in zip(bns, kept.split(sizes), strict=True)
     }
 
 

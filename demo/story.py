@@ -19,10 +19,11 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import speedup
-from demo import bench, data, masking, train
+from demo import bench, data, train
 from demo.data import Digits
 from demo.train import Recipe
 from speedup.pruning.target import seconds
+from speedup.testing import masked_copy
 
 SPARSITY = 0.8
 _DENSE = Recipe(images=8 * data.TRAIN_IMAGES, batch=32, rate=2e-3)
@@ -50,21 +51,12 @@ def tell(share: float = 1.0, seed: int = 0, size: int = 32, passes: int = 15) ->
 
     example = digits.test_images[:2]
     masks = speedup.prune_masks(model, example, "l1", sparsity=SPARSITY)
-    masked = masking.masked_copy(model, nested(masks))
+    masked = masked_copy(model, masks)
     before = _stage("masked", masked, digits, passes)
     small = speedup.plan(copy.deepcopy(model), example, masks).apply(verify=True)
     after = _stage("small", small, digits, passes)
     on = _stage("small, trained on", small, digits, passes, _trained(small, digits, _ON, share, seed + 1))
     return [dense, before, after, on]
-
-
-def nested(masks: dict[str, torch.Tensor]) -> masking.Masks:
-    """Flat masks in the layout of the demo."""
-    made: masking.Masks = {}
-    for name, mask in masks.items():
-        path, _, attribute = name.rpartition(".")
-        made.setdefault(path, {})[attribute] = mask.float()
-    return made
 
 
 def table(stages: list[Stage]) -> str:

@@ -157,6 +157,13 @@ class WrongAffine(ScaleRule):
         return {"output": Affine(1, ones > 0, (facts.value(1)[None],), ones * 0)}
 
 
+class NoMean(ScaleRule):
+    """Takes what it makes for the weights of means."""
+
+    def sums_to_one(self, node: Node) -> int | None:
+        return -1
+
+
 class Misshapen(ScaleRule):
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         return {"input": Unused(np.zeros(6, dtype=bool))}
@@ -174,6 +181,7 @@ class Misshapen(ScaleRule):
         (WrongUnused, "infer_from_output is not sound: entry .* depends on entries of operand 'input'"),
         (WrongUnusedWeight, "infer_from_output is not sound: entry .* depends on entries of operand 'scale'"),
         (WrongAffine, "infer_from_weight is not sound: entry .* is not the affine that it is said to be"),
+        (NoMean, r"sums_to_one is not sound: row \(0,\) along axis 1 has a negative entry, or does not sum up to 1"),
         (Misshapen, r"infer_from_output is not well-formed: a fact of shape \(6,\)|gave a fact of shape"),
     ],
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+import speedup
 from speedup.testing import check_equal, mask_indices, randomize
 
 
@@ -45,3 +48,28 @@ def test_the_coarsest_type_says_what_rounding_is(norm: nn.Module) -> None:
     x, other = (torch.randn(n, 16, generator=torch.Generator().manual_seed(n)) for n in (3, 5))
     result = check_equal(model, x, masks, [other], tolerance=1e-5)
     assert result.shape("b.weight") == (4, 256 - len(gone))
+
+
+class Spectrum(nn.Module):
+    """Gives complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 96), nn.Linear(96, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(self.b(torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_complex_numbers_are_rounded_as_their_parts_are(dtype: torch.dtype) -> None:
+    model = randomize(Spectrum(), 0).to(dtype)
+    x = torch.randn(4, 64, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    masks = mask_indices(model, {"a.weight": list(range(60))})
+    small = speedup.plan(copy.deepcopy(model), x, masks).apply()
+    assert small.a.weight.shape == (36, 64)
+    found = speedup.verify(model, small, x, masks)
+    assert found, found
+    assert all(0 < c.allowed < 1e-2 for c in found.comparisons)
+    small.b.bias.data[0] += 1
+    assert not speedup.verify(model, small, x, masks)

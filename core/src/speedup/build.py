@@ -203,13 +203,8 @@ def _settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Par
     """Modules that ran in parts get their sizes, where anything inside became smaller."""
     for path, rule in graph.expanded.items():
         inside = [n for n in graph.nodes if n.scope == path or n.scope.startswith(path + "." if path else "")]
-        calls = [Call(n, tuple(None if v is None else planned_shape(keeps, v) for v in n.values)) for n in inside]
+        calls = [Call(n, tuple(None if v is None else keeps.shape(v) for v in n.values)) for n in inside]
         if not all(c.whole for c in calls):
             if path not in parts.modules:
                 parts.modules[path] = shell_of(model.get_submodule(path))
             settle(rule, path, parts.modules[path], calls)
-
-
-def planned_shape(keeps: KeepSets, value: Value) -> tuple[int, ...]:
-    """The shape that a value should have in the small model."""
-    return keeps.shape(value)

@@ -93,6 +93,7 @@ class Node:
         outputs: the tensors that come out, tensors changed in place included.
         calls: how often the module is called in the whole run.
         writes: whether the call changed a tensor in place.
+        rows: the axis of the first output along which entries are the weights of means, see ``Rule.sums_to_one``.
     """
 
     index: int
@@ -115,6 +116,7 @@ class Node:
     calls: int = 1
     sites: tuple[tuple[CodeType, int], ...] = ()
     writes: bool = False
+    rows: int | None = None
 
     @property
     def label(self) -> str:
@@ -193,10 +195,7 @@ def rows_of_one(value: Value) -> int | None:
         value: what ``Rule.sums_to_one`` of the call that made it speaks of.
     """
     node = value.producer
-    if node is None or node.rule is None or node.writes or value is not node.outputs[0]:
-        return None
-    axis = node.rule.sums_to_one(node)
-    return None if axis is None else axis % value.ndim
+    return node.rows if node is not None and value is node.outputs[0] else None
 
 
 @dataclass(frozen=True, eq=False)

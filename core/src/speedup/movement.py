@@ -42,18 +42,17 @@ class Movement(CoordinateRule):
     """
 
     def sums_to_one(self, node: Node) -> int | None:
-        """Where the call ``node`` is a view that leaves an axis as it is, its step in memory is found again."""
-        value = node.operands[0] if len(node.operands) == 1 and len(node.tensors) == 1 else None
+        """Where all entries of a row of the operand of ``node`` come out side by side, in whatever order."""
+        value = node.operands[0] if len(node.operands) == 1 else None
         axis = rows_of_one(value) if value is not None else None
         if value is None or axis is None:
             return None
-        line = torch.zeros(value.shape[axis])
-        probe = line.as_strided(value.shape, [int(a == axis) for a in range(value.ndim)])
-        out = self._run(node, [probe])[0]
-        if out.untyped_storage().data_ptr() != line.untyped_storage().data_ptr():
+        origin = self.origins(node)[0]
+        axes = self._target(node, 0, axis)
+        if len(axes) != 1 or (origin.source != 0).any():
             return None
-        moved = [a for a, step in enumerate(out.stride()) if step and out.shape[a] > 1]
-        return moved[0] if len(moved) == 1 and out.shape[moved[0]] == len(line) else None
+        row = np.sort(origin.coordinates[axis], axis=None)
+        return axes.pop() if np.array_equal(row, np.arange(value.shape[axis])) else None
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         """Arguments (by their names in ``call``) or module attributes that the smaller call has (override).

@@ -30,7 +30,7 @@ def difference(
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"output {number} is {tuple(b.shape)} {b.dtype} instead of {tuple(a.shape)} {a.dtype}"
         error, scale = distance(a, b)
-        rounding = 1e3 * torch.finfo(a.dtype).eps * floor if a.is_floating_point() else 0.0
+        rounding = 1e3 * torch.finfo(a.dtype).eps * floor if a.is_floating_point() or a.is_complex() else 0.0
         if error > max(tolerance(a.dtype, coarsest) * scale, rounding):
             return f"output {number} differs by {error:.3g} (its largest entry is {scale:.3g})"
     return None
@@ -42,13 +42,13 @@ def tolerance(dtype: torch.dtype, coarsest: torch.dtype | None = None) -> float:
     Args:
         coarsest: the type of the coarsest numbers on the way to it.
     """
-    own = _TOLERANCE.get(dtype, 0.0)
+    own = _TOLERANCE.get(dtype.to_real(), 0.0)
     return max(own, _TOLERANCE.get(coarsest, 0.0)) if own and coarsest is not None else own
 
 
 def coarsest_of(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
     """The floating-point type with the largest rounding; None where there is none."""
-    return max((d for d in dtypes if d in _TOLERANCE), key=_TOLERANCE.__getitem__, default=None)
+    return max((d for d in (t.to_real() for t in dtypes) if d in _TOLERANCE), key=_TOLERANCE.__getitem__, default=None)
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:

@@ -211,6 +211,8 @@ class Rule:
             self._bind(node)
             node.rule = self
             self.check(node)
+            axis = None if node.writes else self.sums_to_one(node)
+            node.rows = None if axis is None else axis % node.outputs[0].ndim
         except (TypeError, SignatureError) as error:
             node.rule, node.operands, node.operand_names = None, (), ()
             node.note = f"{self.label} does not fit this call: {error}"
@@ -441,7 +443,8 @@ class Rule:
     def sums_to_one(self, node: Node) -> int | None:
         """The axis of the first output of ``node`` along which entries are not negative and sum up to 1, if any.
 
-        Override it for what makes such rows (softmax) and for what hands them on; see ``speedup.rows_of_one``.
+        Called once when the call is recorded. Override it for what makes such rows (softmax) and for what hands them
+        on; see ``speedup.rows_of_one``.
 
         Args:
             node: the call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -551,6 +552,8 @@ MEANS: dict[str, Mix] = {
     "another type": lambda s, v: torch.softmax(s, dim=-1, dtype=torch.float64).to(v.dtype) @ v,
     "dropout and a view": lambda s, v: (F.dropout(F.softmax(s, 2), training=False)[:, None] @ v[:, None]).squeeze(1),
     "one head of two": lambda s, v: torch.stack([s, 2 * s], 1).softmax(-1)[:, 1].contiguous().matmul(v),
+    "turned around": lambda s, v: s.softmax(-1).flip(-1).roll(1, -1) @ v,
+    "a long way": lambda s, v: functools.reduce(lambda w, _: w[None].squeeze(0), range(300), s.softmax(-1)) @ v,
 }
 OTHERS: dict[str, Mix] = {
     "over the other axis": lambda s, v: s.softmax(-2) @ v,
@@ -558,6 +561,9 @@ OTHERS: dict[str, Mix] = {
     "scaled": lambda s, v: (s.softmax(-1) * 2) @ v,
     "a part of a row": lambda s, v: s.softmax(-1)[..., :2] @ v[:, :2],
     "a square that is read across": lambda s, v: s.softmax(-1).mT @ v,
+    "one entry of each row": lambda s, v: s.softmax(-1).diagonal(0, 1, 2)[:, None] @ v,
+    "a row twice": lambda s, v: s.softmax(-1).repeat(1, 1, 2) @ torch.cat([v, v], 1),
+    "a row and zeros": lambda s, v: F.pad(s.softmax(-1), (0, 0, 0, 1)) @ v,
 }
 
 

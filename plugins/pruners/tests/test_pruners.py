@@ -172,6 +172,16 @@ def test_heads_go_whole_and_the_width_stays() -> None:
     torch.testing.assert_close(small(x), reference(x), rtol=1e-10, atol=1e-10)
 
 
+def test_a_share_by_name_counts_for_heads_that_go_together() -> None:
+    model = randomize(Block().double().eval(), 0)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    heads = {}
+    for overrides in ({}, {"v": 0.7}, {"q": 0.7}, {"*": 0.7}, {"q": 0.7, "v": 0.4}, {"v": 0.0}):
+        masks = speedup.prune_masks(model, x, "magnitude", overrides=overrides)
+        heads[str(overrides)] = {len(gone(masks, f"{n}.weight")) // 4 if f"{n}.weight" in masks else 0 for n in "qkv"}
+    assert list(heads.values()) == [{1}, {2}, {2}, {2}, {1}, {0}]
+
+
 # ---------------------------------------------------------------- how much goes
 
 
@@ -248,13 +258,35 @@ def test_a_carried_mask_counts() -> None:
         ({"target": {"parameters": 0.001}}, r"cannot be met: with all that can go gone, .*% of the parameters is left"),
         ({"overrides": {"5": 0.5}}, "'5' matches no layer"),
         ({"overrides": {"0": 1.5}}, "lies in"),
-        ({"criterion": "apoz"}, "pass batches="),
-        ({"criterion": "taylor"}, "pass loss="),
+        ({"criterion": "apoz"}, "criterion 'apoz' looks at data: pass batches="),
+        ({"criterion": "apoz", "batches": []}, "looks at data: pass batches="),
+        ({"criterion": "taylor"}, "criterion 'taylor' looks at gradients: pass loss="),
+        ({"criterion": "taylor", "loss": loss}, "criterion 'taylor' looks at data: pass batches="),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         speedup.prune_masks(net(), X, **{"criterion": "l1", **arguments})
+
+
+def test_what_a_criterion_needs_is_asked_for_before_the_model_runs() -> None:
+    model = net()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    for name in ("apoz", "mean_activation", "taylor"):
+        with pytest.raises(InputError, match="pass "):
+            speedup.prune_masks(model, X, name)
+
+
+@pytest.mark.parametrize(("what", "words"), [("batches", "pass batches="), ("gradients", "pass loss=")])
+def test_what_a_criterion_uses_and_does_not_declare(what: str, words: str) -> None:
+    class Silent(Criterion):
+        name = "silent"
+
+        def score(self, group: Group, scene: Scene) -> torch.Tensor:
+            return torch.tensor(getattr(scene, what))
+
+    with pytest.raises(InputError, match=words):
+        speedup.prune_masks(net(), X, Silent())
 
 
 class Wrong(Criterion):

@@ -95,7 +95,7 @@ def queues(
             channels_of = {n: groups[n].heads[place] for n in members}
             total = sum(float(scores[n][list(c)].sum()) for n, c in channels_of.items())
             heads.append(Step(channels_of, total))
-        share = min(shares[n] for n in members)
+        share = min((shares[n] for n in members), key=lambda s: (not s[1], s[0]))  # what was asked for by name first
         found.append(Queue(sorted(heads, key=lambda s: s.score), *share, round_to))
     return found
 

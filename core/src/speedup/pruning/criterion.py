@@ -20,8 +20,8 @@ class Criterion:
         comparable: whether scores of different groups can be compared as they are; else each group's are divided by
             their mean before a global choice.
         whole_heads: whether the heads of an attention go whole, not channels of all heads in equal numbers.
-        needs_batches: whether it runs the model on inputs (``batches=``).
-        needs_loss: whether it needs gradients of a loss (``loss=``).
+        needs_batches: whether it runs the model on inputs: ``prune_masks`` then asks for ``batches=``.
+        needs_loss: whether it needs gradients of a loss: ``prune_masks`` then asks for ``loss=``.
 
     Example, a criterion that keeps what has large biases::
 

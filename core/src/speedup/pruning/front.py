@@ -18,7 +18,7 @@ from speedup.inputs import resolve_inputs
 from speedup.masks import Prepared
 from speedup.pruning.choose import choose, queues
 from speedup.pruning.criterion import Criterion
-from speedup.pruning.scene import Loss, Scene
+from speedup.pruning.scene import NO_BATCHES, NO_LOSS, Loss, Scene
 from speedup.pruning.target import Measure, meet
 from speedup.registry import Registry, default_registry
 from speedup.trace import first_trace, sandbox
@@ -81,6 +81,10 @@ def prune_masks(
     _check(sparsity, scope, round_to)
     rules = registry if registry is not None else default_registry()
     judge = criterion if isinstance(criterion, Criterion) else rules.criterion(criterion)
+    if judge.needs_loss and loss is None:
+        raise InputError(f"criterion {judge.name!r} {NO_LOSS}")
+    if judge.needs_batches and batches is None:
+        raise InputError(f"criterion {judge.name!r} {NO_BATCHES}")
     inputs = resolve_inputs(dummy_input)
     prepared = Prepared(model, {}, source="dict", may_be_empty=True)
     try:

@@ -19,6 +19,12 @@ from speedup.trace.sandbox import undisturbed
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
+NO_BATCHES = "looks at data: pass batches=, inputs like the dummy input"
+NO_LOSS = (
+    "looks at gradients: pass loss=, a function of the model and a batch, such as "
+    "lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])"
+)
+
 
 class Scene:
     """A model under the eyes of a criterion.
@@ -59,7 +65,7 @@ class Scene:
         """
         batches = [] if self._batches is None else list(self._batches)
         if not batches:
-            raise InputError("this criterion looks at data: pass batches=, inputs like the dummy input")
+            raise InputError(f"the criterion {NO_BATCHES}")
         return batches
 
     def activations(self) -> Iterator[dict[int, list[torch.Tensor]]]:
@@ -87,10 +93,7 @@ class Scene:
         """
         loss = self._loss
         if loss is None:
-            raise InputError(
-                "this criterion looks at gradients: pass loss=, a function of the model and a batch, such as "
-                "lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])"
-            )
+            raise InputError(f"the criterion {NO_LOSS}")
         found = []
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         for batch in self.batches:

@@ -47,7 +47,8 @@ def check_laws(
     * *monotone*: what it answers to F1 it answers to F2 too, with the same values;
     * *sound*: in runs of the call on random numbers for which the facts hold, entries said to be constant have the
       value said, affine ones are combinations of unknowns that they share, and other numbers in entries said to be
-      unused change no output, but for those that are unused themselves.
+      unused change no output, but for those that are unused themselves;
+    * entries that ``sums_to_one`` speaks of are not negative, and sum up to 1.
 
     And for the facts of the model itself: asked again at the end, no rule says more; and in runs of the model on
     random inputs, constants are constants.
@@ -155,6 +156,7 @@ class _Laws:
         self.runs = all(v in samples for v in node.tensors)
 
     def check(self, rounds: int) -> None:
+        self._rows_of_one()
         nothing_known = Given(self.maker.real)
         bare = self._ask(nothing_known)
         for _ in range(rounds):
@@ -229,6 +231,17 @@ class _Laws:
             changed = first(one.mask & two.mask & ~same)
             why = f"with more facts, entry {changed} of {value.label} is another constant"
             assert changed is None, _text(self.node, "inference", "not monotone", why)
+
+    def _rows_of_one(self) -> None:
+        axis = self.node.rows
+        if axis is None or self.node.outputs[0] not in self.samples:
+            return
+        rows = self.samples[self.node.outputs[0]]
+        sums = rows.sum(axis)
+        weights = (rows >= 0).all(axis) & torch.isclose(sums, torch.ones_like(sums))
+        wrong = first((~weights & torch.isfinite(rows).all(axis)).numpy())
+        why = f"row {wrong} along axis {axis} has a negative entry, or does not sum up to 1"
+        assert wrong is None, _text(self.node, "sums_to_one", "not sound", why)
 
     def _sound(
         self, facts: Given, answers: Answers, given: Mapping[Value, torch.Tensor], outputs: list[torch.Tensor]
