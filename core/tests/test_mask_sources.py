@@ -470,4 +470,4 @@ def test_a_named_source(tmp_path: Path) -> None:
 def test_a_named_source_does_not_go_with_another(source: Any, given: Any) -> None:
     """Else what was given would be passed over in silence."""
     with pytest.raises(MaskError, match=f"source='{source}' goes with .*, not with"):
-        masks.load(masked(pruned(net())), given, source=source)
+        masks.load(pruned(masked(net())), given, source=source)

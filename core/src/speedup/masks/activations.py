@@ -67,7 +67,8 @@ def _product(module: nn.Module, buffer: str, value: Any) -> torch.Tensor:
             f"{name!r} of a {kind} is of size {tuple(value.shape)}, and its mask, of size {tuple(mask.shape)}, does "
             "not broadcast to it"
         )
-    return value * mask
+    made: torch.Tensor = value * mask
+    return made
 
 
 class Multiplied:
