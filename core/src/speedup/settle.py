@@ -15,7 +15,7 @@ from speedup.commit import Transaction
 from speedup.decisions import Decisions
 from speedup.errors import CheckError
 from speedup.graph import Graph
-from speedup.keep import KeepSets, Lock, keep_sets
+from speedup.keep import KeepSets, Lock
 from speedup.order import arrange
 from speedup.registry import Registry
 from speedup.repair.mend import mend
@@ -44,9 +44,9 @@ def settle(
     """
     way = ways[0]
     for _ in range(_ROUNDS):
-        keeps = [keep_sets(w.graph, w.facts, w.locks, drop) for w in ways]
+        keeps = [w.keep_sets(drop) for w in ways]
         more = [arrange(w.graph, k) for w, k in zip(ways, keeps, strict=True)]
-        if not any(more):
+        if not any(more) and len(ways) > 1:
             more = disagreements(ways, keeps)
         if not any(more):
             made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
