@@ -67,7 +67,7 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     """What goes of the factors and is not 0, and that some kept output still counts."""
     layout = node.layout
     facts = keep.facts
-    factors = [k for k in range(layout.n_inputs) if layout.present(k) and layout.names_of(k) & layout.contracted]
+    factors = layout.factors
     found = []
     weights_only = not any(facts.from_input(k) for k in factors)
     for k in factors:
@@ -115,8 +115,7 @@ def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: b
     read = layout.project_any(k, any_of(out, layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))))
     for j in others:
         reads = ~layout.project_all(j, layout.to_named(j, keep.facts.zero(j)))
-        over = layout.axes(set(layout.names) - layout.shared(k))
-        read = read & layout.project_any(k, any_product(reads, out, over))
+        read = read & layout.project_any(k, any_product(reads, out, layout.private(k)))
     return read
 
 
@@ -175,6 +174,8 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
         if not gone.foldable:
             mask, why = layout.from_named(gone.k, gone.mask), "a constant that cannot be folded here"
             keep.grow(gone.k, mask, why, gone.k, Kind.CONSTANT)
+            continue
+        if bias and not gone.terms:
             continue
         rows = _Rows(node, gone, keep, bias)
         chosen = rows.lacking()

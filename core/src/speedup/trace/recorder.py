@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -37,6 +38,8 @@ _READS = frozenset(
 )
 
 _PLAIN = (bool, int, float, str, type(None))  # attributes that hold no tensor
+_CONTAINERS = (dict, list, tuple, set, OrderedDict)
+_MEMBERS = ("_parameters", "_buffers", "_modules")
 
 _MOST_READS = 100  # in a run that is told what the data do not say
 
@@ -131,12 +134,13 @@ class Recorder(TorchFunctionMode):
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
             for name, held in module.__dict__.items():
-                if type(held) not in _PLAIN and name not in ("_parameters", "_buffers", "_modules"):
-                    for tensor in tensors_in(held, depth=2):
-                        if id(tensor) not in self._sources:
-                            value = self._sources[id(tensor)] = self._value(tensor, "attribute")
-                            value.tensor, value.names = tensor, (prefix + name,)
-                            self._held.append(tensor)
+                if type(held) in _PLAIN or (type(held) in _CONTAINERS and not held) or name in _MEMBERS:
+                    continue
+                for tensor in tensors_in(held, depth=2):
+                    if id(tensor) not in self._sources:
+                        value = self._sources[id(tensor)] = self._value(tensor, "attribute")
+                        value.tensor, value.names = tensor, (prefix + name,)
+                        self._held.append(tensor)
 
     def _value(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
         value = Value(len(self.values), tuple(int(s) for s in tensor.shape), tensor.dtype, kind, producer=producer)

@@ -29,7 +29,9 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
             for name, mask in (masks or {}).items():
                 parameter = parameters[name]
                 masked = torch.empty_like(parameter.data)  # with the strides that it has
-                parameter.data = torch.mul(parameter.data, compact(mask).to(parameter.device), out=masked)
+                torch.mul(parameter.data, compact(mask).to(parameter.device), out=masked)
+                if not torch.equal(masked, parameter.data):  # else the masked entries are 0 already
+                    parameter.data = masked
             for module in model.modules():
                 module.training = False
             yield
