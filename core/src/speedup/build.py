@@ -17,6 +17,7 @@ from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
+from speedup.masking import product
 from speedup.pieces import contents, put_back, source_of
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
@@ -101,7 +102,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
         if whole and value not in keeps.orders and value not in folded and value not in keeps.facts.masked:
             continue
         assert value.tensor is not None
-        tensor = folded.pop(value) if value in folded else _cut(keeps, value, value.tensor.detach())
+        tensor = folded.pop(value) if value in folded else _cut(keeps, value)
         fresh[value] = _like(value.tensor, tensor)
         for name in value.names:
             parts.tensors[name] = fresh[value]
@@ -111,11 +112,19 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
     return parts
 
 
-def _cut(keeps: KeepSets, value: Value, tensor: torch.Tensor) -> torch.Tensor:
-    """What is kept of a parameter or buffer with these contents, as a new tensor."""
+def _cut(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torch.Tensor:
+    """What is kept of a parameter or buffer, as a new tensor.
+
+    Args:
+        new: full-size contents, if others than its own.
+    """
+    assert value.tensor is not None
+    whole = value.tensor.detach() if new is None else new
+    mask = value.mask if new is None else None
     if (keeps.whole(value) or not value.uses) and value not in keeps.orders:
-        return tensor.clone()
-    return keeps.cut(value, tensor).contiguous()
+        return whole.clone() if mask is None else product(whole, mask)
+    small = keeps.cut(value, whole).contiguous()
+    return small if mask is None else small * keeps.cut_mask(value, mask.to(whole.device))
 
 
 def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], dict[Node, dict[str, torch.Tensor]]]:

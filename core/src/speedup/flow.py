@@ -124,7 +124,7 @@ class _Named:
         made = any_of(self.facts.zero(k), tuple(dims)) | all(value.shape[a] == 1 for a in dims)
         if not dims or not made.any() or not value.tensor.numel() or value.tensor.is_complex():
             return self._nowhere, np.zeros(self._nowhere.shape)
-        tensor = value.tensor.detach()
+        tensor = value.contents()
         low, high = (f(tensor, dims, keepdim=True) for f in (torch.amin, torch.amax))
         mask = made & (low == high).cpu().numpy()
         return self.layout.to_named(k, mask), self.layout.to_named(k, low.to("cpu", torch.float64).numpy())
@@ -282,9 +282,11 @@ def response(
     names = [n for dim in layout.operands[weight] or () for n in dim]
     if not values.any() or not wanted.any():
         return np.zeros((1,) * len(layout.names))
+    mask = None
     if contents is None:
         assert source.tensor is not None
         contents = source.tensor.detach()
+        mask = _by_names(layout, weight, names, source.mask)
     tensor = contents.reshape([layout.sizes[n] for n in names])
     # To select rows and columns keeps the work at what is constant and asked for.
     rows: dict[int, Indices] = {}
@@ -299,11 +301,15 @@ def response(
         if len(at) == layout.sizes[name]:
             continue
         tensor = take(tensor, names.index(name), at)
+        if mask is not None and mask.shape[names.index(name)] > 1:
+            mask = np.take(mask, at, axis=names.index(name))
         values = np.take(values, at, axis=p) if values.shape[p] > 1 else values
         if name not in layout.contracted:
             rows[p] = at
     mixed = [i for i, n in enumerate(names) if n in layout.mixed]
     tensor = tensor.to("cpu")
+    if mask is not None:
+        tensor = tensor * torch.from_numpy(mask)
     tensor = tensor.sum(mixed, dtype=torch.float64) if mixed else tensor.to(torch.float64)
     if mixed:
         names = [n for n in names if n not in layout.mixed]
@@ -319,6 +325,16 @@ def response(
     return result
 
 
+def _by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor | None) -> Bools | None:
+    """The mask of operand ``k`` with one axis for each of its names."""
+    if mask is None:
+        return None
+    named = layout.to_named(k, mask.cpu().numpy())
+    order = [layout.names.index(n) for n in names]
+    rest = [a for a in range(named.ndim) if a not in order]
+    return np.ascontiguousarray(named.transpose([*order, *rest]).reshape([named.shape[a] for a in order]))
+
+
 def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
     """Run the call in float64 on constants. Mixed axes get two small extents: only what is the same for both counts."""
     results = None
@@ -330,7 +346,7 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
             if id(value) not in by_value:
                 if value.tensor is None:
                     return None
-                tensors.append(value.tensor)
+                tensors.append(value.contents())
                 continue
             k, array = by_value[id(value)]
             assert array is not None

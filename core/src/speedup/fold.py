@@ -288,21 +288,24 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
         assert gone.weight is not None and gone.foldable
         weight = node.values[gone.weight]
         assert weight is not None
-        tensor = contents(weight)
+        # A piece of a parameter is put together; of a parameter itself only what is needed is read.
+        tensor = None if weight.is_source else contents(weight)
         constants = np.where(gone.mask, gone.offset, 0.0)
         out = node.layout.n_inputs
         kept = node.layout.to_named(out, keep.sets[out])
         shift = response(node, gone.k, gone.weight, constants, kept, tensor) if bias else None
         if gone.terms or not bias:
             rows = _Rows(node, gone, keep, bias)
-            new[weight] = moved = _onto_carriers(node, gone, rows, tensor)
+            new[weight] = moved = _onto_carriers(node, gone, rows, contents(weight))
             if shift is not None:
                 # The constant part of the carriers came along.
                 carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
                 shift = shift - response(node, gone.k, gone.weight, carried, kept, moved)
                 shift = shift + response(node, gone.k, gone.weight, carried, kept, tensor)
         if shift is not None:
-            _into_bias(rule, node, shift, tensor, new)
+            like = tensor if weight.tensor is None else weight.tensor
+            assert like is not None
+            _into_bias(rule, node, shift, like, new)
     return new
 
 

@@ -16,7 +16,19 @@ import torch
 
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
-from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, affine, compact_axes, everything, nothing
+from speedup.facts import (
+    Affine,
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    Unused,
+    affine,
+    compact_axes,
+    everything,
+    fixed,
+    nothing,
+)
 from speedup.graph import Graph, Node, Value
 from speedup.masks import compact
 from speedup.rule import Rule
@@ -39,7 +51,7 @@ class Facts:
             given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
             if given:
                 mask = given[0] if len(given) == 1 else functools.reduce(np.logical_or, given)
-                self.masked[value] = _fixed(compact_axes(mask)[0])
+                self.masked[value] = fixed(compact_axes(mask)[0])
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -54,7 +66,7 @@ class Facts:
         """The constants, float64; entries that are not constant have no meaning."""
         if value.tensor is not None:
             if value not in self._numbers:
-                self._numbers[value] = _fixed(value.tensor.detach().to("cpu", torch.float64).numpy())
+                self._numbers[value] = fixed(value.contents().to("cpu", torch.float64).numpy())
             return self._numbers[value]
         known = self.constants.get(value)
         return known.value if known is not None else _zeros(value.ndim)
@@ -82,7 +94,7 @@ class Facts:
             claim = self.claims.get((value, node, number))
             if claim is None:
                 return nothing(value.ndim)
-            result = claim if len(value.uses) == 1 else _fixed(result & claim)
+            result = claim if len(value.uses) == 1 else fixed(result & claim)
         return result
 
     # -- adding ---------------------------------------------------------------------------------------------------
@@ -189,16 +201,9 @@ class NodeFacts:
         return self._facts.unused(self._at(k))
 
 
-def _fixed(array: Bools | Floats) -> Bools | Floats:
-    """The array as rules see it, who may not write into it: the facts, and a weight in float64, are what is there."""
-    view = np.asarray(array).view()
-    view.flags.writeable = False
-    return view
-
-
 @functools.cache
 def _zeros(ndim: int) -> Floats:
-    return _fixed(np.zeros((1,) * ndim))
+    return fixed(np.zeros((1,) * ndim))
 
 
 def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None) -> Facts:
@@ -304,7 +309,7 @@ def _alike(old: Affine, new: Affine) -> bool:
 
 
 def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:
-    array = _fixed(array)
+    array = fixed(array)
     fits = array.ndim == value.ndim and all(a in (1, s) for a, s in zip(array.shape, value.shape, strict=True))
     if not fits:
         raise RuleError(

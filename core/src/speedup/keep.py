@@ -172,6 +172,13 @@ class KeepSets:
         small = cut(tensor, self.sets[value]) if known is None else cut_lines(tensor, known)
         return in_order(small, self.orders.get(value, {}))
 
+    def cut_mask(self, value: Value, mask: torch.Tensor) -> torch.Tensor:
+        """What is kept of a mask that broadcasts to a value; broadcasts to what is kept of it."""
+        known = self.sets.lines.get(value)
+        if known is None or value in self.orders:
+            return self.cut(value, mask.expand(value.shape))
+        return cut_lines(mask, {a: line for a, line in known.items() if mask.shape[a] > 1})
+
     def holds(self, lock: Lock) -> bool:
         """Whether a lock would change nothing."""
         keep = self.sets[self.graph.values[lock.value]]

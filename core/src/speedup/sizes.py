@@ -61,7 +61,9 @@ def lasting(
         return Way(graph, without, few)
 
     def look(case: Inputs) -> tuple[Graph, Facts]:
-        other = trace(model, *case, rules, answers=graph.answers if graph.branch is None else None)
+        other = trace(
+            model, *case, rules, answers=graph.answers if graph.branch is None else None, masking=graph.masking
+        )
         return other, infer(other, masks)
 
     denied = _following(inputs, graph, found, look)
