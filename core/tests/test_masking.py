@@ -44,8 +44,10 @@ def test_it_stays_masked_where_a_run_may_notice(use: str) -> None:
             if use == "write":
                 linear.weight.add_(1)
             masking.unmask(states, [linear.weight.t()[1:]] if use == "view" else [])
-        masked = before * mask
-        assert torch.equal(linear.weight, masked + 1 if use == "write" else masked)
+        expected: torch.Tensor = before * mask
+        if use == "write":
+            expected = expected + 1
+        assert torch.equal(linear.weight, expected)
     assert torch.equal(linear.weight, before) and linear.weight.data_ptr() == at
 
 
