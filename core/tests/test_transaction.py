@@ -255,7 +255,7 @@ def test_a_wrong_fact_is_refused() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "plan.first_trace", "sizes.infer", "settle.keep_sets", "settle.arrange", "settle.build", "settle.mend",
+        "plan.first_trace", "sizes.infer", "ways.keep_sets", "settle.arrange", "settle.build", "settle.mend",
         "settle.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_lines", "plan.summarize",
         "commit.Transaction._move_into", "plan.run", "plan.compare",
     ],

@@ -135,7 +135,9 @@ def _run(
         error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
         raise
     outputs, reference = [], []
-    for tensor in tensors_in(result):
+    returned = list(tensors_in(result))
+    recorder.masking.mask(returned)  # a parameter, say
+    for tensor in returned:
         outputs.append(recorder.value_of(tensor))
         reference.append(tensor.detach().clone())
     if lazy := later(result):
