@@ -4,8 +4,9 @@ A fact has to hold at every size. Rules see to that for what a call does by itse
 number in its arguments, or the count of its repetitions, was made of a size by the code around it. So where that may
 be, the model is run on inputs of other sizes too, and a constant that is another one there is none:
 
-1. *may it be?* In a forward that asks for a size there is a constant behind a call with a number that is not written
-   out in the source, or behind a line that runs several times and gives several constants;
+1. *may it be?* There is a constant behind a call that counts (``Rule.counts``); or, in a forward that asks for a size,
+   behind a call with a number that is not written out in the source, or behind a line that runs several times and
+   gives several constants;
 2. *does it matter?* Where as much of the parameters goes without all such constants (those of a detector's anchors,
    say), none of them is taken for one, and that is all;
 3. else the same is inferred at other sizes: more samples, smaller, larger;
@@ -94,9 +95,12 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts) -> dict[Value, Bools
     found: dict[Value, Bools] = {}
     repeated: dict[Place, list[Value]] = defaultdict(list)
     for node in graph.nodes:
-        if node.rule is None or node.scope not in asking:
+        if node.rule is None or (node.scope not in asking and not node.rule.counts):
             continue
         known = [v for v in node.outputs if _constants(facts, v).any()]
+        if node.rule.counts:
+            found.update((v, _constants(facts, v)) for v in known)
+            continue
         if known and node.module is None and not node.rule.moves and not _is_written(node, model):
             found.update((v, _constants(facts, v)) for v in known)
         for value in known:
