@@ -109,6 +109,29 @@ def test_an_activation_that_is_left_out_leaves_all_that_is_known() -> None:
     assert result.shape("2.weight")[1] == 9
 
 
+class BareLayerNorm(nn.LayerNorm):
+    """Without scale and shift, and with a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, eps=self.eps).permute(0, 3, 1, 2)
+
+
+class BareGroupNorm(nn.GroupNorm):
+    """The same over all positions."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(x, self.num_groups, eps=self.eps)
+
+
+@pytest.mark.parametrize(
+    "norm", [BareLayerNorm(12, elementwise_affine=False), BareGroupNorm(1, 12, affine=False)], ids=["layer", "group"]
+)
+def test_norms_without_parameters(norm: nn.Module) -> None:
+    model = net(norm)
+    result = check_equal(model, image(2, 3, 6, 6), mask_indices(model, {"0.weight": GONE, "0.bias": GONE}))
+    assert result.shape("2.weight")[1] == 9
+
+
 @pytest.mark.parametrize("act", [nn.Softmax(1), nn.PReLU(), nn.BatchNorm2d(12)], ids=["softmax", "prelu", "norm"])
 def test_other_children_are_not_taken_for_activations(act: nn.Module) -> None:
     assert form_of(GroupNormAct(3, 12, act)) is None

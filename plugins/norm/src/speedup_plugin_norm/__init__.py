@@ -163,7 +163,7 @@ class OtherLayerNorm(_Recognised, LayerNorm):
     kind = "layer"
 
     def signature(self, node: Node) -> str:
-        return "* c, c, c? -> * c" if self.channel(node) == -1 else "n c *, c, c? -> n c *"
+        return "* c, c?, c? -> * c" if self.channel(node) == -1 else "n c *, c?, c? -> n c *"
 
 
 class OtherRMSNorm(_Recognised, RMSNorm):

@@ -1,8 +1,9 @@
 """Norm layers of other libraries, recognised by what they compute.
 
 Every vision or language library has a LayerNorm over the second axis, an RMSNorm, or a GroupNorm with a forward of its
-own. A module without buffers whose only parameters are a ``weight`` and perhaps a ``bias`` of one axis is run on random
-numbers and compared with the formulas. It may have an activation for a child, which it calls last (``GroupNormAct``).
+own. A module without buffers whose only parameters are a ``weight`` and perhaps a ``bias`` of one axis (or none, where
+it says how many channels it has) is run on random numbers and compared with the formulas. It may have an activation for
+a child, which it calls last (``GroupNormAct``).
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ def form_of(module: nn.Module) -> Form | None:
     """The form of a module, None when it is none of those that are known."""
     if isinstance(module, Compensated):
         return None  # another sort, which scales by 0 may hide
-    own = {n: p for n, p in module._parameters.items() if n != "bias" or p is not None}
-    names = set(own)
-    if names not in ({"weight"}, {"weight", "bias"}) or module._buffers or _tail(module) is None:
+    own = {n: p for n, p in module._parameters.items() if p is not None}
+    if set(own) not in (set(), {"weight"}, {"weight", "bias"}) or module._buffers or not _width(module):
         return None
-    if not _takes_one(module) or any(p is None or p.ndim != 1 or not p.is_floating_point() for p in own.values()):
+    if any(p.ndim != 1 or not p.is_floating_point() for p in own.values()):
+        return None
+    if not _takes_one(module) or _tail(module) is None:
         return None
     if module not in _known:
         _known[module] = _recognise(module)
@@ -54,9 +56,7 @@ def form_of(module: nn.Module) -> Form | None:
 
 
 def _recognise(module: nn.Module) -> Form | None:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    width = weight.numel()
+    width, like = _width(module), _like(module)
     tail = _tail(module) or ()
     if tail and not _is_pointwise(module, tail):
         return None
@@ -66,13 +66,29 @@ def _recognise(module: nn.Module) -> Form | None:
         if len(shape) > 2 and width in (2, 3):
             continue  # the axes could not be told apart
         # Small numbers, for which eps matters.
-        x = (torch.randn(shape, generator=numbers) * 0.05).to(weight)
+        x = (torch.randn(shape, generator=numbers) * 0.05).to(like)
         kinds = ("layer", "rms", "rms+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
             for name in floats:
                 if _computes(module, x, Form(kind, axis, name, tail)):
                     return Form(kind, axis, name, tail)
     return None
+
+
+def _width(module: nn.Module) -> int:
+    """How many channels there are, 0 where nothing says so."""
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return weight.numel()
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[0] if len(module.normalized_shape) == 1 else 0
+    return module.num_channels if isinstance(module, nn.GroupNorm) else 0
+
+
+def _like(module: nn.Module) -> torch.Tensor:
+    """A tensor of the type that the module computes in."""
+    weight = module._parameters.get("weight")
+    return torch.empty(0) if weight is None else weight
 
 
 def _tail(module: nn.Module) -> tuple[str, ...] | None:
@@ -89,9 +105,7 @@ def _tail(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def _is_pointwise(module: nn.Module, tail: tuple[str, ...]) -> bool:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    x = torch.randn(24, generator=torch.Generator().manual_seed(1)).to(weight)
+    x = torch.randn(24, generator=torch.Generator().manual_seed(1)).to(_like(module))
     each = torch.cat([run_tail(module, tail, v.reshape(1, 1, 1, 1)).reshape(1) for v in x])
     return torch.allclose(run_tail(module, tail, x.reshape(2, 3, 2, 2)).reshape(-1), each, rtol=1e-3, atol=1e-5)
 
