@@ -136,6 +136,29 @@ def test_there_are_as_many_branches_at_every_size() -> None:
     assert result.shape("a.weight") == (5, 3, 1, 1) and result.shape("out.weight") == (4, 5, 1, 1)
 
 
+class Prefixed(nn.Module):
+    """The first tokens go another way than the rest, as where a class token takes no part in a rotary embedding."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first, self.a, self.out = first, nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y = torch.cat([y[:, : self.first], y[:, self.first :].sigmoid()], 1)
+        result: torch.Tensor = self.out(y)
+        return result
+
+
+@pytest.mark.parametrize(("first", "width"), [(0, 5), (2, 8), (4, 8)])
+def test_a_part_that_is_empty(first: int, width: int) -> None:
+    """It may be empty at every size, or at that of the dummy input only."""
+    net = randomize(Prefixed(first))
+    masks = mask_indices(net, {"a.weight": [1, 2, 5], "a.bias": [1, 2, 5]})
+    result = check_equal(net, tokens(2, 4), masks, [tokens(3, 6), tokens(1, 2)])
+    assert result.shape("a.weight") == (width, 4)
+
+
 def test_a_constant_made_with_a_size_that_nothing_needs_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions as a detector makes them: nothing goes by them, so that no run at another size is needed."""
 

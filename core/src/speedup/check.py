@@ -136,7 +136,7 @@ def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mism
             return Mismatch(old, 0, args, kwargs, False, nodes, lock, _decided(graph, old))
         for number, (a, b) in enumerate(zip(old.outputs, new.outputs, strict=True)):
             planned = keeps.shape(a)
-            if planned != b.shape:
+            if planned != b.shape and not (0 in planned and 0 in b.shape):
                 at = number, _stale_axes(a.shape, planned, b.shape)
                 sizes = frozenset(zip(planned, b.shape, strict=False))
                 lock = partial(_lock_call, old, graph, keeps, at, _why(a.shape, planned, b.shape), sizes)
