@@ -19,6 +19,9 @@ class Conv(Rule):
 
     def signature(self, node: Node) -> str:
         d = dims_of(node.operand("weight"))
+        if _is_pointwise(node):  # a linear layer at every position
+            at = " ".join(f"p{n}" for n in range(d))
+            return f"* (g i) {at}, (g o) i {'1 ' * d}, (g o)? -> * (g o) {at}"
         return f"* (g i) ~{d}, (g o) i ~{d}, (g o)? -> * (g o) ~{d}"
 
     def uniform(self, node: Node) -> bool:
@@ -59,6 +62,15 @@ def dims_of(weight: torch.Tensor | Value | None) -> int:
     """How many axes of positions a convolution with this weight has."""
     assert weight is not None
     return weight.ndim - 2
+
+
+def _is_pointwise(node: Node) -> bool:
+    """Whether an output entry reads its own position alone."""
+    weight, padding = node.operand("weight"), node.arg("padding", 0)
+    assert weight is not None
+    ones = (1,) * dims_of(weight)
+    unpadded = padding in ("same", "valid") or not any(_tuple(padding, len(ones)))
+    return weight.shape[2:] == ones and _tuple(node.arg("stride", 1), len(ones)) == ones and unpadded
 
 
 def _tuple(value: int | Sequence[int], count: int) -> tuple[int, ...]:
