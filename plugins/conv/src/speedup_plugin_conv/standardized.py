@@ -234,7 +234,7 @@ class StandardizedConv(Conv):
         module = super().replace(node, keep)
         form, source = form_of(keep.module), node.operand("weight")
         assert form is not None and source is not None and source.tensor is not None
-        numbers = source.tensor.detach().to("cpu", torch.float64).numpy()
+        numbers = source.contents().to("cpu", torch.float64).numpy()
         kept = np.broadcast_to(keep.sets[1], numbers.shape).reshape(len(numbers), -1)
         rows = kept.any(axis=1)
         went, numbers = ~kept[rows], numbers.reshape(kept.shape)[rows]
