@@ -172,6 +172,9 @@ def measure(name: str) -> dict[str, Any]:
         model = (model.double() if wide else model.float()).eval()
         inputs, others = (models.cast(x, torch.float64 if wide else torch.float32) for x in (inputs, others))
         for key, masks in (("unaligned", (smallest if trained else unaligned)(model)), ("aligned", aligned(model))):
+            if not masks:  # all weights are computed from others: nothing is masked
+                first, weight = next(model.named_parameters())
+                masks = {first.rpartition(".")[0]: {first.rpartition(".")[2]: torch.ones_like(weight)}}
             found[key] = _one(copy.deepcopy(model), inputs, others, masks)
             found["float64"] &= found[key].get("float64", True)
     except Exception as error:
