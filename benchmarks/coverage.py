@@ -51,6 +51,7 @@ from pages import with_part
 
 LARGE = 100_000_000
 PER_HEAD = ("relative", "temperature", "logit_scale")  # parameters with an entry per head, not per channel
+EXPERTS = ("gate_up_proj", "down_proj")  # parameters of all experts of a layer: the rows of each are its outputs
 FLOAT32 = ("raft",)  # they make float32 tensors of their own
 Masks = dict[str, dict[str, torch.Tensor]]
 
@@ -120,7 +121,7 @@ def aligned(model: nn.Module) -> Masks:
             masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
         elif not isinstance(module, nn.modules.batchnorm._NormBase):
             for parameter, tensor in own.items():
-                axis = _channel_axis(tensor)
+                axis = 1 if parameter in EXPERTS else _channel_axis(tensor)
                 if tensor.ndim and tensor.shape[axis] > 1 and not any(n in parameter for n in PER_HEAD):
                     line = torch.arange(tensor.shape[axis]) % 2 == 0
                     shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
@@ -171,6 +172,9 @@ def measure(name: str) -> dict[str, Any]:
         model = (model.double() if wide else model.float()).eval()
         inputs, others = (models.cast(x, torch.float64 if wide else torch.float32) for x in (inputs, others))
         for key, masks in (("unaligned", (smallest if trained else unaligned)(model)), ("aligned", aligned(model))):
+            if not masks:  # all weights are computed from others: nothing is masked
+                first, weight = next(model.named_parameters())
+                masks = {first.rpartition(".")[0]: {first.rpartition(".")[2]: torch.ones_like(weight)}}
             found[key] = _one(copy.deepcopy(model), inputs, others, masks)
             found["float64"] &= found[key].get("float64", True)
     except Exception as error:

@@ -238,6 +238,34 @@ class Compared(Features):
         return self.two(y.tanh())
 
 
+class Scales(nn.Module):
+    """One factor per channel, which another module asks for by a method of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.factors = nn.Buffer(torch.linspace(1, 2, 4))
+
+    def get(self) -> torch.Tensor:
+        half = self.width // 2
+        assert self.factors.numel() == half
+        return torch.cat([self.factors, self.factors])
+
+
+class Scaled(nn.Module):
+    """A size is compared in another module than the one whose forward runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.scales = Scales()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(self.conv(x).mean((2, 3)) * self.scales.get())
+        return y
+
+
 class Mean(Features):
     """Numbers made of a size keep what they meant."""
 

@@ -142,6 +142,12 @@ def test_a_size_that_python_compares() -> None:
     assert small.size == 13 and repaired(plan) == ["size: 16 -> 13"]
 
 
+def test_a_size_that_python_compares_in_another_module() -> None:
+    small, _, plan = shrink(nets.Scaled(), {"conv.weight": (1, 5), "conv.bias": (1, 5)}, *IMAGE)
+    assert (small.conv.out_channels, small.head.in_features, small.scales.factors.numel()) == (6, 6, 3)
+    assert repaired(plan) == ["width: 8 -> 6"]
+
+
 # -- attention --------------------------------------------------------------------------------------------------------
 
 HEADS = tuple(h * 4 + d for h in (1, 2) for d in range(4))

@@ -72,6 +72,8 @@ SIZED = {
     "alpha": lambda y, x: torch.add(y, 1, alpha=x.size(3)),
     "in a helper": lambda y, x: fade(y),
     "filled": filled,
+    "sum of positions": lambda y, x: y + y.sum((2, 3), keepdim=True),
+    "softmax over positions": lambda y, x: y + y.flatten(2).softmax(2).unflatten(2, y.shape[2:]),
 }
 FREE = {
     "literal": lambda y, x: y / 8,
@@ -106,6 +108,55 @@ def test_a_constant_that_a_loop_over_the_input_makes() -> None:
     masks = mask_indices(net, {"a.weight": [1, 2, 3], "a.bias": [1]})
     result = check_equal(net, tokens(2, 4), masks, [tokens(3, n) for n in (1, 5, 9)])
     assert result.shape("a.weight")[0] == 7, "what is 0 is 0 after any number of steps"
+
+
+class Branches(nn.Module):
+    """A selective kernel: two branches, weighed by a softmax over both of what their sum says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Conv2d(8, 4, 1)
+        self.a, self.b = (nn.Conv2d(3, 8, 1) for _ in range(2))
+        self.gate = nn.Conv2d(8, 16, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.stack([self.a(x), self.b(x)], 1).sigmoid()
+        weights = self.gate(both.sum(1).mean((2, 3), keepdim=True)).unflatten(1, (2, 8))
+        result: torch.Tensor = self.out((both * weights.softmax(1)).sum(1))
+        return result
+
+
+def test_there_are_as_many_branches_at_every_size() -> None:
+    net = randomize(Branches())
+    gone = [1, 2, 5]
+    masks = mask_indices(
+        net, {"a.weight": gone, "b.weight": gone, "gate.weight": [i + j for i in gone for j in (0, 8)]}
+    )
+    result = check_equal(net, torch.randn(2, 3, 4, 4), masks, [torch.randn(1, 3, 4, 5), torch.randn(3, 3, 6, 2)])
+    assert result.shape("a.weight") == (5, 3, 1, 1) and result.shape("out.weight") == (4, 5, 1, 1)
+
+
+class Prefixed(nn.Module):
+    """The first tokens go another way than the rest, as where a class token takes no part in a rotary embedding."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first, self.a, self.out = first, nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y = torch.cat([y[:, : self.first], y[:, self.first :].sigmoid()], 1)
+        result: torch.Tensor = self.out(y)
+        return result
+
+
+@pytest.mark.parametrize(("first", "width"), [(0, 5), (2, 8), (4, 8)])
+def test_a_part_that_is_empty(first: int, width: int) -> None:
+    """It may be empty at every size, or at that of the dummy input only."""
+    net = randomize(Prefixed(first))
+    masks = mask_indices(net, {"a.weight": [1, 2, 5], "a.bias": [1, 2, 5]})
+    result = check_equal(net, tokens(2, 4), masks, [tokens(3, 6), tokens(1, 2)])
+    assert result.shape("a.weight") == (width, 4)
 
 
 def test_a_constant_made_with_a_size_that_nothing_needs_to_know(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ class Mismatch:
         nodes: the calls that the small model made.
         locks: what to keep whole when nothing else helps.
         tipped: whether it may come of a decision that rounding tips.
+        raised: where Python code raised: modules and the names of their methods, the innermost first.
     """
 
     node: Node
@@ -50,6 +51,7 @@ class Mismatch:
     nodes: Sequence[Node]
     locks: Callable[[], list[Lock]]
     tipped: bool = False
+    raised: Sequence[tuple[str, str]] = ()
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -98,6 +100,7 @@ def check(
             False,
             nodes,
             lambda: _lock_call(failed, graph, keeps, _changed_axes(failed, keeps), why),
+            raised=_methods_of(error, model),
         )
     found = _size_mismatch(graph, keeps, again.nodes) or _argument_mismatch(graph, keeps, again.nodes)
     if found is not None:
@@ -107,6 +110,20 @@ def check(
     if worst is not None:
         raise CheckError(worst)
     return _returned_mismatch(graph, keeps, again) if not keeps.drop else None
+
+
+def _methods_of(error: BaseException, model: nn.Module) -> list[tuple[str, str]]:
+    """The methods of the model's modules that an error came through, the innermost first."""
+    paths = {id(m): path for path, m in model.named_modules()}
+    found = []
+    at = error.__traceback__
+    while at is not None:
+        code = at.tb_frame.f_code
+        first = at.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(first, nn.Module) and id(first) in paths:
+            found.append((paths[id(first)], code.co_name))
+        at = at.tb_next
+    return found[::-1]
 
 
 def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mismatch | None:
@@ -119,7 +136,7 @@ def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mism
             return Mismatch(old, 0, args, kwargs, False, nodes, lock, _decided(graph, old))
         for number, (a, b) in enumerate(zip(old.outputs, new.outputs, strict=True)):
             planned = keeps.shape(a)
-            if planned != b.shape:
+            if planned != b.shape and not (0 in planned and 0 in b.shape):
                 at = number, _stale_axes(a.shape, planned, b.shape)
                 sizes = frozenset(zip(planned, b.shape, strict=False))
                 lock = partial(_lock_call, old, graph, keeps, at, _why(a.shape, planned, b.shape), sizes)

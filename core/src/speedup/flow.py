@@ -336,10 +336,14 @@ def _by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor |
 
 
 def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
-    """Run the call in float64 on constants. Mixed axes get two small extents: only what is the same for both counts."""
+    """Run the call in float64 on constants. Mixed axes get two small extents: only what is the same for both counts.
+
+    Where the rule says that the number of entries counts, they have the extent that they have (None).
+    """
     results = None
     layout = node.layout
-    for extent in (2, 3) if layout.mixed else (1,):
+    assert node.rule is not None
+    for extent in (1,) if not layout.mixed else (None,) if node.rule.counts else (2, 3):
         tensors: list[torch.Tensor] = []
         by_value = {id(v): (k, a) for k, (v, a) in enumerate(zip(node.operands, arrays, strict=True)) if v is not None}
         for value in node.tensors:
@@ -367,7 +371,7 @@ def _alike(a: Floats, b: Floats) -> bool:
 
 
 def _operand_tensor(
-    layout: Layout, k: int, array: Floats, dtype: torch.dtype, extent: int, arrays: Sequence[Floats | None]
+    layout: Layout, k: int, array: Floats, dtype: torch.dtype, extent: int | None, arrays: Sequence[Floats | None]
 ) -> torch.Tensor:
     """An operand of the smallest shape at which the call makes sense: names that any operand varies along in full."""
     wide: set[str] = set()
@@ -381,7 +385,7 @@ def _operand_tensor(
         if size > 1 or any(n in wide for n in dim) or any("*" not in n and n not in layout.mixed for n in dim):
             shape.append(full)
         elif dim and all(n in layout.mixed for n in dim):
-            shape.append(extent)
+            shape.append(full if extent is None else extent)
         else:
             shape.append(1)
     tensor = torch.from_numpy(np.broadcast_to(array, shape).copy())

@@ -215,6 +215,8 @@ class Movement(CoordinateRule):
         n = len(node.operands)
         if all(k.all() for k in keep) and not any(orders[:n]):
             return orders
+        if all(0 in v.shape for v in node.outputs):  # nothing comes out, whatever is left
+            return [*orders[:n], *({} for _ in node.outputs)]
         changed = self.resize(node, keep) if call is None else {}
         if any(orders[:n]):
             return self._arranged(node, keep, orders, call, changed)
@@ -240,6 +242,7 @@ class Movement(CoordinateRule):
             tensors, base = self._encoded(node, axis)
             try:
                 small = [_cut_line(t, axis, own) for t, own in zip(tensors, lines, strict=False)]
+                small = [t if t.numel() else t.new_empty(0) for t in small]  # to be joined with tensors of any width
                 made = self._run(node, writable(node, small), call, **changed)
             except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
                 return None
@@ -272,6 +275,7 @@ class Movement(CoordinateRule):
             whole = [cut(t, k) for t, k in zip(self._run(node, writable(node, tensors)), keep[n:], strict=True)]
             try:
                 small = [in_order(cut(t, k).clone(), o) for t, k, o in zip(tensors, keep, orders, strict=False)]
+                small = [t if t.numel() else t.new_empty(0) for t in small]
                 made = self._run(node, small, call, **changed)
             except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
                 return None

@@ -57,6 +57,7 @@ _FIELDS = (
     "bias",
     "shift",
     "averages",
+    "counts",
     "layout_only",
     "indices",
     "makes",
@@ -85,6 +86,8 @@ class Rule:
             the layer in front has no bias for.
         averages: whether an output entry is a weighted mean of entries of the first operand, with the same weights
             (of sum 1) for all channels: an average pool, a resize, or just the entry itself.
+        counts: whether what the call makes of constants depends on how many entries it reads together (a sum, a
+            softmax). Such a constant is believed where that number is the same at other sizes of the input.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
@@ -105,6 +108,7 @@ class Rule:
     bias: str | None = None
     shift: str | None = None
     averages: bool = False
+    counts: bool = False
     layout_only: bool = False
     indices: tuple[str, ...] = ()
     makes: tuple[type, ...] = ()

@@ -4,8 +4,10 @@ A fact has to hold at every size. Rules see to that for what a call does by itse
 number in its arguments, or the count of its repetitions, was made of a size by the code around it. So where that may
 be, the model is run on inputs of other sizes too, and a constant that is another one there is none:
 
-1. *may it be?* In a forward that asks for a size there is a constant behind a call with a number that is not written
-   out in the source, or behind a line that runs several times and gives several constants;
+1. *may it be?* There is a constant behind a call that counts (``Rule.counts``) or is given an empty tensor, which may
+   be empty at this size only; or, in a forward that asks for a size,
+   behind a call with a number that is not written out in the source, or behind a line that runs several times and
+   gives several constants;
 2. *does it matter?* Where as much of the parameters goes without all such constants (those of a detector's anchors,
    say), none of them is taken for one, and that is all;
 3. else the same is inferred at other sizes: more samples, smaller, larger;
@@ -15,7 +17,7 @@ be, the model is run on inputs of other sizes too, and a constant that is anothe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -66,12 +68,16 @@ def lasting(
         )
         return other, infer(other, masks)
 
-    denied = _following(inputs, graph, found, look)
+    denied = _following(inputs, graph, found, doubtful, look)
     return Way(graph, infer(graph, masks, denied)) if denied else Way(graph, found, many)
 
 
 def _following(
-    inputs: Inputs, graph: Graph, facts: Facts, look: Callable[[Inputs], tuple[Graph, Facts]]
+    inputs: Inputs,
+    graph: Graph,
+    facts: Facts,
+    doubtful: Collection[Value],
+    look: Callable[[Inputs], tuple[Graph, Facts]],
 ) -> dict[Value, Bools]:
     """The entries that are constant at the size of the dummy input only.
 
@@ -86,7 +92,7 @@ def _following(
             except Exception:  # whatever a model says to a size that it does not take
                 continue
             if comparable(name, other.reference, graph.reference):
-                for value, entries in _differing(graph, facts, other, known):
+                for value, entries in _differing(graph, facts, other, known, doubtful):
                     found[value] = found[value] | entries if value in found else entries
                 break
     return found
@@ -98,9 +104,17 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts) -> dict[Value, Bools
     found: dict[Value, Bools] = {}
     repeated: dict[Place, list[Value]] = defaultdict(list)
     for node in graph.nodes:
-        if node.rule is None or node.scope not in asking:
+        if node.rule is None:
+            continue
+        if any(0 in v.shape for v in node.tensors):  # and zeros too: of what is not there all are known
+            found.update((v, facts.known(v)) for v in node.outputs if facts.known(v).any())
+            continue
+        if node.scope not in asking and not node.rule.counts:
             continue
         known = [v for v in node.outputs if _constants(facts, v).any()]
+        if node.rule.counts:
+            found.update((v, _constants(facts, v)) for v in known)
+            continue
         if known and node.module is None and not node.rule.moves and not _is_written(node, model):
             found.update((v, _constants(facts, v)) for v in known)
         for value in known:
@@ -135,12 +149,14 @@ def _by_place(graph: Graph) -> Mapping[Place, Sequence[Value]]:
     return found
 
 
-def _differing(graph: Graph, facts: Facts, other: Graph, known: Facts) -> Iterator[tuple[Value, Bools]]:
+def _differing(
+    graph: Graph, facts: Facts, other: Graph, known: Facts, doubtful: Collection[Value]
+) -> Iterator[tuple[Value, Bools]]:
     there = _by_place(other)
     for place, values in _by_place(graph).items():
         others = there.get(place, [])
         for number, value in enumerate(values):
-            if not _constants(facts, value).any():
+            if value not in doubtful and not _constants(facts, value).any():
                 continue
             if len(values) == len(others):
                 pairs = [(known, others[number])]
@@ -165,9 +181,12 @@ def _differ(facts: Facts, value: Value, known: Facts, other: Value) -> Bools:
         return everything(value.ndim)
     differ = np.zeros((1,) * value.ndim, dtype=bool)
     for (mask, first), (also, second) in zip(_numbers(facts, value), _numbers(known, other), strict=False):
-        if _positional(value.shape, mask, first, also, second):
+        if _positional(value.shape, (mask, first), (also, second)):
             continue
-        differ = differ | (mask & ~(also & np.isclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True)))
+        same = also & np.isclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True)
+        # What is known at all positions must be so at all that there are in the other run.
+        same = same.all(tuple(a for a, s in enumerate(value.shape) if same.shape[a] not in (1, s)), keepdims=True)
+        differ = differ | (mask & ~same)
     terms = [len(f.affine[v].terms) if v in f.affine else 0 for f, v in ((facts, value), (known, other))]
     if terms[0] and terms[0] != terms[1]:
         differ = differ | facts.affine[value].mask
@@ -181,6 +200,8 @@ def _numbers(facts: Facts, value: Value) -> Iterator[tuple[Bools, Floats]]:
         yield from ((affine.mask, n) for n in (affine.offset, *affine.terms))
 
 
-def _positional(shape: Sequence[int], *arrays: Bools | Floats) -> bool:
+def _positional(shape: Sequence[int], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> bool:
     """Whether the arrays cannot be compared: known position by position, at other positions."""
-    return any(not set(sizes) <= {1, size} for size, *sizes in zip(shape, *(a.shape for a in arrays), strict=True))
+    varies = [max(sizes) > 1 for sizes in zip(*(a.shape for a in own), strict=True)]
+    there = [set(sizes) for sizes in zip(*(a.shape for a in others), strict=True)]
+    return any(v and not sizes <= {1, size} for v, sizes, size in zip(varies, there, shape, strict=True))

@@ -437,7 +437,7 @@ JOINED = {
     "images": (lambda a, b: torch.vstack([a, b]).relu_(), 8, {"a": 7, "b": 7, "t": 7}),
     "stacked channels": (lambda a, b: torch.stack([a, b], 1).flatten(1, 2), 16, {"a": 6, "b": 6, "t": 12}),
     "interleaved channels": (lambda a, b: torch.stack([a, b], 2).flatten(1, 2), 16, {"a": 6, "b": 6, "t": 12}),
-    "stacked and summed": (lambda a, b: torch.stack([a, b]).sum(0), 8, {"a": 7, "b": 7, "t": 7}),
+    "stacked and summed": (lambda a, b: torch.stack([a, b]).sum(0), 8, {"a": 6, "b": 6, "t": 6}),
     "stacked and averaged": (lambda a, b: torch.stack([a, a + 0.0 * a]).mean(0), 8, {"a": 5, "b": 1, "t": 5}),
 }
 

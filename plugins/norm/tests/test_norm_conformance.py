@@ -56,6 +56,18 @@ class OtherGroupNorm(nn.GroupNorm):
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
+class GroupNormAct(OtherGroupNorm):
+    """With an activation behind it."""
+
+    def __init__(self, groups: int, features: int) -> None:
+        super().__init__(groups, features)
+        self.act = nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.act(super().forward(x))
+        return y
+
+
 class ResponseNorm(nn.Module):
     """As in ConvNeXt V2, channels last."""
 
@@ -82,6 +94,7 @@ class TestConformance(RuleTests):
             chain(MAP, nn.InstanceNorm2d(8, track_running_stats=True)),
             chain(TOKENS, OtherNorm(8, True), OtherNorm(8, False), OffsetNorm(8)),
             chain(MAP, OtherGroupNorm(2, 8)),
+            chain(MAP, GroupNormAct(2, 8)),
             around(lambda m, x: m.layers[0](x.permute(0, 2, 3, 1)), MAP, [ResponseNorm(8)]),
             chain(TOKENS, earlier()[0]),
             chain(MAP, earlier()[1]),

@@ -32,6 +32,7 @@ class TestConformance(RuleTests):
                 MAP,
             ),
             around(lambda m, x: (torch.linalg.vector_norm(x, dim=1), torch.linalg.norm(x, dim=1), x.norm(dim=1)), MAP),
+            around(lambda m, x: x.count_nonzero(1).to(x.dtype), MAP),
             around(
                 lambda m, x: (
                     x.sort(1).values,

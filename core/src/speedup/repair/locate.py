@@ -78,12 +78,12 @@ def _place_in_callee(place: Place, code: types.CodeType, instruction: int) -> Pl
     return None
 
 
-def place_of_forward(module: nn.Module) -> Place | None:
-    """The forward of a module as a whole."""
-    for function in innermost(getattr(original(type(module))[0], "forward", None)):
-        found = definition(function) if function.__name__ == "forward" else None
+def place_of_method(module: nn.Module, name: str) -> Place | None:
+    """A method of a module as a whole."""
+    for function in innermost(getattr(original(type(module))[0], name, None)):
+        found = definition(function) if function.__name__ == name else None
         if found is not None:
-            return Place("forward", function, found, ast.Pass(), False)
+            return Place(name, function, found, ast.Pass(), False)
     return None
 
 

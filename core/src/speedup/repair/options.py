@@ -16,7 +16,7 @@ from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 from speedup.repair.arguments import Given, Path, behind, expressions, literals, numbers, others, passed
 from speedup.repair.attributes import held, mentioned, repaired
-from speedup.repair.locate import Place, place_of_forward, places_of
+from speedup.repair.locate import Place, place_of_method, places_of
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, Via, is_literal, span_of
 from speedup.repair.stale import Stale, missing, stale_numbers, wanted_numbers
@@ -43,9 +43,9 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
     node = found.node
     module = job.model.get_submodule(node.scope)
     if found.args is None or found.kwargs is None:
-        forward = place_of_forward(module)
-        if attributes and forward is not None:
-            yield from _guesses(job, node, forward, module, repairs)
+        if attributes:
+            for path, name in dict.fromkeys((*found.raised, (node.scope, "forward"))):
+                yield from _guesses(job, node, path, name, repairs)
         return
     stale = stale_numbers(node, job.keeps, found.args, found.kwargs)
     if not stale or not _agree(job, node, stale):
@@ -231,11 +231,18 @@ def _by_attributes(call: Call, repairs: Repairs) -> Repair | None:
     return None if rest is None else replace(rest, attributes=found, before={n: held(module, n, {}) for n in found})
 
 
-def _guesses(job: Job, node: Node, place: Place, module: nn.Module, repairs: Repairs) -> Iterator[Repairs]:
-    """Attributes that hold a size of the call's tensors which is smaller now: Python code itself may compare them."""
-    keeps = job.keeps
-    changed = dict(repairs[node.scope].attributes) if node.scope in repairs else {}
-    near = [n for n in job.graph.nodes if n.scope == node.scope]
+def _guesses(job: Job, node: Node, path: str, method: str, repairs: Repairs) -> Iterator[Repairs]:
+    """Attributes that hold a size of tensors near the call which is smaller now: Python code itself may compare them.
+
+    Args:
+        path, method: of a module, where the code may stand.
+    """
+    keeps, module = job.keeps, job.model.get_submodule(path)
+    place = place_of_method(module, method)
+    if place is None:
+        return
+    changed = dict(repairs[path].attributes) if path in repairs else {}
+    near = [n for n in job.graph.nodes if n.scope in (node.scope, path)]
     sizes = {
         (v.shape[a], s)
         for n in near
@@ -246,4 +253,4 @@ def _guesses(job: Job, node: Node, place: Place, module: nn.Module, repairs: Rep
     for name, value in mentioned(place, module, place.found.tree, changed):
         new = {small for full, small in sizes if full == value}
         if len(new) == 1 and held(module, name, {}) == value:
-            yield {node.scope: Repair({name: new.pop()}, {name: value})}
+            yield {path: Repair({name: new.pop()}, {name: value})}

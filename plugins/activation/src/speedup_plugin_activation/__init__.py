@@ -31,6 +31,8 @@ _FUNCTIONS = (
 class OverAxis(Rule):
     """Entries along one axis are normalised together (softmax): that axis stays whole."""
 
+    counts = True  # of n equal entries each becomes 1 / n
+
     def signature(self, node: Node) -> str:
         value = node.operands[0]
         assert value is not None

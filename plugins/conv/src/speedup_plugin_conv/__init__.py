@@ -2,68 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from math import prod
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from speedup import Node, Rule, hookimpl
-
-
-class Conv(Rule):
-    """out[n, g, o, .] = sum over i and the window of x[n, g, i, .] w[g, o, i, .] + b[g, o]."""
-
-    operands = ("input", "weight", "bias")
-    sizes = {"in_channels": "g i", "out_channels": "g o", "groups": "g"}  # noqa: RUF012
-    bias = "bias"
-
-    def signature(self, node: Node) -> str:
-        d = _dims(node)
-        return f"* (g i) ~{d}, (g o) i ~{d}, (g o)? -> * (g o) ~{d}"
-
-    def uniform(self, node: Node) -> bool:
-        """Zero padding sets the border apart from the inside."""
-        padding = node.arg("padding", 0)
-        if node.module is not None and node.arg("padding_mode") != "zeros":
-            return True
-        if padding == "same":
-            weight = node.operand("weight")
-            return weight is not None and all(k == 1 for k in weight.shape[2:])
-        return padding == "valid" or not any(padding if isinstance(padding, Sequence) else (padding,))
-
-
-class ConvTranspose(Conv):
-    """As a convolution, with the weight stored input channels first; the window is spread, so borders always differ."""
-
-    def signature(self, node: Node) -> str:
-        d = _dims(node)
-        return f"* (g i) ~{d}, (g i) o ~{d}, (g o)? -> * (g o) ~{d}"
-
-    def uniform(self, node: Node) -> bool:
-        weight = node.operand("weight")
-        assert weight is not None
-        ones = (1,) * _dims(node)
-        plain = all(
-            _tuple(node.arg(name, default), len(ones)) == (default,) * len(ones)
-            for name, default in (("stride", 1), ("padding", 0), ("output_padding", 0))
-        )
-        return plain and weight.shape[2:] == ones
-
-    def multiply_accumulates(self, node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
-        d = _dims(node)
-        inputs, weight = shapes[0] or (), shapes[1] or ()
-        return prod(inputs) * prod(weight[1:]) if d else 0
-
-
-def _dims(node: Node) -> int:
-    weight = node.operand("weight")
-    assert weight is not None
-    return weight.ndim - 2
-
-
-def _tuple(value: int | Sequence[int], count: int) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, Sequence) else (value,) * count
+from speedup import Rule, hookimpl
+from speedup_plugin_conv.plain import Conv, ConvTranspose
+from speedup_plugin_conv.standardized import StandardizedConv
 
 
 @hookimpl
@@ -81,4 +27,5 @@ def speedup_rules() -> Iterable[Rule]:
             functions=(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
             call="input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1",
         ),
+        StandardizedConv(),
     ]

@@ -22,6 +22,7 @@ from speedup import (
     rows_of_one,
     variants,
 )
+from speedup_plugin_linear.experts import Experts
 
 
 class MatMul(Rule):
@@ -193,4 +194,5 @@ def speedup_rules() -> Iterable[Rule]:
         ),
         Inner(),
         Einsum(),
+        Experts(),
     ]

@@ -76,6 +76,7 @@ class LayerNorm(Counting):
             removed=int(count[0]),
             removed_mean=float(mean[0]),
             removed_spread=float(spread[0]),
+            stat_tail=self.tail(node),
         )
 
 
@@ -153,13 +154,16 @@ class _Recognised:
     def eps_name(self, node: Node) -> str:
         return self.form(node).eps
 
+    def tail(self, node: Node) -> tuple[str, ...]:
+        return self.form(node).tail
+
 
 class OtherLayerNorm(_Recognised, LayerNorm):
     name = "other layer_norm"
     kind = "layer"
 
     def signature(self, node: Node) -> str:
-        return "* c, c, c? -> * c" if self.channel(node) == -1 else "n c *, c, c? -> n c *"
+        return "* c, c?, c? -> * c" if self.channel(node) == -1 else "n c *, c?, c? -> n c *"
 
 
 class OtherRMSNorm(_Recognised, RMSNorm):
@@ -224,6 +228,7 @@ class GroupNorm(Counting):
             removed=per_group(count),
             removed_mean=per_group(mean),
             removed_spread=per_group(spread),
+            stat_tail=self.tail(node),
         )
 
 
@@ -239,6 +244,9 @@ class CompensatedLayerNorm(LayerNorm):
 
     def claims(self, module: nn.Module) -> bool:
         return isinstance(module, LayerNormForward)
+
+    def tail(self, node: Node) -> tuple[str, ...]:
+        return tuple(node.arg("stat_tail"))
 
     def signature(self, node: Node) -> str:
         return "* c, c?, c? -> * c" if self.channel(node) == -1 else "n c *, c?, c? -> n c *"
@@ -261,6 +269,9 @@ class CompensatedGroupNorm(GroupNorm):
 
     def claims(self, module: nn.Module) -> bool:
         return isinstance(module, GroupNormForward)
+
+    def tail(self, node: Node) -> tuple[str, ...]:
+        return tuple(node.arg("stat_tail"))
 
     def eps(self, node: Node) -> float:
         return float(node.arg("stat_eps"))

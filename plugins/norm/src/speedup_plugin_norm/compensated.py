@@ -28,6 +28,7 @@ class Compensated(Overlay):
     Attributes:
         removed, removed_mean, removed_spread: numbers, or tensors of one entry per group.
         stat_eps: the eps of the original.
+        stat_tail: the children that are called on the result: activations.
     """
 
     label = "Compensated{}"
@@ -35,6 +36,14 @@ class Compensated(Overlay):
     removed_mean: Any
     removed_spread: Any
     stat_eps: float
+    stat_tail: tuple[str, ...] = ()
+
+    def finish(self, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
+        """Scale, shift, and what the original calls after it."""
+        y = scale(self, y, shape)
+        for name in self.stat_tail:
+            y = getattr(self, name)(y)
+        return y
 
     def normalize(self, x: torch.Tensor, axes: tuple[int, ...], positions: int = 1) -> torch.Tensor:
         """(x - mean) / sqrt(var + eps) over ``axes`` and what was removed, which counts once at each position."""
@@ -59,7 +68,7 @@ class LayerNormForward(Compensated):
         wide = x.float() if x.dtype in _HALF else x
         y = self.normalize(wide, (self.stat_axis,)).to(x.dtype)
         shape = [-1 if a == self.stat_axis % x.ndim else 1 for a in range(x.ndim)]
-        return scale(self, y, shape)
+        return self.finish(y, shape)
 
 
 class GroupNormForward(Compensated):
@@ -71,7 +80,7 @@ class GroupNormForward(Compensated):
         wide = x.float() if x.dtype in _HALF else x
         grouped = wide.reshape(x.shape[0], self.num_groups, x.shape[1] // self.num_groups, -1)
         y = self.normalize(grouped, (2, 3), grouped.shape[3]).reshape(x.shape).to(x.dtype)
-        return scale(self, y, [1, -1] + [1] * (x.ndim - 2))
+        return self.finish(y, [1, -1] + [1] * (x.ndim - 2))
 
 
 def scale(module: Any, y: torch.Tensor, shape: list[int]) -> torch.Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
-from speedup import Affine, Bools, Fact, Floats, Kept, Labels, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup import Affine, Bools, Constant, Fact, Floats, Kept, Labels, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup_plugin_norm.custom import run_tail
 
 
 class Counting(Rule):
@@ -45,6 +47,10 @@ class Counting(Rule):
         """The axis of the channels."""
         return -1
 
+    def tail(self, node: Node) -> tuple[str, ...]:
+        """The children of the module that are called on the result: activations, entry by entry."""
+        return ()
+
     def removable(self, node: Node) -> bool:
         """Whether a smaller module can stand in for the call: a function has nowhere to keep what it must count."""
         own = all(v is None or len(v.uses) == 1 for v in node.operands[1:])
@@ -75,10 +81,20 @@ class Counting(Rule):
             constants = np.where(whole, value, 0.0) * np.ones(self._wide(layout))
             offset = bias + np.where(whole & scaled, self.alone(node, constants, axes) * weight, 0.0)
         out = layout.n_inputs
+        if self.tail(node):
+            # An activation follows: only constants are still known behind it.
+            mask = whole | ~scaled
+            mask, offset = layout.from_named(out, mask), layout.from_named(out, np.where(mask, offset, 0.0))
+            return {"output": Constant(*np.broadcast_arrays(mask, self._behind(node, offset)))} if mask.any() else {}
         terms = [layout.from_named(out, np.where(scaled & ~whole, t * weight, 0.0)) for t in unknowns]
         axis = self.channel(node) % node.outputs[0].ndim
         mask, offset = layout.from_named(out, mask), layout.from_named(out, offset)
         return {"output": Affine(axis, mask, tuple(terms), offset)} if mask.any() else {}
+
+    def _behind(self, node: Node, offset: Floats) -> Floats:
+        """What the activations make of constants."""
+        assert node.module is not None
+        return run_tail(node.module, self.tail(node), torch.from_numpy(np.array(offset, np.float64))).numpy()
 
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         """An input is read by everything it is counted with; weight and bias entries only by their own output."""

@@ -1,8 +1,9 @@
 """Norm layers of other libraries, recognised by what they compute.
 
 Every vision or language library has a LayerNorm over the second axis, an RMSNorm, or a GroupNorm with a forward of its
-own. A module without children and buffers whose only parameters are a ``weight`` and perhaps a ``bias`` of one axis is
-run on random numbers and compared with the formulas.
+own. A module without buffers whose only parameters are a ``weight`` and perhaps a ``bias`` of one axis (or none, where
+it says how many channels it has) is run on random numbers and compared with the formulas. It may have an activation for
+a child, which it calls last (``GroupNormAct``).
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ class Form:
     """What a module computes: ``layer``, ``rms`` or ``group``, over which axis, with its eps in which attribute.
 
     ``rms+1`` is an RMS norm that scales by 1 + weight, as in Gemma.
+
+    Attributes:
+        tail: the children that are called on the result, in this order: activations, entry by entry.
     """
 
     kind: str
     axis: int
     eps: str
+    tail: tuple[str, ...] = ()
 
 
 _known: WeakKeyDictionary[nn.Module, Form | None] = WeakKeyDictionary()
@@ -38,11 +43,12 @@ def form_of(module: nn.Module) -> Form | None:
     """The form of a module, None when it is none of those that are known."""
     if isinstance(module, Compensated):
         return None  # another sort, which scales by 0 may hide
-    own = {n: p for n, p in module._parameters.items() if n != "bias" or p is not None}
-    names = set(own)
-    if names not in ({"weight"}, {"weight", "bias"}) or module._modules or module._buffers:
+    own = {n: p for n, p in module._parameters.items() if p is not None}
+    if set(own) not in (set(), {"weight"}, {"weight", "bias"}) or module._buffers or not _width(module):
         return None
-    if not _takes_one(module) or any(p is None or p.ndim != 1 or not p.is_floating_point() for p in own.values()):
+    if any(p.ndim != 1 or not p.is_floating_point() for p in own.values()):
+        return None
+    if not _takes_one(module) or _tail(module) is None:
         return None
     if module not in _known:
         _known[module] = _recognise(module)
@@ -50,22 +56,67 @@ def form_of(module: nn.Module) -> Form | None:
 
 
 def _recognise(module: nn.Module) -> Form | None:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    width = weight.numel()
+    width, like = _width(module), _like(module)
+    tail = _tail(module) or ()
+    if tail and not _is_pointwise(module, tail):
+        return None
     floats = [n for n, v in vars(module).items() if isinstance(v, float) and 0 < v < 1]
     numbers = torch.Generator().manual_seed(0)
     for axis, shape in ((-1, (2, 3, width)), (-1, (2, 2, 3, width)), (1, (2, width, 2, 3))):
         if len(shape) > 2 and width in (2, 3):
             continue  # the axes could not be told apart
         # Small numbers, for which eps matters.
-        x = (torch.randn(shape, generator=numbers) * 0.05).to(weight)
+        x = (torch.randn(shape, generator=numbers) * 0.05).to(like)
         kinds = ("layer", "rms", "rms+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
             for name in floats:
-                if _computes(module, x, Form(kind, axis, name)):
-                    return Form(kind, axis, name)
+                if _computes(module, x, Form(kind, axis, name, tail)):
+                    return Form(kind, axis, name, tail)
     return None
+
+
+def _width(module: nn.Module) -> int:
+    """How many channels there are, 0 where nothing says so."""
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return weight.numel()
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[0] if len(module.normalized_shape) == 1 else 0
+    return module.num_channels if isinstance(module, nn.GroupNorm) else 0
+
+
+def _like(module: nn.Module) -> torch.Tensor:
+    """A tensor of the type that the module computes in."""
+    weight = module._parameters.get("weight")
+    return torch.empty(0) if weight is None else weight
+
+
+def _tail(module: nn.Module) -> tuple[str, ...] | None:
+    """The children that do something, None where one of them has parameters, buffers or hooks of its own."""
+    found = []
+    for name, child in module._modules.items():
+        if child is None or type(child) is nn.Identity or isinstance(child, nn.Dropout):
+            continue
+        inside = list(child.modules())
+        if any(m._parameters or m._buffers or m._forward_hooks or m._forward_pre_hooks for m in inside):
+            return None
+        found.append(name)
+    return tuple(found)
+
+
+def _is_pointwise(module: nn.Module, tail: tuple[str, ...]) -> bool:
+    x = torch.randn(24, generator=torch.Generator().manual_seed(1)).to(_like(module))
+    each = torch.cat([run_tail(module, tail, v.reshape(1, 1, 1, 1)).reshape(1) for v in x])
+    return torch.allclose(run_tail(module, tail, x.reshape(2, 3, 2, 2)).reshape(-1), each, rtol=1e-3, atol=1e-5)
+
+
+def run_tail(module: nn.Module, tail: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+    """What the children of a module make of a tensor, which may be changed in place."""
+    with torch.no_grad():
+        x = x.clone()
+        for name in tail:
+            x = module._modules[name].forward(x)  # type: ignore[union-attr]
+    return x
 
 
 def _takes_one(module: nn.Module) -> bool:
@@ -107,4 +158,4 @@ def formula(module: nn.Module, x: torch.Tensor, form: Form) -> torch.Tensor:
         y = wide * torch.rsqrt(wide.square().mean(form.axis, keepdim=True) + eps)
     shape = [-1 if a == form.axis % x.ndim else 1 for a in range(x.ndim)]
     y = y.to(x.dtype)
-    return scale(module, y, shape) + (y if form.kind == "rms+1" else 0)
+    return run_tail(module, form.tail, scale(module, y, shape) + (y if form.kind == "rms+1" else 0))

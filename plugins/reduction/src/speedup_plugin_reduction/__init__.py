@@ -99,6 +99,15 @@ class Extremes(Reduction):
 class Sum(Reduction):
     """What constants other than 0 sum up to depends on how many there are, which another input may change."""
 
+    counts = True
+
+    def neutral(self, node: Node) -> bool:
+        return True
+
+
+class OfZeros(Reduction):
+    """Zeros do not count, but it is not linear, so only a constant 0 is known to come out."""
+
     def neutral(self, node: Node) -> bool:
         return True
 
@@ -106,8 +115,8 @@ class Sum(Reduction):
         return False
 
 
-class Norm(Sum):
-    """A vector norm: zeros do not count, but it is not linear, so only a constant 0 is known to come out."""
+class Norm(OfZeros):
+    """A vector norm."""
 
     call = "input, ord=2, dim=None, keepdim=False, *, dtype=None, out=None"
 
@@ -186,7 +195,8 @@ def _axes(dim: int | Sequence[int] | None, axis: int | Sequence[int] | None, ndi
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
     return [
-        Sum(name="sum", functions=variants("sum", "nansum", "count_nonzero")),
+        Sum(name="sum", functions=variants("sum", "nansum")),
+        OfZeros(name="count", functions=variants("count_nonzero")),
         Choice(name="mean", functions=variants("mean"), averages=True),
         Choice(
             name="choice",
