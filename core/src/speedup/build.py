@@ -59,8 +59,9 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
     full = layout.sizes.get(name)
     if full is None:
         raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
-    for k, dims in enumerate(layout.operands):
-        if dims is None or name not in layout.names_of(k):
+    # The sets of weights may be large products that nobody has written out: what else has the axis comes first.
+    for k in sorted(range(len(layout.operands)), key=lambda k: (v := node.values[k]) is not None and v.is_source):
+        if layout.operands[k] is None or name not in layout.names_of(k):
             continue
         named = layout.to_named(k, sets[k])
         axis = layout.names.index(name)

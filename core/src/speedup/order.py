@@ -53,15 +53,14 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
     for node in graph.nodes:
         values = [v for v in node.values if v is not None]
         given = keeps.orders_of(node)
-        sets = keeps.at(node) if len(values) == len(node.values) else [keeps.sets[v] for v in values]
         found: Sequence[Orders] | None
         if node.rule is None or any(v in keeps.orders for v in node.others):
             values = [v for v in node.tensors if v in keeps.orders]
             found = None if values else []
-        elif all(s.all() for s in sets) and not any(given):
+        elif all(keeps.whole(v) for v in values) and not any(given):
             found = given
         else:
-            found = ask(node, "arrange", sets, given)
+            found = ask(node, "arrange", keeps.of(values), given)
         if found is not None:
             # A weight that several calls read stands in one order.
             pairs = [(v, o) for v, o in zip(values, found, strict=False) if v.is_source]

@@ -33,6 +33,7 @@ from speedup.settle import settle
 from speedup.sizes import lasting
 from speedup.store.record import note
 from speedup.trace import first_trace, sandbox, trace
+from speedup.trace.meta import on_meta, to_meta
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
 from speedup.verify import Inputs, compare, random_inputs, run
@@ -99,6 +100,8 @@ class Plan:
             return self._again(model).apply(verify=verify, optimizer=optimizer, ema=ema)
         if verify and self.keeps.drop:
             raise InputError("verify=True cannot hold with constants='drop': the outputs change")
+        if verify and on_meta(self.model):
+            raise InputError("verify=True needs numbers to compare, and the model is on the meta device")
         if self._parts is None:
             raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
         if self._state != _state_of(self.model):
@@ -193,6 +196,8 @@ def plan(
     if constants not in ("exact", "drop"):
         raise InputError(f"constants={constants!r}: it is 'exact' or 'drop'")
     inputs = resolve_inputs(dummy_input)
+    if on_meta(model):
+        inputs = to_meta(inputs)
     rules = registry if registry is not None else default_registry()
     prepared = Prepared(model, masks, source=source, map_location=map_location)
     try:

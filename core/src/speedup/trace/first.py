@@ -9,7 +9,14 @@ from torch import nn
 from speedup.errors import SpeedupError, TraceError
 from speedup.graph import Graph
 from speedup.registry import Registry
+from speedup.trace.meta import on_meta
 from speedup.trace.run import trace
+
+_META = (
+    ". The model is on the meta device, where tensors have shapes and no contents. Code that looks at contents (item, "
+    "tolist, if x.any()) cannot run there, nor can tensors that modules hold as plain attributes elsewhere: make them "
+    "buffers, or plan with the weights in memory"
+)
 
 
 def first_trace(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], registry: Registry) -> Graph:
@@ -25,5 +32,7 @@ def first_trace(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]
     except Exception as error:
         _, current = getattr(error, "speedup_trace", ([], ""))
         raise TraceError(
-            f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
+            f"the model does not run on the dummy input: {error!r}"
+            + (f"; last call: {current}" if current else "")
+            + (_META if on_meta(model) else "")
         ) from error

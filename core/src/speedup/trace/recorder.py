@@ -99,6 +99,7 @@ class Recorder(TorchFunctionMode):
         self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
+        self.place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
         self.asked: list[bool] = []
@@ -216,7 +217,8 @@ class Recorder(TorchFunctionMode):
         stands = sites()
         self.inside.clear()
         try:
-            result = call()
+            with self.place:
+                result = call()
         except Exception as error:
             if not hasattr(error, "speedup_call"):
                 error.speedup_call = (op_name(op), plain_args, plain_kwargs)  # type: ignore[attr-defined]
@@ -428,7 +430,9 @@ def _alike(tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> 
 
 
 def _storage(tensor: torch.Tensor) -> int:
+    """Which memory it lies in, 0 where that cannot be told; on the meta device, which object stands for it."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        storage = tensor.untyped_storage()
+        return storage._cdata if tensor.is_meta else storage.data_ptr()
     except (RuntimeError, NotImplementedError):
         return 0

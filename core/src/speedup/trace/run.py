@@ -17,6 +17,7 @@ from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
 from speedup.graph import Graph
 from speedup.registry import Registry
+from speedup.trace.meta import made_there
 from speedup.trace.outputs import later, plain_leaves, tensors_in
 from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import undisturbed
@@ -101,7 +102,7 @@ def trace(
         expanded = expand(model, registry)
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
         recorder = Recorder(model, registry, substitutes)
-        recorder.answers = answers
+        recorder.answers, recorder.place = answers, made_there(model)
         recorder.watch, recorder.log = watch, log if watch is None else watch.got
         return _run(model, args, kwargs, recorder, expanded)
 

@@ -13,6 +13,7 @@ from torch import nn
 from speedup.attributes import Attributes
 from speedup.masks import compact
 from speedup.trace.holdings import Holdings, same
+from speedup.trace.meta import all_on_meta
 
 
 @contextlib.contextmanager
@@ -22,6 +23,11 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
     """
+    with all_on_meta(model):
+        yield from _masked(model, masks)
+
+
+def _masked(model: nn.Module, masks: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     data = [(p, p.data) for p in {id(p): p for p in parameters.values()}.values()]
     with undisturbed(model), torch.no_grad():

@@ -75,7 +75,8 @@ class Counting(Rule):
             constants = np.where(whole, value, 0.0) * np.ones(self._wide(layout))
             offset = bias + np.where(whole & scaled, self.alone(node, constants, axes) * weight, 0.0)
         out = layout.n_inputs
-        terms = [layout.from_named(out, np.where(scaled & ~whole, t * weight, 0.0)) for t in unknowns]
+        # What is 0 stays 0 whatever the weight is, which need not be known.
+        terms = [layout.from_named(out, np.where(scaled & ~whole & (t != 0), t * weight, 0.0)) for t in unknowns]
         axis = self.channel(node) % node.outputs[0].ndim
         mask, offset = layout.from_named(out, mask), layout.from_named(out, offset)
         return {"output": Affine(axis, mask, tuple(terms), offset)} if mask.any() else {}

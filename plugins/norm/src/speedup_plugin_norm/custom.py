@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,17 +56,29 @@ def _recognise(module: nn.Module) -> Form | None:
     width = weight.numel()
     floats = [n for n, v in vars(module).items() if isinstance(v, float) and 0 < v < 1]
     numbers = torch.Generator().manual_seed(0)
+    probe = _with_contents(module, numbers)
     for axis, shape in ((-1, (2, 3, width)), (-1, (2, 2, 3, width)), (1, (2, width, 2, 3))):
         if len(shape) > 2 and width in (2, 3):
             continue  # the axes could not be told apart
         # Small numbers, for which eps matters.
-        x = (torch.randn(shape, generator=numbers) * 0.05).to(weight)
+        x = (torch.randn(shape, generator=numbers) * 0.05).to(probe.weight)
         kinds = ("layer", "rms", "rms+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
             for name in floats:
-                if _computes(module, x, Form(kind, axis, name)):
+                if _computes(probe, x, Form(kind, axis, name)):
                     return Form(kind, axis, name)
     return None
+
+
+def _with_contents(module: nn.Module, numbers: torch.Generator) -> Any:
+    """The module, or where its parameters are on the meta device a copy with some numbers: any tell the formula."""
+    if not any(p.is_meta for p in module.parameters()):
+        return module
+    other = copy.copy(module)
+    own = {n: p for n, p in module._parameters.items() if p is not None}
+    made = {n: nn.Parameter(torch.randn(p.shape, generator=numbers).to(p.dtype)) for n, p in own.items()}
+    other.__dict__ = {**module.__dict__, "_parameters": {**module._parameters, **made}}
+    return other
 
 
 def _takes_one(module: nn.Module) -> bool:
