@@ -17,7 +17,7 @@ import torch
 from speedup.ask import ask
 from speedup.facts import Bools, any_of
 from speedup.graph import Graph, Node, Value
-from speedup.regular import varied
+from speedup.regular import gather, varied
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets, Lock
@@ -35,7 +35,7 @@ def in_order(tensor: torch.Tensor, orders: Orders) -> torch.Tensor:
         if ranks.size == ranks.shape[axis]:
             tensor = tensor.index_select(axis, index.flatten())
         else:
-            tensor = tensor.gather(axis, index.expand_as(tensor))
+            tensor = gather(tensor, axis, index.expand_as(tensor))
     return tensor
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -31,7 +31,12 @@ from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
 from speedup.sizes import lasting
+from speedup.store.checkpoint import open_checkpoint
+from speedup.store.compact import Compaction, Compactor
+from speedup.store.format import Structure
+from speedup.store.outcome import outcome_of
 from speedup.store.record import note
+from speedup.store.writing import provenance_of
 from speedup.trace import first_trace, sandbox, trace
 from speedup.trace.meta import on_meta, to_meta
 from speedup.training.follow import follow
@@ -60,6 +65,7 @@ class Plan:
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
         masks: LoadedMasks,
         again: Callable[[nn.Module], Plan],
+        rules: Registry,
     ) -> None:
         self.model = model
         self.graph = graph
@@ -70,6 +76,7 @@ class Plan:
         self._inputs = inputs
         self._masks = masks
         self._again = again
+        self._rules = rules
 
     def apply(
         self, model: nn.Module | None = None, *, verify: bool = False, optimizer: Any = None, ema: Any = None
@@ -102,14 +109,9 @@ class Plan:
             raise InputError("verify=True cannot hold with constants='drop': the outputs change")
         if verify and on_meta(self.model):
             raise InputError("verify=True needs numbers to compare, and the model is on the meta device")
-        if self._parts is None:
-            raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
-        if self._state != _state_of(self.model):
-            raise SpeedupError(
-                "the model was changed after it was planned (trained, loaded or pruned further): plan again"
-            )
+        self._check_open()
         prepared = Prepared(self.model, self._masks)
-        transaction = Transaction(self.model, self._parts)
+        transaction = Transaction(self.model, cast(Parts, self._parts))
         try:
             transition = Transition(self.model, self.keeps, self._masks.parameters)
             cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
@@ -129,6 +131,71 @@ class Plan:
         self._parts = None
         log.info("applied: %s", self.report.headline)
         return self.model
+
+    def apply_checkpoint(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Compaction:
+        """Make a checkpoint smaller, a tensor at a time: for models that are larger than memory.
+
+        ``src`` holds safetensors: ``model.safetensors``, or shards with their ``model.safetensors.index.json``, under
+        the names of the model's parameters. In ``dst`` are then shards of the same names with the index, copies of all
+        other files but weights, and ``speedup.json``, so that ``speedup.load(model, dst)`` gives the small model. Types
+        stay as they are in ``src``. The model of the plan stays as it is.
+
+        A run that was interrupted goes on where it was when it is started again: shards that are done, and whose
+        sha256 is right, are not made again (``speedup-progress.json``).
+
+        Args:
+            src: the folder of the checkpoint; it is only read.
+            dst: a new or empty folder, or that of an interrupted run.
+
+        Returns:
+            what was done; printed, it says which sizes changed.
+
+        Raises:
+            StorageError: the checkpoint does not fit the model, is damaged, or cannot be cut exactly; the folder holds
+                something else. All of this is found before anything is written.
+            InputError: the plan was made with weights in memory.
+            OSError: a folder cannot be read, or written to.
+
+        Example:
+            >>> with torch.device("meta"):
+            ...     model = Net()
+            >>> plan = speedup.plan(model, torch.zeros(1, 16, dtype=torch.long), masks)
+            >>> print(plan.apply_checkpoint("big", "small"))
+        """
+        self._check_open()
+        real = [n for n, p in self.model.named_parameters() if not p.is_meta]
+        if real:
+            raise InputError(
+                f"the plan was made with weights in memory ({real[0]}), whose constants need not be those of the "
+                "checkpoint: make the model on the meta device (with torch.device('meta')), and plan that"
+            )
+        checkpoint = open_checkpoint(Path(src))
+        prepared = Prepared(self.model, self._masks)
+        try:
+            originals = {id(t) for t in (*self.model.parameters(), *self.model.buffers())}
+            transaction = Transaction(self.model, cast(Parts, self._parts))
+            try:
+                transaction.apply()
+                prepared.finish(transaction.saved)
+                note(transaction, self.report, "drop" if self.keeps.drop else "exact")
+                outcome = outcome_of(self.model, originals, self._rules)
+                structure = Structure("", outcome.changes, {}, provenance_of(self.model))
+            finally:
+                transaction.undo()
+            compactor = Compactor(self.model, self.graph.sources, self.keeps, outcome, checkpoint)
+            done = compactor.run(Path(dst), structure, log.info)
+        finally:
+            prepared.undo()
+        log.info("wrote %s", done.folder)
+        return done
+
+    def _check_open(self) -> None:
+        if self._parts is None:
+            raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
+        if self._state != _state_of(self.model):
+            raise SpeedupError(
+                "the model was changed after it was planned (trained, loaded or pruned further): plan again"
+            )
 
     def explain(self, name: str | None = None) -> str:
         """Why masked indices of a module or parameter stay; of the whole model when no name is given."""
@@ -214,7 +281,7 @@ def plan(
     def again(other: nn.Module) -> Plan:
         return plan(other, dummy_input, prepared.masks, registry=rules, constants=constants)
 
-    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, again)
+    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, again, rules)
     if keeps.drop:
         made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
     log.info("planned: %s", made.report.headline)
