@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from speedup.build import Parts, build
 from speedup.check import Mismatch, check
@@ -23,6 +24,7 @@ from speedup.repair.options import Job
 from speedup.repair.parts import Repairs
 from speedup.repair.vary import comparable, varied
 from speedup.trace import trace
+from speedup.trace.meta import on_meta
 from speedup.verify import Inputs, compare, run
 from speedup.ways import Way, disagreements, same_parts
 
@@ -81,7 +83,7 @@ def _mended(
         return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs))
 
     def steady(repairs: Repairs) -> bool:
-        return _steady(model, inputs, graph, replace(parts, repairs=repairs))
+        return _steady(model, inputs, graph, rules, replace(parts, repairs=repairs))
 
     parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, steady)
     locks = [found.locks() if found is not None else []]
@@ -136,25 +138,35 @@ def _try(
     return found
 
 
-def _steady(model: nn.Module, inputs: Inputs, graph: Graph, parts: Parts) -> bool:
+def _steady(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry, parts: Parts) -> bool:
     """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
     if not parts.repairs:
         return True
     cases, wanted = {}, {}
+    given: dict[str, list[float]] = {}
     for alternatives in varied(inputs):
         for name, case in alternatives.items():
             outputs = run(model, {name: case})[name]
             if not isinstance(outputs, Exception) and comparable(name, outputs.tensors, graph.reference):
                 cases[name], wanted[name] = case, outputs
+                if on_meta(model):
+                    given[name] = _factors(model, case, rules)
                 break
     if not cases:
         return True
     transaction = Transaction(model, parts)
     transaction.apply()
     try:
-        return bool(compare(wanted, run(model, cases), graph.coarsest))
+        alike = all(_factors(model, cases[name], rules) == numbers for name, numbers in given.items())
+        return alike and bool(compare(wanted, run(model, cases), graph.coarsest))
     except CheckError as error:
         log.debug("at another size: %s", error)
         return False
     finally:
         transaction.undo()
+
+
+def _factors(model: nn.Module, case: Inputs, rules: Registry) -> list[float]:
+    """The numbers in the calls of a run that are no sizes: where there are no answers to compare, these are."""
+    nodes = trace(model, *case, rules).nodes
+    return [leaf for node in nodes for leaf in pytree.tree_leaves((node.args, node.kwargs)) if type(leaf) is float]
