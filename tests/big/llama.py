@@ -82,14 +82,18 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def frequencies(shape: Shape) -> torch.Tensor:
+    """Of the rotary embedding."""
+    return 1.0 / 10000 ** (torch.arange(0, shape.size, 2) / shape.size)
+
+
 class Body(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = Norm(shape.width)
-        frequencies = 1.0 / 10000 ** (torch.arange(0, shape.size, 2) / shape.size)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", frequencies(shape), persistent=False)
 
     def forward(self, ids):
         x = self.embed_tokens(ids)
@@ -114,6 +118,23 @@ class Llama(nn.Module):
 
     def forward(self, ids):
         return self.lm_head(self.model(ids))
+
+
+def build(shape: Shape = Shape(), dtype: torch.dtype = torch.float64, seed: int = 0) -> Llama:
+    """With random weights, scales of norms among them."""
+    torch.manual_seed(seed)
+    model = Llama(shape).to(dtype).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    return model
+
+
+def build_on_meta(shape: Shape = Shape(), dtype: torch.dtype = torch.float64) -> Llama:
+    """Without weights; what the code computes (the frequencies) is there, as it is in no checkpoint."""
+    with torch.device("meta"):
+        model = Llama(shape).to(dtype).eval()
+    model.model.frequencies = frequencies(shape).to(dtype)
+    return model
 
 
 def masks_for(model: nn.Module, shape: Shape, *, heads: bool = True, width: bool = False) -> dict[str, torch.Tensor]:

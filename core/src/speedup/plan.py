@@ -37,6 +37,7 @@ from speedup.store.format import Structure
 from speedup.store.outcome import outcome_of
 from speedup.store.record import note
 from speedup.store.writing import provenance_of
+from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
 from speedup.trace.meta import on_meta, to_meta
 from speedup.training.follow import follow
@@ -293,7 +294,7 @@ def _settled(
 ) -> tuple[Graph, KeepSets, Parts, list[float]]:
     """The plan of a model, and how far its outputs change where constants are dropped."""
     rule_log.listen()
-    with sandbox(model, prepared.masks.parameters):
+    with sandbox(model, prepared.masks.parameters) as stands:
         first = first_trace(model, inputs, rules)
         rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
@@ -320,7 +321,9 @@ def _settled(
         assert settled is not None
         graph, keeps, parts = settled
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
-        return graph, keeps, parts, changes
+    if stands.originals:
+        with_contents(graph, keeps, model, parts, stands)
+    return graph, keeps, parts, changes
 
 
 class ModelSpeedup:

@@ -17,6 +17,8 @@ from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
 from speedup.pieces import source_of
 from speedup.rule import Rule
+from speedup.shell import relinked
+from speedup.trace.meta import StandIns
 
 Contents = Callable[[Value], torch.Tensor]
 
@@ -112,3 +114,27 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     made = nn.Parameter(new, requires_grad=old.requires_grad and new.is_floating_point())
     made.__dict__.update(old.__dict__)
     return made
+
+
+def with_contents(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts, stands: StandIns) -> None:
+    """Give a plan of a model that is partly on the meta device the tensors of it that have contents."""
+    for value in graph.values:
+        if value.tensor is not None:
+            value.tensor = stands.originals.get(id(value.tensor), value.tensor)
+    for made in parts.modules.values():
+        for held in (made._parameters, made._buffers):
+            stands.give_back(held)
+        for name, item in list(made.__dict__.items()):
+            made.__dict__[name] = relinked(item, stands.originals)
+
+    def at_hand(value: Value) -> torch.Tensor:
+        assert value.tensor is not None
+        return value.tensor.detach()
+
+    stream = Stream(graph, keeps, model, at_hand)
+    known = [n for v in graph.sources if v.is_known for n in v.names if n in parts.tensors]
+    for path in dict.fromkeys(n.rpartition(".")[0] for n in known):
+        new = stream.module(path)
+        for held in ("_parameters", "_buffers") if new is not None else ():
+            into = getattr(parts.modules[path], held)
+            into.update({n: t for n, t in getattr(new, held).items() if t is not None and not t.is_meta and n in into})

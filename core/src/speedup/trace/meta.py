@@ -28,18 +28,54 @@ def to_meta(tree: Tree) -> Tree:
     return moved
 
 
+class StandIns:
+    """Tensors without contents that stand for those of a model that have some, while it runs on meta.
+
+    Attributes:
+        originals: by the identity of the stand-in.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.originals: dict[int, torch.Tensor] = {}
+        self._alive: dict[int, torch.Tensor] = {}  # by the identity of the original
+        self._held = [h for m in model.modules() for h in (m._parameters, m._buffers)] if on_meta(model) else []
+
+    def put_in(self) -> None:
+        for held in self._held:
+            for name, tensor in held.items():
+                if tensor is not None and not tensor.is_meta:
+                    held[name] = self._for(tensor)
+
+    def take_out(self) -> None:
+        for held in self._held:
+            self.give_back(held)
+
+    def give_back(self, held: dict[str, Any]) -> None:
+        """Put the originals where stand-ins are."""
+        for name, tensor in held.items():
+            if id(tensor) in self.originals:
+                held[name] = self.originals[id(tensor)]
+
+    def _for(self, tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in self._alive:
+            made = tensor.detach().to("meta")
+            if isinstance(tensor, nn.Parameter):
+                made = nn.Parameter(made, tensor.requires_grad)
+                made.__dict__.update(tensor.__dict__)
+            self._alive[id(tensor)] = made
+            self.originals[id(made)] = tensor
+        return self._alive[id(tensor)]
+
+
 @contextlib.contextmanager
-def all_on_meta(model: nn.Module) -> Iterator[None]:
-    """The parameters and buffers that have contents go to meta for now, where any is there already."""
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    moved = [(t, t.data) for t in tensors if not t.is_meta] if on_meta(model) else []
+def all_on_meta(model: nn.Module) -> Iterator[StandIns]:
+    """Where any parameter or buffer is on meta, the others have stand-ins there for now."""
+    stands = StandIns(model)
     try:
-        for tensor, data in moved:
-            tensor.data = data.to("meta")
-        yield
+        stands.put_in()
+        yield stands
     finally:
-        for tensor, data in moved:
-            tensor.data = data
+        stands.take_out()
 
 
 def made_there(model: nn.Module) -> contextlib.AbstractContextManager[Any]:

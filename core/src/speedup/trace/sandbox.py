@@ -13,20 +13,23 @@ from torch import nn
 from speedup.attributes import Attributes
 from speedup.masks import compact
 from speedup.trace.holdings import Holdings, same
-from speedup.trace.meta import all_on_meta
+from speedup.trace.meta import StandIns, all_on_meta
 
 
 @contextlib.contextmanager
-def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
+def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> Iterator[StandIns]:
     """Eval mode, no gradients, masked parameters set to 0; everything is put back on exit, also after an error.
+
+    What it gives are the stand-ins of a model that is partly on the meta device.
 
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
     """
-    with all_on_meta(model):
-        yield from _masked(model, masks)
+    with all_on_meta(model) as stands, _masked(model, masks):
+        yield stands
 
 
+@contextlib.contextmanager
 def _masked(model: nn.Module, masks: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     data = [(p, p.data) for p in {id(p): p for p in parameters.values()}.values()]
