@@ -229,11 +229,19 @@ def unseen(facts: Facts, value: Value, entries: Bools) -> list[str]:
     def constant_with(seen: Iterable[Value]) -> bool:
         found = _returned(node, "infer_from_input", _Seeing(facts, node, seen))
         fact = next((f for v, _, f in found if v is value), None)
-        return fact is not None and not bool((entries & ~fact.mask).any())
+        return fact is not None and not bool((entries & ~_numbered(fact)).any())
 
     if not blind or not constant_with(blind):
         return []
     return [v.label for v in blind if not constant_with(b for b in blind if b is not v)]
+
+
+def _numbered(fact: Fact) -> Bools:
+    """Where a fact has numbers: what is made of contents that are not at hand has none."""
+    numbers = [fact.value] if isinstance(fact, Constant) else []
+    numbers = [fact.offset, *fact.terms] if isinstance(fact, Affine) else numbers
+    found: Bools = np.logical_and.reduce(np.broadcast_arrays(fact.mask, *(np.isfinite(n) for n in numbers)))
+    return found
 
 
 def _shown(array: Bools) -> Bools:
