@@ -128,7 +128,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None =
     _replace_modules(nodes, keeps, model, fresh, gained, parts)
     _replace_owners(model, parts)
     if piece is None:
-        _settle_expanded(graph, keeps, model, parts)
+        settle_expanded(graph, keeps, model, parts)
     return parts
 
 
@@ -264,7 +264,7 @@ def _replace_owners(model: nn.Module, parts: Parts) -> None:
             shell._buffers[attribute] = tensor
 
 
-def _settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts) -> None:
+def settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts) -> None:
     """Modules that ran in parts get their sizes, where anything inside became smaller."""
     for path, rule in graph.expanded.items():
         inside = [n for n in graph.nodes if n.scope == path or n.scope.startswith(path + "." if path else "")]

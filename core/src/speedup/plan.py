@@ -37,11 +37,13 @@ from speedup.store.format import Structure
 from speedup.store.outcome import outcome_of
 from speedup.store.record import note
 from speedup.store.writing import provenance_of
+from speedup.distributed import is_spread
 from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
 from speedup.trace.meta import on_meta, to_meta
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
+from speedup.transfer import apply_spread, fill
 from speedup.verify import Inputs, compare, random_inputs, run
 from speedup.ways import Way, explore
 
@@ -73,6 +75,8 @@ class Plan:
         self.keeps = keeps
         self.report: Report = summarize(model, graph, keeps, parts)
         self._parts: Parts | None = parts
+        self._paths = tuple(parts.modules)
+        self._shapes = _small_shapes(graph, parts)
         self._state = _state_of(model)
         self._inputs = inputs
         self._masks = masks
@@ -88,7 +92,9 @@ class Plan:
 
         Args:
             model: another instance of the planned model (a deep copy, say), with weights of its own; by default the
-                planned model itself. It is planned and checked with the same masks and input.
+                planned model itself. It is planned and checked with the same masks and input; not so one whose
+                parameters are spread over processes (``DTensor``): each of these that changes is gathered, cut and
+                spread again, one at a time.
             verify: compare masked and small model on random inputs and other batch sizes too (see ``speedup.verify``)
                 before the change is kept.
             optimizer: the optimizer of the model, or a tuple of several: its parameters are exchanged, and their state
@@ -104,6 +110,11 @@ class Plan:
         Example:
             >>> plan.apply(optimizer=optimizer, ema=averaged)
         """
+        if model is not None and model is not self.model and is_spread(model):
+            if verify or optimizer is not None or ema is not None:
+                raise InputError("verify, optimizer and ema are for models that are in one place")
+            self._check_open()
+            return apply_spread(self, model)
         if model is not None and model is not self.model:
             return self._again(model).apply(verify=verify, optimizer=optimizer, ema=ema)
         if verify and self.keeps.drop:
@@ -190,6 +201,27 @@ class Plan:
         log.info("wrote %s", done.folder)
         return done
 
+    def fill(self, small: nn.Module, big: nn.Module) -> nn.Module:
+        """Give a model that has this plan in it the numbers of one that has not, a module at a time; the small model.
+
+        For models sharded by ``fully_shard``, whose parameters cannot change their sizes in place: make the small
+        model on the meta device, shard it, give it memory, and fill it. Every process calls it.
+
+        Args:
+            small: a model that the plan was applied to.
+            big: an original one with its numbers. Either may be spread over processes, or not.
+
+        Raises:
+            InputError: one of them is another model, or has no memory; nothing was changed.
+
+        Example:
+            >>> small = plan.apply()  # on the meta device
+            >>> fully_shard(small)
+            >>> plan.fill(small.to_empty(device="cuda"), big)
+        """
+        fill(self, small, big)
+        return small
+
     def _check_open(self) -> None:
         if self._parts is None:
             raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
@@ -216,6 +248,15 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
+
+
+def _small_shapes(graph: Graph, parts: Parts) -> dict[str, tuple[int, ...]]:
+    """The shapes of the small model's parameters and buffers, by all their names."""
+    shapes = {n: v.shape for v in graph.sources for n in v.names if n.rpartition(".")[0] not in parts.modules}
+    for path, made in parts.modules.items():
+        own = {**made._parameters, **made._buffers}
+        shapes.update({f"{path}.{n}" if path else n: tuple(t.shape) for n, t in own.items() if t is not None})
+    return shapes
 
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
