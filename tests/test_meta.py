@@ -67,7 +67,9 @@ def test_a_bias_without_contents_keeps_its_layer_whole_and_is_named() -> None:
 
 def test_a_norm_without_contents_makes_nothing_of_zeros_that_would_be_known() -> None:
     """Behind a layer norm a masked channel is its shift times an unknown: the weight and the bias have to be masked."""
-    model = nn.Sequential(nn.Linear(4, 6, device="meta"), nn.LayerNorm(6, device="meta"), nn.Linear(6, 3, device="meta"))
+    model = nn.Sequential(
+        nn.Linear(4, 6, device="meta"), nn.LayerNorm(6, device="meta"), nn.Linear(6, 3, device="meta")
+    )
     line = rows(6, 1)[:, 0]
     masks = {"0": {"weight": rows(6, 4), "bias": line}}
     plan = speedup.plan(model, torch.zeros(2, 4), masks)
@@ -121,7 +123,7 @@ def test_data_that_code_looks_at_is_an_error_that_says_what_to_do() -> None:
 
     with torch.device("meta"):
         model = Net()
-    with pytest.raises(TraceError, match="contents.*plan with the weights in memory"):
+    with pytest.raises(TraceError, match=r"contents.*plan with the weights in memory"):
         speedup.plan(model, torch.zeros(2, 4), {"a.weight": rows(4, 4)})
 
 

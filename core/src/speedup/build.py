@@ -181,7 +181,9 @@ def _folds(
 
 def weights_of(node: Node) -> list[Value]:
     """The parameters and buffers that a call reads, or reads pieces of."""
-    found = [v if v.is_source else source_of(v) for v in node.operands if v is not None and (v.is_source or is_piece(v))]
+    found = [
+        v if v.is_source else source_of(v) for v in node.operands if v is not None and (v.is_source or is_piece(v))
+    ]
     return list(dict.fromkeys(found))
 
 

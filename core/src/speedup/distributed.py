@@ -65,11 +65,11 @@ def refuse_fsdp(model: nn.Module) -> None:
         InputError: a module is sharded by ``fully_shard``.
     """
     library = sys.modules.get("torch.distributed.fsdp")
-    kind = getattr(library, "FSDPModule", None)
-    for name, module in model.named_modules() if kind is not None else ():
+    kind: Any = getattr(library, "FSDPModule", ())
+    for name, module in model.named_modules():
         if isinstance(module, kind):
             raise InputError(
                 f"{name or 'the model'} is sharded by fully_shard, which keeps the sizes of its parameters to itself. "
-                "Apply the plan to the model before (on the meta device: plan.apply()), shard the small model, and fill "
-                "it: plan.fill(small, big)"
+                "Apply the plan to the model before (on the meta device: plan.apply()), shard the small model, and "
+                "fill it: plan.fill(small, big)"
             )

@@ -21,6 +21,7 @@ from speedup import rule_log
 from speedup.atomic import replacing
 from speedup.build import Parts
 from speedup.commit import Transaction
+from speedup.distributed import is_spread
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
@@ -31,13 +32,9 @@ from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
 from speedup.sizes import lasting
-from speedup.store.checkpoint import open_checkpoint
-from speedup.store.compact import Compaction, Compactor
-from speedup.store.format import Structure
-from speedup.store.outcome import outcome_of
+from speedup.store.compact import Compaction
 from speedup.store.record import note
-from speedup.store.writing import provenance_of
-from speedup.distributed import is_spread
+from speedup.store.through import apply_checkpoint
 from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
 from speedup.trace.meta import on_meta, to_meta
@@ -175,31 +172,7 @@ class Plan:
             >>> print(plan.apply_checkpoint("big", "small"))
         """
         self._check_open()
-        real = [n for n, p in self.model.named_parameters() if not p.is_meta]
-        if real:
-            raise InputError(
-                f"the plan was made with weights in memory ({real[0]}), whose constants need not be those of the "
-                "checkpoint: make the model on the meta device (with torch.device('meta')), and plan that"
-            )
-        checkpoint = open_checkpoint(Path(src))
-        prepared = Prepared(self.model, self._masks)
-        try:
-            originals = {id(t) for t in (*self.model.parameters(), *self.model.buffers())}
-            transaction = Transaction(self.model, cast(Parts, self._parts))
-            try:
-                transaction.apply()
-                prepared.finish(transaction.saved)
-                note(transaction, self.report, "drop" if self.keeps.drop else "exact")
-                outcome = outcome_of(self.model, originals, self._rules)
-                structure = Structure("", outcome.changes, {}, provenance_of(self.model))
-            finally:
-                transaction.undo()
-            compactor = Compactor(self.model, self.graph.sources, self.keeps, outcome, checkpoint)
-            done = compactor.run(Path(dst), structure, log.info)
-        finally:
-            prepared.undo()
-        log.info("wrote %s", done.folder)
-        return done
+        return apply_checkpoint(self, Path(src), Path(dst))
 
     def fill(self, small: nn.Module, big: nn.Module) -> nn.Module:
         """Give a model that has this plan in it the numbers of one that has not, a module at a time; the small model.

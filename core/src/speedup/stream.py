@@ -105,7 +105,11 @@ class Stream:
         gone = self._keeps.facts.masked.get(value)
         if gone is None:
             return tensor
-        return torch.where(torch.from_numpy(gone.copy()).to(tensor.device), torch.zeros((), dtype=tensor.dtype, device=tensor.device), tensor)
+        return torch.where(
+            torch.from_numpy(gone.copy()).to(tensor.device),
+            torch.zeros((), dtype=tensor.dtype, device=tensor.device),
+            tensor,
+        )
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -135,6 +139,6 @@ def with_contents(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts,
     known = [n for v in graph.sources if v.is_known for n in v.names if n in parts.tensors]
     for path in dict.fromkeys(n.rpartition(".")[0] for n in known):
         new = stream.module(path)
-        for held in ("_parameters", "_buffers") if new is not None else ():
-            into = getattr(parts.modules[path], held)
-            into.update({n: t for n, t in getattr(new, held).items() if t is not None and not t.is_meta and n in into})
+        for kind in ("_parameters", "_buffers") if new is not None else ():
+            into, fresh = getattr(parts.modules[path], kind), getattr(new, kind)
+            into.update({n: t for n, t in fresh.items() if t is not None and not t.is_meta and n in into})

@@ -1,7 +1,7 @@
 """A plan for another model than the one it was made for: the same modules, with numbers of their own.
 
-The numbers are asked for module by module, so that of a model that is spread over processes no more is ever whole in one
-place than one module's.
+The numbers are asked for module by module, so that of a model that is spread over processes no more than one module
+is ever whole in one place.
 """
 
 from __future__ import annotations
@@ -72,10 +72,8 @@ def fill(plan: Plan, small: nn.Module, big: nn.Module) -> None:
                 continue
             done.add(id(target))
             attribute = name.rpartition(".")[2]
-            new = None
-            if module is not None:
-                new = module._parameters.get(attribute)
-                new = module._buffers.get(attribute) if new is None else new
+            own = {} if module is None else {**module._parameters, **module._buffers}
+            new: torch.Tensor | None = own.get(attribute)
             if new is None or new is old.get(name):
                 new = whole(old[name])
             with torch.no_grad():

@@ -84,7 +84,9 @@ def _what(names: list[str], indices: list[str], single: list[str]) -> str:
     if indices:
         return f"several indices ({', '.join(indices)}): keep one checkpoint in a folder"
     if single:
-        return f"several safetensors files and no index ({', '.join(single[:3])} ...): an index says what belongs together"
+        return (
+            f"several safetensors files and no index ({', '.join(single[:3])} ...): an index says what belongs together"
+        )
     pickled = [n for n in names if n.endswith((".bin", ".pt", ".pth"))]
     if pickled:
         return f"no safetensors file, but {pickled[0]}: write it as safetensors first (save_pretrained does)"

@@ -63,7 +63,9 @@ class Compaction:
             f"  {name:<{width}}  {_text(before)} -> {_text(after)}" + (f"  ({count} times)" if count > 1 else "")
             for (name, (before, after)), count in kinds.items()
         ]
-        done = f"{len(self.written)} written, {len(self.skipped)} were there" if self.skipped else f"{len(self.written)}"
+        done = (
+            f"{len(self.written)} written, {len(self.skipped)} were there" if self.skipped else f"{len(self.written)}"
+        )
         before, after = (f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.2f} MB" for n in self.bytes)
         title = f"{self.folder}: {before} -> {after}, files: {done}. Sizes that changed (a config is to say so too):"
         return "\n".join([title, *lines])
@@ -152,7 +154,7 @@ class Compactor:
             for value in self.stream.writes(path):
                 entry = self._entry(value)
                 if entry is not None and entry.dtype is not None and not _takes_numbers(entry.dtype):
-                    yield f"{entry.name} would take up constants, and is stored as {entry.kind}: that would not be exact"
+                    yield f"{entry.name} would take up constants, and is stored as {entry.kind}, too coarse for it"
 
     def _contents(self, value: Value) -> torch.Tensor:
         entry = self._entry(value)
@@ -218,8 +220,7 @@ class Compactor:
             assert module is not None
             self._made = path, module
         module = self._made[1]
-        found = module._parameters.get(attribute)
-        found = module._buffers[attribute] if found is None else found
+        found: torch.Tensor | None = {**module._parameters, **module._buffers}[attribute]
         assert found is not None
         return found.detach()
 
@@ -246,7 +247,9 @@ class Compactor:
                 metadata = dict(self.checkpoint.shards.get(file, {"format": "pt"}))
                 digests[file] = write(path, slots, metadata, lambda n: self.tensor(self.layout.finals[n]))
                 if sha256(path) != digests[file]:
-                    raise StorageError(f"{file} came out of the disk as something else than was written: is it damaged?")
+                    raise StorageError(
+                        f"{file} came out of the disk as something else than was written: is it damaged?"
+                    )
             self._made = None
             progress.note(file, digests[file], self.touched)
             written.append(file)
@@ -263,7 +266,9 @@ class Compactor:
         need = sum(s.size for slots in left for s in slots)
         free = shutil.disk_usage(target).free
         if need > free:
-            raise StorageError(f"{need / 1e9:.1f} GB are to be written to {str(target)!r}, and {free / 1e9:.1f} are free")
+            raise StorageError(
+                f"{need / 1e9:.1f} GB are to be written to {str(target)!r}, and {free / 1e9:.1f} are free"
+            )
 
     def _write_index(self, target: Path) -> None:
         if self.checkpoint.index is None:

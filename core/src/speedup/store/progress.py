@@ -47,7 +47,7 @@ class Progress:
         return file in self._shards
 
     def done(self, file: str) -> str | None:
-        """The digest of a shard that is done and right, made of what is still there; None for one that is to be made."""
+        """The digest of a shard that is done, right, and made of what is still there; None for one to be made."""
         known = self._shards.get(file)
         if known is None or not (self._target / file).is_file():
             return None

@@ -193,7 +193,9 @@ class Replay:
         besides = set(self.structure.besides)
         missing = [n for n in expected if n not in self.stored]
         wrong += list(self._missing(modules, missing) if self.structure.files else map(_ABSENT.format, missing))
-        wrong += [f"the file has {n}, and the model has not" for n in self.stored if n not in expected and n not in besides]
+        wrong += [
+            f"the file has {n}, and the model has not" for n in self.stored if n not in expected and n not in besides
+        ]
         for name, shape in expected.items():
             if name in self.stored and self.stored[name].shape != shape:
                 wrong.append(f"{name} should be {_text(shape)}, and is {_text(self.stored[name].shape)} in the file")
@@ -203,7 +205,6 @@ class Replay:
             raise StorageError(
                 f"this is not the model that was made small, or not built as it was (nothing was changed):\n{lines}"
             )
-
 
     def _missing(self, modules: Mapping[str, nn.Module], names: Iterable[str]) -> Iterable[str]:
         """What a checkpoint lacks, but for buffers outside of the state dict, which the code of the model makes."""

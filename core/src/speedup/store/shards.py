@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ class Entry:
         buffer = torch.empty(self.size, dtype=torch.uint8)
         with self.file.open("rb") as file:
             file.seek(self.start)
-            if self.size and file.readinto(memoryview(buffer.numpy())) != self.size:  # type: ignore[attr-defined]
+            if self.size and file.readinto(buffer.numpy().data) != self.size:
                 raise StorageError(f"{str(self.file)!r} ends in the middle of {self.name}")
         return buffer.view(self.dtype).reshape(self.shape)
 
@@ -114,13 +115,12 @@ def entries(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     return found, {str(k): str(v) for k, v in metadata.items()}
 
 
-def _entry(path: Path, name: str, given: Mapping[str, object], base: int) -> Entry:
+def _entry(path: Path, name: str, given: Mapping[str, Any], base: int) -> Entry:
     kind, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
-    numbers = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-    if not isinstance(kind, str) or not numbers or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):  # type: ignore[misc]
+    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+    if not isinstance(kind, str) or not lists or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
         raise ValueError(f"the header does not say what {name} is")
-    start, stop = offsets  # type: ignore[misc]
-    entry = Entry(path, name, kind, tuple(shape), base + start, base + stop)  # type: ignore[arg-type]
+    entry = Entry(path, name, kind, tuple(shape), base + offsets[0], base + offsets[1])
     if entry.dtype is not None and entry.size != prod(entry.shape) * entry.dtype.itemsize:
         raise ValueError(f"{name} has {entry.size} bytes for a shape of {entry.shape}")
     return entry
@@ -163,9 +163,7 @@ def kind_of(dtype: torch.dtype) -> str:
     return _SHORT[dtype]
 
 
-def write(
-    path: Path, slots: list[Slot], metadata: Mapping[str, str], make: Callable[[str], torch.Tensor]
-) -> str:
+def write(path: Path, slots: list[Slot], metadata: Mapping[str, str], make: Callable[[str], torch.Tensor]) -> str:
     """Write a file, tensor by tensor; its sha256.
 
     Args:
@@ -200,7 +198,7 @@ def write(
                 raise StorageError(f"{each.name} came out as {tuple(tensor.shape)}, and was planned as {each.shape}")
             flat = tensor.detach().to("cpu", _KNOWN[each.kind]).contiguous().reshape(-1)
             if flat.numel():
-                put(memoryview(flat.view(torch.uint8).numpy()))
+                put(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

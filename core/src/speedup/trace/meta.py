@@ -38,7 +38,9 @@ class StandIns:
     def __init__(self, model: nn.Module) -> None:
         self.originals: dict[int, torch.Tensor] = {}
         self._alive: dict[int, torch.Tensor] = {}  # by the identity of the original
-        self._held = [h for m in model.modules() for h in (m._parameters, m._buffers)] if on_meta(model) else []
+        self._held: list[dict[str, Any]] = (
+            [h for m in model.modules() for h in (m._parameters, m._buffers)] if on_meta(model) else []
+        )
 
     def put_in(self) -> None:
         for held in self._held:

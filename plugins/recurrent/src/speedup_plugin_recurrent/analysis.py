@@ -29,7 +29,7 @@ class Weight:
     known: Bools
 
     def times(self, x: Known, bias: Known | None = None) -> Known:
-        """Known where every column that is not masked meets a known number, which is 0 where the column is not known."""
+        """Known where every column that is not masked meets a known number: 0, where the column is not known."""
         mask = ~np.asarray(self.live[:, ~x.mask].any(axis=1))
         if not self.known.all():
             mask = mask & ~np.asarray((self.live & ~self.known)[:, ~x.zero].any(axis=1))

@@ -233,7 +233,8 @@ def _added(node: Node, k: int, shift: Floats, rows: Bools) -> nn.Parameter:
     assert value is not None and value.tensor is not None
     old = value.tensor.detach()
     wide = old.to(torch.float64) + torch.from_numpy(shift).to(old.device)
-    made = nn.Parameter(wide[torch.from_numpy(rows).to(old.device)].to(old.dtype), value.tensor.requires_grad)
+    at = torch.from_numpy(np.flatnonzero(rows)).to(old.device)
+    made = nn.Parameter(wide.index_select(0, at).to(old.dtype), value.tensor.requires_grad)
     made.__dict__.update(value.tensor.__dict__)
     return made
 
