@@ -169,6 +169,38 @@ def test_constants_are_folded_from_the_checkpoint(tmp_path: Path, bias: bool) ->
     assert bias or index["weight_map"]["2.bias"] == index["weight_map"]["2.weight"]
 
 
+class Scaled(nn.Module):
+    """A table that is in no checkpoint, and that is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.register_buffer("table", torch.arange(8.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.b(self.a(x) * self.table)
+        return out
+
+
+def test_buffers_that_are_in_no_checkpoint_and_that_are_cut(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Scaled()
+    line = torch.arange(8) % 2 == 0
+    masks = {"a.weight": line[:, None].expand(8, 5), "a.bias": line}
+    source = write_shards(tmp_path / "big", stored(model), 1)
+    bare = without_contents(model)
+    with pytest.raises(StorageError, match="table changes, and is neither in the checkpoint nor in the model"):
+        speedup.plan(bare, torch.zeros(2, 5), masks).apply_checkpoint(source, tmp_path / "small")
+    bare.table = torch.arange(8.0)
+    plan = speedup.plan(bare, torch.zeros(2, 5), masks)
+    done = plan.apply_checkpoint(source, tmp_path / "small")
+    assert torch.equal(load_file(done.folder / "speedup-buffers.safetensors")["table"], torch.tensor([0.0, 2, 4, 6]))
+    small = speedup.load(Scaled(), done.folder)
+    assert speedup.verify(model, small, torch.zeros(2, 5), masks)
+    applied = plan.apply()
+    assert torch.equal(applied.table, small.table) and applied.a.weight.is_meta and torch.equal(bare.table, small.table)
+
+
 def test_constants_do_not_go_into_a_byte(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(5, 8, bias=False), nn.Sigmoid(), nn.Linear(8, 4))
     masks = {"0.weight": (torch.arange(8) % 2 == 0)[:, None].expand(8, 5)}

@@ -141,6 +141,17 @@ def test_what_needs_numbers_says_so() -> None:
         speedup.plan(model, torch.zeros(2, 4), nothing)
 
 
+def test_a_norm_that_lost_channels_before_says_what_to_do() -> None:
+    line = torch.arange(8) % 4 != 1
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 1))
+    masks = {"0.weight": line[:, None, None, None].expand(8, 3, 1, 1), "1.weight": line, "1.bias": line}
+    small = speedup.plan(model, torch.zeros(1, 3, 2, 2), masks).apply()
+    line = torch.arange(6) % 3 != 0
+    again = {"0.weight": line[:, None, None, None].expand(6, 3, 1, 1), "1.weight": line, "1.bias": line}
+    with pytest.raises(speedup.RuleError, match="earlier round is on the meta device"):
+        speedup.plan(without_contents(small), torch.zeros(1, 3, 2, 2), again)
+
+
 def test_constants_are_left_out_of_models_without_contents_too() -> None:
     plan = speedup.plan(mlp(device="meta"), torch.zeros(2, 4), {"0": {"weight": rows(6, 4)}}, constants="drop")
     assert plan.report.changes == [] and str(plan)
