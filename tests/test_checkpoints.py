@@ -147,6 +147,36 @@ def test_a_model_without_contents_takes_the_small_weights_and_says_what_it_lacks
     assert speedup.verify(build(), small, IDS, masks)
 
 
+_PEAK = """
+import resource, sys
+import torch
+import speedup
+from tests.big.llama import Shape, build_on_meta, masks_for
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+shape = Shape(1000, 1024, 12, 8, 8, 4096)
+model = build_on_meta(shape, torch.bfloat16)
+plan = speedup.plan(model, torch.zeros(1, 4, dtype=torch.long), masks_for(model, shape, width=True))
+before = peak()
+done = plan.apply_checkpoint(sys.argv[1], sys.argv[2])
+print(peak() - before, done.bytes[0] // 2**20, done.bytes[1] // 2**20)
+"""
+
+
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
+    """In a process of its own; megabytes."""
+    model = build_on_meta(Shape(1000, 1024, 12, 8, 8, 4096), torch.bfloat16)
+    tensors = {n: torch.full(p.shape, 0.5, dtype=torch.bfloat16) for n, p in model.named_parameters()}
+    source = write_shards(tmp_path / "big", tensors, 2)
+    del tensors
+    command = [sys.executable, "-c", _PEAK, str(source), str(tmp_path / "small")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    grown, big, small = map(int, done.stdout.split())
+    assert big > 380 and small < 220
+    assert grown < 100, "a few of the largest tensors, of 8 megabytes each, and what copying takes"
+
+
 # -- constants and new tensors --------------------------------------------------------------------------------------
 
 
