@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from speedup.attributes import Saved
+from speedup.attributes import Saved, identical
 from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.expand import Expanded
@@ -36,7 +36,8 @@ class Transaction:
     def apply(self) -> None:
         """Swap everything in; on any error everything is put back before it is raised."""
         try:
-            targets = [(path, self.model.get_submodule(path), made) for path, made in self.parts.modules.items()]
+            modules = dict(self.model.named_modules(remove_duplicate=False))
+            targets = [(path, modules[path], made) for path, made in self.parts.modules.items()]
             for path, old, made in targets:
                 if isinstance(made, type(old)):
                     self._move_into(old, made)
@@ -60,14 +61,15 @@ class Transaction:
             if not isinstance(made, Expanded):
                 self.substitutes[id(old)] = type(old)
             old.__class__ = type(made)
+        held = old.__dict__
         for name, value in made.__dict__.items():
-            current = old.__dict__.get(name)
+            current = held.get(name)
             if isinstance(current, dict) and isinstance(value, dict):
                 _update(current, value)
             elif isinstance(current, list) and isinstance(value, list):
                 current[:] = value
             elif name != "training":
-                old.__dict__[name] = value
+                held[name] = value
 
     def _put_in_place_of(self, path: str, old: nn.Module, made: nn.Module) -> None:
         if old is self.model:
@@ -84,7 +86,6 @@ class Transaction:
 
 
 def _update(current: dict[Any, Any], value: dict[Any, Any]) -> None:
-    if list(current) == list(value) and all(current[k] is value[k] for k in value):
-        return
-    current.clear()
-    current.update(value)
+    if (current or value) and not identical(current, value):
+        current.clear()
+        current.update(value)

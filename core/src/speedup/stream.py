@@ -90,15 +90,15 @@ class Stream:
 
     @contextlib.contextmanager
     def _lent(self, values: Iterable[Value]) -> Iterator[None]:
-        before = {v: v.tensor for v in values}
+        before = {v: (v.tensor, v.mask) for v in values}
         try:
-            for value, tensor in before.items():
+            for value, (tensor, _) in before.items():
                 assert tensor is not None
-                value.tensor = _like(tensor, self._masked(value))
+                value.tensor, value.mask = _like(tensor, self._masked(value)), None
             yield
         finally:
-            for value, tensor in before.items():
-                value.tensor = tensor
+            for value, (tensor, mask) in before.items():
+                value.tensor, value.mask = tensor, mask
 
     def _masked(self, value: Value) -> torch.Tensor:
         tensor = self._contents(value)
