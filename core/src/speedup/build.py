@@ -18,7 +18,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.masking import product
-from speedup.pieces import contents, put_back, source_of
+from speedup.pieces import contents, is_piece, put_back, source_of
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
 from speedup.shell import shell_of
@@ -88,28 +88,61 @@ class Parts:
     repairs: Repairs = field(default_factory=dict)
 
 
-def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of a model that is built by itself.
+
+    Attributes:
+        paths: the modules that are made.
+        values: their parameters and buffers, and what else their calls hold.
+        nodes: the calls that fold something into these, and those of the modules.
+    """
+
+    paths: frozenset[str]
+    values: Sequence[Value]
+    nodes: Sequence[Node]
+
+
+def build(graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None = None) -> Parts:
     """Make the new tensors and modules.
+
+    Args:
+        piece: what is made, the whole model by default.
 
     Raises:
         RuleError: a rule raised in ``replace`` or returned no module.
     """
     parts = Parts()
-    folded, gained = _folds(graph, keeps)
+    folded, gained = _folds(graph.nodes if piece is None else piece.nodes, keeps)
     fresh: dict[Value, torch.Tensor] = {}
-    for value in graph.sources:
-        whole = keeps.whole(value) or not value.uses
-        if whole and value not in keeps.orders and value not in folded and value not in keeps.facts.masked:
+    for value in graph.sources if piece is None else piece.values:
+        if not changes(keeps, value) and value not in folded:
             continue
         assert value.tensor is not None
         tensor = folded.pop(value) if value in folded else _cut(keeps, value)
         fresh[value] = _like(value.tensor, tensor)
         for name in value.names:
-            parts.tensors[name] = fresh[value]
-    _replace_modules(graph, keeps, model, fresh, gained, parts)
+            if piece is None or name.rpartition(".")[0] in piece.paths:
+                parts.tensors[name] = fresh[value]
+    nodes = graph.nodes if piece is None else [n for n in piece.nodes if n.path in piece.paths]
+    _replace_modules(nodes, keeps, model, fresh, gained, parts)
     _replace_owners(model, parts)
-    _settle_expanded(graph, keeps, model, parts)
+    if piece is None:
+        settle_expanded(graph, keeps, model, parts)
     return parts
+
+
+def changes(keeps: KeepSets, value: Value) -> bool:
+    """Whether a parameter or buffer is another one in the small model, what is folded into it aside."""
+    whole = keeps.whole(value) or not value.uses
+    return not whole or value in keeps.orders or value in keeps.facts.masked
+
+
+def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
+    """What a call folds into: parameters or pieces of them, and attributes that its module gains."""
+    if keeps.drop or node.rule is None or not ask(node, "folds"):
+        return []
+    return fold.targets(node.rule, node, NodeKeep(keeps, node))
 
 
 def _cut(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torch.Tensor:
@@ -127,15 +160,20 @@ def _cut(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torc
     return small if mask is None else small * keeps.cut_mask(value, mask.to(whole.device))
 
 
-def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], dict[Node, dict[str, torch.Tensor]]]:
+def _folds(
+    nodes: Sequence[Node], keeps: KeepSets
+) -> tuple[dict[Value, torch.Tensor], dict[Node, dict[str, torch.Tensor]]]:
     """New contents of parameters and buffers, cut; and biases that modules gain."""
     folded: dict[Value, torch.Tensor] = {}
     in_pieces: dict[Value, torch.Tensor] = {}
     gained: dict[Node, dict[str, torch.Tensor]] = {}
-    for node in graph.nodes if not keeps.drop else ():
+    for node in nodes if not keeps.drop else ():
         if node.rule is None or not ask(node, "folds"):
             continue
         keep = NodeKeep(keeps, node)
+        if not all(v.is_known for v in weights_of(node)):
+            _blank_folds(node, keeps, folded, gained)
+            continue
         for target, tensor in fold.fold(node.rule, node, keep).items():
             if isinstance(target, Value) and target.is_source:
                 folded[target] = _cut(keeps, target, tensor)  # at once: full-size weights would pile up
@@ -143,14 +181,12 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
                 whole = source_of(target)
                 in_pieces[whole] = put_back(target, tensor, in_pieces.get(whole, contents(whole)))
             else:
-                out = keep.sets[node.layout.n_inputs]
-                named = node.layout.to_named(node.layout.n_inputs, out)
-                chosen = torch.from_numpy(fold.flat_output(node, named).copy())
+                chosen = torch.from_numpy(_kept_outputs(node, keep).copy())
                 new = tensor[chosen.to(tensor.device)]
                 for ranks in keeps.orders.get(node.outputs[0], {}).values():
                     new = new[torch.from_numpy(ranks.flatten()).to(new.device)]
                 gained.setdefault(node, {})[target] = new
-    for node in graph.nodes:
+    for node in nodes:
         if node.rule is not None:
             for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
                 value = node.operand(name)
@@ -159,6 +195,35 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
                 folded[value] = _cut(keeps, value, tensor)
     folded |= {value: _cut(keeps, value, tensor) for value, tensor in in_pieces.items()}
     return folded, gained
+
+
+def weights_of(node: Node) -> list[Value]:
+    """The parameters and buffers that a call reads, or reads pieces of."""
+    found = [
+        v if v.is_source else source_of(v) for v in node.operands if v is not None and (v.is_source or is_piece(v))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _blank_folds(
+    node: Node, keeps: KeepSets, folded: dict[Value, torch.Tensor], gained: dict[Node, dict[str, torch.Tensor]]
+) -> None:
+    """What a call folds, where contents are not at hand: the shapes alone."""
+    for target in fold_targets(node, keeps):
+        if isinstance(target, Value):
+            source = target if target.is_source else source_of(target)
+            assert source.tensor is not None
+            folded[source] = _cut(keeps, source, source.tensor.detach().to("meta"))
+        else:
+            count = int(_kept_outputs(node, NodeKeep(keeps, node)).sum())
+            (like,) = [v.dtype for v in weights_of(node)][:1]
+            gained.setdefault(node, {})[target] = torch.empty(count, dtype=like, device="meta")
+
+
+def _kept_outputs(node: Node, keep: NodeKeep) -> Bools:
+    """Which entries of the bias of a call stay (flat)."""
+    out = node.layout.n_inputs
+    return fold.flat_output(node, node.layout.to_named(out, keep.sets[out]))
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -171,7 +236,7 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _replace_modules(
-    graph: Graph,
+    nodes: Sequence[Node],
     keeps: KeepSets,
     model: nn.Module,
     fresh: dict[Value, torch.Tensor],
@@ -179,7 +244,7 @@ def _replace_modules(
     parts: Parts,
 ) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
-    for node in graph.nodes:
+    for node in nodes:
         if node.module is None or node.rule is None or node.path in parts.modules:
             continue
         held = {n: fresh[v] for n in node.attributes if (v := node.tensors[node.attributes[n]]) in fresh}
@@ -219,7 +284,7 @@ def _replace_owners(model: nn.Module, parts: Parts) -> None:
             shell._buffers[attribute] = tensor
 
 
-def _settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts) -> None:
+def settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts) -> None:
     """Modules that ran in parts get their sizes, where anything inside became smaller."""
     for path, rule in graph.expanded.items():
         inside = [n for n in graph.nodes if n.scope == path or n.scope.startswith(path + "." if path else "")]

@@ -74,8 +74,10 @@ class CoordinateRule(Rule):
     def check(self, node: Node) -> None:
         if not node.operands or not node.outputs:
             raise SignatureError("it moves no tensor")
-        if any(v.tensor is None for v in node.others):
-            raise SignatureError("where entries go depends on the input of the model")
+        if not all(v.is_known for v in node.others):
+            meta = any(v.tensor is not None for v in node.others)
+            why = "is in a tensor without contents (on meta)" if meta else "depends on the input of the model"
+            raise SignatureError(f"where entries go {why}")
         if self._known.get(self._key(node, "outputs"), lambda: self._outputs(node)) != len(node.outputs):
             raise SignatureError("it changes other tensors than it returns")
 

@@ -43,6 +43,8 @@ from speedup.facts import (
 from speedup.graph import Node
 from speedup.regular import take
 
+_LARGE = 2**20
+
 if TYPE_CHECKING:
     from speedup.infer import NodeFacts
     from speedup.rule import Rule
@@ -118,7 +120,7 @@ class _Named:
         Of a parameter only what masks made so, for the rest may be trained further; or what has one entry there.
         """
         value = self.node.values[k]
-        if value is None or value.tensor is None:
+        if value is None or value.tensor is None or not self.facts.is_weight(k):
             return self.mask(k), self.value(k)
         dims = [a for a, dim in enumerate(self.layout.operands[k] or ()) if self.layout.mixed.intersection(dim)]
         made = any_of(self.facts.zero(k), tuple(dims)) | all(value.shape[a] == 1 for a in dims)
@@ -188,7 +190,7 @@ def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
         holds = holds & ok
         if not holds.any():
             return []
-    if named.node.others and any(v.tensor is None for v in named.node.others):
+    if named.node.others and not all(v.is_known for v in named.node.others):
         return []
     arrays: list[Floats | None] = [None] * layout.n_inputs
     for k in inputs:
@@ -286,6 +288,8 @@ def response(
     if contents is None:
         assert source.tensor is not None
         contents = source.tensor.detach()
+        if contents.is_meta:  # asked where, not what: see ``infer.unseen``
+            contents = torch.zeros(()).expand(contents.shape)
         mask = _by_names(layout, weight, names, source.mask)
     tensor = contents.reshape([layout.sizes[n] for n in names])
     # To select rows and columns keeps the work at what is constant and asked for.
@@ -348,7 +352,7 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
         by_value = {id(v): (k, a) for k, (v, a) in enumerate(zip(node.operands, arrays, strict=True)) if v is not None}
         for value in node.tensors:
             if id(value) not in by_value:
-                if value.tensor is None:
+                if value.tensor is None or not value.is_known:
                     return None
                 tensors.append(value.contents())
                 continue
@@ -427,7 +431,10 @@ def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, F
         name = node.operand_names[k]
         if k in factors and len(factors) == 2:
             other = factors[1 - factors.index(k)]
-            used = any_product(~unused, ~named.zero(other), layout.private(k))
+            over = layout.private(k)
+            if _is_idle_talk(node, k, unused, named.zero(other), over):
+                continue
+            used = any_product(~unused, ~named.zero(other), over)
             mask = layout.project_all(k, ~used)
         else:
             idle = unused
@@ -438,6 +445,15 @@ def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, F
         if mask.any():
             found[name] = Unused(compact_axes(layout.from_named(k, mask))[0].astype(bool))
     return found
+
+
+def _is_idle_talk(node: Node, k: int, left: Bools, right: Bools, over: Sequence[int]) -> bool:
+    """Whether nobody would ask for a fact that takes much memory: of a weight that this call alone reads, which keeps
+    what the other operands keep, every entry by itself."""
+    value = node.values[k]
+    own = value is not None and value.is_source and len(value.uses) == 1
+    sizes = [max(a, b) for p, (a, b) in enumerate(zip(left.shape, right.shape, strict=True)) if p not in over]
+    return own and prod(sizes) > _LARGE
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------

@@ -275,6 +275,22 @@ class _Rows:
 # -- folding ----------------------------------------------------------------------------------------------------------
 
 
+def targets(rule: Rule, node: Node, keep: NodeKeep) -> list[Value | str]:
+    """The keys of what ``fold`` returns, for which no contents are needed."""
+    bias = takes_bias(rule, node)
+    found: dict[Value | str, None] = {}
+    for gone in removed(node, keep):
+        if gone.terms or not bias:
+            assert gone.weight is not None
+            weight = node.values[gone.weight]
+            assert weight is not None
+            found[weight] = None
+        if bias:
+            assert rule.bias is not None
+            found[node.operand(rule.bias) or _absorber(node) or rule.bias] = None
+    return list(found)
+
+
 def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tensor]:
     """The new contents of weights and biases that take up what goes, before cutting.
 

@@ -60,6 +60,11 @@ class Value:
         return self.kind in ("parameter", "buffer")
 
     @property
+    def is_known(self) -> bool:
+        """Whether its contents are at hand: the model holds it, and not on the meta device."""
+        return self.tensor is not None and not self.tensor.is_meta
+
+    @property
     def label(self) -> str:
         """How messages call it: its name in the model, or the call that made it."""
         if self.names:

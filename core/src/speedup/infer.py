@@ -35,7 +35,12 @@ from speedup.rule import Rule
 
 
 class Facts:
-    """What is known of every value of a graph."""
+    """What is known of every value of a graph.
+
+    Attributes:
+        blind: tensors of the model whose contents were not at hand (on the meta device): only what masks have made 0
+            is known of them.
+    """
 
     def __init__(
         self, graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None
@@ -46,6 +51,7 @@ class Facts:
         self.affine: dict[Value, Affine] = {}
         self.claims: dict[tuple[Value, Node, int], Bools] = {}
         self.masked: dict[Value, Bools] = {}
+        self.blind = frozenset(v for v in graph.values if v.tensor is not None and not v.is_known)
         self._numbers: dict[Value, Floats] = {}
         for value in graph.sources:
             given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
@@ -57,6 +63,8 @@ class Facts:
 
     def mask(self, value: Value) -> Bools:
         """Entries that are constant."""
+        if value in self.blind:
+            return self.masked.get(value, nothing(value.ndim))
         if value.tensor is not None and not value.tensor.is_complex():
             return everything(value.ndim)
         known = self.constants.get(value)
@@ -64,7 +72,11 @@ class Facts:
 
     def value(self, value: Value) -> Floats:
         """The constants, float64; entries that are not constant have no meaning."""
+        if value.tensor is not None and not value.is_known:
+            return fixed(np.where(self.mask(value), 0.0, np.nan))
         if value.tensor is not None:
+            if value in self.blind:  # lent for a moment
+                return fixed(value.contents().to("cpu", torch.float64).numpy())
             if value not in self._numbers:
                 self._numbers[value] = fixed(value.contents().to("cpu", torch.float64).numpy())
             return self._numbers[value]
@@ -103,7 +115,10 @@ class Facts:
         if value.dtype.is_complex:
             return False
         old = self.constants.get(value)
-        new = Constant(_shaped(node, value, self._allowed(value, fact.mask)), _shaped(node, value, fact.value))
+        held = self._allowed(value, fact.mask)
+        if self.blind:  # numbers made of what is not at hand are none
+            held = held & np.isfinite(fact.value)
+        new = Constant(_shaped(node, value, held), _shaped(node, value, fact.value))
         if old is not None:
             if (old.mask & ~new.mask).any():
                 raise RuleError(f"{culprit(node)} takes back a constant of {value.label}; facts may only be added")
@@ -167,9 +182,9 @@ class NodeFacts:
         return self._values[k] is not None
 
     def is_weight(self, k: int) -> bool:
-        """Whether operand ``k`` is a parameter, a buffer or another tensor that the model holds."""
+        """Whether operand ``k`` is a tensor that the model holds and of which all is known (not one on meta)."""
         value = self._values[k]
-        return value is not None and value.tensor is not None
+        return value is not None and value.tensor is not None and value not in self._facts.blind
 
     def from_input(self, k: int) -> bool:
         """Whether operand ``k`` depends on the model's input; else it is made of parameters alone."""
@@ -199,6 +214,48 @@ class NodeFacts:
     def unused(self, k: int) -> Bools:
         """Entries of ``k``, mostly an output, that no reader needs; broadcasts to its shape."""
         return self._facts.unused(self._at(k))
+
+
+class _Seeing(NodeFacts):
+    """The facts at a node as they would be with the contents of some more tensors at hand: where, not which numbers."""
+
+    def __init__(self, facts: Facts, node: Node, seen: Iterable[Value]) -> None:
+        super().__init__(facts, node)
+        self._seen = frozenset(seen)
+
+    def is_weight(self, k: int) -> bool:
+        return self._values[k] in self._seen or super().is_weight(k)
+
+    def mask(self, k: int) -> Bools:
+        return everything(self._at(k).ndim) if self._at(k) in self._seen else super().mask(k)
+
+    def value(self, k: int) -> Floats:
+        return np.where(self.zero(k), 0.0, 1.0) if self._at(k) in self._seen else super().value(k)
+
+
+def unseen(facts: Facts, value: Value, entries: Bools) -> list[str]:
+    """The tensors without which it cannot be told that some entries of a value are constant; none if they are not."""
+    node = value.producer
+    if node is None or node.rule is None:
+        return []
+    blind = [v for v in node.operands if v is not None and v in facts.blind]
+
+    def constant_with(seen: Iterable[Value]) -> bool:
+        found = _returned(node, "infer_from_input", _Seeing(facts, node, seen))
+        fact = next((f for v, _, f in found if v is value), None)
+        return fact is not None and not bool((entries & ~_numbered(fact)).any())
+
+    if not blind or not constant_with(blind):
+        return []
+    return [v.label for v in blind if not constant_with(b for b in blind if b is not v)]
+
+
+def _numbered(fact: Fact) -> Bools:
+    """Where a fact has numbers: what is made of contents that are not at hand has none."""
+    numbers = [fact.value] if isinstance(fact, Constant) else []
+    numbers = [fact.offset, *fact.terms] if isinstance(fact, Affine) else numbers
+    found: Bools = np.logical_and.reduce(np.broadcast_arrays(fact.mask, *(np.isfinite(n) for n in numbers)))
+    return found
 
 
 @functools.cache

@@ -160,7 +160,11 @@ class KeepSets:
 
     def at(self, node: Node) -> Sequence[Bools]:
         """The sets of a node's operands and outputs, each to be asked for by its number."""
-        return _SetsAt(self.sets, node)
+        return _SetsAt(self.sets, node.values)
+
+    def of(self, values: Sequence[Value]) -> Sequence[Bools]:
+        """The sets of some values, each to be asked for by its number."""
+        return _SetsAt(self.sets, values)
 
     def orders_of(self, node: Node) -> list[Orders]:
         """The orders of a node's operands and outputs, see ``speedup.order``."""
@@ -275,9 +279,9 @@ class _Sets(dict[Value, Bools]):
 
 
 class _SetsAt(Sequence[Bools]):
-    def __init__(self, sets: _Sets, node: Node) -> None:
+    def __init__(self, sets: _Sets, values: Sequence[Value | None]) -> None:
         self._sets = sets
-        self._values = node.values
+        self._values = values
 
     def __len__(self) -> int:
         return len(self._values)

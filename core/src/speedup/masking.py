@@ -104,8 +104,9 @@ def _state(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def memory_of(tensor: torch.Tensor) -> int:
-    """Where the numbers of a tensor stand; the same for its views."""
+    """Where the numbers of a tensor stand; the same for its views. On the meta device, which object stands for it."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        storage = tensor.untyped_storage()
+        return storage._cdata if tensor.is_meta else storage.data_ptr()
     except (RuntimeError, NotImplementedError):  # a type of tensor without memory of its own
         return 0

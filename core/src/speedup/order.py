@@ -17,7 +17,7 @@ import torch
 from speedup.ask import ask
 from speedup.facts import Bools, any_of
 from speedup.graph import Graph, Node, Value
-from speedup.regular import varied
+from speedup.regular import gather, varied
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets, Lock
@@ -35,7 +35,7 @@ def in_order(tensor: torch.Tensor, orders: Orders) -> torch.Tensor:
         if ranks.size == ranks.shape[axis]:
             tensor = tensor.index_select(axis, index.flatten())
         else:
-            tensor = tensor.gather(axis, index.expand_as(tensor))
+            tensor = gather(tensor, axis, index.expand_as(tensor))
     return tensor
 
 
@@ -53,7 +53,6 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
     for node in graph.nodes:
         values = [v for v in node.values if v is not None]
         given = keeps.orders_of(node)
-        sets = keeps.at(node) if len(values) == len(node.values) else [keeps.sets[v] for v in values]
         found: Sequence[Orders] | None
         if node.rule is None or any(v in keeps.orders for v in node.others):
             values = [v for v in node.tensors if v in keeps.orders]
@@ -61,7 +60,7 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
         elif all(map(keeps.whole, values)) and not any(given):
             found = given
         else:
-            found = ask(node, "arrange", sets, given)
+            found = ask(node, "arrange", keeps.of(values), given)
         if found is not None:
             # A weight that several calls read stands in one order.
             pairs = [(v, o) for v, o in zip(values, found, strict=False) if v.is_source]

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from speedup import rule_log
 from speedup.atomic import replacing
 from speedup.build import Parts
 from speedup.commit import Transaction
+from speedup.distributed import is_spread
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.graph import Graph
@@ -32,10 +33,15 @@ from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
 from speedup.sizes import lasting
+from speedup.store.compact import Compaction
 from speedup.store.record import note
+from speedup.store.through import apply_checkpoint
+from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
+from speedup.trace.meta import on_meta, to_meta
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
+from speedup.transfer import apply_spread, fill
 from speedup.verify import Inputs, compare, random_inputs, run
 from speedup.ways import explore
 
@@ -60,16 +66,20 @@ class Plan:
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
         masks: LoadedMasks,
         again: Callable[[nn.Module], Plan],
+        rules: Registry,
     ) -> None:
         self.model = model
         self.graph = graph
         self.keeps = keeps
         self.report: Report = summarize(model, graph, keeps, parts)
         self._parts: Parts | None = parts
+        self._paths = tuple(parts.modules)
+        self._shapes = _small_shapes(graph, parts)
         self._state = _state_of(model)
         self._inputs = inputs
         self._masks = masks
         self._again = again
+        self._rules = rules
 
     def apply(
         self, model: nn.Module | None = None, *, verify: bool = False, optimizer: Any = None, ema: Any = None
@@ -80,7 +90,9 @@ class Plan:
 
         Args:
             model: another instance of the planned model (a deep copy, say), with weights of its own; by default the
-                planned model itself. It is planned and checked with the same masks and input.
+                planned model itself. It is planned and checked with the same masks and input; not so one whose
+                parameters are spread over processes (``DTensor``): each of these that changes is gathered, cut and
+                spread again, one at a time.
             verify: compare masked and small model on random inputs and other batch sizes too (see ``speedup.verify``)
                 before the change is kept.
             optimizer: the optimizer of the model, or a tuple of several: its parameters are exchanged, and their state
@@ -96,18 +108,20 @@ class Plan:
         Example:
             >>> plan.apply(optimizer=optimizer, ema=averaged)
         """
+        if model is not None and model is not self.model and is_spread(model):
+            if verify or optimizer is not None or ema is not None:
+                raise InputError("verify, optimizer and ema are for models that are in one place")
+            self._check_open()
+            return apply_spread(self, model)
         if model is not None and model is not self.model:
             return self._again(model).apply(verify=verify, optimizer=optimizer, ema=ema)
         if verify and self.keeps.drop:
             raise InputError("verify=True cannot hold with constants='drop': the outputs change")
-        if self._parts is None:
-            raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
-        if self._state != _state_of(self.model):
-            raise SpeedupError(
-                "the model was changed after it was planned (trained, loaded or pruned further): plan again"
-            )
+        if verify and on_meta(self.model):
+            raise InputError("verify=True needs numbers to compare, and the model is on the meta device")
+        self._check_open()
         prepared = Prepared(self.model, self._masks)
-        transaction = Transaction(self.model, self._parts)
+        transaction = Transaction(self.model, cast(Parts, self._parts))
         try:
             transition = Transition(self.model, self.keeps, self._masks.parameters)
             cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
@@ -128,6 +142,68 @@ class Plan:
         log.info("applied: %s", self.report.headline)
         return self.model
 
+    def apply_checkpoint(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Compaction:
+        """Make a checkpoint smaller, a tensor at a time: for models that are larger than memory.
+
+        ``src`` holds safetensors: ``model.safetensors``, or shards with their ``model.safetensors.index.json``, under
+        the names of the model's parameters. In ``dst`` are then shards of the same names with the index, copies of all
+        other files but weights, and ``speedup.json``, so that ``speedup.load(model, dst)`` gives the small model. Types
+        stay as they are in ``src``. The model of the plan stays as it is.
+
+        A run that was interrupted goes on where it was when it is started again: shards that are done, and whose
+        sha256 is right, are not made again (``speedup-progress.json``).
+
+        Args:
+            src: the folder of the checkpoint; it is only read.
+            dst: a new or empty folder, or that of an interrupted run.
+
+        Returns:
+            what was done; printed, it says which sizes changed.
+
+        Raises:
+            StorageError: the checkpoint does not fit the model, is damaged, or cannot be cut exactly; the folder holds
+                something else. All of this is found before anything is written.
+            InputError: the plan was made with weights in memory.
+            OSError: a folder cannot be read, or written to.
+
+        Example:
+            >>> with torch.device("meta"):
+            ...     model = Net()
+            >>> plan = speedup.plan(model, torch.zeros(1, 16, dtype=torch.long), masks)
+            >>> print(plan.apply_checkpoint("big", "small"))
+        """
+        self._check_open()
+        return apply_checkpoint(self, Path(src), Path(dst))
+
+    def fill(self, small: nn.Module, big: nn.Module) -> nn.Module:
+        """Give a model that has this plan in it the numbers of one that has not, a module at a time; the small model.
+
+        For models sharded by ``fully_shard``, whose parameters cannot change their sizes in place: make the small
+        model on the meta device, shard it, give it memory, and fill it. Every process calls it.
+
+        Args:
+            small: a model that the plan was applied to.
+            big: an original one with its numbers. Either may be spread over processes, or not.
+
+        Raises:
+            InputError: one of them is another model, or has no memory; nothing was changed.
+
+        Example:
+            >>> small = plan.apply()  # on the meta device
+            >>> fully_shard(small)
+            >>> plan.fill(small.to_empty(device="cuda"), big)
+        """
+        fill(self, small, big)
+        return small
+
+    def _check_open(self) -> None:
+        if self._parts is None:
+            raise SpeedupError("this plan was applied already: the model is small; plan again with new masks")
+        if self._state != _state_of(self.model):
+            raise SpeedupError(
+                "the model was changed after it was planned (trained, loaded or pruned further): plan again"
+            )
+
     def explain(self, name: str | None = None) -> str:
         """Why masked indices of a module or parameter stay; of the whole model when no name is given."""
         return explain(self.report, name)
@@ -146,6 +222,15 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
+
+
+def _small_shapes(graph: Graph, parts: Parts) -> dict[str, tuple[int, ...]]:
+    """The shapes of the small model's parameters and buffers, by all their names."""
+    shapes = {n: v.shape for v in graph.sources for n in v.names if n.rpartition(".")[0] not in parts.modules}
+    for path, made in parts.modules.items():
+        own = {**made._parameters, **made._buffers}
+        shapes.update({f"{path}.{n}" if path else n: tuple(t.shape) for n, t in own.items() if t is not None})
+    return shapes
 
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
@@ -194,6 +279,8 @@ def plan(
     if constants not in ("exact", "drop"):
         raise InputError(f"constants={constants!r}: it is 'exact' or 'drop'")
     inputs = resolve_inputs(dummy_input)
+    if on_meta(model):
+        inputs = to_meta(inputs)
     rules = registry if registry is not None else default_registry()
     prepared = Prepared(model, masks, source=source, map_location=map_location)
     try:
@@ -210,7 +297,7 @@ def plan(
     def again(other: nn.Module) -> Plan:
         return plan(other, dummy_input, prepared.masks, registry=rules, constants=constants)
 
-    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, again)
+    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, again, rules)
     if keeps.drop:
         made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
     log.info("planned: %s", made.report.headline)
@@ -223,7 +310,7 @@ def _settled(
     """The plan of a model, and how far its outputs change where constants are dropped."""
     rule_log.listen()
     masking = Masking(model, prepared.masks.parameters)
-    with sandbox(model):
+    with sandbox(model) as stands:
         first = first_trace(model, inputs, rules, masking)
         rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
@@ -245,7 +332,9 @@ def _settled(
         assert settled is not None
         graph, keeps, parts = settled
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
-        return graph, keeps, parts, changes
+    if stands.originals:
+        with_contents(graph, keeps, model, parts, stands)
+    return graph, keeps, parts, changes
 
 
 class ModelSpeedup:

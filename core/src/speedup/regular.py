@@ -113,7 +113,7 @@ def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
     index = torch.from_numpy(np.ascontiguousarray(np.take(order, range(count), axis=ragged))).to(tensor.device)
     shape = list(tensor.shape)
     shape[ragged] = count
-    return tensor.gather(ragged, index.expand(shape))
+    return gather(tensor, ragged, index.expand(shape))
 
 
 def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:
@@ -122,6 +122,13 @@ def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:
         if not line.all():
             tensor = take(tensor, axis, np.flatnonzero(line))
     return tensor
+
+
+def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """As ``torch.gather``, of tensors of any type that is one byte wide too."""
+    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+        return tensor.view(torch.uint8).gather(axis, index).view(tensor.dtype)
+    return tensor.gather(axis, index)
 
 
 def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from speedup.build import Parts, build
 from speedup.check import Mismatch, check
@@ -23,6 +24,7 @@ from speedup.repair.options import Job
 from speedup.repair.parts import Repairs
 from speedup.repair.vary import comparable, varied
 from speedup.trace import trace
+from speedup.trace.meta import on_meta
 from speedup.trace.sandbox import undisturbed
 from speedup.verify import Inputs, Returned, compare, run
 from speedup.ways import Way, disagreements, same_parts
@@ -154,20 +156,30 @@ def _steady(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry, par
     if not parts.repairs:
         return True
     cases, wanted = {}, {}
+    given: dict[str, list[float]] = {}
     for alternatives in varied(inputs):
         for name, case in alternatives.items():
             outputs = _masked(model, case, graph, rules)
             if outputs is not None and comparable(name, outputs.tensors, graph.reference):
                 cases[name], wanted[name] = case, outputs
+                if on_meta(model):
+                    given[name] = _factors(model, case, rules)
                 break
     if not cases:
         return True
     transaction = Transaction(model, parts)
     transaction.apply()
     try:
-        return bool(compare(wanted, run(model, cases), graph.coarsest))
+        alike = all(_factors(model, cases[name], rules) == numbers for name, numbers in given.items())
+        return alike and bool(compare(wanted, run(model, cases), graph.coarsest))
     except CheckError as error:
         log.debug("at another size: %s", error)
         return False
     finally:
         transaction.undo()
+
+
+def _factors(model: nn.Module, case: Inputs, rules: Registry) -> list[float]:
+    """The numbers in the calls of a run that are no sizes: where there are no answers to compare, these are."""
+    nodes = trace(model, *case, rules).nodes
+    return [leaf for node in nodes for leaf in pytree.tree_leaves((node.args, node.kwargs)) if type(leaf) is float]

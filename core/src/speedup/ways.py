@@ -91,6 +91,8 @@ def _others(answers: tuple[bool, ...], known: int) -> list[tuple[bool, ...]]:
 def disagreements(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[Lock]]:
     """Per way what it is to keep of parameters, and with them, because another way keeps it."""
     locks: list[list[Lock]] = [[] for _ in ways]
+    if len(ways) == 1:
+        return locks
     for values in zip(*(w.graph.sources for w in ways), strict=True):
         sets = [k.sets[v] for k, v in zip(keeps, values, strict=True)]
         if not values[0].uses or all(np.array_equal(s, sets[0]) for s in sets):
@@ -147,7 +149,7 @@ def _same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
+        return a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or bool(torch.equal(a, b)))
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b)
     if isinstance(a, dict):

@@ -90,7 +90,8 @@ def normalize_masks(
         raise MaskError("there is no mask in the dict: every entry is None or empty. Nothing would be made smaller")
     for names in tied.values():
         for other in names[1:]:
-            keeps[names[0]] = keeps[names[0]] & keeps[other]
+            both = compact(keeps[names[0]]) & compact(keeps[other])
+            keeps[names[0]] = both.expand(keeps[other].shape)
         keeps.update(dict.fromkeys(names, keeps[names[0]]))
     return keeps
 

@@ -98,6 +98,13 @@ def _size(group: Sequence[Kept]) -> str:
     )
 
 
+def _contents(group: Sequence[Kept]) -> str:
+    return (
+        "Masks alone do not tell what these numbers are. Mask the same indices of them too (a bias, the weight and "
+        "shift of a norm), or plan with the weights in memory."
+    )
+
+
 def _carrier(group: Sequence[Kept]) -> str:
     return (
         "These few carry what all that went contributed, and nothing needs to be done. With constants of 0 behind a "
@@ -123,6 +130,7 @@ _ADVICE: dict[Kind, Callable[[Sequence[Kept]], str]] = {
     Kind.NEEDED: _needed,
     Kind.BARRIER: _barrier,
     Kind.SIZE: _size,
+    Kind.CONTENTS: _contents,
     Kind.CARRIER: _carrier,
     Kind.CONSTANT: _constant,
     Kind.DATA: _data,

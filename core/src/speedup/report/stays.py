@@ -16,6 +16,7 @@ from speedup.barriers import command_for
 from speedup.errors import SignatureError
 from speedup.facts import Bools, all_of, along, any_of
 from speedup.graph import Graph, Node, Value
+from speedup.infer import unseen
 from speedup.keep import Event, KeepSets
 from speedup.kinds import Kind
 from speedup.report.data import Kept
@@ -61,7 +62,8 @@ def staying(keeps: KeepSets, value: Value) -> Bools:
     if masked is None or value.ndim < 1 or not value.uses:
         return np.zeros(value.shape[:1] or (1,), dtype=bool)
     inner = tuple(range(1, value.ndim))
-    stay = (all_of(masked, inner) & any_of(keeps.sets[value], inner)).reshape(-1)
+    whole = all_of(masked, inner).reshape(-1)
+    stay = whole & keeps.lines(value).get(0, np.True_) if whole.any() else whole
     return np.broadcast_to(stay, (value.shape[0],))
 
 
@@ -74,6 +76,8 @@ def _kept(name: str, indices: list[int], parameters: int, root: Root, keeps: Kee
         apart = partners(keeps, root.value, root.entries)
         if root.join is not None:
             node, why = root.join, "joined with a branch that is not masked alike"
+        elif names := unseen(keeps.facts, root.value, root.entries):
+            kind, why = Kind.CONTENTS, f"it would be constant, were {' and '.join(names)} not on the meta device"
     barrier = node if node is not None and node.rule is None else None
     return Kept(
         name,

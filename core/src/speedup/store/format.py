@@ -1,4 +1,4 @@
-"""``speedup.json``, version 1: what it holds, and the check that it does. docs/saved-models.md describes it."""
+"""``speedup.json``, versions 1 and 2: what it holds, and the check that it does. docs/saved-models.md describes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from speedup.errors import StorageError
 from speedup.store.plain import NotPlainError, from_json
 
-VERSION = 1
+VERSION = 2  # of which 1 is written for models in one file of our own, which older readers know
 STRUCTURE = "speedup.json"
 WEIGHTS = "model.safetensors"
 # What is written in one line: lists of numbers, then a value before and after.
@@ -59,16 +59,21 @@ class Structure:
     """The contents of ``speedup.json``.
 
     Attributes:
-        sha256: of the file of weights.
+        sha256: of the file of weights; empty where there are several.
         modules: what changed, by path.
         tied: further names of tensors that are stored under another one.
         provenance: what made the model; for people.
+        files: version 2: the files of a checkpoint, with the sha256 of each. Buffers that are not in the state dict may
+            be missing in them: the code of the model makes them.
+        besides: version 2: tensors in these files that the model has not.
     """
 
     sha256: str
     modules: Mapping[str, Change]
     tied: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    besides: tuple[str, ...] = ()
 
 
 def dumps(structure: Structure) -> str:
@@ -91,9 +96,11 @@ def dumps(structure: Structure) -> str:
         }
     data = {
         "format": "speedup",
-        "version": VERSION,
+        "version": 2 if structure.files else 1,
         "provenance": dict(structure.provenance),
-        "weights": {"file": WEIGHTS, "sha256": structure.sha256},
+        "weights": {"files": dict(structure.files), "besides": list(structure.besides)}
+        if structure.files
+        else {"file": WEIGHTS, "sha256": structure.sha256},
         "tied": dict(structure.tied),
         "modules": modules,
     }
@@ -125,14 +132,16 @@ def loads(text: str, where: str) -> Structure:
         raise StorageError(
             f"{where} is of version {version}, and this speedup reads up to version {VERSION}: install a newer one"
         )
-    if version != VERSION:
+    if type(version) is not int or version < 1:
         raise StorageError(f"{where}: there is no version {version!r}")
     try:
         return Structure(
-            _of(data["weights"]["sha256"], str),
+            _of(data["weights"]["sha256"], str) if version == 1 else "",
             {_of(path, str): _change(entry) for path, entry in _of(data["modules"], dict).items()},
             {name: _of(other, str) for name, other in _of(data.get("tied", {}), dict).items()},
             _provenance(data.get("provenance", {})),
+            _files(data["weights"]["files"]) if version == 2 else {},
+            tuple(_of(n, str) for n in _of(data["weights"]["besides"], list)) if version == 2 else (),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -143,6 +152,16 @@ def _of(value: Any, *kinds: type) -> Any:
     if type(value) not in kinds:
         raise TypeError(f"{value!r} stands where {' or '.join(k.__name__ for k in kinds)} belongs")
     return value
+
+
+def _files(entry: Any) -> dict[str, str]:
+    for name, digest in _of(entry, dict).items():
+        if not name.endswith(".safetensors") or "/" in name or "\\" in name:
+            raise ValueError(f"{name!r} is no file of weights beside it")
+        _of(digest, str)
+    if not entry:
+        raise ValueError("there is no file of weights")
+    return dict(entry)
 
 
 def _provenance(entry: Any) -> dict[str, Any]:

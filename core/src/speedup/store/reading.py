@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,9 +20,10 @@ from speedup.store.format import STRUCTURE, WEIGHTS, Change, Structure, Tensor, 
 from speedup.store.layers import remade
 from speedup.store.plain import NotPlainError, from_json, to_json
 from speedup.store.record import FIELD, empty, name_of, names_in, record_of, shape_of
-from speedup.store.tensors import read_tensors, safetensors_torch
+from speedup.store.shards import Entry, entries, sha256
 
 _LIMIT = 10
+_ABSENT = "{} is not in the file"
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str], *, registry: Registry | None = None) -> nn.Module:
@@ -40,42 +40,51 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
 
     Raises:
         StorageError: a file is missing, damaged, of a newer version, or the model is another one; the model is as it
-            was then. Also if safetensors, or a plugin that the model needs, is not installed.
+            was then. Also if a plugin that the model needs is not installed.
 
     Example:
         >>> model = speedup.load(Net(), "small")
     """
-    structure, tensors = read(directory)
+    structure, stored = read(directory)
     rules = registry if registry is not None else default_registry()
-    found = Replay(model, structure.modules, tensors, structure.tied, rules)
+    found = Replay(model, structure, stored, rules)
     Transaction(model, found.parts).apply()
     found.note(structure.provenance.get("rounds", []))
     return model
 
 
-def read(directory: str | os.PathLike[str]) -> tuple[Structure, dict[str, torch.Tensor]]:
-    """What is in the two files.
+def read(directory: str | os.PathLike[str]) -> tuple[Structure, dict[str, Entry]]:
+    """What is in the files: the description, and where each tensor lies.
 
     Raises:
         StorageError: one is missing or damaged, or they do not belong together.
     """
-    safetensors_torch("speedup.load")
     folder = Path(directory)
-    for path in (folder / STRUCTURE, folder / WEIGHTS):
-        if not path.is_file():
-            raise StorageError(f"{str(folder)!r} holds no saved model: there is no {path.name}")
+    _there(folder / STRUCTURE)
     try:
         text = (folder / STRUCTURE).read_text(encoding="utf-8")
-        with (folder / WEIGHTS).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"{str(folder)!r} cannot be read: {error}") from error
     structure = loads(text, str(folder / STRUCTURE))
-    if digest != structure.sha256:
-        raise StorageError(
-            f"{str(folder / WEIGHTS)!r} is not the file that {STRUCTURE} belongs to: it is damaged, or was replaced"
-        )
-    return structure, read_tensors(folder / WEIGHTS)
+    files = structure.files or {WEIGHTS: structure.sha256}
+    stored: dict[str, Entry] = {}
+    for name, digest in files.items():
+        _there(folder / name)
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            raise StorageError(f"{str(folder)!r} cannot be read: {error}") from error
+        if found != digest:
+            raise StorageError(
+                f"{str(folder / name)!r} is not the file that {STRUCTURE} belongs to: it is damaged, or was replaced"
+            )
+        stored.update(entries(folder / name)[0])
+    return structure, stored
+
+
+def _there(path: Path) -> None:
+    if not path.is_file():
+        raise StorageError(f"{str(path.parent)!r} holds no saved model: there is no {path.name}")
 
 
 class Replay:
@@ -91,15 +100,15 @@ class Replay:
     def __init__(
         self,
         model: nn.Module,
-        changes: Mapping[str, Change],
-        tensors: Mapping[str, torch.Tensor],
-        tied: Mapping[str, str],
+        structure: Structure,
+        stored: Mapping[str, Entry],
         registry: Registry,
     ) -> None:
         self.model = model
-        self.changes = changes
-        self.tensors = {**tensors, **{n: tensors[t] for n, t in tied.items() if t in tensors}}
-        self.tied = tied
+        self.structure = structure
+        self.changes = structure.modules
+        self.tied = structure.tied
+        self.stored = {**stored, **{n: stored[t] for n, t in self.tied.items() if t in stored}}
         self.parts = Parts()
         modules = dict(model.named_modules())
         self._check(modules)
@@ -135,7 +144,11 @@ class Replay:
             full = _join(path, name)
             stored = self.tied.get(full, full)
             if stored not in made:
-                made[stored] = _made(self.tensors[full], old, gained.get(name), self._device(module))
+                if full not in self.stored:  # the code of the model made it, and it is as it was
+                    assert old is not None
+                    made[stored] = old
+                else:
+                    made[stored] = _made(self.stored[full], old, gained.get(name), self._device(module))
             _put(shell, name, made[stored], gained.get(name))
             if old is not None:
                 renewed[id(old)] = made[stored]
@@ -177,17 +190,32 @@ class Replay:
             if change is not None:
                 wrong += _differences(path, module, change)
             expected.update(_expected(path, module, change))
-        wrong += [f"{n} is not in the file" for n in expected if n not in self.tensors]
-        wrong += [f"the file has {n}, and the model has not" for n in self.tensors if n not in expected]
+        besides = set(self.structure.besides)
+        missing = [n for n in expected if n not in self.stored]
+        wrong += list(self._missing(modules, missing) if self.structure.files else map(_ABSENT.format, missing))
+        wrong += [
+            f"the file has {n}, and the model has not" for n in self.stored if n not in expected and n not in besides
+        ]
         for name, shape in expected.items():
-            if name in self.tensors and tuple(self.tensors[name].shape) != shape:
-                wrong.append(f"{name} should be {_text(shape)}, and is {_text(self.tensors[name].shape)} in the file")
+            if name in self.stored and self.stored[name].shape != shape:
+                wrong.append(f"{name} should be {_text(shape)}, and is {_text(self.stored[name].shape)} in the file")
         if wrong:
             more = [f"  ... and {len(wrong) - _LIMIT} more"] if len(wrong) > _LIMIT else []
             lines = "\n".join([*(f"  {w}" for w in wrong[:_LIMIT]), *more])
             raise StorageError(
                 f"this is not the model that was made small, or not built as it was (nothing was changed):\n{lines}"
             )
+
+    def _missing(self, modules: Mapping[str, nn.Module], names: Iterable[str]) -> Iterable[str]:
+        """What a checkpoint lacks, but for buffers outside of the state dict, which the code of the model makes."""
+        for full in names:
+            path, _, name = full.rpartition(".")
+            change = self.changes.get(path)
+            hidden = name in modules[path]._non_persistent_buffers_set
+            if not hidden or (change is not None and name in change.tensors):
+                yield _ABSENT.format(full)
+            elif modules[path]._buffers[name].is_meta:  # type: ignore[union-attr]
+                yield f"{full} is in no file, and on the meta device: build the module that makes it outside of that"
 
 
 def _differences(path: str, module: nn.Module, change: Change) -> Iterable[str]:
@@ -236,10 +264,10 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _made(tensor: torch.Tensor, old: torch.Tensor | None, gained: Tensor | None, near: torch.device) -> torch.Tensor:
+def _made(entry: Entry, old: torch.Tensor | None, gained: Tensor | None, near: torch.device) -> torch.Tensor:
     """The new parameter or buffer, at the place of the old one and with its flags."""
     device = old.device if old is not None else near
-    new = tensor.to("cpu" if device.type == "meta" else device, copy=True)
+    new = entry.read().to("cpu" if device.type == "meta" else device)
     if not (isinstance(old, nn.Parameter) or (old is None and gained is not None and gained.kind == "parameter")):
         return new
     grad = old.requires_grad if old is not None else gained is None or gained.requires_grad

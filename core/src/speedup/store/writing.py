@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
     """
     library = safetensors_torch("speedup.save")
     model = _bare(model)
-    changes = _changes(model, registry if registry is not None else default_registry())
+    changes = changes_of(model, registry if registry is not None else default_registry())
     tensors, tied = _tensors(model)
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
         library.save_file(tensors, weights, metadata={"format": "pt"})
         with weights.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        text.write_text(dumps(Structure(digest, changes, tied, _provenance(model))), encoding="utf-8")
+        text.write_text(dumps(Structure(digest, changes, tied, provenance_of(model))), encoding="utf-8")
     return target
 
 
@@ -71,7 +72,12 @@ def _bare(model: nn.Module) -> nn.Module:
     return model
 
 
-def _changes(model: nn.Module, registry: Registry) -> dict[str, Change]:
+def changes_of(model: nn.Module, registry: Registry) -> dict[str, Change]:
+    """What changed of each module of a small model.
+
+    Raises:
+        StorageError: the model carries no record, or what changed cannot be written as data.
+    """
     noted = [(path, module, record) for path, module in model.named_modules() if (record := record_of(module))]
     if not noted:
         raise StorageError(
@@ -116,6 +122,24 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
     found: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
+    for full, tensor, _ in named_tensors(model):
+        if tensor.is_meta:
+            raise StorageError(f"{full} is on the meta device: it has no contents")
+        if id(tensor) in first:
+            tied[full] = first[id(tensor)]
+            continue
+        first[id(tensor)] = full
+        # A copy, for tensors may share memory, which the format does not know.
+        found[full] = tensor.detach().to("cpu", copy=True).contiguous()
+    return found, tied
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """The parameters and buffers of a model, by all their names, and whether each is outside of the state dict.
+
+    Raises:
+        StorageError: some of the model's contents are no plain tensors.
+    """
     for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise StorageError(f"{path or 'the model'} keeps extra state that is no tensor: save it with torch.save")
@@ -133,18 +157,10 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
                 raise StorageError(
                     f"{full} is a {type(tensor).__name__}: save the model first, and quantize what is loaded"
                 )
-            if tensor.is_meta:
-                raise StorageError(f"{full} is on the meta device: it has no contents")
-            if id(tensor) in first:
-                tied[full] = first[id(tensor)]
-                continue
-            first[id(tensor)] = full
-            # A copy, for tensors may share memory, which the format does not know.
-            found[full] = tensor.detach().to("cpu", copy=True).contiguous()
-    return found, tied
+            yield full, tensor, name in module._non_persistent_buffers_set
 
 
-def _provenance(model: nn.Module) -> dict[str, Any]:
+def provenance_of(model: nn.Module) -> dict[str, Any]:
     rounds: list[Any] = next((r["rounds"] for m in model.modules() if (r := record_of(m)) and r["rounds"]), [])
     plugins = {d.name: d.version for d in importlib.metadata.distributions() if _is_plugin(d)}
     return {

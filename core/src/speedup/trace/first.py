@@ -10,7 +10,14 @@ from speedup.errors import SpeedupError, TraceError
 from speedup.graph import Graph
 from speedup.masking import Masking
 from speedup.registry import Registry
+from speedup.trace.meta import on_meta
 from speedup.trace.run import trace
+
+_META = (
+    ". The model is on the meta device, where tensors have shapes and no contents. Code that looks at contents (item, "
+    "tolist, if x.any()) cannot run there, nor can tensors that modules hold as plain attributes elsewhere: make them "
+    "buffers, or plan with the weights in memory"
+)
 
 
 def first_trace(
@@ -34,5 +41,7 @@ def first_trace(
     except Exception as error:
         _, current = getattr(error, "speedup_trace", ([], ""))
         raise TraceError(
-            f"the model does not run on the dummy input: {error!r}" + (f"; last call: {current}" if current else "")
+            f"the model does not run on the dummy input: {error!r}"
+            + (f"; last call: {current}" if current else "")
+            + (_META if on_meta(model) else "")
         ) from error

@@ -110,6 +110,7 @@ class Recorder(TorchFunctionMode):
         self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
+        self.place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
         self.asked: list[bool] = []
@@ -232,7 +233,8 @@ class Recorder(TorchFunctionMode):
         if name == "__set__" and tensors:
             self.written.save_data(tensors[0])
         try:
-            result = call()
+            with self.place:
+                result = call()
         except Exception as error:
             self.masking.unmask(masked)
             if not hasattr(error, "speedup_call"):

@@ -18,6 +18,7 @@ from speedup.expand import Expansion, expand
 from speedup.graph import Graph
 from speedup.masking import Masking
 from speedup.registry import Registry
+from speedup.trace.meta import made_there
 from speedup.trace.outputs import later, plain_leaves, tensors_in
 from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import undisturbed
@@ -107,7 +108,7 @@ def trace(
         expanded = expand(model, registry)
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
         recorder = Recorder(model, registry, substitutes, masking)
-        recorder.answers = answers
+        recorder.answers, recorder.place = answers, made_there(model)
         recorder.watch, recorder.log = watch, log if watch is None else watch.got
         try:
             return _run(model, args, kwargs, recorder, expanded)

@@ -13,22 +13,26 @@ from torch import nn
 from speedup.attributes import Attributes
 from speedup.masking import Masking
 from speedup.trace.holdings import Holdings, same
+from speedup.trace.meta import StandIns, all_on_meta
 
 
 @contextlib.contextmanager
-def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
+def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> Iterator[StandIns]:
     """Eval mode, no gradients, masked parameters set to 0; everything is put back on exit, also after an error.
+
+    What it gives are the stand-ins of a model that is partly on the meta device.
 
     Args:
         masks: bool tensors by qualified parameter name, True = keep. What they mask stands in memory a second time;
             for runs that are traced, see ``Masking``.
     """
-    masking = Masking(model, masks)
-    with undisturbed(model), torch.no_grad(), masking.run():
-        masking.mask_all()
-        for module in model.modules():
-            module.training = False
-        yield
+    with all_on_meta(model) as stands:
+        masking = Masking(model, masks)
+        with undisturbed(model), torch.no_grad(), masking.run():
+            masking.mask_all()
+            for module in model.modules():
+                module.training = False
+            yield stands
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, hookimpl
+from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, SignatureError, hookimpl
 from speedup_plugin_norm.compensated import REMOVED, GroupNormForward, LayerNormForward, compensate
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, form_of
@@ -278,6 +278,8 @@ class CompensatedGroupNorm(GroupNorm):
 
     def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
         shape = [-1 if name == "g" else 1 for name in node.layout.names]
+        if any(getattr(node.module, n).is_meta for n in REMOVED):
+            raise SignatureError("what it lost in an earlier round is on the meta device: load that model with weights")
         arrays = (getattr(node.module, n).detach().double().cpu().numpy().reshape(shape) for n in REMOVED)
         count, mean, spread = arrays
         return count, mean, spread

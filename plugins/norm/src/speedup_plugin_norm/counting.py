@@ -86,7 +86,8 @@ class Counting(Rule):
             mask = whole | ~scaled
             mask, offset = layout.from_named(out, mask), layout.from_named(out, np.where(mask, offset, 0.0))
             return {"output": Constant(*np.broadcast_arrays(mask, self._behind(node, offset)))} if mask.any() else {}
-        terms = [layout.from_named(out, np.where(scaled & ~whole, t * weight, 0.0)) for t in unknowns]
+        # What is 0 stays 0 whatever the weight is, which need not be known.
+        terms = [layout.from_named(out, np.where(scaled & ~whole & (t != 0), t * weight, 0.0)) for t in unknowns]
         axis = self.channel(node) % node.outputs[0].ndim
         mask, offset = layout.from_named(out, mask), layout.from_named(out, offset)
         return {"output": Affine(axis, mask, tuple(terms), offset)} if mask.any() else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,12 +57,13 @@ def form_of(module: nn.Module) -> Form | None:
 
 
 def _recognise(module: nn.Module) -> Form | None:
-    width, like = _width(module), _like(module)
+    numbers = torch.Generator().manual_seed(0)
+    probe = _with_contents(module, numbers)
+    width, like = _width(module), _like(probe)
     tail = _tail(module) or ()
-    if tail and not _is_pointwise(module, tail):
+    if tail and not _is_pointwise(probe, tail):
         return None
     floats = [n for n, v in vars(module).items() if isinstance(v, float) and 0 < v < 1]
-    numbers = torch.Generator().manual_seed(0)
     for axis, shape in ((-1, (2, 3, width)), (-1, (2, 2, 3, width)), (1, (2, width, 2, 3))):
         if len(shape) > 2 and width in (2, 3):
             continue  # the axes could not be told apart
@@ -70,7 +72,7 @@ def _recognise(module: nn.Module) -> Form | None:
         kinds = ("layer", "rms", "rms+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
             for name in floats:
-                if _computes(module, x, Form(kind, axis, name, tail)):
+                if _computes(probe, x, Form(kind, axis, name, tail)):
                     return Form(kind, axis, name, tail)
     return None
 
@@ -117,6 +119,17 @@ def run_tail(module: nn.Module, tail: tuple[str, ...], x: torch.Tensor) -> torch
         for name in tail:
             x = module._modules[name].forward(x)  # type: ignore[union-attr]
     return x
+
+
+def _with_contents(module: nn.Module, numbers: torch.Generator) -> Any:
+    """The module, or where its parameters are on the meta device a copy with some numbers: any tell the formula."""
+    if not any(p.is_meta for p in module.parameters()):
+        return module
+    other = copy.copy(module)
+    own = {n: p for n, p in module._parameters.items() if p is not None}
+    made = {n: nn.Parameter(torch.randn(p.shape, generator=numbers).to(p.dtype)) for n, p in own.items()}
+    other.__dict__ = {**module.__dict__, "_parameters": {**module._parameters, **made}}
+    return other
 
 
 def _takes_one(module: nn.Module) -> bool:

@@ -63,6 +63,8 @@ def _recognise(module: nn.Module) -> tuple[int, float] | None:
     weight, bias = module.weight, module.bias
     assert isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)
     width = weight.numel()
+    # Its own numbers do not matter; on the meta device it has none.
+    like = torch.empty(0, dtype=weight.dtype) if weight.is_meta else weight
     numbers = torch.Generator().manual_seed(0)
     epsilons = dict.fromkeys([*(v for v in vars(module).values() if isinstance(v, float) and 0 < v < 1), _EPS])
     for axis, shape in ((-1, (2, 3, 2, width)), (1, (2, width, 3, 2))):
@@ -70,7 +72,7 @@ def _recognise(module: nn.Module) -> tuple[int, float] | None:
             continue  # the axes could not be told apart
         for eps in epsilons:
             # As small as eps, so that eps matters, and of ordinary size.
-            probes = [(torch.randn(shape, generator=numbers) * size).to(weight) for size in (eps, 1.0)]
+            probes = [(torch.randn(shape, generator=numbers) * size).to(like) for size in (eps, 1.0)]
             if all(_computes(module, x, axis, eps) for x in probes):
                 return axis, eps
     return None
@@ -79,7 +81,7 @@ def _recognise(module: nn.Module) -> tuple[int, float] | None:
 def _computes(module: nn.Module, x: torch.Tensor, axis: int, eps: float) -> bool:
     # Parameters of their own: those of a new layer are 0, which would tell nothing.
     numbers = torch.Generator().manual_seed(1)
-    own = {n: torch.randn(p.shape, generator=numbers).to(p) for n, p in module._parameters.items() if p is not None}
+    own = {n: torch.randn(p.shape, generator=numbers).to(x) for n, p in module._parameters.items() if p is not None}
     own["bias"] = own["bias"] * x.abs().amax()
     try:
         got = torch.func.functional_call(module, own, (x.clone(),))

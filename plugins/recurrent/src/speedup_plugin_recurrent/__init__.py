@@ -42,7 +42,7 @@ class Recurrent(Rule):
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         """States that are one number at all times."""
         call = self.call_of(node)
-        known = constants(call, cells_of(call, facts), facts)
+        known = constants(call, cells_of(call, node, facts), facts)
         found: dict[int, Known] = {call.h: _stacked([each.h for each in known])}
         if call.c is not None:
             found[call.c] = _stacked([each.step.c for each in known if each.step.c is not None])
@@ -70,7 +70,7 @@ class Recurrent(Rule):
         what is known of the initial states counts, and for those only what the weights say.
         """
         call = self.call_of(node)
-        cells = cells_of(call, facts)
+        cells = cells_of(call, node, facts)
         found: dict[str, Fact] = {}
         read = reads(call, cells, constants(call, cells, facts, input=False), facts)
         below = np.logical_or.reduce([each.input for each in read[: call.directions]])

@@ -15,22 +15,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speedup import Bools, Floats, NodeFacts
+from speedup import Bools, Floats, Node, NodeFacts
 from speedup_plugin_recurrent.call import Call, features
 from speedup_plugin_recurrent.known import CELLS, Known, Step, joined, uniform
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A matrix, and where it is not masked."""
+    """A matrix, where it is not masked, and where its numbers may be counted on."""
 
     value: Floats
     live: Bools
+    known: Bools
 
-    def times(self, x: Known, bias: Floats | float = 0.0) -> Known:
-        """Known where every column that is not masked meets a known number."""
+    def times(self, x: Known, bias: Known | None = None) -> Known:
+        """Known where every column that is not masked meets a known number: 0, where the column is not known."""
         mask = ~np.asarray(self.live[:, ~x.mask].any(axis=1))
-        value = self.value @ x.value + bias
+        if not self.known.all():
+            mask = mask & ~np.asarray((self.live & ~self.known)[:, ~x.zero].any(axis=1))
+        value = self.value @ x.value
+        if bias is not None:
+            mask, value = mask & bias.mask, value + bias.value
         return Known(mask, np.where(mask, value, 0.0))
 
     def read_by(self, rows: Bools) -> Bools:
@@ -40,13 +45,13 @@ class Weight:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """The weights of one layer and direction; biases are 0 where there are none."""
+    """The weights of one layer and direction."""
 
     kind: str
     ih: Weight
     hh: Weight
-    b_ih: Floats | float
-    b_hh: Floats | float
+    b_ih: Known | None
+    b_hh: Known | None
     hr: Weight | None
 
     def step(self, x: Known, h: Known, c: Known | None) -> Step:
@@ -78,19 +83,26 @@ class Constants:
     step: Step
 
 
-def cells_of(call: Call, facts: NodeFacts) -> list[Cell]:
+def cells_of(call: Call, node: Node, facts: NodeFacts) -> list[Cell]:
     def weight(k: int | None) -> Weight | None:
         if k is None:
             return None
-        value = facts.value(k)
-        return Weight(value, ~np.broadcast_to(facts.zero(k), value.shape))
+        shape = node.operands[k].shape  # type: ignore[union-attr]
+        value, zero, known = (np.broadcast_to(a, shape) for a in (facts.value(k), facts.zero(k), facts.mask(k)))
+        return Weight(np.nan_to_num(value) if not known.all() else value, ~zero, known)
+
+    def bias(k: int | None) -> Known | None:
+        if k is None:
+            return None
+        shape = node.operands[k].shape  # type: ignore[union-attr]
+        value, known = (np.broadcast_to(a, shape) for a in (facts.value(k), facts.mask(k)))
+        return Known(known, np.where(known, value, 0.0))
 
     cells = []
     for ih, hh, b_ih, b_hh, hr in call.weights:
         own, recurrent = weight(ih), weight(hh)
         assert own is not None and recurrent is not None
-        shift = [0.0 if b is None else facts.value(b) for b in (b_ih, b_hh)]
-        cells.append(Cell(call.kind, own, recurrent, shift[0], shift[1], weight(hr)))
+        cells.append(Cell(call.kind, own, recurrent, bias(b_ih), bias(b_hh), weight(hr)))
     return cells
 
 

@@ -57,7 +57,7 @@ def sets_of(call: Call, node: Node, sets: Sequence[Bools]) -> Sets:
 
 def required(call: Call, node: Node, facts: NodeFacts) -> Sets:
     """What is read and can neither be left out nor folded into a bias."""
-    cells = cells_of(call, facts)
+    cells = cells_of(call, node, facts)
     known = constants(call, cells, facts)
     read = reads(call, cells, known, facts)
     takes = [[k is not None and is_own(node, k) for k in row[2:4]] for row in call.weights]
@@ -210,7 +210,7 @@ def folded(call: Call, node: Node, keep: Kept) -> dict[str, nn.Parameter]:
     b_ih takes weight_ih · x of features and units of the layer below that go, b_hh takes weight_hh · h of units that
     go. (For a GRU it matters which: its gate r multiplies what comes of b_hh.)
     """
-    cells = cells_of(call, keep.facts)
+    cells = cells_of(call, node, keep.facts)
     known = constants(call, cells, keep.facts)
     kept = sets_of(call, node, keep.sets)
     new: dict[str, nn.Parameter] = {}
@@ -233,7 +233,8 @@ def _added(node: Node, k: int, shift: Floats, rows: Bools) -> nn.Parameter:
     assert value is not None and value.tensor is not None
     old = value.contents()
     wide = old.to(torch.float64) + torch.from_numpy(shift).to(old.device)
-    made = nn.Parameter(wide[torch.from_numpy(rows).to(old.device)].to(old.dtype), value.tensor.requires_grad)
+    at = torch.from_numpy(np.flatnonzero(rows)).to(old.device)
+    made = nn.Parameter(wide.index_select(0, at).to(old.dtype), value.tensor.requires_grad)
     made.__dict__.update(value.tensor.__dict__)
     return made
 

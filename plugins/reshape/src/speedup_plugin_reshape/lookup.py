@@ -85,7 +85,7 @@ class IndexSelect(Movement):
 
 def is_data(node: Node) -> bool:
     """Whether an index is a tensor that the model does not hold."""
-    return any(v.tensor is None for v in node.tensors[1:])
+    return not all(v.is_known for v in node.tensors[1:])
 
 
 def _is_plain(item: object) -> bool:
