@@ -7,6 +7,7 @@ unrelated class takes the old one's place in its parents.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,8 @@ from speedup.attributes import Saved
 from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.expand import Expanded
+
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 
 
 class Transaction:
@@ -36,12 +39,7 @@ class Transaction:
     def apply(self) -> None:
         """Swap everything in; on any error everything is put back before it is raised."""
         try:
-            targets = [(path, self.model.get_submodule(path), made) for path, made in self.parts.modules.items()]
-            for path, old, made in targets:
-                if isinstance(made, type(old)):
-                    self._move_into(old, made)
-                else:
-                    self._put_in_place_of(path, old, made)
+            self.put(self.parts.modules)
             for path, repair in self.parts.repairs.items():
                 module = self.model.get_submodule(path)
                 self.saved.note(module)
@@ -50,9 +48,23 @@ class Transaction:
             self.undo()
             raise
 
-    def undo(self) -> None:
-        self.saved.undo()
-        self.placed.clear()
+    def put(self, modules: Mapping[str, nn.Module]) -> None:
+        """Swap modules in, by path; on an error some of them may be in."""
+        targets = [(path, self.model.get_submodule(path), made) for path, made in modules.items()]
+        for path, old, made in targets:
+            if isinstance(made, type(old)):
+                self._move_into(old, made)
+            else:
+                self._put_in_place_of(path, old, made)
+
+    def mark(self) -> tuple[int, int]:
+        """This moment, for ``undo``."""
+        return len(self.saved), len(self.placed)
+
+    def undo(self, to: tuple[int, int] = (0, 0)) -> None:
+        """Take back what was done since a moment, by default everything."""
+        self.saved.undo(to[0])
+        del self.placed[to[1] :]
 
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:
         self.saved.note(old)
@@ -61,6 +73,8 @@ class Transaction:
                 self.substitutes[id(old)] = type(old)
             old.__class__ = type(made)
         for name, value in made.__dict__.items():
+            if name in _HOOKS:  # the user may have added or removed some since the plan was made
+                continue
             current = old.__dict__.get(name)
             if isinstance(current, dict) and isinstance(value, dict):
                 _update(current, value)

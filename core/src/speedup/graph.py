@@ -227,6 +227,7 @@ class Graph:
         plain: the numbers, texts and arrays among what the model returned, by where they are.
         asking: scopes in which Python asked for the size of a tensor.
         dtypes: the types of what was computed from the input, inside of calls too.
+        passed: calls of modules that gave a tensor back as it is, and are no nodes therefore.
     """
 
     nodes: list[Node]
@@ -241,6 +242,7 @@ class Graph:
     plain: Mapping[str, Any] = field(default_factory=dict)
     asking: frozenset[str] = frozenset()
     dtypes: frozenset[torch.dtype] = frozenset()
+    passed: Sequence[Node] = ()
 
     @cached_property
     def uncertain(self) -> frozenset[Value]:

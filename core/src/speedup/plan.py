@@ -23,6 +23,7 @@ from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
+from speedup.fast.fuse import fused
 from speedup.graph import Graph
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
@@ -58,6 +59,7 @@ class Plan:
         parts: Parts,
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
         masks: LoadedMasks,
+        rules: Registry,
         again: Callable[[nn.Module], Plan],
     ) -> None:
         self.model = model
@@ -68,10 +70,17 @@ class Plan:
         self._state = _state_of(model)
         self._inputs = inputs
         self._masks = masks
+        self._rules = rules
         self._again = again
 
     def apply(
-        self, model: nn.Module | None = None, *, verify: bool = False, optimizer: Any = None, ema: Any = None
+        self,
+        model: nn.Module | None = None,
+        *,
+        verify: bool = False,
+        optimizer: Any = None,
+        ema: Any = None,
+        fuse: bool = False,
     ) -> nn.Module:
         """Make the model smaller, in place, and return it.
 
@@ -87,16 +96,21 @@ class Plan:
             ema: an averaged copy of the model, or a tuple of several, to be cut with it: a module (also one that holds
                 the copy as ``.module``, as ``torch.optim.swa_utils.AveragedModel`` does), a dict ``{name: tensor}`` or
                 a list of tensors in the order of ``model.parameters()``.
+            fuse: for a model that only infers: batch norms in eval mode go into the weights of their neighbours, and
+                what does nothing then (dropout) goes too. ``report.fusing`` says what went, and why the rest stays.
 
         Raises:
-            InputError: the optimizer or the averaged copy does not belong to the model, or cannot be cut.
+            InputError: the optimizer or the averaged copy does not belong to the model, or cannot be cut; or they are
+                given together with ``fuse``.
             SpeedupError: something failed. In either case the model, the optimizer and the copy are as they were.
 
         Example:
             >>> plan.apply(optimizer=optimizer, ema=averaged)
         """
         if model is not None and model is not self.model:
-            return self._again(model).apply(verify=verify, optimizer=optimizer, ema=ema)
+            return self._again(model).apply(verify=verify, optimizer=optimizer, ema=ema, fuse=fuse)
+        if fuse and (optimizer is not None or ema is not None):
+            raise InputError("fuse=True is for models that only infer: it goes with neither optimizer= nor ema=")
         if verify and self.keeps.drop:
             raise InputError("verify=True cannot hold with constants='drop': the outputs change")
         if self._parts is None:
@@ -112,6 +126,9 @@ class Plan:
             cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
             wanted = run(self.model, cases, self._masks.parameters) if verify else {}
             transaction.apply()
+            if fuse:
+                reference = None if self.keeps.drop else self.graph.reference
+                self.report.fusing = fused(self.model, self._inputs, self._rules, transaction, reference)
             if verify:
                 report = compare(wanted, run(self.model, cases))
                 if not report:
@@ -209,7 +226,7 @@ def plan(
     def again(other: nn.Module) -> Plan:
         return plan(other, dummy_input, prepared.masks, registry=rules, constants=constants)
 
-    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, again)
+    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, rules, again)
     if keeps.drop:
         made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
     log.info("planned: %s", made.report.headline)
@@ -263,6 +280,7 @@ class ModelSpeedup:
         registry: the rules to use; by default those of the installed plugins.
         verify: compare with the masked model on random inputs and other batch sizes too before the change is kept.
         constants: "exact", or "drop" to leave out what cannot simply go, see ``speedup.plan``.
+        fuse: for a model that only infers: batch norms go into the weights of their neighbours, see ``Plan.apply``.
 
     Example:
         >>> model = ModelSpeedup(model, torch.randn(1, 3, 32, 32), "masks.pt").speedup_model()
@@ -279,9 +297,11 @@ class ModelSpeedup:
         registry: Registry | None = None,
         verify: bool = False,
         constants: Literal["exact", "drop"] = "exact",
+        fuse: bool = False,
     ) -> None:
         self.model = model
         self.verify = verify
+        self.fuse = fuse
         self.constants = constants
         self.dummy_input = dummy_input
         self.masks_file = masks_file
@@ -305,7 +325,7 @@ class ModelSpeedup:
             registry=self.registry,
             constants=self.constants,
         )
-        return self.plan.apply(verify=self.verify)
+        return self.plan.apply(verify=self.verify, fuse=self.fuse)
 
 
 __all__ = ["ModelSpeedup", "Plan", "plan"]

@@ -57,6 +57,7 @@ _FIELDS = (
     "bias",
     "shift",
     "averages",
+    "scales",
     "layout_only",
     "indices",
     "makes",
@@ -85,6 +86,8 @@ class Rule:
             the layer in front has no bias for.
         averages: whether an output entry is a weighted mean of entries of the first operand, with the same weights
             (of sum 1) for all channels: an average pool, a resize, or just the entry itself.
+        scales: whether an output entry is the entry of the first operand at the same place, times a number plus a
+            number, which the other operands alone make: a batch norm in eval mode, dropout, the identity.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
@@ -105,6 +108,7 @@ class Rule:
     bias: str | None = None
     shift: str | None = None
     averages: bool = False
+    scales: bool = False
     layout_only: bool = False
     indices: tuple[str, ...] = ()
     makes: tuple[type, ...] = ()
@@ -403,6 +407,33 @@ class Rule:
             node: the call.
         """
         return self.averages or bool(self.indices)  # one chosen entry is a mean with one weight
+
+    def scaling(self, node: Node) -> bool:
+        """Whether ``scales``, where it is said, holds for this call in eval mode (override where that depends on it).
+
+        Args:
+            node: the call.
+        """
+        return self.scales
+
+    def omit(self, node: Node) -> nn.Module | None:
+        """What can stand in the place of a module that does nothing any more (override beside ``scales``).
+
+        Called for models that only infer, when the weights of neighbours have taken up what the module did, or it did
+        nothing from the start. List the type of what is returned in ``makes``, for such a model to be saved.
+
+        Args:
+            node: the call.
+
+        Returns:
+            a new module that gives back what it is given; by default None: the module stays.
+
+        Example::
+
+            def omit(self, node):
+                return nn.Identity()
+        """
+        return None
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Grow the keep sets until the call can be made on what is kept (override to keep more).

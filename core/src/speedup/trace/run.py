@@ -158,4 +158,5 @@ def _run(
         plain_leaves(result),
         frozenset(recorder.asking),
         frozenset(recorder.dtypes),
+        recorder.passed,
     )
