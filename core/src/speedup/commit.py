@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from speedup.attributes import Saved
@@ -27,6 +28,7 @@ class Transaction:
         substitutes: modules that are of another class now, by identity, with the type that they replace.
         saved: how the changed modules were before, in the order of the changes.
         placed: modules that another one has taken the place of, with that one.
+        formats: tensors that hold their numbers in another order in memory now, with what they held before.
     """
 
     def __init__(self, model: nn.Module, parts: Parts) -> None:
@@ -35,6 +37,7 @@ class Transaction:
         self.substitutes: dict[int, type[nn.Module]] = {}
         self.saved = Saved()
         self.placed: list[tuple[nn.Module, nn.Module]] = []
+        self.formats: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def apply(self) -> None:
         """Swap everything in; on any error everything is put back before it is raised."""
@@ -63,6 +66,9 @@ class Transaction:
 
     def undo(self, to: tuple[int, int] = (0, 0)) -> None:
         """Take back what was done since a moment, by default everything."""
+        for tensor, data in self.formats:
+            tensor.data = data
+        self.formats.clear()
         self.saved.undo(to[0])
         del self.placed[to[1] :]
 

@@ -23,6 +23,7 @@ from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
+from speedup.fast.channels_last import channels_last as reformat
 from speedup.fast.fuse import fused
 from speedup.graph import Graph
 from speedup.inputs import resolve_inputs
@@ -81,6 +82,7 @@ class Plan:
         optimizer: Any = None,
         ema: Any = None,
         fuse: bool = False,
+        channels_last: bool = False,
     ) -> nn.Module:
         """Make the model smaller, in place, and return it.
 
@@ -98,6 +100,8 @@ class Plan:
                 a list of tensors in the order of ``model.parameters()``.
             fuse: for a model that only infers: batch norms in eval mode go into the weights of their neighbours, and
                 what does nothing then (dropout) goes too. ``report.fusing`` says what went, and why the rest stays.
+            channels_last: bring the weights of convolutions of images into the memory format of that name. The numbers
+                and the shapes stay; ``report.channels_last`` names the weights.
 
         Raises:
             InputError: the optimizer or the averaged copy does not belong to the model, or cannot be cut; or they are
@@ -108,7 +112,9 @@ class Plan:
             >>> plan.apply(optimizer=optimizer, ema=averaged)
         """
         if model is not None and model is not self.model:
-            return self._again(model).apply(verify=verify, optimizer=optimizer, ema=ema, fuse=fuse)
+            return self._again(model).apply(
+                verify=verify, optimizer=optimizer, ema=ema, fuse=fuse, channels_last=channels_last
+            )
         if fuse and (optimizer is not None or ema is not None):
             raise InputError("fuse=True is for models that only infer: it goes with neither optimizer= nor ema=")
         if verify and self.keeps.drop:
@@ -129,6 +135,8 @@ class Plan:
             if fuse:
                 reference = None if self.keeps.drop else self.graph.reference
                 self.report.fusing = fused(self.model, self._inputs, self._rules, transaction, reference)
+            if channels_last:
+                self.report.channels_last = reformat(self.model, self._inputs, self._rules, transaction)
             if verify:
                 report = compare(wanted, run(self.model, cases))
                 if not report:
@@ -280,7 +288,7 @@ class ModelSpeedup:
         registry: the rules to use; by default those of the installed plugins.
         verify: compare with the masked model on random inputs and other batch sizes too before the change is kept.
         constants: "exact", or "drop" to leave out what cannot simply go, see ``speedup.plan``.
-        fuse: for a model that only infers: batch norms go into the weights of their neighbours, see ``Plan.apply``.
+        fuse, channels_last: what makes the model faster than its sizes do, see ``Plan.apply``.
 
     Example:
         >>> model = ModelSpeedup(model, torch.randn(1, 3, 32, 32), "masks.pt").speedup_model()
@@ -298,10 +306,12 @@ class ModelSpeedup:
         verify: bool = False,
         constants: Literal["exact", "drop"] = "exact",
         fuse: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self.model = model
         self.verify = verify
         self.fuse = fuse
+        self.channels_last = channels_last
         self.constants = constants
         self.dummy_input = dummy_input
         self.masks_file = masks_file
@@ -325,7 +335,7 @@ class ModelSpeedup:
             registry=self.registry,
             constants=self.constants,
         )
-        return self.plan.apply(verify=self.verify, fuse=self.fuse)
+        return self.plan.apply(verify=self.verify, fuse=self.fuse, channels_last=self.channels_last)
 
 
 __all__ = ["ModelSpeedup", "Plan", "plan"]

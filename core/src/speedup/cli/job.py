@@ -58,6 +58,9 @@ def add_fast(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fuse", action="store_true", help="for a model that only infers: batch norms go into their neighbours"
     )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="weights of convolutions of images in that memory format"
+    )
 
 
 def add_small(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +120,7 @@ class Job:
     @property
     def fast(self) -> dict[str, Any]:
         """What ``Plan.apply`` is to do beyond cutting."""
-        return {"fuse": self.args.fuse}
+        return {"fuse": self.args.fuse, "channels_last": self.args.channels_last}
 
     def masked(self) -> nn.Module:
         """A copy of the model with the masks applied for good."""

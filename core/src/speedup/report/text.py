@@ -33,6 +33,8 @@ def render(report: Report, width: int | None = None, depth: int | None = None, c
     lines += [line for each in repaired[:_REPAIRS] for line in _wrapped(each, width)]
     if repaired[_REPAIRS:]:
         lines.append(f"and {len(repaired) - _REPAIRS} more repairs: plan.report.repaired")
+    if report.channels_last:
+        lines += _wrapped(f"channels last: {some(report.channels_last, 4)}", width)
     lines += [line for each in fusing_lines(report.fusing)[:_REPAIRS] for line in _wrapped(each, width)]
     if report.stays:
         lines += ["", *_reason_lines(report.reasons, _REASONS, width, color)]
