@@ -399,3 +399,56 @@ def test_random_networks_answer_the_same_when_fused() -> None:
             for a, b in zip(run(wanted, inputs), run(small, inputs), strict=True):
                 assert (a - b).abs().max() <= 1e-9 * max(1.0, float(a.abs().max())), f"case {seed}"
     assert gone > 30
+
+
+# -- layers that give the same for every input ------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """A branch of which the last layer is masked whole: its shift is left, and it is added."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.one = nn.Conv2d(6, 5, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(5)
+        self.two = nn.Conv2d(5, 6, 3, **{"padding": 1, **options})
+        self.last = nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        z = self.last(self.two(F.relu(self.norm(self.one(y)), inplace=True)))
+        return F.relu(y[..., : z.shape[-2], : z.shape[-1]] + z)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": "same", "dilation": 2},
+        {"padding": "valid"},
+        {"padding": (0, 2), "stride": (2, 3), "bias": False},
+    ],
+    ids=str,
+)
+def test_what_is_the_same_for_every_input_is_not_computed(options: dict[str, Any], tmp_path: Path) -> None:
+    model = exact(Residual(**options))
+    masks = mask_indices(model, {"two.weight": range(6)})
+    plan = fused(model, sized(2, 3, 8, 8), masks, sized(1, 3, 11, 9))
+    assert went(plan) == {"last": ("two",), "norm": ("one",)}
+    assert plan.report.fusing is not None and sorted(plan.report.fusing.fixed) == ["one", "two"]
+    small: Any = plan.model
+    assert small.two.weight is None and small.one.weight is None and "fixed" in str(plan)
+    speedup.save(small, tmp_path / "small")
+    x = sized(3, 3, 7, 8)
+    assert torch.equal(speedup.load(exact(Residual(**options)), tmp_path / "small")(x), small(x))
+
+
+def test_what_somebody_reads_is_computed() -> None:
+    class Read(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + self.one(self.stem(x)).mean()
+
+    model = exact(Read())
+    plan = fused(model, sized(2, 3, 8, 8), mask_indices(model, {"two.weight": range(6)}))
+    assert plan.report.fusing is not None and plan.report.fusing.fixed == ["two"]

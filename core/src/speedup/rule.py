@@ -435,6 +435,28 @@ class Rule:
         """
         return None
 
+    def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
+        """What can stand in the place of a module whose weights are all 0 (override for contractions with a bias).
+
+        Called for models that only infer. List the type of what is returned in ``makes``, for such a model to be saved.
+
+        Args:
+            node: the call.
+            module: a copy of the module, with all that comes out of it as its bias; it may be changed.
+
+        Returns:
+            a module that gives its bias in the shape of the output, also at other sizes of the input, and does not
+            look at the input otherwise; by default None: the module stays.
+
+        Example::
+
+            def fixed(self, node, module):
+                module.weight = None
+                module.__class__ = overlaid(BiasAlone, type(module))
+                return module
+        """
+        return None
+
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Grow the keep sets until the call can be made on what is kept (override to keep more).
 

@@ -2,7 +2,9 @@
 
 1. *into the layer in front*: a batch norm that alone reads a convolution or linear layer;
 2. *into the layers behind*: one that only such layers read, where none of them pads with zeros;
-3. *away*: what leaves everything as it is (dropout, slopes of 1).
+3. *away*: what leaves everything as it is (dropout, slopes of 1), or what nobody reads.
+
+Layers that give the same for every input give it without computing it (``speedup.fast.idle``).
 
 What is left of the layer is a module that hands its input through. Everything else stays and is told with the reason:
 layers that are called more than once or have hooks, whose input others read, that are in training mode, functions. The
@@ -21,8 +23,10 @@ from torch import nn
 from speedup.ask import ask, culprit
 from speedup.commit import Transaction
 from speedup.errors import RuleError
+from speedup.facts import Floats
+from speedup.fast.idle import constants, idle_calls
 from speedup.fast.scaling import Scaling, behind, in_front, scaling_of
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph, Node
 from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.shell import shell_of
@@ -48,9 +52,14 @@ class NotFused:
 
 @dataclass(eq=False)
 class Fusing:
-    """What became of the layers that scale and shift."""
+    """What became of the layers that scale and shift, and of those that give the same for every input.
+
+    Attributes:
+        fixed: modules that compute nothing any more: what they give is known, or nobody reads it.
+    """
 
     fused: list[Fused] = field(default_factory=list)
+    fixed: list[str] = field(default_factory=list)
     stays: list[NotFused] = field(default_factory=list)
 
 
@@ -60,6 +69,7 @@ class _Step:
 
     done: Fused
     modules: Mapping[str, nn.Module]
+    fixes: bool = False
 
 
 def fused(
@@ -87,7 +97,11 @@ def fused(
             report.stays = [NotFused(path, why) for path, why in search.stays.items()]
             return report
         trial = _Trial(model, inputs, transaction, wanted, graph.coarsest, refused)
-        report.fused += [step.done for step in trial.taken(steps)]
+        for step in trial.taken(steps):
+            if step.fixes:
+                report.fixed.append(step.done.module)
+            else:
+                report.fused.append(step.done)
 
 
 @dataclass(eq=False)
@@ -144,6 +158,7 @@ class _Search:
         self.refused = refused
         self.stays: dict[str, str] = {}
         self.touched: set[str] = set()
+        self.idle = idle_calls(graph)
 
     def steps(self) -> list[_Step]:
         """What can be done at once; no module is in two steps. Call it in eval mode."""
@@ -160,6 +175,15 @@ class _Search:
             elif step is not None:
                 self.touched.update(step.modules)
                 found.append(step)
+        return found or self._fixes()
+
+    def _fixes(self) -> list[_Step]:
+        """Layers that give the same for every input, once they have taken up all that they can."""
+        found = []
+        for node, shift in constants(self.graph):
+            made = None if self._keeps(node) is not None else self._fixed(node, shift)
+            if made is not None:
+                found.append(_Step(Fused(node.path), {node.path: made}, fixes=True))
         return found
 
     def _step(self, node: Node, by: Scaling) -> _Step | str | None:
@@ -171,10 +195,10 @@ class _Search:
             return None
         if not isinstance(made, nn.Module):
             raise RuleError(f"{culprit(node)}: omit returned {made!r}, not a module")
-        why = self.refused.get(node.path) or self._held(node) or self._uncertain(node.outputs[0])
+        why = self._keeps(node)
         if why is not None:
             return why
-        if by.is_nothing:
+        if by.is_nothing or node in self.idle:
             calls = [n for n in (*self.graph.passed, *self.graph.nodes) if n.module is node.module]
             taken = all(self._can_be_dropped(n) for n in calls)
             return _Step(Fused(node.path), {node.path: made}) if taken else "others read what goes into it too"
@@ -190,21 +214,31 @@ class _Search:
             return _Step(Fused(node.path, tuple(second)), {node.path: made, **second})
         return f"{first}, in front of it or behind it" if first == second else f"in front: {first}; behind: {second}"
 
-    def _held(self, node: Node) -> str | None:
+    def _fixed(self, node: Node, shift: Floats) -> nn.Module | None:
+        """The module that gives the numbers without computing them."""
+        rule, weight = node.rule, next(v.tensor for v in node.operands if v is not None and v.tensor is not None)
+        assert node.module is not None and rule is not None and rule.bias is not None
+        shell = shell_of(node.module)
+        shell.register_parameter(rule.bias, nn.Parameter(torch.from_numpy(shift.copy()).to(weight), False))
+        made = ask(node, "fixed", shell)
+        if made is not None and not isinstance(made, nn.Module):
+            raise RuleError(f"{culprit(node)}: fixed returned {made!r}, not a module")
+        return made
+
+    def _keeps(self, node: Node) -> str | None:
         """What holds a module as it is, whatever stands around it."""
         assert node.module is not None
+        if node.path in self.refused:
+            return self.refused[node.path]
         if node.module is self.model:
             return "it is the whole model"
         if id(node.module) in self.training:
             return "it is in training mode: call eval() first"
         if _has_hooks(node.module):
             return f"{node.path} has hooks"
-        return None
-
-    def _uncertain(self, value: Value) -> str | None:
         if self.graph.branch is not None:
             return "Python reads data of the input, and may go another way with other data"
-        return None if value.kind != "unknown" else "what goes in comes from outside of the model"
+        return None
 
     def _can_be_dropped(self, node: Node) -> bool:
         """Whether what comes out may be what goes in, into which no other call must write."""

@@ -194,6 +194,7 @@ class Report:
             "gained": self.gained,
             "repaired": [vars(r) for r in self.repaired],
             "fused": [{"module": f.module, "into": list(f.into)} for f in self.fusing.fused] if self.fusing else [],
+            "fixed": self.fusing.fixed if self.fusing else [],
             "channels last": self.channels_last,
             "not fused": [vars(s) for s in self.fusing.stays] if self.fusing else [],
             "reasons": [r.to_dict() for r in self.reasons],

@@ -222,6 +222,8 @@ def fusing_lines(fusing: Fusing | None, of_it: Callable[[str], bool] = bool) -> 
     gone = [f.module for f in fusing.fused if not f.into and of_it(f.module)]
     lines = [f"fused: {some(into, 4)}"] if into else []
     lines += [f"dropped, for they change nothing: {some(gone, 8)}"] if gone else []
+    fixed = [path for path in fusing.fixed if of_it(path)]
+    lines += [f"fixed, for they give the same for every input: {some(fixed, 8)}"] if fixed else []
     reasons: dict[str, list[str]] = {}
     for stays in fusing.stays:
         if of_it(stays.module):

@@ -64,10 +64,10 @@ class LayerNormForward(Compensated):
     stat_axis: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        last = self.stat_eps > 0 and self.stat_axis in (-1, x.ndim - 1)
         # A compiler fuses the plain calls better by itself.
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            if self.stat_eps > 0 and self.stat_axis in (-1, x.ndim - 1):
-                return self.corrected(x)
+        if last and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.corrected(x)
         wide = x.float() if x.dtype in _HALF else x
         y = self.normalize(wide, (self.stat_axis,)).to(x.dtype)
         shape = [-1 if a == self.stat_axis % x.ndim else 1 for a in range(x.ndim)]
