@@ -42,7 +42,13 @@ def add_job(parser: argparse.ArgumentParser) -> None:
         "--scope", choices=("layer", "global"), default="layer", help="with --criterion (default: layer)"
     )
     parser.add_argument("--ignore", metavar="PATTERN", nargs="+", default=[], help="with --criterion: what stays whole")
-    parser.add_argument("--round-to", type=int, default=1, metavar="N", help="with --criterion: channels are multiples")
+    parser.add_argument(
+        "--round-to",
+        type=lambda text: int(text) if text.isdigit() else text,
+        default=1,
+        metavar="N",
+        help="with --criterion: channels are multiples of N, of what cpu or cuda prefers, or measured",
+    )
     add_input(parser)
     parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda:0 (default: cpu)")
     parser.add_argument(
