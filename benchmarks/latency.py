@@ -2,7 +2,8 @@
 
 The ideal has the small model's widths and none of what made it exact: layers of the plain classes, with biases only
 where the original has them. All run in turn, every other time the other way round. What is compared is divided round
-by round, and the medians count, so that whatever else the machine does hits both alike.
+by round, and the medians count, so that whatever else the machine does hits both alike. In one thread the seconds are
+of the processor: what other programs take of it does not count, though their use of the caches does.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def measure(
     if compiled:
         ready = {n: torch.compile(m) for n, m in ready.items() if "last" not in n}
     found: dict[str, list[float]] = {n: [] for n in ready}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     with torch.inference_mode():
         for run in ready.values():
             run(x), run(x)
@@ -71,9 +73,9 @@ def measure(
         while len(found["small"]) < 5 or (time.perf_counter() - start < seconds and len(found["small"]) < rounds):
             # There and back, as whoever runs behind a larger model finds the caches full of it.
             for n in list(ready) if len(found["small"]) % 2 == 0 else list(ready)[::-1]:
-                before = time.perf_counter()
+                before = clock()
                 ready[n](x)
-                found[n].append(time.perf_counter() - before)
+                found[n].append(clock() - before)
     how = f"{'compiled' if compiled else 'eager'}, batch {batch}, {str(dtype).removeprefix('torch.')}"
     pairs = {f"{n} / ideal": ratio(found[n], found["ideal"]) for n in ("small", "fused", "last") if n in found}
     pairs["masked / small"] = ratio(found["masked"], found["small"])

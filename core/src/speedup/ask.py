@@ -25,7 +25,7 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     """
     loud = rule_log.enabled()
     before = rule_log.state(method, args) if loud else None
-    versions = _versions(node) if method in _PURE else []
+    versions = _versions(node) if method in _PURE else ()
     try:
         answer = getattr(node.rule, method)(node, *args)
     except SignatureError as error:
@@ -35,17 +35,18 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     except Exception as error:
         hint = ". What a rule is shown is read-only: make new arrays" if "read-only" in str(error) else ""
         raise RuleError(f"{culprit(node)} raised in {method}: {error!r}{hint}") from error
-    for (name, old), (_, new) in zip(versions, _versions(node) if versions else (), strict=True):
-        if old != new:
-            raise RuleError(
-                f"{culprit(node)} writes into {name} in {method}: a rule changes no tensor of the model. "
-                f"What it has written there cannot be undone: load the model's weights again"
-            )
+    if versions and _versions(node) != versions:
+        held = (v.label for v in node.tensors if v.tensor is not None)
+        (name, *_) = (n for n, old, new in zip(held, versions, _versions(node), strict=True) if old != new)
+        raise RuleError(
+            f"{culprit(node)} writes into {name} in {method}: a rule changes no tensor of the model. "
+            f"What it has written there cannot be undone: load the model's weights again"
+        )
     if loud:
         rule_log.said(node, method, args, before, answer)
     return answer
 
 
-def _versions(node: Node) -> list[tuple[str, int]]:
-    held = ((v.label, v.tensor) for v in node.tensors if v.tensor is not None)
-    return [(name, 0 if tensor.is_inference() else tensor._version) for name, tensor in held]
+def _versions(node: Node) -> list[int]:
+    tensors = [v.tensor for v in node.tensors if v.tensor is not None]
+    return [0 if t.is_inference() else t._version for t in tensors]

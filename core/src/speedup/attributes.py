@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import nn
+
+_CONTAINERS = (list, dict, set)
 
 
 class Attributes:
@@ -14,22 +17,21 @@ class Attributes:
         self.module = module
         self.kind = type(module)
         self.saved = dict(module.__dict__)
-        self.contents: dict[str, Any] = {k: v.copy() for k, v in self.saved.items() if isinstance(v, list | dict | set)}
+        self.contents: dict[str, Any] = {k: v.copy() for k, v in self.saved.items() if isinstance(v, _CONTAINERS)}
 
     def restore(self) -> None:
         if type(self.module) is not self.kind:
             self.module.__class__ = self.kind
         now = self.module.__dict__
-        for name in [n for n in now if n not in self.saved]:
-            del now[name]
-        for name, value in self.saved.items():
-            now[name] = value
-            if name not in self.contents:
-                continue
-            content = self.contents[name]
+        if now.keys() - self.saved.keys():
+            for name in [n for n in now if n not in self.saved]:
+                del now[name]
+        now.update(self.saved)
+        for name, content in self.contents.items():
+            value = self.saved[name]
             if isinstance(value, list):
                 value[:] = content
-            elif not _identical(value, content):
+            elif (value or content) and not identical(value, content):
                 value.clear()
                 value.update(content)
 
@@ -48,7 +50,8 @@ class Saved(list[Attributes]):
         del self[to:]
 
 
-def _identical(a: Any, b: Any) -> bool:
+def identical(a: Any, b: Any) -> bool:
+    """Whether two dicts hold the same objects under the same keys in the same order; equality of other containers."""
     if isinstance(a, dict):
-        return list(a) == list(b) and all(a[k] is b[k] for k in b)
+        return len(a) == len(b) and list(a) == list(b) and all(map(operator.is_, a.values(), b.values()))
     return bool(a == b)

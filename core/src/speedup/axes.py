@@ -33,7 +33,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, TypeAlias
 
@@ -123,6 +123,8 @@ class Layout:
     mixed: frozenset[str]
     contracted: frozenset[str] = field(default=frozenset())
     _found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _to: dict[tuple[int, Shape], Any] = field(default_factory=dict, repr=False, compare=False)
+    _from: dict[tuple[int, Shape], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def n_outputs(self) -> int:
@@ -133,22 +135,56 @@ class Layout:
 
     def names_of(self, k: int) -> frozenset[str]:
         """The names that operand ``k`` varies along."""
-        found: frozenset[str] = self.once("names", k, lambda: frozenset(n for d in self.operands[k] or () for n in d))
-        return found
+        return self._names_by_operand[k]
 
     def shared(self, k: int) -> frozenset[str]:
         """The names of operand ``k`` that are not private to it (mixed axes are)."""
-        found: frozenset[str] = self.once("shared", k, lambda: self.names_of(k) - self.mixed)
-        return found
+        return self._shared_by_operand[k]
+
+    def private(self, k: int) -> tuple[int, ...]:
+        """The axes in named space that are no shared names of operand ``k``."""
+        return self._private_by_operand[k]
+
+    @cached_property
+    def factors(self) -> tuple[int, ...]:
+        """The inputs that are multiplied: those with contracted names."""
+        return tuple([k for k in range(self.n_inputs) if self.names_of(k) & self.contracted])
+
+    @cached_property
+    def mixed_axes(self) -> tuple[int, ...]:
+        """The positions of mixed names in named space."""
+        return self.axes(self.mixed)
+
+    @cached_property
+    def _names_by_operand(self) -> list[frozenset[str]]:
+        return [frozenset(n for dim in dims or () for n in dim) for dims in self.operands]
+
+    @cached_property
+    def _shared_by_operand(self) -> list[frozenset[str]]:
+        return [names - self.mixed for names in self._names_by_operand]
+
+    @cached_property
+    def _private_by_operand(self) -> list[tuple[int, ...]]:
+        return [self.axes(set(self.names) - shared) for shared in self._shared_by_operand]
 
     def to_named(self, k: int, array: Array) -> Array:
         """Bring an array that broadcasts to operand ``k`` into named space."""
-        factored, order, named = self.once("to", (k, array.shape), lambda: self._way_to(k, array.shape))
+        way = self._to.get((k, array.shape))
+        if way is None:
+            way = self._to[k, array.shape] = self._way_to(k, array.shape)
+        factored, order, named = way
+        if order is None:
+            return array.reshape(named)
         return array.reshape(factored).transpose(order).reshape(named)
 
     def from_named(self, k: int, array: Array) -> Array:
         """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
-        order, factored, wide, shape = self.once("from", (k, array.shape), lambda: self._way_from(k, array.shape))
+        way = self._from.get((k, array.shape))
+        if way is None:
+            way = self._from[k, array.shape] = self._way_from(k, array.shape)
+        order, factored, wide, shape = way
+        if order is None:
+            return array.reshape(shape)
         array = array.transpose(order).reshape(factored)
         return (array if wide == factored else np.broadcast_to(array, wide)).reshape(shape)
 
@@ -158,16 +194,11 @@ class Layout:
 
     def project_any(self, k: int, array: Array) -> Array:
         """Reduce a named bool array to the shared names of operand ``k``: true where any entry is."""
-        return any_of(array, self._private(k))
+        return any_of(array, self._private_by_operand[k])
 
     def project_all(self, k: int, array: Array) -> Array:
         """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
-        return all_of(array, self._private(k))
-
-    def _private(self, k: int) -> tuple[int, ...]:
-        """The axes in named space that are no shared names of operand ``k``."""
-        found: tuple[int, ...] = self.once("private", k, lambda: self.axes(set(self.names) - self.shared(k)))
-        return found
+        return all_of(array, self._private_by_operand[k])
 
     def once(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
         """What follows from the layout and a key alone, found once for all calls of this layout."""
@@ -177,8 +208,8 @@ class Layout:
             found = self._found[kind, key] = find()
             return found
 
-    def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int], list[int]]:
-        """The shape in which each name has an axis, how to transpose it, and the shape in named space."""
+    def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int] | None, list[int]]:
+        """The shape in which each name has an axis, how to transpose it (None: not at all), and that in named space."""
         dims = self.operands[k]
         assert dims is not None
         shape: list[int] = []
@@ -189,10 +220,12 @@ class Layout:
         by_name = dict(zip(order, range(len(order)), strict=True))
         here = [n for n in self.names if n in by_name]
         named = [shape[by_name[n]] if n in by_name else 1 for n in self.names]
-        return shape, [by_name[n] for n in here], named
+        order_of = [by_name[n] for n in here]
+        return shape, None if _in_place(order_of, shape) else order_of, named
 
-    def _way_from(self, k: int, sizes: Shape) -> tuple[list[int], list[int], list[int], list[int]]:
-        """How to transpose, the shape in which each name has an axis, the same written out, and the operand's own."""
+    def _way_from(self, k: int, sizes: Shape) -> tuple[list[int] | None, list[int], list[int], list[int]]:
+        """How to transpose (None: not at all), the shape in which each name has an axis, the same written out, and the
+        operand's own."""
         dims = self.operands[k]
         assert dims is not None
         flat = [n for dim in dims for n in dim]
@@ -206,7 +239,14 @@ class Layout:
             wide += [self.sizes[n] if full else 1 for n in dim]
             shape.append(prod(self.sizes[n] for n in dim) if full else 1)
             at += len(dim)
-        return order, factored, wide, shape
+        plain = wide == factored and _in_place(order, sizes)
+        return None if plain else order, factored, wide, shape
+
+
+def _in_place(order: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether a transposition leaves the axes that are longer than 1 in their order."""
+    long = [a for a in order if sizes[a] > 1]
+    return long == sorted(long)
 
 
 @lru_cache(maxsize=4096)

@@ -17,6 +17,7 @@ from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
+from speedup.masking import product
 from speedup.pieces import contents, put_back, source_of
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
@@ -59,8 +60,10 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
     full = layout.sizes.get(name)
     if full is None:
         raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
-    for k, dims in enumerate(layout.operands):
-        if dims is None or name not in layout.names_of(k):
+    # Weights last: their sets are products, which are written out only where nothing else has the name.
+    weights = {k for k, v in enumerate(node.operands) if v is not None and v.is_source}
+    for k in sorted(range(len(layout.operands)), key=lambda k: k in weights):
+        if name not in layout.names_of(k):
             continue
         named = layout.to_named(k, sets[k])
         axis = layout.names.index(name)
@@ -99,8 +102,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
         if whole and value not in keeps.orders and value not in folded and value not in keeps.facts.masked:
             continue
         assert value.tensor is not None
-        tensor = folded.get(value, value.tensor.detach())
-        tensor = tensor.clone() if whole and value not in keeps.orders else keeps.cut(value, tensor).contiguous()
+        tensor = folded.pop(value) if value in folded else _cut(keeps, value)
         fresh[value] = _like(value.tensor, tensor)
         for name in value.names:
             parts.tensors[name] = fresh[value]
@@ -110,8 +112,25 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module) -> Parts:
     return parts
 
 
+def _cut(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torch.Tensor:
+    """What is kept of a parameter or buffer, as a new tensor.
+
+    Args:
+        new: full-size contents, if others than its own.
+    """
+    assert value.tensor is not None
+    whole = value.tensor.detach() if new is None else new
+    mask = value.mask if new is None else None
+    if (keeps.whole(value) or not value.uses) and value not in keeps.orders:
+        return whole.clone() if mask is None else product(whole, mask)
+    small = keeps.cut(value, whole).contiguous()
+    return small if mask is None else small * keeps.cut_mask(value, mask.to(whole.device))
+
+
 def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], dict[Node, dict[str, torch.Tensor]]]:
+    """New contents of parameters and buffers, cut; and biases that modules gain."""
     folded: dict[Value, torch.Tensor] = {}
+    in_pieces: dict[Value, torch.Tensor] = {}
     gained: dict[Node, dict[str, torch.Tensor]] = {}
     for node in graph.nodes if not keeps.drop else ():
         if node.rule is None or not ask(node, "folds"):
@@ -119,10 +138,10 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
         keep = NodeKeep(keeps, node)
         for target, tensor in fold.fold(node.rule, node, keep).items():
             if isinstance(target, Value) and target.is_source:
-                folded[target] = tensor
+                folded[target] = _cut(keeps, target, tensor)  # at once: full-size weights would pile up
             elif isinstance(target, Value):
                 whole = source_of(target)
-                folded[whole] = put_back(target, tensor, folded.get(whole, contents(whole)))
+                in_pieces[whole] = put_back(target, tensor, in_pieces.get(whole, contents(whole)))
             else:
                 out = keep.sets[node.layout.n_inputs]
                 named = node.layout.to_named(node.layout.n_inputs, out)
@@ -137,7 +156,8 @@ def _folds(graph: Graph, keeps: KeepSets) -> tuple[dict[Value, torch.Tensor], di
                 value = node.operand(name)
                 if value is None or not value.is_source or len(value.uses) != 1:
                     raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
-                folded[value] = tensor
+                folded[value] = _cut(keeps, value, tensor)
+    folded |= {value: _cut(keeps, value, tensor) for value, tensor in in_pieces.items()}
     return folded, gained
 
 
@@ -158,6 +178,7 @@ def _replace_modules(
     gained: dict[Node, dict[str, torch.Tensor]],
     parts: Parts,
 ) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
     for node in graph.nodes:
         if node.module is None or node.rule is None or node.path in parts.modules:
             continue
@@ -169,11 +190,11 @@ def _replace_modules(
             parts.gained[f"{node.path}.{name}" if node.path else name] = held[name]
         if not held and all(keeps.whole(v) for v in node.values if v is not None):
             continue
-        old, facts = model.get_submodule(node.path), NodeFacts(keeps.facts, node)
+        old, facts = modules[node.path], NodeFacts(keeps.facts, node)
         made = ask(node, "replace", Kept(old, held, node, keeps.at(node), facts))
         if not isinstance(made, nn.Module):
             raise RuleError(f"{culprit(node)}: replace returned {made!r}, not a module")
-        if made is model.get_submodule(node.path):
+        if made is old:
             raise RuleError(
                 f"{culprit(node)}: replace returned the module itself; make a new one, as `super().replace` does"
             )
@@ -182,12 +203,11 @@ def _replace_modules(
 
 def _replace_owners(model: nn.Module, parts: Parts) -> None:
     """Put new tensors into the modules that own them and that no rule has replaced with them inside."""
-    shells: dict[int, nn.Module] = {}
-    for path, made in parts.modules.items():
-        shells[id(model.get_submodule(path))] = made
+    modules = dict(model.named_modules(remove_duplicate=False))
+    shells: dict[int, nn.Module] = {id(modules[path]): made for path, made in parts.modules.items()}
     for name, tensor in parts.tensors.items():
         path, _, attribute = name.rpartition(".")
-        owner = model.get_submodule(path)
+        owner = modules[path]
         shell = shells.get(id(owner))
         if shell is None:
             shell = shells[id(owner)] = parts.modules[path] = shell_of(owner)

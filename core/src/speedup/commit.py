@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from speedup.attributes import Saved
+from speedup.attributes import Saved, identical
 from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.expand import Expanded
@@ -53,7 +53,8 @@ class Transaction:
 
     def put(self, modules: Mapping[str, nn.Module]) -> None:
         """Swap modules in, by path; on an error some of them may be in."""
-        targets = [(path, self.model.get_submodule(path), made) for path, made in modules.items()]
+        known = dict(self.model.named_modules(remove_duplicate=False))
+        targets = [(path, known[path], made) for path, made in modules.items()]
         for path, old, made in targets:
             if isinstance(made, type(old)):
                 self._move_into(old, made)
@@ -78,16 +79,17 @@ class Transaction:
             if not isinstance(made, Expanded):
                 self.substitutes[id(old)] = type(old)
             old.__class__ = type(made)
+        held = old.__dict__
         for name, value in made.__dict__.items():
             if name in _HOOKS:  # the user may have added or removed some since the plan was made
                 continue
-            current = old.__dict__.get(name)
+            current = held.get(name)
             if isinstance(current, dict) and isinstance(value, dict):
                 _update(current, value)
             elif isinstance(current, list) and isinstance(value, list):
                 current[:] = value
             elif name != "training":
-                old.__dict__[name] = value
+                held[name] = value
 
     def _put_in_place_of(self, path: str, old: nn.Module, made: nn.Module) -> None:
         if old is self.model:
@@ -104,7 +106,6 @@ class Transaction:
 
 
 def _update(current: dict[Any, Any], value: dict[Any, Any]) -> None:
-    if list(current) == list(value) and all(current[k] is value[k] for k in value):
-        return
-    current.clear()
-    current.update(value)
+    if (current or value) and not identical(current, value):
+        current.clear()
+        current.update(value)

@@ -109,7 +109,7 @@ class CoordinateRule(Rule):
                 real.append(given[number])
             else:
                 assert value.tensor is not None
-                real.append(value.tensor)
+                real.append(value.contents())
         try:
             out = call.run(real, **changed)
         except RuntimeError:

@@ -13,8 +13,10 @@ by inclusion; a rule may only ever add entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,11 +39,11 @@ class Constant:
     mask: Bools
     value: Floats
 
-    @property
+    @functools.cached_property
     def zero(self) -> Bools:
         """Entries that are constant 0."""
         zero: Bools = np.logical_and(self.mask, self.value == 0)
-        return zero
+        return fixed(zero)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,9 @@ def compact_axes(*arrays: Bools | Floats) -> tuple[Bools | Floats, ...]:
         first = [slice(None)] * out[0].ndim
         first[axis] = slice(0, 1)
         head = tuple(first)
-        if all(_same(a, a[head]) for a in out):
+        first[axis] = slice(-1, None)
+        tail = tuple(first)  # mostly enough to tell
+        if all(_same(a[tail], a[head]) for a in out) and all(_same(a, a[head]) for a in out):
             out = [a[head] for a in out]
     return tuple(out)
 
@@ -150,40 +154,60 @@ def along(array: Bools, axis: int) -> Bools:
     return any_of(array, tuple(a for a in range(array.ndim) if a != axis)).reshape(-1)
 
 
+@functools.cache
 def nothing(ndim: int) -> Bools:
-    """The empty fact for a tensor of ``ndim`` axes."""
-    return np.zeros((1,) * ndim, dtype=bool)
+    """The empty fact for a tensor of ``ndim`` axes; read-only."""
+    return fixed(np.zeros((1,) * ndim, dtype=bool))
 
 
+@functools.cache
 def everything(ndim: int) -> Bools:
-    """The full fact for a tensor of ``ndim`` axes."""
-    return np.ones((1,) * ndim, dtype=bool)
+    """The full fact for a tensor of ``ndim`` axes; read-only."""
+    return fixed(np.ones((1,) * ndim, dtype=bool))
+
+
+def fixed(array: Bools | Floats) -> Bools | Floats:
+    """The array as rules see it, who may not write into it: the facts, and a weight in float64, are what is there."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def any_product(left: Bools, right: Bools, over: tuple[int, ...]) -> Bools:
     """``(left & right).any(over)`` without building the product; arrays of equal rank with size-1 axes."""
-    for axis in over:
-        if left.shape[axis] == 1:
-            right = any_of(right, axis)
-        elif right.shape[axis] == 1:
-            left = any_of(left, axis)
-    if all(left.shape[a] == 1 for a in over):
+    here = [a for a in over if left.shape[a] != 1]
+    there = [a for a in over if right.shape[a] != 1]
+    left = any_of(left, tuple([a for a in here if a not in there]))
+    right = any_of(right, tuple([a for a in there if a not in here]))
+    if not set(here).intersection(there):
         return left & right
     return sum_product(left.astype(np.float32), right.astype(np.float32), over) > 0
 
 
 def sum_product(left: Floats, right: Floats, over: tuple[int, ...]) -> Floats:
-    """``(left * right).sum(over)`` without building the product; size-1 axes of one operand broadcast."""
+    """``(left * right).sum(over)`` without building the product; size-1 axes of one operand broadcast.
+
+    One matrix product per index of the axes that both have and that stay.
+    """
     ndim = left.ndim
     here = [a for a in range(ndim) if left.shape[a] > 1]
     there = [a for a in range(ndim) if right.shape[a] > 1]
-    out = [a for a in range(ndim) if (a in here or a in there) and a not in over]
-    summed = np.einsum(
-        left.reshape([left.shape[a] for a in here]),
-        here,
-        right.reshape([right.shape[a] for a in there]),
-        there,
-        out,
-        optimize=True,
-    )
-    return np.asarray(summed).reshape([max(left.shape[a], right.shape[a]) if a in out else 1 for a in range(ndim)])
+    both = [a for a in here if a in there]
+    each, summed = [a for a in both if a not in over], [a for a in both if a in over]
+    left = left.sum(tuple([a for a in here if a in over and a not in there]), keepdims=True)
+    right = right.sum(tuple([a for a in there if a in over and a not in here]), keepdims=True)
+    rows = [a for a in here if a not in there and a not in over]
+    columns = [a for a in there if a not in here and a not in over]
+    made = np.matmul(_matrix(left, each, rows, summed), _matrix(right, each, summed, columns))
+    shape = [*(left.shape[a] for a in (*each, *rows)), *(right.shape[a] for a in columns)]
+    order = [*each, *rows, *columns]
+    made = made.reshape(shape).transpose(sorted(range(len(order)), key=order.__getitem__))
+    sizes = dict(zip(order, shape, strict=True))
+    return np.asarray(made.reshape([sizes.get(a, 1) for a in range(ndim)]))
+
+
+def _matrix(array: Floats, each: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> Floats:
+    """The array as one matrix per index of ``each``."""
+    groups = [prod([array.shape[a] for a in axes]) for axes in (each, rows, columns)]
+    rest = [a for a in range(array.ndim) if array.shape[a] == 1 and a not in (*each, *rows, *columns)]
+    return array.transpose([*each, *rows, *columns, *rest]).reshape(groups)

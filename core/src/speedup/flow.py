@@ -36,6 +36,8 @@ from speedup.facts import (
     any_product,
     compact_axes,
     constant,
+    everything,
+    nothing,
     sum_product,
 )
 from speedup.graph import Node
@@ -76,7 +78,7 @@ class _Named:
         self.layout: Layout = node.layout
         self.weights_only = weights_only
         self.inputs = [k for k in range(self.layout.n_inputs) if self.layout.present(k)]
-        self._nowhere = np.zeros((1,) * len(self.layout.names), dtype=bool)
+        self._nowhere = nothing(len(self.layout.names))
 
     def _known(self, k: int) -> bool:
         return not self.weights_only or self.facts.is_weight(k)
@@ -85,14 +87,16 @@ class _Named:
         """Constant along all mixed axes with one value."""
         if not self._known(k):
             return self._nowhere
-        mask = self.facts.mask(k)
-        axes = self.layout.axes(self.layout.mixed)
         if self.facts.is_weight(k):
-            return ~self._nowhere
+            return everything(len(self.layout.names))
+        mask, values = self.facts.mask(k), self.facts.value(k)
+        axes = self.layout.mixed_axes
         named: Bools = self.layout.to_named(k, mask)
         if not named.any():
             return self._nowhere
-        value = self.layout.to_named(k, np.broadcast_to(self.facts.value(k), mask.shape))
+        value = self.layout.to_named(k, values)
+        if all(a.shape[p] == 1 for a in (named, value) for p in axes):
+            return named
         same = np.where(named, value, 0)
         same = np.equal(same.max(axis=axes, keepdims=True), same.min(axis=axes, keepdims=True))
         result: Bools = np.logical_and(self.layout.project_all(k, named), same)
@@ -103,6 +107,8 @@ class _Named:
         value = self.layout.to_named(k, self.facts.value(k))
         if self.facts.is_weight(k):
             return value
+        if all(value.shape[p] == 1 for p in self.layout.mixed_axes):
+            return np.where(self.mask(k), value, 0.0)
         first = tuple(slice(0, 1) if n in self.layout.mixed else slice(None) for n in self.layout.names)
         return np.where(self.mask(k), value[first], 0.0)
 
@@ -118,7 +124,7 @@ class _Named:
         made = any_of(self.facts.zero(k), tuple(dims)) | all(value.shape[a] == 1 for a in dims)
         if not dims or not made.any() or not value.tensor.numel() or value.tensor.is_complex():
             return self._nowhere, np.zeros(self._nowhere.shape)
-        tensor = value.tensor.detach()
+        tensor = value.contents()
         low, high = (f(tensor, dims, keepdim=True) for f in (torch.amin, torch.amax))
         mask = made & (low == high).cpu().numpy()
         return self.layout.to_named(k, mask), self.layout.to_named(k, low.to("cpu", torch.float64).numpy())
@@ -133,7 +139,7 @@ class _Named:
 
     def unused_output(self) -> Bools:
         """Entries of the output(s) that nobody reads, per shared name."""
-        result = ~self._nowhere
+        result = everything(len(self.layout.names))
         for k in range(self.layout.n_inputs, len(self.layout.operands)):
             result = result & self.layout.project_all(k, self.layout.to_named(k, self.facts.unused(k)))
         return result
@@ -173,7 +179,7 @@ def _chosen(rule: Rule, named: _Named) -> list[Constant | None]:
 def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
     layout, inputs = named.layout, named.inputs
     names = dict(zip(range(layout.n_inputs), named.node.operand_names, strict=False))
-    holds = ~named._nowhere
+    holds = everything(len(layout.names))
     for k in inputs:
         ok = named.mask(k)
         for j in inputs:
@@ -202,7 +208,7 @@ def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
 
 def _contracted(rule: Rule, named: _Named) -> list[Constant | None]:
     layout, out = named.layout, named.layout.n_inputs
-    factors = [k for k in named.inputs if layout.names_of(k) & layout.contracted]
+    factors = layout.factors
     addends = [k for k in named.inputs if k not in factors]
     if named.facts.is_weight(factors[0]) and layout.names_of(factors[0]) & layout.mixed:
         return []
@@ -223,7 +229,7 @@ def _contracted(rule: Rule, named: _Named) -> list[Constant | None]:
     return [constant(mask.astype(bool), values)]
 
 
-def _any_nonconstant(rule: Rule, named: _Named, factors: list[int], over: tuple[int, ...]) -> Bools | None:
+def _any_nonconstant(rule: Rule, named: _Named, factors: Sequence[int], over: tuple[int, ...]) -> Bools | None:
     """For every output entry: is there a term that is neither 0 nor a product of constants?"""
     nonzero = [~named.zero(k) for k in factors]
     # Where positions differ (zero padding), only a constant 0 comes out the same everywhere.
@@ -237,7 +243,7 @@ def _any_nonconstant(rule: Rule, named: _Named, factors: list[int], over: tuple[
     return left | any_product(nonzero[0], unknown[1], over)
 
 
-def _constant_terms(named: _Named, factors: list[int], holds: Bools) -> Floats:
+def _constant_terms(named: _Named, factors: Sequence[int], holds: Bools) -> Floats:
     """The sum of the constant terms, for outputs that have no others: those where ``holds``."""
     layout = named.layout
     live = [k for k in factors if not named.facts.is_weight(k)]
@@ -276,9 +282,11 @@ def response(
     names = [n for dim in layout.operands[weight] or () for n in dim]
     if not values.any() or not wanted.any():
         return np.zeros((1,) * len(layout.names))
+    mask = None
     if contents is None:
         assert source.tensor is not None
         contents = source.tensor.detach()
+        mask = _by_names(layout, weight, names, source.mask)
     tensor = contents.reshape([layout.sizes[n] for n in names])
     # To select rows and columns keeps the work at what is constant and asked for.
     rows: dict[int, Indices] = {}
@@ -293,11 +301,15 @@ def response(
         if len(at) == layout.sizes[name]:
             continue
         tensor = take(tensor, names.index(name), at)
+        if mask is not None and mask.shape[names.index(name)] > 1:
+            mask = np.take(mask, at, axis=names.index(name))
         values = np.take(values, at, axis=p) if values.shape[p] > 1 else values
         if name not in layout.contracted:
             rows[p] = at
     mixed = [i for i, n in enumerate(names) if n in layout.mixed]
     tensor = tensor.to("cpu")
+    if mask is not None:
+        tensor = tensor * torch.from_numpy(mask)
     tensor = tensor.sum(mixed, dtype=torch.float64) if mixed else tensor.to(torch.float64)
     if mixed:
         names = [n for n in names if n not in layout.mixed]
@@ -313,6 +325,16 @@ def response(
     return result
 
 
+def _by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor | None) -> Bools | None:
+    """The mask of operand ``k`` with one axis for each of its names."""
+    if mask is None:
+        return None
+    named = layout.to_named(k, mask.cpu().numpy())
+    order = [layout.names.index(n) for n in names]
+    rest = [a for a in range(named.ndim) if a not in order]
+    return np.ascontiguousarray(named.transpose([*order, *rest]).reshape([named.shape[a] for a in order]))
+
+
 def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
     """Run the call in float64 on constants. Mixed axes get two small extents: only what is the same for both counts."""
     results = None
@@ -324,7 +346,7 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
             if id(value) not in by_value:
                 if value.tensor is None:
                     return None
-                tensors.append(value.tensor)
+                tensors.append(value.contents())
                 continue
             k, array = by_value[id(value)]
             assert array is not None
@@ -396,13 +418,12 @@ def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, F
     layout = named.layout
     unused = named.unused_output() if outputs else named._nowhere
     found: dict[str, Fact] = {}
-    factors = [k for k in named.inputs if layout.names_of(k) & layout.contracted]
+    factors = layout.factors
     for k in named.inputs:
         name = node.operand_names[k]
         if k in factors and len(factors) == 2:
             other = factors[1 - factors.index(k)]
-            over = tuple(layout.axes(set(layout.names) - layout.shared(k)))
-            used = any_product(~unused, ~named.zero(other), over)
+            used = any_product(~unused, ~named.zero(other), layout.private(k))
             mask = layout.project_all(k, ~used)
         else:
             idle = unused
@@ -421,7 +442,7 @@ def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, F
 def multiply_accumulates(node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
     """MACs of a contraction: one per output entry and term; other ops count none."""
     layout = node.layout
-    factors = [k for k in range(layout.n_inputs) if layout.present(k) and layout.names_of(k) & layout.contracted]
+    factors = layout.factors
     if len(factors) != 2:
         return 0
     now = layout_at(node, shapes)

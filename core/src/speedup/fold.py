@@ -67,7 +67,7 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     """What goes of the factors and is not 0, and that some kept output still counts."""
     layout = node.layout
     facts = keep.facts
-    factors = [k for k in range(layout.n_inputs) if layout.present(k) and layout.names_of(k) & layout.contracted]
+    factors = layout.factors
     found = []
     weights_only = not any(facts.from_input(k) for k in factors)
     for k in factors:
@@ -115,8 +115,7 @@ def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: b
     read = layout.project_any(k, any_of(out, layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))))
     for j in others:
         reads = ~layout.project_all(j, layout.to_named(j, keep.facts.zero(j)))
-        over = layout.axes(set(layout.names) - layout.shared(k))
-        read = read & layout.project_any(k, any_product(reads, out, over))
+        read = read & layout.project_any(k, any_product(reads, out, layout.private(k)))
     return read
 
 
@@ -175,6 +174,8 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
         if not gone.foldable:
             mask, why = layout.from_named(gone.k, gone.mask), "a constant that cannot be folded here"
             keep.grow(gone.k, mask, why, gone.k, Kind.CONSTANT)
+            continue
+        if bias and not gone.terms:
             continue
         rows = _Rows(node, gone, keep, bias)
         chosen = rows.lacking()
@@ -287,21 +288,24 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
         assert gone.weight is not None and gone.foldable
         weight = node.values[gone.weight]
         assert weight is not None
-        tensor = contents(weight)
+        # A piece of a parameter is put together; of a parameter itself only what is needed is read.
+        tensor = None if weight.is_source else contents(weight)
         constants = np.where(gone.mask, gone.offset, 0.0)
         out = node.layout.n_inputs
         kept = node.layout.to_named(out, keep.sets[out])
         shift = response(node, gone.k, gone.weight, constants, kept, tensor) if bias else None
         if gone.terms or not bias:
             rows = _Rows(node, gone, keep, bias)
-            new[weight] = moved = _onto_carriers(node, gone, rows, tensor)
+            new[weight] = moved = _onto_carriers(node, gone, rows, contents(weight))
             if shift is not None:
                 # The constant part of the carriers came along.
                 carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
                 shift = shift - response(node, gone.k, gone.weight, carried, kept, moved)
                 shift = shift + response(node, gone.k, gone.weight, carried, kept, tensor)
         if shift is not None:
-            _into_bias(rule, node, shift, tensor, new)
+            like = tensor if weight.tensor is None else weight.tensor
+            assert like is not None
+            _into_bias(rule, node, shift, like, new)
     return new
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from speedup.masking import Masking, product
 from speedup.rounding import coarsest_of
 from speedup.shell import shell_of
 from speedup.trees import replaced
@@ -33,7 +34,8 @@ class Value:
         kind: ``input``, ``parameter``, ``buffer``, ``attribute`` (a tensor that a module holds and that is neither),
             ``unknown`` (came from outside the model) or ``activation``.
         names: for parameters and buffers every qualified name that it has in the model (tied ones have several).
-        tensor: the tensor itself, for parameters, buffers and attributes only.
+        tensor: the tensor itself, for parameters, buffers and attributes only; see ``contents`` for its numbers.
+        mask: of the tensor, if it is masked: a bool tensor that broadcasts to it, True = keep.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Value:
     kind: str
     names: tuple[str, ...] = ()
     tensor: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
     producer: Node | None = None
     uses: list[tuple[Node, int]] = field(default_factory=list)
     is_output: bool = False
@@ -62,6 +65,12 @@ class Value:
         if self.names:
             return self.names[0]
         return f"output of {self.producer.label}" if self.producer is not None else self.kind
+
+    def contents(self) -> torch.Tensor:
+        """The numbers of a parameter, buffer or attribute in the masked model; not to be written into."""
+        assert self.tensor is not None
+        whole = self.tensor.detach()
+        return whole if self.mask is None else product(whole, self.mask)
 
     def __repr__(self) -> str:
         return f"<Value {self.number} {self.label} {self.shape}>"
@@ -227,6 +236,7 @@ class Graph:
         plain: the numbers, texts and arrays among what the model returned, by where they are.
         asking: scopes in which Python asked for the size of a tensor.
         dtypes: the types of what was computed from the input, inside of calls too.
+        masking: the masks that parameters had in the run.
         passed: calls of modules that gave a tensor back as it is, and are no nodes therefore.
     """
 
@@ -242,6 +252,7 @@ class Graph:
     plain: Mapping[str, Any] = field(default_factory=dict)
     asking: frozenset[str] = frozenset()
     dtypes: frozenset[torch.dtype] = frozenset()
+    masking: Masking | None = None
     passed: Sequence[Node] = ()
 
     @cached_property

@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import functools
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import cast
 
 import numpy as np
 import torch
 
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
-from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, affine, compact_axes, everything, nothing
+from speedup.facts import (
+    Affine,
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    Unused,
+    affine,
+    compact_axes,
+    everything,
+    fixed,
+    nothing,
+)
 from speedup.graph import Graph, Node, Value
 from speedup.masks import compact
 from speedup.rule import Rule
@@ -38,7 +51,7 @@ class Facts:
             given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
             if given:
                 mask = given[0] if len(given) == 1 else functools.reduce(np.logical_or, given)
-                self.masked[value] = compact_axes(mask)[0]
+                self.masked[value] = fixed(compact_axes(mask)[0])
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -53,10 +66,10 @@ class Facts:
         """The constants, float64; entries that are not constant have no meaning."""
         if value.tensor is not None:
             if value not in self._numbers:
-                self._numbers[value] = value.tensor.detach().to("cpu", torch.float64).numpy()
+                self._numbers[value] = fixed(value.contents().to("cpu", torch.float64).numpy())
             return self._numbers[value]
         known = self.constants.get(value)
-        return known.value if known is not None else np.zeros((1,) * value.ndim)
+        return known.value if known is not None else _zeros(value.ndim)
 
     def zero(self, value: Value) -> Bools:
         """Entries known to be 0: of parameters only the masked ones, since the others may be trained further."""
@@ -78,9 +91,10 @@ class Facts:
             return nothing(value.ndim)
         result = everything(value.ndim)
         for node, number in value.uses:
-            result = result & self.claims.get((value, node, number), nothing(value.ndim))
-            if not result.any():
-                break
+            claim = self.claims.get((value, node, number))
+            if claim is None:
+                return nothing(value.ndim)
+            result = claim if len(value.uses) == 1 else fixed(result & claim)
         return result
 
     # -- adding ---------------------------------------------------------------------------------------------------
@@ -163,11 +177,11 @@ class NodeFacts:
 
     def mask(self, k: int) -> Bools:
         """Constant entries of operand ``k``; broadcasts to its shape."""
-        return _shown(self._facts.mask(self._at(k)))
+        return self._facts.mask(self._at(k))
 
     def value(self, k: int) -> Floats:
         """Values of the constant entries of operand ``k``; broadcasts to its shape."""
-        return _shown(self._facts.value(self._at(k)))
+        return self._facts.value(self._at(k))
 
     def affine(self, k: int) -> Affine | None:
         """What is known of operand ``k`` as combinations of shared unknowns; None where there are only constants."""
@@ -180,18 +194,16 @@ class NodeFacts:
 
     def zero(self, k: int) -> Bools:
         """Entries of operand ``k`` known to be 0, of weights by a mask; broadcasts to its shape."""
-        return _shown(self._facts.zero(self._at(k)))
+        return self._facts.zero(self._at(k))
 
     def unused(self, k: int) -> Bools:
         """Entries of ``k``, mostly an output, that no reader needs; broadcasts to its shape."""
-        return _shown(self._facts.unused(self._at(k)))
+        return self._facts.unused(self._at(k))
 
 
-def _shown(array: Bools) -> Bools:
-    """The array as a rule sees it, who may not write into it: the facts, and a weight in float64, are what is there."""
-    view = np.asarray(array).view()
-    view.flags.writeable = False
-    return view
+@functools.cache
+def _zeros(ndim: int) -> Floats:
+    return fixed(np.zeros((1,) * ndim))
 
 
 def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None) -> Facts:
@@ -209,7 +221,7 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
 
     def forward(node: Node) -> Iterable[Node]:
         seen = NodeFacts(facts, node)
-        for function in _functions(node, "infer_from_input"):
+        for function in _functions(cast(Hashable, type(node.rule)), "infer_from_input"):
             for value, _, fact in _returned(node, function, seen):
                 grown = isinstance(fact, Constant) and facts.add_constant(node, value, fact)
                 grown = grown or (isinstance(fact, Affine) and facts.add_affine(node, value, fact))
@@ -218,7 +230,7 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
 
     def backward(node: Node) -> Iterable[Node]:
         seen = NodeFacts(facts, node)
-        for function in _functions(node, "infer_from_output"):
+        for function in _functions(cast(Hashable, type(node.rule)), "infer_from_output"):
             for value, number, fact in _returned(node, function, seen):
                 grown = isinstance(fact, Unused) and facts.add_unused(node, number, value, fact)
                 if grown and value.producer is not None and value.producer.rule is not None:
@@ -229,9 +241,9 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
     return facts
 
 
-def _functions(node: Node, function: str) -> tuple[str, ...]:
+@functools.lru_cache(maxsize=1024)
+def _functions(kind: Hashable, function: str) -> tuple[str, ...]:
     """What to ask a rule for one direction. What weights alone say is part of what is derived from all operands."""
-    kind = type(node.rule)
     derived = all(getattr(kind, name) is getattr(Rule, name) for name in ("infer_from_weight", function))
     return (function,) if derived else ("infer_from_weight", function)
 
@@ -297,7 +309,7 @@ def _alike(old: Affine, new: Affine) -> bool:
 
 
 def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:
-    array = np.asarray(array)
+    array = fixed(array)
     fits = array.ndim == value.ndim and all(a in (1, s) for a, s in zip(array.shape, value.shape, strict=True))
     if not fits:
         raise RuleError(

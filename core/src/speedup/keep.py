@@ -64,7 +64,8 @@ class KeepSets:
         self.facts = facts
         self.drop = drop
         self.sets = _Sets()
-        self.rigid: dict[Value, list[bool]] = {}
+        self.rigid = rigid_axes(graph)
+        self._fixed = {v: tuple([a for a, r in enumerate(flags) if r]) for v, flags in self.rigid.items()}
         self.events: dict[Value, list[Event]] = {}
         self.orders: dict[Value, Orders] = {}
         self.patient = False
@@ -85,11 +86,9 @@ class KeepSets:
     ) -> bool:
         """Add entries to a keep set; True when any was new."""
         old = self.sets[value]
-        if old.size == 1 and old.all():
+        if old is everything(value.ndim):
             return False
-        fixed = tuple([a for a, r in enumerate(self.rigid[value]) if r])
-        if fixed:
-            mask = any_of(mask, fixed)
+        mask = any_of(mask, self._fixed[value])
         added = mask & ~old
         if not added.any():
             return False
@@ -141,6 +140,13 @@ class KeepSets:
         known = self.sets.lines.get(value)
         return not known if known is not None else bool(self.sets[value].all())
 
+    def same(self, value: Value, other: KeepSets) -> bool:
+        """Whether two plans for one graph keep the same of a value."""
+        lines, its = self.sets.lines.get(value), other.sets.lines.get(value)
+        if lines is not None and its is not None:
+            return lines.keys() == its.keys() and all(np.array_equal(line, its[a]) for a, line in lines.items())
+        return bool((self.sets[value] == other.sets[value]).all())
+
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape of what is kept."""
         if value not in self._shapes:
@@ -165,6 +171,13 @@ class KeepSets:
         known = self.sets.lines.get(value)
         small = cut(tensor, self.sets[value]) if known is None else cut_lines(tensor, known)
         return in_order(small, self.orders.get(value, {}))
+
+    def cut_mask(self, value: Value, mask: torch.Tensor) -> torch.Tensor:
+        """What is kept of a mask that broadcasts to a value; broadcasts to what is kept of it."""
+        known = self.sets.lines.get(value)
+        if known is None or value in self.orders:
+            return self.cut(value, mask.expand(value.shape))
+        return cut_lines(mask, {a: line for a, line in known.items() if mask.shape[a] > 1})
 
     def holds(self, lock: Lock) -> bool:
         """Whether a lock would change nothing."""
@@ -345,7 +358,6 @@ def bare_keep_sets(graph: Graph) -> KeepSets:
 
 def _begun(graph: Graph, facts: Facts, drop: bool = False) -> KeepSets:
     keeps = KeepSets(graph, facts, drop)
-    keeps.rigid = rigid_axes(graph)
     for value in graph.values:
         keeps.sets[value] = nothing(value.ndim)
         keeps.events[value] = []

@@ -58,7 +58,7 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
         if node.rule is None or any(v in keeps.orders for v in node.others):
             values = [v for v in node.tensors if v in keeps.orders]
             found = None if values else []
-        elif all(s.all() for s in sets) and not any(given):
+        elif all(map(keeps.whole, values)) and not any(given):
             found = given
         else:
             found = ask(node, "arrange", sets, given)

@@ -27,10 +27,10 @@ def is_piece(value: Value) -> bool:
 def contents(value: Value) -> torch.Tensor:
     """The numbers of a parameter or of a piece of one."""
     if value.tensor is not None:
-        return value.tensor.detach()
+        return value.contents()
     source = source_of(value)
     assert source.tensor is not None
-    return source.tensor.detach().reshape(-1)[_pieces(value)[value]].reshape(value.shape)
+    return source.contents().reshape(-1)[_pieces(value)[value]].reshape(value.shape)
 
 
 def source_of(value: Value) -> Value:

@@ -28,6 +28,7 @@ from speedup.fast.fuse import fused
 from speedup.graph import Graph
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
+from speedup.masking import Masking
 from speedup.masks import LoadedMasks, Prepared, Source, fully_masked
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
@@ -38,7 +39,7 @@ from speedup.trace import first_trace, sandbox, trace
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
 from speedup.verify import Inputs, compare, random_inputs, run
-from speedup.ways import Way, explore
+from speedup.ways import explore
 
 log = logging.getLogger("speedup")
 
@@ -246,30 +247,26 @@ def _settled(
 ) -> tuple[Graph, KeepSets, Parts, list[float]]:
     """The plan of a model, and how far its outputs change where constants are dropped."""
     rule_log.listen()
-    with sandbox(model, prepared.masks.parameters):
-        first = first_trace(model, inputs, rules)
+    masking = Masking(model, prepared.masks.parameters)
+    with sandbox(model):
+        first = first_trace(model, inputs, rules, masking)
         rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         if not first.outputs and first.branch is None and not first.answers:
             raise TraceError("the model returns no tensor, so nothing says what of it is needed")
         known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules, drop=drop)
-        facts = known(first)
-        log.info("inferred: %d values with constants", len(facts.constants))
+        way = known(first)
+        log.info("inferred: %d values with constants", len(way.facts.constants))
         settled = None
         if first.answers:
-            graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers))
+            graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers, masking=masking))
             log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
             if graphs:
-                ways = [
-                    Way(first, facts),
-                    *(Way(g, known(g)) for g in graphs[1:]),
-                ]
-                settled = settle(model, inputs, ways, rules, drop)
+                settled = settle(model, inputs, [way, *map(known, graphs[1:])], rules, drop)
             if settled is None:
-                first = trace(model, *inputs, rules)
-                facts = known(first)
+                way = known(trace(model, *inputs, rules, masking=masking))
         if settled is None:
-            settled = settle(model, inputs, [Way(first, facts)], rules, drop)
+            settled = settle(model, inputs, [way], rules, drop)
         assert settled is not None
         graph, keeps, parts = settled
         changes = measure(model, inputs, graph, parts) if keeps.drop else []

@@ -15,7 +15,7 @@ from speedup.commit import Transaction
 from speedup.decisions import Decisions
 from speedup.errors import CheckError
 from speedup.graph import Graph
-from speedup.keep import KeepSets, Lock, keep_sets
+from speedup.keep import KeepSets, Lock
 from speedup.order import arrange
 from speedup.registry import Registry
 from speedup.repair.mend import mend
@@ -23,7 +23,8 @@ from speedup.repair.options import Job
 from speedup.repair.parts import Repairs
 from speedup.repair.vary import comparable, varied
 from speedup.trace import trace
-from speedup.verify import Inputs, compare, run
+from speedup.trace.sandbox import undisturbed
+from speedup.verify import Inputs, Returned, compare, run
 from speedup.ways import Way, disagreements, same_parts
 
 log = logging.getLogger("speedup")
@@ -44,9 +45,9 @@ def settle(
     """
     way = ways[0]
     for _ in range(_ROUNDS):
-        keeps = [keep_sets(w.graph, w.facts, w.locks, drop) for w in ways]
+        keeps = [w.keep_sets(drop) for w in ways]
         more = [arrange(w.graph, k) for w, k in zip(ways, keeps, strict=True)]
-        if not any(more):
+        if not any(more) and len(ways) > 1:
             more = disagreements(ways, keeps)
         if not any(more):
             made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
@@ -81,7 +82,7 @@ def _mended(
         return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs))
 
     def steady(repairs: Repairs) -> bool:
-        return _steady(model, inputs, graph, replace(parts, repairs=repairs))
+        return _steady(model, inputs, graph, rules, replace(parts, repairs=repairs))
 
     parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, steady)
     locks = [found.locks() if found is not None else []]
@@ -122,7 +123,7 @@ def _try(
         found, error = None, differs
     # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
     wanted: list[list[torch.Tensor]] = []
-    trace(model, *inputs, rules, log=wanted, answers=graph.answers)
+    trace(model, *inputs, rules, log=wanted, answers=graph.answers, masking=graph.masking)
     decisions = Decisions(graph, keeps, wanted)
     try:
         found = attempt(decisions)
@@ -136,15 +137,27 @@ def _try(
     return found
 
 
-def _steady(model: nn.Module, inputs: Inputs, graph: Graph, parts: Parts) -> bool:
+def _masked(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Returned | None:
+    """What the masked model returns for other inputs; None where it does not take them."""
+    try:
+        with undisturbed(model):
+            torch.manual_seed(0)  # as ``run`` does
+            other = trace(model, *case, rules, masking=graph.masking)
+    except Exception as error:  # whatever a model says to a size that it does not take
+        log.debug("at another size: %r", error)
+        return None
+    return Returned(other.reference, other.plain)
+
+
+def _steady(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry, parts: Parts) -> bool:
     """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
     if not parts.repairs:
         return True
     cases, wanted = {}, {}
     for alternatives in varied(inputs):
         for name, case in alternatives.items():
-            outputs = run(model, {name: case})[name]
-            if not isinstance(outputs, Exception) and comparable(name, outputs.tensors, graph.reference):
+            outputs = _masked(model, case, graph, rules)
+            if outputs is not None and comparable(name, outputs.tensors, graph.reference):
                 cases[name], wanted[name] = case, outputs
                 break
     if not cases:

@@ -31,6 +31,7 @@ from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
 from speedup.repair.vary import Inputs, comparable, varied
 from speedup.trace import trace
+from speedup.ways import Way
 
 Place = tuple[str, str, str, str, int]
 
@@ -42,7 +43,7 @@ def lasting(
     masks: Mapping[str, torch.Tensor],
     rules: Registry,
     drop: bool = False,
-) -> Facts:
+) -> Way:
     """What is known of the values of a graph at every size of the input. Call it inside ``sandbox``.
 
     Args:
@@ -53,17 +54,20 @@ def lasting(
     found = infer(graph, masks)
     doubtful = _doubtful(model, graph, found)
     if not doubtful:
-        return found
+        return Way(graph, found)
     without = infer(graph, masks, doubtful)
-    if _same_parameters(graph, found, without, drop):
-        return without
+    many, few = (keep_sets(graph, known, drop=drop) for known in (found, without))
+    if all(many.same(v, few) for v in graph.values if v.is_source):
+        return Way(graph, without, few)
 
     def look(case: Inputs) -> tuple[Graph, Facts]:
-        other = trace(model, *case, rules, answers=graph.answers if graph.branch is None else None)
+        other = trace(
+            model, *case, rules, answers=graph.answers if graph.branch is None else None, masking=graph.masking
+        )
         return other, infer(other, masks)
 
     denied = _following(inputs, graph, found, look)
-    return infer(graph, masks, denied) if denied else found
+    return Way(graph, infer(graph, masks, denied)) if denied else Way(graph, found, many)
 
 
 def _following(
@@ -105,12 +109,6 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts) -> dict[Value, Bools
         if any(_differ(facts, values[0], facts, v).any() for v in values[1:]):
             found.update((v, _constants(facts, v)) for v in values)
     return found
-
-
-def _same_parameters(graph: Graph, facts: Facts, without: Facts, drop: bool) -> bool:
-    """Whether as much of every parameter goes with fewer facts."""
-    many, few = (keep_sets(graph, known, drop=drop) for known in (facts, without))
-    return all((many.sets[v] == few.sets[v]).all() for v in graph.values if v.is_source)
 
 
 def _is_written(node: Node, model: nn.Module) -> bool:

@@ -27,7 +27,7 @@ from speedup.errors import SpeedupError
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts
-from speedup.keep import KeepSets, Lock
+from speedup.keep import KeepSets, Lock, keep_sets
 from speedup.kinds import Kind
 from speedup.trace.recorder import EndlessError
 
@@ -38,11 +38,21 @@ _WHY = "with other data Python goes another way, which keeps it"
 
 @dataclass(eq=False)
 class Way:
-    """One series of answers: its graph, what is known in it, and what must stay there."""
+    """One series of answers: its graph, what is known in it, and what must stay there.
+
+    Attributes:
+        unlocked: the keep sets of these facts without any lock, where they are known already.
+    """
 
     graph: Graph
     facts: Facts
+    unlocked: KeepSets | None = None
     locks: list[Lock] = field(default_factory=list)
+
+    def keep_sets(self, drop: bool) -> KeepSets:
+        """What is kept with the locks that there are now."""
+        known, self.unlocked = self.unlocked, None
+        return known if known is not None and not self.locks else keep_sets(self.graph, self.facts, self.locks, drop)
 
 
 def explore(first: Graph, run: Callable[[Sequence[bool]], Graph]) -> list[Graph] | None:

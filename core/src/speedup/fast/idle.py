@@ -15,6 +15,7 @@ from speedup.ask import ask
 from speedup.facts import Floats
 from speedup.fold import flat_output
 from speedup.graph import Graph, Node, Value
+from speedup.pieces import contents
 
 
 def constants(graph: Graph) -> Iterator[tuple[Node, Floats]]:
@@ -34,21 +35,16 @@ def constants(graph: Graph) -> Iterator[tuple[Node, Floats]]:
 def _shift(node: Node, bias: Value | None, nothing: Floats) -> Floats | None:
     """The bias in named space, where all that it is added to is 0."""
     weights = [v for v in node.operands[1:] if v is not None and v is not bias]
-    if len(weights) != 1 or not _is_plain(weights[0]) or _contents(weights[0]).any():
+    if len(weights) != 1 or not _is_plain(weights[0]) or contents(weights[0]).any():
         return None
     if bias is None:
         return nothing
-    numbers = _contents(bias).to("cpu", torch.float64).numpy() if _is_plain(bias) else None
+    numbers = contents(bias).to("cpu", torch.float64).numpy() if _is_plain(bias) else None
     return None if numbers is None else node.layout.to_named(node.operands.index(bias), numbers)
 
 
 def _is_plain(value: Value) -> bool:
     return value.is_source and value.tensor is not None and len(value.uses) == 1
-
-
-def _contents(value: Value) -> torch.Tensor:
-    assert value.tensor is not None
-    return value.tensor.detach()
 
 
 def idle_calls(graph: Graph) -> set[Node]:

@@ -20,6 +20,7 @@ from speedup.facts import Floats, compact_axes
 from speedup.flow import response
 from speedup.fold import flat_output
 from speedup.graph import Node, Value
+from speedup.pieces import contents
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ def scaling_of(node: Node) -> Scaling | None:
     for value in others:
         if value is not None and value.tensor is None:
             return None
-        arrays.append(None if value is None or value.tensor is None else _numbers(value.tensor))
+        arrays.append(None if value is None or value.tensor is None else _numbers(contents(value)))
     nothing = np.zeros((1,) * first.ndim)
     ends = [ask(node, "evaluate", [x, *arrays]) for x in (nothing, nothing + 1)]
     if any(end is None for end in ends):
@@ -121,8 +122,8 @@ class _Place:
         made = layout.names_of(factors[0]) & layout.names_of(layout.n_inputs)
         if bias is not None and layout.names_of(number) != made:
             return f"{bias.label} does not vary as the weight does"
-        held = None if bias is None or bias.tensor is None else bias.tensor.detach()
-        return _Place(factors[0], node.operand_names[factors[0]], weight.tensor.detach(), rule.bias, held)
+        held = None if bias is None else contents(bias)
+        return _Place(factors[0], node.operand_names[factors[0]], contents(weight), rule.bias, held)
 
     def biased(self, node: Node, scale: Floats, shift: Floats) -> dict[str, torch.Tensor]:
         """scale * bias + shift, in named space; a bias that is new where there is none."""

@@ -8,18 +8,27 @@ from torch import nn
 
 from speedup.errors import SpeedupError, TraceError
 from speedup.graph import Graph
+from speedup.masking import Masking
 from speedup.registry import Registry
 from speedup.trace.run import trace
 
 
-def first_trace(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], registry: Registry) -> Graph:
+def first_trace(
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    registry: Registry,
+    masking: Masking | None = None,
+) -> Graph:
     """Trace the model on the way that the data take. Call it inside ``sandbox``.
+
+    Args:
+        masking: as for ``trace``.
 
     Raises:
         TraceError: the model rejects the input.
     """
     try:
-        return trace(model, *inputs, registry, answers=())
+        return trace(model, *inputs, registry, answers=(), masking=masking)
     except SpeedupError:
         raise
     except Exception as error:

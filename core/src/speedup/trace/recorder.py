@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -23,12 +24,14 @@ from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
+from speedup.masking import Masking, memory_of
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, sites
+from speedup.trace.written import Written
 from speedup.trees import replaced
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
@@ -37,6 +40,8 @@ _READS = frozenset(
 )
 
 _PLAIN = (bool, int, float, str, type(None))  # attributes that hold no tensor
+_CONTAINERS = (dict, list, tuple, set, OrderedDict)
+_MEMBERS = ("_parameters", "_buffers", "_modules")
 
 _MOST_READS = 100  # in a run that is told what the data do not say
 
@@ -84,9 +89,15 @@ class Recorder(TorchFunctionMode):
     """Records calls into ``nodes``; use through ``trace``."""
 
     def __init__(
-        self, model: nn.Module, registry: Registry, substitutes: Mapping[int, type[nn.Module]] | None = None
+        self,
+        model: nn.Module,
+        registry: Registry,
+        substitutes: Mapping[int, type[nn.Module]] | None = None,
+        masking: Masking | None = None,
     ) -> None:
         super().__init__()
+        self.masking = masking if masking is not None else Masking(model)
+        self.written = Written(p for p in model.parameters() if self.masking.mask_of(p) is None)
         self.substitutes = substitutes or {}
         self.registry = registry
         self.nodes: list[Node] = []
@@ -113,6 +124,7 @@ class Recorder(TorchFunctionMode):
         self._sources: dict[int, Value] = {}
         self._held: list[torch.Tensor] = []
         self._stored: dict[int, list[Value]] | None = None
+        self._stored_at = 0
         self._collect_sources(model)
 
     # -- values ---------------------------------------------------------------------------------------------------
@@ -128,16 +140,17 @@ class Recorder(TorchFunctionMode):
                     known = self._sources.get(id(tensor))
                     if known is None:
                         known = self._sources[id(tensor)] = self._value(tensor, kind)
-                        known.tensor = tensor
+                        known.tensor, known.mask = tensor, self.masking.mask_of(tensor)
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
             for name, held in module.__dict__.items():
-                if type(held) not in _PLAIN and name not in ("_parameters", "_buffers", "_modules"):
-                    for tensor in tensors_in(held, depth=2):
-                        if id(tensor) not in self._sources:
-                            value = self._sources[id(tensor)] = self._value(tensor, "attribute")
-                            value.tensor, value.names = tensor, (prefix + name,)
-                            self._held.append(tensor)
+                if type(held) in _PLAIN or (type(held) in _CONTAINERS and not held) or name in _MEMBERS:
+                    continue
+                for tensor in tensors_in(held, depth=2):
+                    if id(tensor) not in self._sources:
+                        value = self._sources[id(tensor)] = self._value(tensor, "attribute")
+                        value.tensor, value.names = tensor, (prefix + name,)
+                        self._held.append(tensor)
 
     def _value(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
         value = Value(len(self.values), tuple(int(s) for s in tensor.shape), tensor.dtype, kind, producer=producer)
@@ -208,6 +221,7 @@ class Recorder(TorchFunctionMode):
         for name, tensor in (held or {}).items():
             attributes[name] = len(tensors)
             tensors.append(tensor)
+        masked = self.masking.mask(tensors, module)
         before = [_state(t) for t in tensors]
         inputs = tuple(self.value_of(t) for t in tensors)
         ops_before = self.op_count
@@ -216,9 +230,12 @@ class Recorder(TorchFunctionMode):
         self.current = f"{op_name(op)} at {where}"
         stands = sites()
         self.inside.clear()
+        if name == "__set__" and tensors:
+            self.written.save_data(tensors[0])
         try:
             result = call()
         except Exception as error:
+            self.masking.unmask(masked)
             if not hasattr(error, "speedup_call"):
                 error.speedup_call = (op_name(op), plain_args, plain_kwargs)  # type: ignore[attr-defined]
             raise
@@ -226,6 +243,7 @@ class Recorder(TorchFunctionMode):
         changed = [t for t, state in zip(tensors, before, strict=True) if _state(t) != state]
         if name == "__set__" and tensors:  # x.data = y
             changed = [tensors[0], *(t for t in changed if t is not tensors[0])]
+        self.masking.unmask(masked, outputs)
         untouched = {id(t) for t in tensors} - {id(t) for t in changed}
         outputs = [t for t in outputs if id(t) not in untouched]
         outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
@@ -320,7 +338,7 @@ class Recorder(TorchFunctionMode):
 
     def _spread_mutation(self, changed: list[torch.Tensor], cause: Node) -> None:
         """Other live tensors in the storage of a tensor that was changed in place have new contents too."""
-        storages = {_storage(t) for t in changed} - {0}
+        storages = {memory_of(t) for t in changed} - {0}
         known = {id(t) for t in changed}
         fresh = set(cause.outputs)
         live = [(ref(), value) for ref, value in list(self._live.values())]
@@ -328,7 +346,7 @@ class Recorder(TorchFunctionMode):
             self._stored = None  # ``x.data = y`` gives it another storage
         live += [(v.tensor, v) for s in storages for v in self._sources_in(s)]
         for tensor, value in live:
-            if tensor is None or id(tensor) in known or value in fresh or _storage(tensor) not in storages:
+            if tensor is None or id(tensor) in known or value in fresh or memory_of(tensor) not in storages:
                 continue
             if id(tensor) in self._live and self._live[id(tensor)][1] is not value:
                 continue
@@ -357,11 +375,11 @@ class Recorder(TorchFunctionMode):
 
     def _sources_in(self, storage: int) -> list[Value]:
         """The parameters, buffers and attributes in a storage."""
-        if self._stored is None:
-            self._stored = {}
+        if self._stored is None or self._stored_at != self.masking.lasting:
+            self._stored, self._stored_at = {}, self.masking.lasting
             for value in self._sources.values():
                 assert value.tensor is not None
-                self._stored.setdefault(_storage(value.tensor), []).append(value)
+                self._stored.setdefault(memory_of(value.tensor), []).append(value)
         return self._stored.get(storage, [])
 
     # -- modules --------------------------------------------------------------------------------------------------
@@ -433,10 +451,3 @@ def _state(tensor: torch.Tensor) -> tuple[Any, ...]:
 def _alike(tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
     """Whether a call made one tensor of one, of the same shape and type."""
     return [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in outputs] and len(outputs) == 1
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0

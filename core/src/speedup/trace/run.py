@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
 from speedup.graph import Graph
+from speedup.masking import Masking
 from speedup.registry import Registry
 from speedup.trace.outputs import later, plain_leaves, tensors_in
 from speedup.trace.recorder import Recorder, Watch
@@ -40,6 +41,8 @@ class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         recorder = self.recorder
         recorder.op_count += 1
+        if getattr(func, "_schema", None) is not None and func._schema.is_mutable:
+            recorder.written.save((args, kwargs))
         if recorder.open_calls:
             result = func(*args, **kwargs)
             if isinstance(result, torch.Tensor):
@@ -79,6 +82,7 @@ def trace(
     substitutes: Mapping[int, type[nn.Module]] | None = None,
     watch: Watch | None = None,
     answers: Sequence[bool] | None = None,
+    masking: Masking | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -90,6 +94,7 @@ def trace(
         substitutes: modules (by identity) to be recorded as one call of the type that they stand for.
         answers: the first truth values that Python is given where it asks data of the input for one, whatever the
             data say. None makes such a question a ``Branch``.
+        masking: the masks of the parameters; none where the model is masked already, or small.
         watch: sees every call and says what it gives; its ``got`` is filled as ``log`` is.
 
     Raises:
@@ -97,13 +102,17 @@ def trace(
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    with undisturbed(model):
+    masking = masking if masking is not None else Masking(model)
+    with undisturbed(model), masking.run():
         expanded = expand(model, registry)
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
-        recorder = Recorder(model, registry, substitutes)
+        recorder = Recorder(model, registry, substitutes, masking)
         recorder.answers = answers
         recorder.watch, recorder.log = watch, log if watch is None else watch.got
-        return _run(model, args, kwargs, recorder, expanded)
+        try:
+            return _run(model, args, kwargs, recorder, expanded)
+        finally:
+            recorder.written.put_back()
 
 
 def _run(
@@ -158,5 +167,6 @@ def _run(
         plain_leaves(result),
         frozenset(recorder.asking),
         frozenset(recorder.dtypes),
+        recorder.masking,
         recorder.passed,
     )

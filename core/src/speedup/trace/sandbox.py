@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from speedup.attributes import Attributes
-from speedup.masks import compact
+from speedup.masking import Masking
 from speedup.trace.holdings import Holdings, same
 
 
@@ -20,23 +20,15 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
     """Eval mode, no gradients, masked parameters set to 0; everything is put back on exit, also after an error.
 
     Args:
-        masks: bool tensors by qualified parameter name, True = keep.
+        masks: bool tensors by qualified parameter name, True = keep. What they mask stands in memory a second time;
+            for runs that are traced, see ``Masking``.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    data = [(p, p.data) for p in {id(p): p for p in parameters.values()}.values()]
-    with undisturbed(model), torch.no_grad():
-        try:
-            for name, mask in (masks or {}).items():
-                parameter = parameters[name]
-                masked = torch.empty_like(parameter.data)  # with the strides that it has
-                parameter.data = torch.mul(parameter.data, compact(mask).to(parameter.device), out=masked)
-            for module in model.modules():
-                module.training = False
-            yield
-        finally:
-            for parameter, tensor in data:
-                if parameter.data is not tensor:
-                    parameter.data = tensor
+    masking = Masking(model, masks)
+    with undisturbed(model), torch.no_grad(), masking.run():
+        masking.mask_all()
+        for module in model.modules():
+            module.training = False
+        yield
 
 
 @contextlib.contextmanager
@@ -48,9 +40,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     attributes = [Attributes(m) for m in modules]
-    holdings = Holdings(modules, (*model.parameters(), *model.buffers()))
-    buffers = [(b, b.clone()) for b in {id(b): b for b in model.buffers()}.values()]
-    devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
+    parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
+    own = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
+    holdings = Holdings(modules, (*parameters.values(), *own.values()))
+    buffers = [(b, b.clone()) for b in own.values()]
+    devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices):

@@ -56,11 +56,11 @@ class WeightNorm(Rule):
         if kept.all() or not self._own(node) or v.tensor is None or g.tensor is None:
             return {}
         axes = self._over(node)
-        whole = v.tensor.detach()
+        whole = v.contents()
         left = whole * torch.from_numpy(kept).to(whole.device)
         norms = [torch.linalg.vector_norm(t, dim=axes, keepdim=True) for t in (left, whole)]
         ratio = torch.where(norms[0] > 0, norms[0] / norms[1], torch.ones_like(norms[0]))
-        return {"g": g.tensor.detach() * ratio.reshape(g.shape)}
+        return {"g": g.contents() * ratio.reshape(g.shape)}
 
     @staticmethod
     def _kept(mask: Bools, node: Node) -> Bools:

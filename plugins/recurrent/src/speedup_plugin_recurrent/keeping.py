@@ -231,7 +231,7 @@ def folded(call: Call, node: Node, keep: Kept) -> dict[str, nn.Parameter]:
 def _added(node: Node, k: int, shift: Floats, rows: Bools) -> nn.Parameter:
     value = node.operands[k]
     assert value is not None and value.tensor is not None
-    old = value.tensor.detach()
+    old = value.contents()
     wide = old.to(torch.float64) + torch.from_numpy(shift).to(old.device)
     made = nn.Parameter(wide[torch.from_numpy(rows).to(old.device)].to(old.dtype), value.tensor.requires_grad)
     made.__dict__.update(value.tensor.__dict__)

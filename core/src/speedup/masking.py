@@ -1,0 +1,111 @@
+"""The masked model, of which no more stands in memory than what one call reads.
+
+A parameter is multiplied with its mask when a call reads it, and is itself again after the call. It stays masked until
+the end of the run where the run may notice: when something is left that shares its memory (a view), when a call wrote
+into it, or when it is read for the second time, which is likely to go on. Who asks for the numbers of a parameter
+(``Value.contents``) gets a product of his own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import nn
+
+from speedup.masks import compact
+
+
+class Masking:
+    """The masks of a model's parameters, for runs of it.
+
+    Args:
+        masks: bool tensors by qualified parameter name, True = keep.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> None:
+        self._parameters: dict[int, nn.Parameter] = {}
+        self._masks: dict[int, torch.Tensor] = {}
+        self._own: dict[int, torch.Tensor] = {}  # what those that are masked now are without masks
+        self._read: set[int] = set()
+        named = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
+        for name, mask in (masks or {}).items():
+            key = id(named[name])
+            self._parameters[key] = named[name]
+            small = compact(mask)
+            self._masks[key] = self._masks[key] & small if key in self._masks else small
+
+    @property
+    def lasting(self) -> int:
+        """How many parameters are masked between calls."""
+        return len(self._own)
+
+    def mask_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The mask of a parameter, which broadcasts to it; None where it has none."""
+        return self._masks.get(id(tensor))
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[None]:
+        """A run of the model: at its end all parameters are themselves again."""
+        try:
+            yield
+        finally:
+            self._put_back(list(self._own))
+            self._read.clear()
+
+    def mask(self, tensors: Iterable[torch.Tensor], module: nn.Module | None = None) -> dict[int, tuple[int, int]]:
+        """Mask the parameters among these tensors and those of a module; what ``unmask`` needs to know."""
+        states: dict[int, tuple[int, int]] = {}
+        if not self._masks:
+            return states
+        for tensor in (*tensors, *(() if module is None else module.parameters())):
+            key = id(tensor)
+            if key in self._masks and key not in self._own:
+                parameter = self._parameters[key]
+                data = self._own[key] = parameter.data
+                parameter.data = product(data, self._masks[key])
+                states[key] = _state(parameter)
+        return states
+
+    def mask_all(self) -> None:
+        """Mask all parameters until the end of the run."""
+        self.mask(self._parameters.values())
+
+    def unmask(self, states: Mapping[int, tuple[int, int]], left: Iterable[torch.Tensor] = ()) -> None:
+        """The call is over that parameters were masked for; ``left`` are the tensors that it gave."""
+        if not states:
+            return
+        again = self._read.intersection(states)
+        self._read.update(states)
+        shared = {memory_of(t) for t in left}
+        self._put_back(
+            [
+                key
+                for key, state in states.items()
+                if key not in again and _state(self._parameters[key]) == state and state[1] not in shared
+            ]
+        )
+
+    def _put_back(self, keys: Iterable[int]) -> None:
+        for key in keys:
+            self._parameters[key].data = self._own.pop(key)
+
+
+def product(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A tensor with 0 where the mask is False, as a new one with the strides that it has."""
+    made = torch.empty_like(tensor)
+    return torch.mul(tensor, mask.to(tensor.device), out=made)
+
+
+def _state(tensor: torch.Tensor) -> tuple[int, int]:
+    """Changes when the tensor is written to."""
+    return (0 if tensor.is_inference() else tensor._version), memory_of(tensor)
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """Where the numbers of a tensor stand; the same for its views."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a type of tensor without memory of its own
+        return 0

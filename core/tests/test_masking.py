@@ -1,0 +1,120 @@
+"""The masked model in a traced run: what a call reads is masked, and nothing else; at the end all is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import speedup
+from speedup.masking import Masking
+from speedup.testing import masked_copy, randomize
+
+X = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def layer() -> tuple[nn.Linear, torch.Tensor, Masking]:
+    linear = randomize(nn.Linear(4, 6).double(), 0)
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    mask[[0, 3]] = False
+    return linear, mask, Masking(linear, {"weight": mask})
+
+
+def test_a_parameter_is_masked_for_one_call() -> None:
+    linear, mask, masking = layer()
+    before, at = linear.weight.detach().clone(), linear.weight.data_ptr()
+    with masking.run():
+        states = masking.mask([linear.weight, linear.bias])
+        assert torch.equal(linear.weight, before * mask) and linear.weight.data_ptr() != at
+        masking.unmask(states, [linear.weight.sum()])
+        assert linear.weight.data_ptr() == at
+    assert torch.equal(linear.weight, before)
+
+
+@pytest.mark.parametrize("use", ["view", "write", "again"])
+def test_it_stays_masked_where_a_run_may_notice(use: str) -> None:
+    linear, mask, masking = layer()
+    before, at = linear.weight.detach().clone(), linear.weight.data_ptr()
+    with torch.no_grad(), masking.run():
+        for _ in range(2 if use == "again" else 1):
+            states = masking.mask([], linear)
+            if use == "write":
+                linear.weight.add_(1)
+            masking.unmask(states, [linear.weight.t()[1:]] if use == "view" else [])
+        expected: torch.Tensor = before * mask
+        if use == "write":
+            expected = expected + 1
+        assert torch.equal(linear.weight, expected)
+    assert torch.equal(linear.weight, before) and linear.weight.data_ptr() == at
+
+
+def test_the_mask_of_a_tied_parameter_is_that_of_all_its_names() -> None:
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.weight = one.weight
+    model = nn.Sequential(one, other)
+    first, second = (torch.arange(16).reshape(4, 4) % n != 0 for n in (2, 3))
+    masking = Masking(model, {"0.weight": first, "1.weight": second})
+    with masking.run():
+        masking.mask_all()
+        assert torch.equal(other.weight.detach().bool(), first & second)
+
+
+class Writes(nn.Module):
+    """Uses its own weights in some way that is not just reading them."""
+
+    def __init__(self, use: Callable[[Any], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.use = use
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(torch.relu(nn.functional.linear(x, self.use(self), self.first.bias)))
+        return y
+
+
+def doubled_in_place(m: Any) -> torch.Tensor:
+    line = m.first.weight[1:2]
+    m.first.weight.mul_(2)
+    return torch.cat([m.first.weight[:1], line, m.first.weight[2:]])
+
+
+def clamped_data(m: Any) -> torch.Tensor:
+    m.first.weight.data.clamp_(-0.5, 0.5)
+    weight: torch.Tensor = m.first.weight
+    return weight
+
+
+def other_data(m: Any) -> torch.Tensor:
+    m.first.weight.data = m.first.weight.data / m.first.weight.abs().sum()
+    weight: torch.Tensor = m.first.weight
+    return weight
+
+
+def read_often(m: Any) -> torch.Tensor:
+    return torch.stack([m.first.weight * 1 for _ in range(5)]).sum(0)
+
+
+def last_doubled(m: Any) -> torch.Tensor:
+    m.last.weight.mul_(2)
+    m.last.bias.data = m.last.bias.data + 1
+    weight: torch.Tensor = m.first.weight
+    return weight
+
+
+@pytest.mark.parametrize("use", [doubled_in_place, clamped_data, other_data, read_often, last_doubled])
+def test_forwards_that_write_into_weights(use: Callable[[Any], torch.Tensor]) -> None:
+    """They are put back after every run, of the small model too: else its first use would be its second run."""
+    model = randomize(Writes(use).double().eval(), 0)
+    masks = {"first.weight": torch.ones(6, 4), "first.bias": torch.ones(6)}
+    for mask in masks.values():
+        mask[[1, 4]] = 0
+    before = {n: (t.clone(), t.data_ptr()) for n, t in model.state_dict().items()}
+    with torch.no_grad():
+        wanted = masked_copy(model, masks)(X)
+        plan = speedup.plan(model, X, masks)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name][0]) and tensor.data_ptr() == before[name][1]
+        torch.testing.assert_close(plan.apply()(X), wanted, rtol=1e-12, atol=1e-12)
