@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import speedup
 from speedup.errors import InputError
@@ -72,6 +73,7 @@ LAYERS = [
     (nn.Conv3d(2, 4, 2), nn.BatchNorm3d(4), (2, 2, 4, 3, 5)),
     (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False), nn.BatchNorm2d(6), (2, 4, 4, 5)),
     (nn.Linear(5, 7), nn.BatchNorm1d(7), (4, 5)),
+    (nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8), (2, 3, 6, 5)),
 ]
 
 
