@@ -446,6 +446,19 @@ def test_what_is_the_same_for_every_input_is_not_computed(options: dict[str, Any
     assert torch.equal(speedup.load(exact(Residual(**options)), tmp_path / "small")(x), small(x))
 
 
+def test_a_norm_that_is_idle_in_one_of_its_calls_stays() -> None:
+    class Shared(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Conv2d(6, 6, 3, padding=1)
+            self.two = nn.Conv2d(6, 6, 3, padding=1)
+            self.norm = self.last
+
+    model = exact(Shared())
+    plan = fused(model, sized(2, 3, 8, 8), mask_indices(model, {"two.weight": range(6)}))
+    assert not went(plan) and why(plan) == {"norm": "it is called 2 times"}
+
+
 def test_what_somebody_reads_is_computed() -> None:
     class Read(Residual):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

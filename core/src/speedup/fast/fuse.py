@@ -15,7 +15,7 @@ does not give the same answers is taken back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -26,41 +26,13 @@ from speedup.errors import RuleError
 from speedup.facts import Floats
 from speedup.fast.idle import constants, idle_calls
 from speedup.fast.scaling import Scaling, behind, in_front, scaling_of
+from speedup.fast.told import Fused, Fusing, NotFused
 from speedup.graph import Graph, Node
 from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.shell import shell_of
 from speedup.trace import sandbox, trace
 from speedup.verify import Inputs, run
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A module that went: into which others, none where it changed nothing."""
-
-    module: str
-    into: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class NotFused:
-    """A module (or the call of a function) that scales and shifts and stays, and why."""
-
-    module: str
-    why: str
-
-
-@dataclass(eq=False)
-class Fusing:
-    """What became of the layers that scale and shift, and of those that give the same for every input.
-
-    Attributes:
-        fixed: modules that compute nothing any more: what they give is known, or nobody reads it.
-    """
-
-    fused: list[Fused] = field(default_factory=list)
-    fixed: list[str] = field(default_factory=list)
-    stays: list[NotFused] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +170,8 @@ class _Search:
         why = self._keeps(node)
         if why is not None:
             return why
-        if by.is_nothing or node in self.idle:
-            calls = [n for n in (*self.graph.passed, *self.graph.nodes) if n.module is node.module]
+        calls = [n for n in (*self.graph.passed, *self.graph.nodes) if n.module is node.module]
+        if by.is_nothing or self.idle.issuperset(calls):
             taken = all(self._can_be_dropped(n) for n in calls)
             return _Step(Fused(node.path), {node.path: made}) if taken else "others read what goes into it too"
         if node.calls > 1:

@@ -12,7 +12,7 @@ from speedup.drop import Dropped
 from speedup.kinds import Kind
 
 if TYPE_CHECKING:
-    from speedup.fast.fuse import Fusing
+    from speedup.fast.told import Fusing
     from speedup.report.reasons import Reason
 
 Pair = tuple[int, int]

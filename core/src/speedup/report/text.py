@@ -13,7 +13,7 @@ from speedup.report.reasons import Reason, some
 from speedup.report.tree import Row, tree, visible
 
 if TYPE_CHECKING:
-    from speedup.fast.fuse import Fusing
+    from speedup.fast.told import Fusing
 
 _NARROWEST, _DEFAULT, _WIDEST = 40, 100, 140
 _GAP = "  "
