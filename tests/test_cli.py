@@ -67,6 +67,24 @@ def test_run_writes_a_small_model_that_loads_elsewhere(project: Path, capsys: py
     assert "equal on 4 inputs" in capsys.readouterr().out
 
 
+def test_run_fuses_where_it_is_asked_to(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "cli_norms.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()\n"
+    )
+    given = ["cli_norms:make", "--criterion", "l1", "--input", "1x3x6x6"]
+    assert cli.main(["run", *given, "--out", "plain"]) == 0
+    assert "fused" not in capsys.readouterr().out
+    assert cli.main(["run", *given, "--out", "small", "--fuse"]) == 0
+    assert "fused: 1 into 0" in capsys.readouterr().out
+    import cli_norms  # type: ignore[import-not-found]
+
+    small: Any = speedup.load(cli_norms.make(), "small")
+    assert type(small[1]) is nn.Identity and small[0].out_channels == 4
+    assert cli.main(["verify", *given, "--fuse"]) == 0
+
+
 def test_verify_says_when_they_differ(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", *COMMON, "--out", "small"]) == 0
     state = make().state_dict()

@@ -259,7 +259,7 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
     plain = [r for r in default_registry().rules if not isinstance(r, speedup.Movement | speedup.Expansion)]
     plain = [r for r in plain if r.modules or r.functions]  # what is claimed by its structure is like something here
     assert {r.name for r in plain if not r.layout_only} - shown == {
-        *("identity", "torch.dropout", "cast"),  # in eval mode no call is left of these, or it is a copy
+        *("identity", "dropout", "torch.dropout", "cast"),  # in eval mode no call is left of these, or it is a copy
         *("recurrent", "recurrent cell", "pack_padded_sequence", "pad_packed_sequence"),  # a fixpoint over time
         *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
         *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d

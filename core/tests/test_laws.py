@@ -69,6 +69,23 @@ def test_barriers_are_not_asked() -> None:
     assert laws(Rule(name="other", axes="* -> *")) == {"linear", "relu", "flip"}
 
 
+class Squares(Scale):
+    """Claimed by the rule for scales, and none."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x * self.scale
+
+
+def test_what_is_said_to_scale_scales() -> None:
+    assert laws(ScaleRule(scales=True)) == {"linear", "relu", "flip", "scale"}
+    net = randomize(Net())
+    net.scale = randomize(Squares(6))
+    rule = ScaleRule(modules=(Squares,), scales=True)
+    masks = mask_indices(net, {"one.weight": [0]})
+    with pytest.raises(AssertionError, match=r"scales is not true.*no scaled and shifted entry"):
+        check_laws(net, torch.randn(4, 5), masks, registry=Registry.from_rules(LINEAR, RELU, FLIP, rule))
+
+
 class Forgets(ScaleRule):
     """Knows constants only as long as not everything is constant."""
 

@@ -387,3 +387,16 @@ def test_numbers_do_not_depend_on_the_global_random_state() -> None:
         plan = speedup.plan(model, given, mask_indices(model, MASKED), registry=registry(ScaleRule()))
         shapes.append(plan.to_dict())
     assert shapes[0] == shapes[1]
+
+
+def test_hooks_of_a_layer_follow_the_user_and_not_the_plan() -> None:
+    model = randomize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))).eval()
+    seen: list[str] = []
+    early = model[0].register_forward_hook(lambda *args: seen.append("early"))
+    plan = speedup.plan(model, torch.randn(1, 4), mask_indices(model, {"0.weight": (1,)}))
+    early.remove()
+    model[0].register_forward_hook(lambda *args: seen.append("late"))
+    plan.apply()
+    seen.clear()
+    model(torch.randn(1, 4))
+    assert model[0].out_features == 3 and seen == ["late"]

@@ -43,11 +43,11 @@ class Saved(list[Attributes]):
         """Note a module that is about to be changed."""
         self.append(Attributes(module))
 
-    def undo(self) -> None:
-        """Make all of them what they were."""
-        for attributes in reversed(self):
+    def undo(self, to: int = 0) -> None:
+        """Make them what they were, all of them or those that were noted after the first ``to``."""
+        for attributes in reversed(self[to:]):
             attributes.restore()
-        self.clear()
+        del self[to:]
 
 
 def identical(a: Any, b: Any) -> bool:

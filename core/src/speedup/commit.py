@@ -7,14 +7,18 @@ unrelated class takes the old one's place in its parents.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from speedup.attributes import Saved, identical
 from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.expand import Expanded
+
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 
 
 class Transaction:
@@ -24,6 +28,7 @@ class Transaction:
         substitutes: modules that are of another class now, by identity, with the type that they replace.
         saved: how the changed modules were before, in the order of the changes.
         placed: modules that another one has taken the place of, with that one.
+        formats: tensors that hold their numbers in another order in memory now, with what they held before.
     """
 
     def __init__(self, model: nn.Module, parts: Parts) -> None:
@@ -32,17 +37,12 @@ class Transaction:
         self.substitutes: dict[int, type[nn.Module]] = {}
         self.saved = Saved()
         self.placed: list[tuple[nn.Module, nn.Module]] = []
+        self.formats: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def apply(self) -> None:
         """Swap everything in; on any error everything is put back before it is raised."""
         try:
-            modules = dict(self.model.named_modules(remove_duplicate=False))
-            targets = [(path, modules[path], made) for path, made in self.parts.modules.items()]
-            for path, old, made in targets:
-                if isinstance(made, type(old)):
-                    self._move_into(old, made)
-                else:
-                    self._put_in_place_of(path, old, made)
+            self.put(self.parts.modules)
             for path, repair in self.parts.repairs.items():
                 module = self.model.get_submodule(path)
                 self.saved.note(module)
@@ -51,9 +51,27 @@ class Transaction:
             self.undo()
             raise
 
-    def undo(self) -> None:
-        self.saved.undo()
-        self.placed.clear()
+    def put(self, modules: Mapping[str, nn.Module]) -> None:
+        """Swap modules in, by path; on an error some of them may be in."""
+        known = dict(self.model.named_modules(remove_duplicate=False))
+        targets = [(path, known[path], made) for path, made in modules.items()]
+        for path, old, made in targets:
+            if isinstance(made, type(old)):
+                self._move_into(old, made)
+            else:
+                self._put_in_place_of(path, old, made)
+
+    def mark(self) -> tuple[int, int]:
+        """This moment, for ``undo``."""
+        return len(self.saved), len(self.placed)
+
+    def undo(self, to: tuple[int, int] = (0, 0)) -> None:
+        """Take back what was done since a moment, by default everything."""
+        for tensor, data in self.formats:
+            tensor.data = data
+        self.formats.clear()
+        self.saved.undo(to[0])
+        del self.placed[to[1] :]
 
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:
         self.saved.note(old)
@@ -63,6 +81,8 @@ class Transaction:
             old.__class__ = type(made)
         held = old.__dict__
         for name, value in made.__dict__.items():
+            if name in _HOOKS:  # the user may have added or removed some since the plan was made
+                continue
             current = held.get(name)
             if isinstance(current, dict) and isinstance(value, dict):
                 _update(current, value)

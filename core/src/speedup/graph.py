@@ -242,6 +242,7 @@ class Graph:
         asking: scopes in which Python asked for the size of a tensor.
         dtypes: the types of what was computed from the input, inside of calls too.
         masking: the masks that parameters had in the run.
+        passed: calls of modules that gave a tensor back as it is, and are no nodes therefore.
     """
 
     nodes: list[Node]
@@ -257,6 +258,7 @@ class Graph:
     asking: frozenset[str] = frozenset()
     dtypes: frozenset[torch.dtype] = frozenset()
     masking: Masking | None = None
+    passed: Sequence[Node] = ()
 
     @cached_property
     def uncertain(self) -> frozenset[Value]:

@@ -24,6 +24,8 @@ from speedup.commit import Transaction
 from speedup.distributed import is_spread
 from speedup.drop import find_dropped, measure
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
+from speedup.fast.channels_last import channels_last as reformat
+from speedup.fast.fuse import fused
 from speedup.graph import Graph
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
@@ -65,8 +67,8 @@ class Plan:
         parts: Parts,
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
         masks: LoadedMasks,
-        again: Callable[[nn.Module], Plan],
         rules: Registry,
+        again: Callable[[nn.Module], Plan],
     ) -> None:
         self.model = model
         self.graph = graph
@@ -78,11 +80,18 @@ class Plan:
         self._state = _state_of(model)
         self._inputs = inputs
         self._masks = masks
-        self._again = again
         self._rules = rules
+        self._again = again
 
     def apply(
-        self, model: nn.Module | None = None, *, verify: bool = False, optimizer: Any = None, ema: Any = None
+        self,
+        model: nn.Module | None = None,
+        *,
+        verify: bool = False,
+        optimizer: Any = None,
+        ema: Any = None,
+        fuse: bool = False,
+        channels_last: bool = False,
     ) -> nn.Module:
         """Make the model smaller, in place, and return it.
 
@@ -100,9 +109,14 @@ class Plan:
             ema: an averaged copy of the model, or a tuple of several, to be cut with it: a module (also one that holds
                 the copy as ``.module``, as ``torch.optim.swa_utils.AveragedModel`` does), a dict ``{name: tensor}`` or
                 a list of tensors in the order of ``model.parameters()``.
+            fuse: for a model that only infers: batch norms in eval mode go into the weights of their neighbours, and
+                what does nothing then (dropout) goes too. ``report.fusing`` says what went, and why the rest stays.
+            channels_last: bring the weights of convolutions of images into the memory format of that name. The numbers
+                and the shapes stay; ``report.channels_last`` names the weights.
 
         Raises:
-            InputError: the optimizer or the averaged copy does not belong to the model, or cannot be cut.
+            InputError: the optimizer or the averaged copy does not belong to the model, or cannot be cut; or they are
+                given together with ``fuse``.
             SpeedupError: something failed. In either case the model, the optimizer and the copy are as they were.
 
         Example:
@@ -114,7 +128,11 @@ class Plan:
             self._check_open()
             return apply_spread(self, model)
         if model is not None and model is not self.model:
-            return self._again(model).apply(verify=verify, optimizer=optimizer, ema=ema)
+            return self._again(model).apply(
+                verify=verify, optimizer=optimizer, ema=ema, fuse=fuse, channels_last=channels_last
+            )
+        if fuse and (optimizer is not None or ema is not None):
+            raise InputError("fuse=True is for models that only infer: it goes with neither optimizer= nor ema=")
         if verify and self.keeps.drop:
             raise InputError("verify=True cannot hold with constants='drop': the outputs change")
         if verify and on_meta(self.model):
@@ -127,6 +145,11 @@ class Plan:
             cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
             wanted = run(self.model, cases, self._masks.parameters) if verify else {}
             transaction.apply()
+            if fuse:
+                reference = None if self.keeps.drop else self.graph.reference
+                self.report.fusing = fused(self.model, self._inputs, self._rules, transaction, reference)
+            if channels_last:
+                self.report.channels_last = reformat(self.model, self._inputs, self._rules, transaction)
             if verify:
                 report = compare(wanted, run(self.model, cases))
                 if not report:
@@ -297,7 +320,7 @@ def plan(
     def again(other: nn.Module) -> Plan:
         return plan(other, dummy_input, prepared.masks, registry=rules, constants=constants)
 
-    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, again, rules)
+    made = Plan(model, graph, keeps, parts, inputs, prepared.masks, rules, again)
     if keeps.drop:
         made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
     log.info("planned: %s", made.report.headline)
@@ -349,6 +372,7 @@ class ModelSpeedup:
         registry: the rules to use; by default those of the installed plugins.
         verify: compare with the masked model on random inputs and other batch sizes too before the change is kept.
         constants: "exact", or "drop" to leave out what cannot simply go, see ``speedup.plan``.
+        fuse, channels_last: what makes the model faster than its sizes do, see ``Plan.apply``.
 
     Example:
         >>> model = ModelSpeedup(model, torch.randn(1, 3, 32, 32), "masks.pt").speedup_model()
@@ -365,9 +389,13 @@ class ModelSpeedup:
         registry: Registry | None = None,
         verify: bool = False,
         constants: Literal["exact", "drop"] = "exact",
+        fuse: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self.model = model
         self.verify = verify
+        self.fuse = fuse
+        self.channels_last = channels_last
         self.constants = constants
         self.dummy_input = dummy_input
         self.masks_file = masks_file
@@ -391,7 +419,7 @@ class ModelSpeedup:
             registry=self.registry,
             constants=self.constants,
         )
-        return self.plan.apply(verify=self.verify)
+        return self.plan.apply(verify=self.verify, fuse=self.fuse, channels_last=self.channels_last)
 
 
 __all__ = ["ModelSpeedup", "Plan", "plan"]

@@ -58,6 +58,7 @@ _FIELDS = (
     "shift",
     "averages",
     "counts",
+    "scales",
     "layout_only",
     "indices",
     "makes",
@@ -88,6 +89,8 @@ class Rule:
             (of sum 1) for all channels: an average pool, a resize, or just the entry itself.
         counts: whether what the call makes of constants depends on how many entries it reads together (a sum, a
             softmax). Such a constant is believed where that number is the same at other sizes of the input.
+        scales: whether an output entry is the entry of the first operand at the same place, times a number plus a
+            number, which the other operands alone make: a batch norm in eval mode, dropout, the identity.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
@@ -109,6 +112,7 @@ class Rule:
     shift: str | None = None
     averages: bool = False
     counts: bool = False
+    scales: bool = False
     layout_only: bool = False
     indices: tuple[str, ...] = ()
     makes: tuple[type, ...] = ()
@@ -407,6 +411,55 @@ class Rule:
             node: the call.
         """
         return self.averages or bool(self.indices)  # one chosen entry is a mean with one weight
+
+    def scaling(self, node: Node) -> bool:
+        """Whether ``scales``, where it is said, holds for this call in eval mode (override where that depends on it).
+
+        Args:
+            node: the call.
+        """
+        return self.scales
+
+    def omit(self, node: Node) -> nn.Module | None:
+        """What can stand in the place of a module that does nothing any more (override beside ``scales``).
+
+        Called for models that only infer, when the weights of neighbours have taken up what the module did, or it did
+        nothing from the start. List the type of what is returned in ``makes``, for such a model to be saved.
+
+        Args:
+            node: the call.
+
+        Returns:
+            a new module that gives back what it is given; by default None: the module stays.
+
+        Example::
+
+            def omit(self, node):
+                return nn.Identity()
+        """
+        return None
+
+    def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
+        """What can stand in the place of a module whose weights are all 0 (override for contractions with a bias).
+
+        Called for models that only infer. List the type of what is returned in ``makes``, for such a model to be saved.
+
+        Args:
+            node: the call.
+            module: a copy of the module, with all that comes out of it as its bias; it may be changed.
+
+        Returns:
+            a module that gives its bias in the shape of the output, also at other sizes of the input, and does not
+            look at the input otherwise; by default None: the module stays.
+
+        Example::
+
+            def fixed(self, node, module):
+                module.weight = None
+                module.__class__ = overlaid(BiasAlone, type(module))
+                return module
+        """
+        return None
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Grow the keep sets until the call can be made on what is kept (override to keep more).

@@ -429,3 +429,10 @@ def test_random_masks(kind: str) -> None:
     for seed in range(3):
         model = randomize(Net(), seed)
         check_equal(model, image(), random_masks(model, seed, kind), [image(1, 9)])
+
+
+def test_rrelu_carries_no_combinations_on() -> None:
+    """It is no identity in eval mode: what a norm leaves of a removed channel does not pass it as it is."""
+    model = randomize(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.RReLU(), nn.Linear(8, 3))).eval()
+    masks = mask_indices(model, {"0.weight": (1, 2, 5), "0.bias": (1, 2, 5)})
+    check_equal(model, torch.randn(3, 4), masks, [torch.randn(5, 4)])

@@ -42,7 +42,13 @@ def add_job(parser: argparse.ArgumentParser) -> None:
         "--scope", choices=("layer", "global"), default="layer", help="with --criterion (default: layer)"
     )
     parser.add_argument("--ignore", metavar="PATTERN", nargs="+", default=[], help="with --criterion: what stays whole")
-    parser.add_argument("--round-to", type=int, default=1, metavar="N", help="with --criterion: channels are multiples")
+    parser.add_argument(
+        "--round-to",
+        type=lambda text: int(text) if text.isdigit() else text,
+        default=1,
+        metavar="N",
+        help="with --criterion: channels are multiples of N, of what cpu or cuda prefers, or measured",
+    )
     add_input(parser)
     parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda:0 (default: cpu)")
     parser.add_argument(
@@ -53,11 +59,22 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_fast(parser: argparse.ArgumentParser) -> None:
+    """Add the options that make the small model faster than its sizes do."""
+    parser.add_argument(
+        "--fuse", action="store_true", help="for a model that only infers: batch norms go into their neighbours"
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="weights of convolutions of images in that memory format"
+    )
+
+
 def add_small(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names a small model that was saved."""
+    """Add the option that names a small model that was saved, and those that say how one is made anew."""
     parser.add_argument(
         "--small", metavar="DIR", help="a small model that speedup run wrote; without it one is made anew"
     )
+    add_fast(parser)
 
 
 class Job:
@@ -104,7 +121,12 @@ class Job:
         """The small model: the saved one of ``--small``, else one that is made from a copy of the model."""
         if self.args.small is not None:
             return speedup.load(make_model(self.args.model), self.args.small).to(self.device)
-        return self.plan(copy.deepcopy(self.model)).apply()
+        return self.plan(copy.deepcopy(self.model)).apply(**self.fast)
+
+    @property
+    def fast(self) -> dict[str, Any]:
+        """What ``Plan.apply`` is to do beyond cutting."""
+        return {"fuse": self.args.fuse, "channels_last": self.args.channels_last}
 
     def masked(self) -> nn.Module:
         """A copy of the model with the masks applied for good."""

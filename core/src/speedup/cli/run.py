@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import speedup
-from speedup.cli.job import Job, add_job
+from speedup.cli.job import Job, add_fast, add_job
 from speedup.cli.progress import progress, step
 from speedup.errors import InputError
 from speedup.store.tensors import safetensors_torch
@@ -21,6 +21,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """
     add_job(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="where to save the small model")
+    add_fast(parser)
     parser.add_argument("--verify", action="store_true", help="compare with the masked model on random inputs as well")
 
     def run(args: argparse.Namespace) -> int:
@@ -33,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
             plan = job.plan()
             if args.verify:
                 step("verifying")
-            small = plan.apply(verify=args.verify)
+            small = plan.apply(verify=args.verify, **job.fast)
             step(f"writing {args.out}")
             speedup.save(small, args.out)
         print(plan)

@@ -14,6 +14,7 @@ from speedup.groups.find import groups_of
 from speedup.groups.result import Group, Indices
 from speedup.inputs import resolve_inputs
 from speedup.masks import Prepared
+from speedup.pruning.widths import RoundTo, Widths, check, widths_of
 from speedup.registry import Registry, default_registry
 from speedup.trace import first_trace, sandbox
 
@@ -27,7 +28,7 @@ def align(
     masks: Any = None,
     policy: Policy = "union",
     *,
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     registry: Registry | None = None,
 ) -> dict[str, torch.Tensor]:
     """Make masks removable that were made layer by layer.
@@ -39,7 +40,8 @@ def align(
         masks: in any form that ``speedup.plan`` takes.
         policy: "union" drops a channel if any layer does, "intersection" if all layers do that make it, "vote" if more
             than half of them do.
-        round_to: numbers of channels that are left are multiples of this, in groups that are large enough for it.
+        round_to: numbers of channels that are left are multiples of this, in groups that are large enough for it; or
+            "cpu", "cuda", "measured", as for ``speedup.prune_masks``.
 
     Returns:
         ``{parameter name: bool tensor}``, True = keep. Entries that were masked one by one stay masked.
@@ -54,18 +56,19 @@ def align(
     """
     if policy not in POLICIES:
         raise InputError(f"policy={policy!r}: it is one of {', '.join(POLICIES)}")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise InputError(f"round_to={round_to!r}: it is a whole number from 1 on")
+    check(round_to)
     rules = registry if registry is not None else default_registry()
     prepared = Prepared(model, masks)
     try:
         given = prepared.masks.parameters
         with sandbox(model, given):
-            groups = groups_of(first_trace(model, resolve_inputs(dummy_input), rules))
+            graph = first_trace(model, resolve_inputs(dummy_input), rules)
+            groups = groups_of(graph)
+            widths = widths_of(round_to, graph, groups)
     finally:
         prepared.undo()
     ballots = [_ballots(group, given) for group in groups]
-    dropped = [_elect(g, b, policy, round_to) for g, b in zip(groups, ballots, strict=True)]
+    dropped = [_elect(n, g, b, policy, widths) for n, (g, b) in enumerate(zip(groups, ballots, strict=True))]
     result = {name: mask.clone() for name, mask in given.items()}
     for group, ballot, gone in zip(groups, ballots, dropped, strict=True):
         _restore(result, group, ballot, gone)
@@ -99,7 +102,7 @@ def _ballots(group: Group, given: dict[str, torch.Tensor]) -> dict[str, Indices 
     return result
 
 
-def _elect(group: Group, ballots: dict[str, Indices | None], policy: Policy, round_to: int) -> Indices:
+def _elect(number: int, group: Group, ballots: dict[str, Indices | None], policy: Policy, widths: Widths) -> Indices:
     """The channels that go: as many from each block, the most votes first."""
     said = [b for b in ballots.values() if b is not None]
     votes = np.sum(said, axis=0) if said else np.zeros(group.size, dtype=int)
@@ -116,11 +119,10 @@ def _elect(group: Group, ballots: dict[str, Indices | None], policy: Policy, rou
         count = max(counts) if policy == "union" else round(sum(counts) / len(counts))
     smallest = min(map(len, group.blocks))
     count = min(count, smallest - 1) if count >= smallest else count
-    for fewer in range(count, 0, -1):
-        if group.left(fewer * len(group.blocks)) % round_to == 0:
-            gone = group.even(-votes.astype(np.float64), fewer)
-            if gone is not None:
-                return gone
+    for fewer in widths.ranked(lambda n: {number: group.left(n * len(group.blocks))}, count) if count else ():
+        gone = group.even(-votes.astype(np.float64), fewer) if fewer else np.zeros(0, dtype=np.int64)
+        if gone is not None:
+            return gone
     return np.zeros(0, dtype=np.int64)
 
 

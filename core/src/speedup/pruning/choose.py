@@ -12,6 +12,7 @@ import torch
 
 from speedup.facts import Floats
 from speedup.groups.result import ChannelGroups, Group, Indices
+from speedup.pruning.widths import Widths
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class Queue:
     Attributes:
         share: the part that is to go.
         fixed: whether that part was asked for by name, so that a global choice does not touch it.
-        round_to: the numbers of channels that are left are multiples of this, where the group is large enough.
+        widths: which numbers of channels may be left.
         mixed: the number of a group whose blocks are mixed, and its scores: it says which channels can go together.
     """
 
     steps: Sequence[Step]
     share: float
     fixed: bool
-    round_to: int
+    widths: Widths
     mixed: tuple[int, Floats] | None = None
 
     def count(self, share: float) -> int:
@@ -44,19 +45,23 @@ class Queue:
         return min(math.floor(len(self.steps) * share + 1e-9), len(self.steps) - 1)
 
     def gone(self, count: int, groups: Sequence[Group]) -> Mapping[int, Sequence[int]]:
-        """The channels by group of the largest number of steps up to ``count`` that can go.
+        """The channels by group of the best number of steps up to ``count`` that can go."""
 
-        They leave multiples of ``round_to``.
-        """
-        for fewer in range(count, 0, -1):
-            gone: dict[int, list[int]] = defaultdict(list)
-            for step in self.steps[:fewer]:
+        def going(steps: int) -> dict[int, list[int]]:
+            found: dict[int, list[int]] = {number: [] for step in self.steps[:1] for number in step.channels}
+            for step in self.steps[:steps]:
                 for group, channels in step.channels.items():
-                    gone[group] += channels
-            if any(groups[g].left(len(channels)) % self.round_to for g, channels in gone.items()):
-                continue
+                    found[group] += channels
+            return found
+
+        def left(steps: int) -> dict[int, int]:
+            return {number: groups[number].left(len(channels)) for number, channels in going(steps).items()}
+
+        for fewer in self.widths.ranked(left, count) if count else ():
+            if not fewer:
+                break
             if self.mixed is None:
-                return gone
+                return going(fewer)
             number, scores = self.mixed
             found = groups[number].even(scores, fewer)
             if found is not None:
@@ -68,7 +73,7 @@ def queues(
     groups: ChannelGroups,
     scores: Mapping[int, torch.Tensor],
     shares: Mapping[int, tuple[float, bool]],
-    round_to: int,
+    widths: Widths,
     whole_heads: bool,
 ) -> list[Queue]:
     """The queues of all groups that have scores."""
@@ -86,7 +91,7 @@ def queues(
             channels = [int(line[place]) for line in lines]
             steps.append(Step({number: channels}, float(values[channels].mean())))
         mixed = (number, values) if group.mixing is not None else None
-        found.append(Queue(steps, *shares[number], round_to, mixed))
+        found.append(Queue(steps, *shares[number], widths, mixed))
     for members in bundles.values():
         # Heads that go together stand at the same places in their groups.
         count = min(len(groups[n].heads) for n in members)
@@ -96,7 +101,7 @@ def queues(
             total = sum(float(scores[n][list(c)].sum()) for n, c in channels_of.items())
             heads.append(Step(channels_of, total))
         share = min((shares[n] for n in members), key=lambda s: (not s[1], s[0]))  # what was asked for by name first
-        found.append(Queue(sorted(heads, key=lambda s: s.score), *share, round_to))
+        found.append(Queue(sorted(heads, key=lambda s: s.score), *share, widths))
     return found
 
 

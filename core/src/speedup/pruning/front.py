@@ -20,6 +20,7 @@ from speedup.pruning.choose import choose, queues
 from speedup.pruning.criterion import Criterion
 from speedup.pruning.scene import NO_BATCHES, NO_LOSS, Loss, Scene
 from speedup.pruning.target import Measure, meet
+from speedup.pruning.widths import RoundTo, check, widths_of
 from speedup.registry import Registry, default_registry
 from speedup.trace import first_trace, sandbox
 
@@ -36,7 +37,7 @@ def prune_masks(
     target: Mapping[str, float] | None = None,
     overrides: Mapping[str, float] | None = None,
     ignore: Iterable[str] = (),
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     batches: Iterable[Any] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
@@ -61,7 +62,9 @@ def prune_masks(
             several patterns that match a group of channels the last one counts. With ``scope="global"`` these groups
             take no part in the common choice.
         ignore: patterns of what stays whole.
-        round_to: numbers of channels that are left are multiples of this, in groups that are large enough for it.
+        round_to: numbers of channels that are left are multiples of this, in groups that are large enough for it; "cpu"
+            and "cuda" name what the device prefers, and "measured" takes the fastest of the widths near the one that
+            was asked for, never a smaller one (``speedup.pruning.widths.Measured``).
         batches: inputs, each like the dummy input, for criteria that look at data. With ``loss``: whatever that takes.
         loss: a function of the model and a batch, for criteria that look at gradients.
         seed: for what is random.
@@ -93,12 +96,13 @@ def prune_masks(
             groups = groups_of(graph)
             scene = Scene(model, groups, rules, batches, loss, seed)
             scores = _scores(judge, scene)
+            widths = widths_of(round_to, graph, groups)
 
         wanted = _shares(groups, sparsity, {**(overrides or {}), **dict.fromkeys(ignore, 0.0)})
 
         def masks_at(share: float | None) -> dict[str, torch.Tensor]:
             shares = {n: (s if fixed or share is None else share, fixed) for n, (s, fixed) in wanted.items()}
-            waiting = queues(groups, scores, shares, round_to, judge.whole_heads)
+            waiting = queues(groups, scores, shares, widths, judge.whole_heads)
             common = (sparsity if share is None else share) if scope == "global" else None
             return groups.masks(choose(groups, waiting, common, judge.comparable))
 
@@ -155,10 +159,9 @@ def _matches(group: Group, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _check(sparsity: float, scope: str, round_to: int) -> None:
+def _check(sparsity: float, scope: str, round_to: RoundTo) -> None:
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity={sparsity}: it lies in [0, 1)")
     if scope not in ("layer", "global"):
         raise InputError(f"scope={scope!r}: it is 'layer' or 'global'")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise InputError(f"round_to={round_to!r}: it is a whole number from 1 on")
+    check(round_to)

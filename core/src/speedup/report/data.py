@@ -12,6 +12,7 @@ from speedup.drop import Dropped
 from speedup.kinds import Kind
 
 if TYPE_CHECKING:
+    from speedup.fast.told import Fusing
     from speedup.report.reasons import Reason
 
 Pair = tuple[int, int]
@@ -102,6 +103,8 @@ class Report:
         gained: parameters that the small model has and the original has not (a bias that takes up constants).
         dropped, changes: for ``constants="drop"``: the calls that miss constants, and the change of each output.
         repaired: sizes in the code that follow the plan.
+        fusing: what ``apply(fuse=True)`` fused, and what it left as it was and why; None before.
+        channels_last: the weights that ``apply(channels_last=True)`` brought into that memory format.
         parameters, macs: totals before and after; MACs are those of the run on the dummy input.
 
     Example:
@@ -120,6 +123,8 @@ class Report:
     dropped: list[Dropped] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
     repaired: list[Repaired] = field(default_factory=list)
+    fusing: Fusing | None = None
+    channels_last: list[str] = field(default_factory=list)
     parameters: Pair = (0, 0)
     macs: Pair = (0, 0)
 
@@ -188,6 +193,10 @@ class Report:
             ],
             "gained": self.gained,
             "repaired": [vars(r) for r in self.repaired],
+            "fused": [{"module": f.module, "into": list(f.into)} for f in self.fusing.fused] if self.fusing else [],
+            "fixed": self.fusing.fixed if self.fusing else [],
+            "channels last": self.channels_last,
+            "not fused": [vars(s) for s in self.fusing.stays] if self.fusing else [],
             "reasons": [r.to_dict() for r in self.reasons],
             "stays": [{**vars(k), "kind": k.kind.value, "partners": list(k.partners)} for k in self.stays],
             "barriers": self.barriers,

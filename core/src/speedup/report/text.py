@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from speedup.report.data import Kept, Pair, Repaired, Report, percent, place, shape_text
 from speedup.report.reasons import Reason, some
 from speedup.report.tree import Row, tree, visible
+
+if TYPE_CHECKING:
+    from speedup.fast.told import Fusing
 
 _NARROWEST, _DEFAULT, _WIDEST = 40, 100, 140
 _GAP = "  "
@@ -29,6 +33,9 @@ def render(report: Report, width: int | None = None, depth: int | None = None, c
     lines += [line for each in repaired[:_REPAIRS] for line in _wrapped(each, width)]
     if repaired[_REPAIRS:]:
         lines.append(f"and {len(repaired) - _REPAIRS} more repairs: plan.report.repaired")
+    if report.channels_last:
+        lines += _wrapped(f"channels last: {some(report.channels_last, 4)}", width)
+    lines += [line for each in fusing_lines(report.fusing)[:_REPAIRS] for line in _wrapped(each, width)]
     if report.stays:
         lines += ["", *_reason_lines(report.reasons, _REASONS, width, color)]
     return "\n".join(lines)
@@ -37,11 +44,16 @@ def render(report: Report, width: int | None = None, depth: int | None = None, c
 def explain(report: Report, name: str | None = None) -> str:
     """The reasons, ranked by parameters, for what stays though it is masked; and the repairs of a module."""
     if name is None:
-        if not report.stays:
-            return "Everything that is masked in whole output indices goes."
-        return "\n".join(_reason_lines(report.reasons, None, _width(None), False))
-    repaired = [r for r in report.repaired if r.module == name or r.module.startswith(f"{name}.")]
-    return "\n".join([*_explain(report, name), *repair_lines(repaired)])
+        lines = ["Everything that is masked in whole output indices goes."]
+        if report.stays:
+            lines = _reason_lines(report.reasons, None, _width(None), False)
+        return "\n".join([*lines, *fusing_lines(report.fusing)])
+
+    def of_it(path: str) -> bool:
+        return path == name or path.startswith(f"{name}.")
+
+    repaired = [r for r in report.repaired if of_it(r.module)]
+    return "\n".join([*_explain(report, name), *repair_lines(repaired), *fusing_lines(report.fusing, of_it)])
 
 
 def _explain(report: Report, name: str) -> list[str]:
@@ -196,6 +208,27 @@ def repair_lines(repaired: Sequence[Repaired]) -> list[str]:
     for r in repaired:
         modules.setdefault((r.what, r.where), []).append(r.module or "the model")
     return [f"repaired: {what} ({place(f'in {some(m, 3)}', where)})" for (what, where), m in modules.items()]
+
+
+def fusing_lines(fusing: Fusing | None, of_it: Callable[[str], bool] = bool) -> list[str]:
+    """What was fused, and a line for each reason why something was not.
+
+    Args:
+        of_it: which modules to tell of.
+    """
+    if fusing is None:
+        return []
+    into = [f"{f.module} into {some(f.into, 3)}" for f in fusing.fused if f.into and of_it(f.module)]
+    gone = [f.module for f in fusing.fused if not f.into and of_it(f.module)]
+    lines = [f"fused: {some(into, 4)}"] if into else []
+    lines += [f"dropped, for they change nothing: {some(gone, 8)}"] if gone else []
+    fixed = [path for path in fusing.fixed if of_it(path)]
+    lines += [f"fixed, for they give the same for every input: {some(fixed, 8)}"] if fixed else []
+    reasons: dict[str, list[str]] = {}
+    for stays in fusing.stays:
+        if of_it(stays.module):
+            reasons.setdefault(stays.why, []).append(stays.module)
+    return lines + [f"not fused: {some(modules, 4)}: {why}" for why, modules in reasons.items()]
 
 
 def _dropped_lines(report: Report, width: int) -> list[str]:

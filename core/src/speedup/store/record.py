@@ -35,6 +35,9 @@ def note(transaction: Transaction, report: Report, constants: str) -> None:
     for old, made in transaction.placed:
         before = Attributes(old)
         before.module = made
+        known = record_of(old)
+        if known is not None:  # of what the same plan, or one before it, made of it
+            made.__dict__[FIELD] = known
         _merge(made, _difference(before, placed), kind=plain_class(old))
     transaction.saved.note(transaction.model)
     done = {"parameters": list(report.parameters), "macs": list(report.macs), "constants": constants}

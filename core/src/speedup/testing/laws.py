@@ -22,6 +22,7 @@ from speedup.testing.contents import in_float64
 from speedup.testing.given import Given, Maker
 from speedup.testing.masks import masked_copy
 from speedup.testing.running import differs, first, isfinite, number_of, numbers, perturbed, run, unexplained
+from speedup.testing.scales import wrong_scaling
 from speedup.trace import sandbox, trace
 from speedup.trace.outputs import tensors_in
 
@@ -48,7 +49,8 @@ def check_laws(
     * *sound*: in runs of the call on random numbers for which the facts hold, entries said to be constant have the
       value said, affine ones are combinations of unknowns that they share, and other numbers in entries said to be
       unused change no output, but for those that are unused themselves;
-    * entries that ``sums_to_one`` speaks of are not negative, and sum up to 1.
+    * entries that ``sums_to_one`` speaks of are not negative, and sum up to 1;
+    * where a rule says ``scales``, every output entry is the input entry times a number plus a number.
 
     And for the facts of the model itself: asked again at the end, no rule says more; and in runs of the model on
     random inputs, constants are constants.
@@ -83,6 +85,11 @@ def check_laws(
         for node in graph.nodes:
             if node.rule is not None:
                 _Laws(node, real, samples, seed + node.index).check(rounds)
+                asked.add(node.rule.name)
+        for node in (*graph.nodes, *graph.passed):
+            if node.rule is not None and node.rule.scales:
+                at = wrong_scaling(node, samples, seed + node.index)
+                assert at is None, _text(node, "scales", "not true", f"entry {at} is no scaled and shifted entry")
                 asked.add(node.rule.name)
         if failure is not None:
             raise AssertionError(str(failure)) from failure

@@ -101,6 +101,7 @@ class Recorder(TorchFunctionMode):
         self.substitutes = substitutes or {}
         self.registry = registry
         self.nodes: list[Node] = []
+        self.passed: list[Node] = []
         self.values: list[Value] = []
         self.scope: list[str] = [""]
         self.open_calls = 0
@@ -256,12 +257,14 @@ class Recorder(TorchFunctionMode):
             instead = {id(old): new for old, new in zip(outputs, given, strict=True)}
             result = replaced(torch.Tensor, lambda t: instead.get(id(t), t), result)
             outputs = given
+        passed = not outputs and module is not None and rule is not None and rule.scales
         if not outputs:
             reads = tensors and (self.op_count > ops_before or name in _READS)
             if not reads or list(tensors_in(result)):
                 if type(result) in (int, torch.Size) and name != "dim":
                     self.asking.add(self.scope[-1])
-                return result  # a question about shape or type, or a call that hands its input through
+                if not (passed and isinstance(result, torch.Tensor)):
+                    return result  # a question about shape or type, or a call that hands its input through
         node = Node(
             index=len(self.nodes),
             op=op,
@@ -279,6 +282,11 @@ class Recorder(TorchFunctionMode):
             sites=stands,
             writes=bool(changed),
         )
+        if passed and isinstance(result, torch.Tensor):
+            node.outputs = (self.value_of(result),)
+            rule.claim(node)
+            self.passed.append(node)
+            return result
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
         if any(v in self.from_input or v.kind == "unknown" for v in inputs):
             self.from_input.update(node.outputs)

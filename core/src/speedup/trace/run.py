@@ -171,4 +171,5 @@ def _run(
         frozenset(recorder.asking),
         frozenset(recorder.dtypes),
         recorder.masking,
+        recorder.passed,
     )

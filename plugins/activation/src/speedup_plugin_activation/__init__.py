@@ -17,7 +17,7 @@ _MODULES = (
     nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh,
     nn.Tanhshrink, nn.Threshold,
 )  # fmt: skip
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _TORCH_DROPOUT = (
     torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout,
     torch.dropout_, torch.alpha_dropout_, torch.feature_dropout_, torch.feature_alpha_dropout_,
@@ -90,11 +90,20 @@ class Prelu(Rule):
 
     call = "input, weight"
     operands = ("input", "weight")
+    scales = True
+    makes = (nn.Identity,)
 
     def signature(self, node: Node) -> str:
         value = node.operands[0]
         assert value is not None
         return "*, 1 -> *" if value.ndim < 2 else "n c *, c -> n c *"
+
+    def scaling(self, node: Node) -> bool:
+        slopes = node.operands[1]
+        return slopes is not None and slopes.tensor is not None and bool((slopes.tensor == 1).all())
+
+    def omit(self, node: Node) -> nn.Module:
+        return nn.Identity()
 
     def replace(self, node: Node, keep: Kept) -> nn.Module:
         module = super().replace(node, keep)
@@ -106,6 +115,10 @@ class Prelu(Rule):
 class Unchanged(Rule):
     """What comes in goes out."""
 
+    axes = "* -> *"
+    averages = True
+    scales = True
+
     def sums_to_one(self, node: Node) -> int | None:
         value = node.operands[0]
         return None if value is None else rows_of_one(value)
@@ -113,6 +126,11 @@ class Unchanged(Rule):
 
 class Dropout(Unchanged):
     """Nothing in eval mode; a function told to drop all the same is random, and no rule holds."""
+
+    makes = (nn.Identity,)
+
+    def omit(self, node: Node) -> nn.Module | None:
+        return nn.Identity()
 
     def signature(self, node: Node) -> str:
         if node.module is None and (node.arg("training", False) or node.arg("train", False)):
@@ -122,6 +140,9 @@ class Dropout(Unchanged):
 
 class Random(Dropout):
     """As dropout, but what comes out in eval mode is not what came in."""
+
+    averages = False
+    scales = False
 
     def sums_to_one(self, node: Node) -> int | None:
         return None
@@ -149,30 +170,26 @@ def speedup_rules() -> Iterable[Rule]:
             operands=("input",),
             axes="* -> *",
         ),
-        Unchanged(name="identity", modules=(nn.Identity,), operands=("input",), axes="* -> *", averages=True),
+        Unchanged(name="identity", modules=(nn.Identity,), operands=("input",)),
         Dropout(
             name="dropout",
             modules=_DROPOUT,
             functions=dropout,
             call="input, p=0.5, training=True, inplace=False",
             operands=("input",),
-            axes="* -> *",
-            averages=True,
         ),
         Dropout(
             name="torch.dropout",
             functions=_TORCH_DROPOUT,
             call="input, p, train",
             operands=("input",),
-            axes="* -> *",
-            averages=True,
         ),
         Random(
             name="rrelu",
+            modules=(nn.RReLU,),
             functions=variants("rrelu"),
             call="input, lower=1/8, upper=1/3, training=False, *args, **kwargs",
             operands=("input",),
-            axes="* -> *",
         ),
         OverAxis(name="softmax2d", modules=(nn.Softmax2d,), operands=("input",)),
         OverAxis(

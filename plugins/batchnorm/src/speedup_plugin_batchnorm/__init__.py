@@ -15,8 +15,21 @@ _SCALE = {"weight": ("input", "running_mean", "running_var")}
 _TENSORS = ("running_mean", "running_var", "weight", "bias")
 
 
-class BatchNorm(Rule):
+class Norm(Rule):
     """out[n, c, .] = (x[n, c, .] - mean[c]) / sqrt(var[c] + eps) * weight[c] + bias[c]."""
+
+    scales = True
+    makes = (nn.Identity,)
+
+    def scaling(self, node: Node) -> bool:
+        return _has_statistics(node)
+
+    def omit(self, node: Node) -> nn.Module:
+        return nn.Identity()
+
+
+class BatchNorm(Norm):
+    """With statistics that were measured, or those of the batch."""
 
     operands = ("input", *_TENSORS)
     sizes = {"num_features": "c"}  # noqa: RUF012
@@ -25,14 +38,18 @@ class BatchNorm(Rule):
 
     def signature(self, node: Node) -> str:
         value = node.operands[0]
-        if value is None or node.operand("running_mean") is None or (node.module is None and node.arg("training")):
+        if value is None or not _has_statistics(node):
             # The statistics of the batch are taken, over everything but the channel.
             rest = value.ndim - 2 if value is not None else 0
             return f"~batch c ~{rest}, c?, c?, c?, c? -> ~batch c ~{rest}"
         return "n c *, c?, c?, c?, c? -> n c *"
 
 
-class FrozenBatchNorm(Rule):
+def _has_statistics(node: Node) -> bool:
+    return node.operand("running_mean") is not None and not (node.module is None and node.arg("training"))
+
+
+class FrozenBatchNorm(Norm):
     """A module with the four tensors of a batch norm as buffers and no child (torchvision's FrozenBatchNorm2d)."""
 
     name = "frozen_batch_norm"

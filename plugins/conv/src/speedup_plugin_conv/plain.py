@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
+from torch import nn
 
-from speedup import Node, Rule, Value
+from speedup import Node, Rule, Value, overlaid
+from speedup_plugin_conv.fixed import FixedForward
 
 
 class Conv(Rule):
@@ -16,6 +18,12 @@ class Conv(Rule):
     operands: tuple[str, ...] = ("input", "weight", "bias")
     sizes = {"in_channels": "g i", "out_channels": "g o", "groups": "g"}  # noqa: RUF012
     bias = "bias"
+    makes: tuple[type, ...] = (FixedForward,)
+
+    def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
+        module.register_parameter("weight", None)
+        module.__class__ = overlaid(FixedForward, type(module))
+        return module
 
     def signature(self, node: Node) -> str:
         d = dims_of(node.operand("weight"))
@@ -37,6 +45,11 @@ class Conv(Rule):
 
 class ConvTranspose(Conv):
     """As a convolution, with the weight stored input channels first; the window is spread, so borders always differ."""
+
+    makes = ()
+
+    def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
+        return None
 
     def signature(self, node: Node) -> str:
         d = dims_of(node.operand("weight"))

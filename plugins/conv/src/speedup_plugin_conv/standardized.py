@@ -176,6 +176,9 @@ class StandardizedConv(Conv):
     operands: tuple[str, ...] = ("input", "weight", "bias", "gain")
     makes = (StandardizedForward,)
 
+    def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
+        return None
+
     def claims(self, module: nn.Module) -> bool:
         return form_of(module) is not None
 

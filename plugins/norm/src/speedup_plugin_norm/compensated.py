@@ -6,7 +6,13 @@ squared deviations s. Then over all N
     mean = (n · mean_kept + R · m) / N
     N · var = n · (var_kept + (mean_kept - mean)²) + s + R · (m - mean)²
 
-which is what these modules compute. They are of a subclass of the class that they replace, with the same parameters.
+which is what these modules compute. Written with the shares p = n / N and q = R / N it is
+
+    var = p · var_kept + p · q · (mean_kept - m)² + s / N
+    x - mean = (x - mean_kept) + q · (mean_kept - m)
+
+so that a layer norm over what is left, torch's own kernel, needs only be scaled and shifted once more, by two numbers
+per position. They are of a subclass of the class that they replace, with the same parameters.
 """
 
 from __future__ import annotations
@@ -32,6 +38,8 @@ class Compensated(Overlay):
     """
 
     label = "Compensated{}"
+    weight: Any
+    bias: Any
     removed: Any
     removed_mean: Any
     removed_spread: Any
@@ -40,7 +48,10 @@ class Compensated(Overlay):
 
     def finish(self, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
         """Scale, shift, and what the original calls after it."""
-        y = scale(self, y, shape)
+        return self.behind(scale(self, y, shape))
+
+    def behind(self, y: torch.Tensor) -> torch.Tensor:
+        """What the original calls after scale and shift."""
         for name in self.stat_tail:
             y = getattr(self, name)(y)
         return y
@@ -65,10 +76,40 @@ class LayerNormForward(Compensated):
     stat_axis: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        last = self.stat_eps > 0 and self.stat_axis in (-1, x.ndim - 1)
+        # A compiler fuses the plain calls better by itself.
+        if last and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.behind(self.corrected(x))
         wide = x.float() if x.dtype in _HALF else x
         y = self.normalize(wide, (self.stat_axis,)).to(x.dtype)
         shape = [-1 if a == self.stat_axis % x.ndim else 1 for a in range(x.ndim)]
         return self.finish(y, shape)
+
+    def corrected(self, x: torch.Tensor) -> torch.Tensor:
+        """The kernel over the last axis, corrected for what was removed. It gives no gradients of its statistics.
+
+        With w = whole: y = kernel(x) · w / inverse + weight · w · q · away + bias, in few passes and few small calls.
+        """
+        weight, bias, dtype = self.weight, self.bias, x.dtype
+        if dtype in _HALF:
+            dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
+            x = x.float()
+            weight, bias = (None if t is None else t.float() for t in (weight, bias))
+        left = x.shape[-1]
+        total = left + self.removed
+        p, q = left / total, self.removed / total
+        y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, self.stat_eps)
+        away = mean - self.removed_mean if self.removed_mean else mean
+        # The kernel's eps is in 1 / inverse² already, p times of it.
+        rest = (q * self.stat_eps + self.removed_spread / total) / p
+        whole = inverse.pow(-2).add_(rest).addcmul_(away, away, value=q).rsqrt_()
+        shift, whole = whole * away, whole.div_(inverse)
+        if bias is None:
+            y = y.mul_(whole).add_(shift if weight is None else shift * weight, alpha=q).mul_(p**-0.5)
+        else:
+            ones = bias.new_ones(()) if weight is None else weight
+            y = torch.addcmul(bias, shift, ones, value=q * p**-0.5).addcmul_(y, whole, value=p**-0.5)
+        return y if y.dtype == dtype else y.to(dtype)
 
 
 class GroupNormForward(Compensated):
