@@ -17,8 +17,16 @@ from torch import nn
 from speedup.masks import compact
 
 
+class MaskingInterruptedError(Exception):
+    """A run in which parameters cannot be masked call by call; it is to be made again with all of them masked."""
+
+
 class Masking:
     """The masks of a model's parameters, for runs of it.
+
+    Attributes:
+        whole: whether all parameters are masked from the start of a run to its end.
+        interrupted: whether a run turned out to need that.
 
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
@@ -29,6 +37,7 @@ class Masking:
         self._masks: dict[int, torch.Tensor] = {}
         self._own: dict[int, torch.Tensor] = {}  # what those that are masked now are without masks
         self._read: set[int] = set()
+        self.whole = self.interrupted = False
         named = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
         for name, mask in (masks or {}).items():
             key = id(named[name])
@@ -49,6 +58,8 @@ class Masking:
     def run(self) -> Iterator[None]:
         """A run of the model: at its end all parameters are themselves again."""
         try:
+            if self.whole:
+                self.mask_all()
             yield
         finally:
             self._put_back(list(self._own))
@@ -67,6 +78,16 @@ class Masking:
                 parameter.data = product(data, self._masks[key])
                 states[key] = _state(parameter)
         return states
+
+    def interrupt(self) -> None:
+        """Parameters cannot be masked from here on.
+
+        Raises:
+            MaskingInterruptedError: there are masks, and not all parameters are masked now.
+        """
+        if self._masks and not self.whole:
+            self.interrupted = True
+            raise MaskingInterruptedError
 
     def mask_all(self) -> None:
         """Mask all parameters until the end of the run."""

@@ -222,6 +222,8 @@ class Recorder(TorchFunctionMode):
         for name, tensor in (held or {}).items():
             attributes[name] = len(tensors)
             tensors.append(tensor)
+        if _transformed():
+            self.masking.interrupt()  # a transform has hold of the memory of parameters
         masked = self.masking.mask(tensors, module)
         before = [_state(t) for t in tensors]
         inputs = tuple(self.value_of(t) for t in tensors)

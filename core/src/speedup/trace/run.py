@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,8 +103,33 @@ def trace(
         TraceError: the model returns something that makes its tensors later.
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
-    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     masking = masking if masking is not None else Masking(model)
+    run = partial(_traced, model, args, kwargs, registry, log, substitutes, watch, answers, masking)
+    try:
+        graph = run()
+    except Exception:
+        if not masking.interrupted:
+            raise
+    if masking.interrupted:
+        masking.whole, masking.interrupted = True, False
+        if log is not None:
+            log.clear()
+        graph = run()
+    return graph
+
+
+def _traced(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    registry: Registry,
+    log: list[list[torch.Tensor]] | None,
+    substitutes: Mapping[int, type[nn.Module]] | None,
+    watch: Watch | None,
+    answers: Sequence[bool] | None,
+    masking: Masking,
+) -> Graph:
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     with undisturbed(model), masking.run():
         expanded = expand(model, registry)
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
