@@ -132,8 +132,9 @@ def test_what_needs_numbers_says_so() -> None:
     masks = {"0": {"weight": rows(6, 4)}}
     with pytest.raises(MaskError, match="no zeros to find"):
         speedup.plan(model, torch.zeros(2, 4), "zeros")
-    with pytest.raises(InputError, match="meta device"):
-        speedup.plan(model, torch.zeros(2, 4), masks).apply(verify=True)
+    for option in ({"verify": True}, {"fuse": True}):
+        with pytest.raises(InputError, match="meta device"):
+            speedup.plan(model, torch.zeros(2, 4), masks).apply(**option)
     with pytest.raises(InputError, match="small is on the meta device"):
         speedup.verify(mlp(), model, torch.zeros(2, 4))
     nothing = {"0": {"weight": torch.ones(6, 4, device="meta")}}

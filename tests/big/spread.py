@@ -130,6 +130,7 @@ def refused(mesh) -> None:
     for call, says in (
         (lambda: plan.apply(other), "is not the one of the plan"),
         (lambda: plan.apply(spread, verify=True), "in one place"),
+        (lambda: plan.apply(spread, fuse=True), "in one place"),
         (lambda: of_others.apply(spread), "has other numbers"),
         (lambda: plan.fill(spread, build(shape)), "the small model is not the one"),
     ):

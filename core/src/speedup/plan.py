@@ -123,8 +123,8 @@ class Plan:
             >>> plan.apply(optimizer=optimizer, ema=averaged)
         """
         if model is not None and model is not self.model and is_spread(model):
-            if verify or optimizer is not None or ema is not None:
-                raise InputError("verify, optimizer and ema are for models that are in one place")
+            if verify or fuse or channels_last or optimizer is not None or ema is not None:
+                raise InputError("verify, optimizer, ema, fuse and channels_last are for models that are in one place")
             self._check_open()
             return apply_spread(self, model)
         if model is not None and model is not self.model:
@@ -135,8 +135,8 @@ class Plan:
             raise InputError("fuse=True is for models that only infer: it goes with neither optimizer= nor ema=")
         if verify and self.keeps.drop:
             raise InputError("verify=True cannot hold with constants='drop': the outputs change")
-        if verify and on_meta(self.model):
-            raise InputError("verify=True needs numbers to compare, and the model is on the meta device")
+        if (verify or fuse) and on_meta(self.model):
+            raise InputError("verify and fuse need the numbers of the model, which is on the meta device")
         self._check_open()
         prepared = Prepared(self.model, self._masks)
         transaction = Transaction(self.model, cast(Parts, self._parts))
