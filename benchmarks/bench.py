@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def machine(threads: int) -> str:
 
 def alone(threads: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """Run a measurement in a process of its own, so that none inherits the memory of another."""
-    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (threads,)) as pool:
-        return pool.apply(work, arguments)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as pool:
+        return pool.submit(work, *arguments).result()  # an error if the process is killed, where a Pool waits for ever
 
 
 def main() -> None:

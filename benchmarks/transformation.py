@@ -29,8 +29,10 @@ MODELS = (
     *("resnet18", "resnet50", "resnet152", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "densenet201"),
     *("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_3_2gf"),
     *("regnet_y_3_2gf", "vgg16_bn", "alexnet", "googlenet", "inception_v3", "squeezenet1_1", "convnext_tiny"),
-    *("shufflenet_v2_x1_0", "vit_b_16", "swin_t", "maxvit_t"),
+    *("shufflenet_v2_x1_0", "vit_b_16", "swin_t"),
 )
+# Torch-Pruning runs out of 24 GiB of memory.
+OURS_ONLY = ("swin_t",)
 
 
 def measure(name: str, repeats: int = 3) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def measure(name: str, repeats: int = 3) -> dict[str, Any]:
     # First of all, while no memory of earlier runs is at hand that would hide what is needed.
     peak = _peak(lambda: speedup.ModelSpeedup(copy.deepcopy(model), inputs, masks).speedup_model(), model)
     ours, theirs = [], []
-    failure = None
+    failure = "out of memory" if name in OURS_ONLY else None
     for _ in range(repeats):
         seconds, small = _timed(lambda m: speedup.ModelSpeedup(m, inputs, masks).speedup_model(), model)
         ours.append(seconds)
