@@ -8,7 +8,7 @@
 
 Weights are random, BatchNorm statistics too. Masks (a) are drawn layer by layer: a random third of the filters of every
 convolution and linear layer. Masks (b) leave every second index of everything: filters, biases, tokens, position tables
-and norms, but for BatchNorms, whose shifts stay. Each model runs in a process of its own; models of more than 100 M
+and norms, but for BatchNorms, whose shifts stay. Each model runs in a process of its own; models of more than 120 M
 parameters, and those that only run in float32, run in float32, the others in float64.
 
 Of networks with trained weights (``--trained``, see ``trained.py``) the weights stay, and masks (a) take the third with
@@ -49,7 +49,7 @@ import libraries
 import models
 from pages import with_part
 
-LARGE = 100_000_000
+LARGE = 120_000_000
 PER_HEAD = ("relative", "temperature", "logit_scale")  # parameters with an entry per head, not per channel
 EXPERTS = ("gate_up_proj", "down_proj")  # parameters of all experts of a layer: the rows of each are its outputs
 FLOAT32 = ("raft",)  # they make float32 tensors of their own
