@@ -8,7 +8,7 @@
 
 Weights are random, BatchNorm statistics too. Masks (a) are drawn layer by layer: a random third of the filters of every
 convolution and linear layer. Masks (b) leave every second index of everything: filters, biases, tokens, position tables
-and norms, but for BatchNorms, whose shifts stay. Each model runs in a process of its own; models of more than 120 M
+and norms, but for BatchNorms, whose shifts stay. Models run in worker processes; those of more than 120 M
 parameters, and those that only run in float32, run in float32, the others in float64.
 
 Of networks with trained weights (``--trained``, see ``trained.py``) the weights stay, and masks (a) take the third with
@@ -337,7 +337,7 @@ def main() -> None:
         parser.error(f"torchvision has no builder named {', '.join(sorted(unknown))}")
     results: list[dict[str, Any]] = []
     if options.json and options.json.exists():
-        results = [r for r in json.loads(options.json.read_text()) if r["name"] in names or options.render]
+        results = json.loads(options.json.read_text())  # those of other models stay in the file
         names = [] if options.render else [n for n in names if n not in {r["name"] for r in results}]
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(options.workers, context, max_tasks_per_child=None) as pool:
