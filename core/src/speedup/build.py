@@ -134,8 +134,12 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None =
 
 def changes(keeps: KeepSets, value: Value) -> bool:
     """Whether a parameter or buffer is another one in the small model, what is folded into it aside."""
-    whole = keeps.whole(value) or not value.uses
-    return not whole or value in keeps.orders or value in keeps.facts.masked
+    return not _is_as_it_was(keeps, value) or value in keeps.facts.masked
+
+
+def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:
+    """Whether a parameter or buffer keeps its shape and the order of its entries."""
+    return (keeps.whole(value) or not value.uses) and value not in keeps.orders
 
 
 def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
@@ -154,7 +158,7 @@ def _cut(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torc
     assert value.tensor is not None
     whole = value.tensor.detach() if new is None else new
     mask = value.mask if new is None else None
-    if (keeps.whole(value) or not value.uses) and value not in keeps.orders:
+    if _is_as_it_was(keeps, value):
         return whole.clone() if mask is None else product(whole, mask)
     small = keeps.cut(value, whole).contiguous()
     return small if mask is None else small * keeps.cut_mask(value, mask.to(whole.device))

@@ -25,19 +25,19 @@ class Masking:
     """The masks of a model's parameters, for runs of it.
 
     Attributes:
-        whole: whether all parameters are masked from the start of a run to its end.
-        interrupted: whether a run turned out to need that.
+        interrupted: whether a run turned out to need all of them.
 
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
+        whole: whether all parameters are masked from the start of a run to its end.
     """
 
-    def __init__(self, model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(self, model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None, whole: bool = False) -> None:
         self._parameters: dict[int, nn.Parameter] = {}
         self._masks: dict[int, torch.Tensor] = {}
         self._own: dict[int, torch.Tensor] = {}  # what those that are masked now are without masks
         self._read: set[int] = set()
-        self.whole = self.interrupted = False
+        self.whole, self.interrupted = whole, False
         named = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
         for name, mask in (masks or {}).items():
             key = id(named[name])
@@ -59,7 +59,7 @@ class Masking:
         """A run of the model: at its end all parameters are themselves again."""
         try:
             if self.whole:
-                self.mask_all()
+                self.mask(self._parameters.values())
             yield
         finally:
             self._put_back(list(self._own))
@@ -88,10 +88,6 @@ class Masking:
         if self._masks and not self.whole:
             self.interrupted = True
             raise MaskingInterruptedError
-
-    def mask_all(self) -> None:
-        """Mask all parameters until the end of the run."""
-        self.mask(self._parameters.values())
 
     def unmask(self, states: Mapping[int, tuple[int, int]], left: Iterable[torch.Tensor] = ()) -> None:
         """The call is over that parameters were masked for; ``left`` are the tensors that it gave."""

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -104,42 +103,31 @@ def trace(
         whatever the model raises, with ``speedup_trace``: the nodes recorded so far and the call under way.
     """
     masking = masking if masking is not None else Masking(model)
-    run = partial(_traced, model, args, kwargs, registry, log, substitutes, watch, answers, masking)
+
+    def once() -> Graph:
+        own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+        with undisturbed(model), masking.run():
+            expanded = expand(model, registry)
+            see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
+            recorder = Recorder(model, registry, substitutes, masking)
+            recorder.answers, recorder.place = answers, made_there(model)
+            recorder.watch, recorder.log = watch, log if watch is None else watch.got
+            try:
+                return _run(model, own_args, own_kwargs, recorder, expanded)
+            finally:
+                recorder.written.put_back()
+
     try:
-        graph = run()
+        graph = once()
     except Exception:
         if not masking.interrupted:
             raise
-    if masking.interrupted:
+    if masking.interrupted:  # whatever the model's code made of that
         masking.whole, masking.interrupted = True, False
         if log is not None:
             log.clear()
-        graph = run()
+        graph = once()
     return graph
-
-
-def _traced(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    registry: Registry,
-    log: list[list[torch.Tensor]] | None,
-    substitutes: Mapping[int, type[nn.Module]] | None,
-    watch: Watch | None,
-    answers: Sequence[bool] | None,
-    masking: Masking,
-) -> Graph:
-    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    with undisturbed(model), masking.run():
-        expanded = expand(model, registry)
-        see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
-        recorder = Recorder(model, registry, substitutes, masking)
-        recorder.answers, recorder.place = answers, made_there(model)
-        recorder.watch, recorder.log = watch, log if watch is None else watch.got
-        try:
-            return _run(model, args, kwargs, recorder, expanded)
-        finally:
-            recorder.written.put_back()
 
 
 def _run(

@@ -26,13 +26,10 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
         masks: bool tensors by qualified parameter name, True = keep. What they mask stands in memory a second time;
             for runs that are traced, see ``Masking``.
     """
-    with all_on_meta(model) as stands:
-        masking = Masking(model, masks)
-        with undisturbed(model), torch.no_grad(), masking.run():
-            masking.mask_all()
-            for module in model.modules():
-                module.training = False
-            yield stands
+    with all_on_meta(model) as stands, undisturbed(model), torch.no_grad(), Masking(model, masks, whole=True).run():
+        for module in model.modules():
+            module.training = False
+        yield stands
 
 
 @contextlib.contextmanager
