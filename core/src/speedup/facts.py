@@ -43,7 +43,7 @@ class Constant:
     def zero(self) -> Bools:
         """Entries that are constant 0."""
         zero: Bools = np.logical_and(self.mask, self.value == 0)
-        return fixed(zero)
+        return read_only(zero)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,16 +157,16 @@ def along(array: Bools, axis: int) -> Bools:
 @functools.cache
 def nothing(ndim: int) -> Bools:
     """The empty fact for a tensor of ``ndim`` axes; read-only."""
-    return fixed(np.zeros((1,) * ndim, dtype=bool))
+    return read_only(np.zeros((1,) * ndim, dtype=bool))
 
 
 @functools.cache
 def everything(ndim: int) -> Bools:
     """The full fact for a tensor of ``ndim`` axes; read-only."""
-    return fixed(np.ones((1,) * ndim, dtype=bool))
+    return read_only(np.ones((1,) * ndim, dtype=bool))
 
 
-def fixed(array: Bools | Floats) -> Bools | Floats:
+def read_only(array: Bools | Floats) -> Bools | Floats:
     """The array as rules see it, who may not write into it: the facts, and a weight in float64, are what is there."""
     view = np.asarray(array).view()
     view.flags.writeable = False

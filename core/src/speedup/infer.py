@@ -26,8 +26,8 @@ from speedup.facts import (
     affine,
     compact_axes,
     everything,
-    fixed,
     nothing,
+    read_only,
 )
 from speedup.graph import Graph, Node, Value
 from speedup.masks import compact
@@ -57,7 +57,7 @@ class Facts:
             given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
             if given:
                 mask = given[0] if len(given) == 1 else functools.reduce(np.logical_or, given)
-                self.masked[value] = fixed(compact_axes(mask)[0])
+                self.masked[value] = read_only(compact_axes(mask)[0])
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -73,12 +73,12 @@ class Facts:
     def value(self, value: Value) -> Floats:
         """The constants, float64; entries that are not constant have no meaning."""
         if value.tensor is not None and not value.is_known:
-            return fixed(np.where(self.mask(value), 0.0, np.nan))
+            return read_only(np.where(self.mask(value), 0.0, np.nan))
         if value.tensor is not None:
             if value in self.blind:  # lent for a moment
-                return fixed(value.contents().to("cpu", torch.float64).numpy())
+                return read_only(value.contents().to("cpu", torch.float64).numpy())
             if value not in self._numbers:
-                self._numbers[value] = fixed(value.contents().to("cpu", torch.float64).numpy())
+                self._numbers[value] = read_only(value.contents().to("cpu", torch.float64).numpy())
             return self._numbers[value]
         known = self.constants.get(value)
         return known.value if known is not None else _zeros(value.ndim)
@@ -106,7 +106,7 @@ class Facts:
             claim = self.claims.get((value, node, number))
             if claim is None:
                 return nothing(value.ndim)
-            result = claim if len(value.uses) == 1 else fixed(result & claim)
+            result = claim if len(value.uses) == 1 else read_only(result & claim)
         return result
 
     # -- adding ---------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def _numbered(fact: Fact) -> Bools:
 
 @functools.cache
 def _zeros(ndim: int) -> Floats:
-    return fixed(np.zeros((1,) * ndim))
+    return read_only(np.zeros((1,) * ndim))
 
 
 def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None) -> Facts:
@@ -366,7 +366,7 @@ def _alike(old: Affine, new: Affine) -> bool:
 
 
 def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:
-    array = fixed(array)
+    array = read_only(array)
     fits = array.ndim == value.ndim and all(a in (1, s) for a, s in zip(array.shape, value.shape, strict=True))
     if not fits:
         raise RuleError(
