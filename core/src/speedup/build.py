@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import nn
 
-from speedup import fold
+from speedup import fold, walk
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
@@ -247,7 +247,7 @@ def _replace_modules(
     gained: dict[Node, dict[str, torch.Tensor]],
     parts: Parts,
 ) -> None:
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(walk.all_paths(model))
     for node in nodes:
         if node.module is None or node.rule is None or node.path in parts.modules:
             continue
@@ -272,7 +272,7 @@ def _replace_modules(
 
 def _replace_owners(model: nn.Module, parts: Parts) -> None:
     """Put new tensors into the modules that own them and that no rule has replaced with them inside."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(walk.all_paths(model))
     shells: dict[int, nn.Module] = {id(modules[path]): made for path, made in parts.modules.items()}
     for name, tensor in parts.tensors.items():
         path, _, attribute = name.rpartition(".")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.masks import compact
 
 
@@ -70,7 +71,7 @@ class Masking:
         states: dict[int, tuple[int, int]] = {}
         if not self._masks:
             return states
-        for tensor in (*tensors, *(() if module is None else module.parameters())):
+        for tensor in (*tensors, *(() if module is None else walk.parameters(module))):
             key = id(tensor)
             if key in self._masks and key not in self._own:
                 parameter = self._parameters[key]
