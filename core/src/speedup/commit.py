@@ -85,6 +85,8 @@ class Transaction:
             if name in _HOOKS:  # the user may have added or removed some since the plan was made
                 continue
             current = held.get(name)
+            if current is value:
+                continue
             if isinstance(current, dict) and isinstance(value, dict):
                 _update(current, value)
             elif isinstance(current, list) and isinstance(value, list):

@@ -39,10 +39,10 @@ class Masking:
         self._own: dict[int, torch.Tensor] = {}  # what those that are masked now are without masks
         self._read: set[int] = set()
         self.whole, self.interrupted = whole, False
-        named = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
         for name, mask in (masks or {}).items():
-            key = id(named[name])
-            self._parameters[key] = named[name]
+            parameter = model.get_parameter(name)
+            key = id(parameter)
+            self._parameters[key] = parameter
             small = compact(mask)
             self._masks[key] = self._masks[key] & small if key in self._masks else small
 

@@ -76,4 +76,5 @@ class Names:
 
 def bare(name: str) -> str:
     """A name without the parts that wrappers add."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    parts = name.split(".")
+    return name if WRAPPERS.isdisjoint(parts) else ".".join([part for part in parts if part not in WRAPPERS])
