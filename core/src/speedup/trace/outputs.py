@@ -22,7 +22,7 @@ _NUMBERS = frozenset((bool, int, float, str, type(None)))
 def is_empty_of_tensors(item: Any) -> bool:
     """Whether an attribute is at first sight one without tensors: a number, a text, nothing, a few of them."""
     kind = type(item)
-    return kind in _NUMBERS or (kind is tuple and all(type(each) in _NUMBERS for each in item))
+    return kind in _NUMBERS or (kind is tuple and _NUMBERS.issuperset(map(type, item)))
 
 
 def tensors_in(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:

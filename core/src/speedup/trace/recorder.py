@@ -58,14 +58,14 @@ def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
-        mode = _pop_mode() if torch._C._len_torch_function_stack() else None
+        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
         self.open_calls += 1
         try:
             return method(self, *args, **kwargs)
         finally:
             self.open_calls -= 1
             if mode is not None:
-                _push_mode(mode)
+                _push_mode(mode)  # type: ignore[no-untyped-call]
 
     return inner
 

@@ -15,8 +15,8 @@ _MODULE_CALL = frozenset({"_call_impl", "_wrapped_call_impl", "call_module"})
 _DEEP = 8  # frames of helper functions between a forward and the torch call
 
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
-# What is known of files, as there are many frames in few files: torch's and ours; files whose lines stand for others; the
-# user's.
+# What is known of files, as there are many frames in few files: whether they are torch's or ours, of those whose lines
+# stand for others, or the user's.
 _LIBRARY, _PASSED, _USERS = 1, 2, 3
 _KINDS: dict[str, int] = {}
 
