@@ -185,6 +185,9 @@ def any_product(left: Bools, right: Bools, over: tuple[int, ...]) -> Bools:
     right = any_of(right, tuple([a for a in there if a not in here]))
     if not set(here).intersection(there):
         return left & right
+    along_left, along_right = ({a for a, size in enumerate(s.shape) if size > 1} for s in (left, right))
+    if along_left <= along_right or along_right <= along_left:  # the product is no larger than one of them
+        return any_of(left & right, over)
     return sum_product(left.astype(np.float32), right.astype(np.float32), over) > 0
 
 

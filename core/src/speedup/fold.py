@@ -327,7 +327,10 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
         shift = response(node, gone.k, gone.weight, constants, kept, tensor) if bias else None
         if gone.terms or not bias:
             rows = _rows(node, gone, keep, bias)
-            new[weight] = moved = _onto_carriers(node, gone, rows, contents(weight))
+            whole = contents(weight)
+            if weight.is_source and weight.mask is None:
+                whole = whole.clone()  # else it is a new tensor
+            new[weight] = moved = _onto_carriers(node, gone, rows, whole)
             if shift is not None:
                 # The constant part of the carriers came along.
                 carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
@@ -369,7 +372,7 @@ def flat_output(node: Node, shift: Floats) -> Floats:
 
 
 def _onto_carriers(node: Node, gone: Removed, rows: _Rows, tensor: torch.Tensor) -> torch.Tensor:
-    """The weight with the columns of what goes added onto those of the carriers.
+    """The weight, which is written into, with the columns of what goes added onto those of the carriers.
 
     x[i] = row[i] · inverse · sum over k of row[k] · x[k], so the way leads through one column per unknown.
     """
@@ -380,7 +383,7 @@ def _onto_carriers(node: Node, gone: Removed, rows: _Rows, tensor: torch.Tensor)
     order += [p for p in range(len(names)) if p not in order]
     sizes = [layout.sizes[n] for n in names]
     groups, axis = prod(layout.sizes[n] for n in rows.outer), len(rows.outer)
-    result = tensor.clone(memory_format=torch.contiguous_format)
+    result = tensor.contiguous()
     factored = result.view(sizes).permute(order)
 
     def columns(at: Indices) -> torch.Tensor:

@@ -219,7 +219,7 @@ class NodeKeep:
         self._keeps = keeps
         self._node = node
         self.facts = NodeFacts(keeps.facts, node)
-        self.rigid = [keeps.rigid[v] if v is not None else [] for v in node.values]
+        self.rigid = tuple([keeps.rigid[v] if v is not None else () for v in node.values])
         self.sets = keeps.at(node)
         self.derived = keeps.derived_at(node)
         self.drop = keeps.drop
@@ -366,14 +366,14 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     return keeps
 
 
-def rigid_axes(graph: Graph) -> dict[Value, list[bool]]:
+def rigid_axes(graph: Graph) -> dict[Value, tuple[bool, ...]]:
     """An axis is rigid when it can never lose an index: the inputs' axes are, and what follows from them."""
-    rigid = {value: [not value.is_source] * value.ndim for value in graph.values}
+    rigid = {value: (not value.is_source,) * value.ndim for value in graph.values}
     for node in graph.nodes:
         if node.rule is not None:
-            found = ask(node, "rigid", [rigid[v] if v is not None else [] for v in node.operands])
+            found = ask(node, "rigid", [rigid[v] if v is not None else () for v in node.operands])
             for value, flags in zip(node.outputs, found, strict=True):
-                rigid[value] = list(flags)
+                rigid[value] = tuple(flags)
     return rigid
 
 

@@ -110,7 +110,7 @@ class _Ties:
     def __init__(self, node: Node, keep: NodeKeep) -> None:
         self.keep = keep
         self.layout = node.layout
-        rigid = tuple([tuple(flags) for flags in keep.rigid])
+        rigid = keep.rigid
         self.fixed, fixed_axes = self.layout.once("fixed", rigid, lambda: self._fixed(rigid))
         self.present = [k for k in range(len(self.layout.operands)) if self.layout.present(k) and k not in keep.derived]
         self.sets = {k: any_of(self.layout.to_named(k, keep.sets[k]), fixed_axes) for k in self.present}
@@ -193,6 +193,8 @@ class _Ties:
 
     def _join(self) -> bool:
         grown = False
+        if len(self.present) < 3:
+            return False  # what is joined of one other is linked
         for q in self.present if self._is_new("join", self.present) else ():
             joined = None
             covered: set[str] = set()
@@ -213,7 +215,7 @@ class _Ties:
     def _regular(self) -> bool:
         grown = False
         for k in self.present:
-            if not self._is_new(k, (k,)):
+            if not self._is_new(k, (k,)) or len(varied(self.sets[k])) < 2:
                 continue
             more = regularize(self.sets[k], self._may_be_ragged(k)) & ~self.sets[k]
             if more.any():

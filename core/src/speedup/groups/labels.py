@@ -7,7 +7,7 @@ channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -49,7 +49,7 @@ class Labels:
             the others are of channels that it makes.
     """
 
-    def __init__(self, rigid: dict[Value, list[bool]], from_input: frozenset[Value]) -> None:
+    def __init__(self, rigid: Mapping[Value, Sequence[bool]], from_input: frozenset[Value]) -> None:
         self.rigid = rigid
         self.from_input = from_input
         self.grids: list[Grid] = []
