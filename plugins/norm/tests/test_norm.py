@@ -57,6 +57,48 @@ class OffsetRMSNorm(LanguageRMSNorm):
         return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class PlainRMSNorm(nn.Module):
+    """Without parameters, and so without a word of how many channels there are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.eps = 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class PlainLayerNorm(nn.Module):
+    """As OLMo has it, with its eps in the code."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.normalized_shape = (width,)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, None, None, eps=1e-5)
+
+
+class CenteredNorm(nn.Module):
+    """A layer norm by hand and without a bias, as Cohere has it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = 1e-5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(-1, keepdim=True)
+        return self.weight * (x - mean) * torch.rsqrt((x - mean).pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class OffsetLayerNorm(nn.LayerNorm):
+    """As Nemotron has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
 class GatedRMSNorm(LanguageRMSNorm):
     """As state-space models have it: what it computes depends on a second argument."""
 
@@ -124,8 +166,11 @@ STREAMS: dict[str, tuple[Callable[[int], nn.Module], int, int]] = {
     "RMS norm of a language model": (LanguageRMSNorm, 7, 8),
     "RMS norm that scales by one more": (OffsetRMSNorm, 7, 8),
     "RMS norm with a gate that is not given": (GatedRMSNorm, 12, 12),
-    # There is no weight that could take the change of scale.
-    "RMS norm without weight": (lambda d: nn.RMSNorm(d, elementwise_affine=False), 12, 12),
+    "RMS norm without weight": (lambda d: nn.RMSNorm(d, elementwise_affine=False), 7, 8),
+    "RMS norm without weight in code": (PlainRMSNorm, 7, 8),
+    "layer norm without weight in code": (PlainLayerNorm, 8, 9),
+    "layer norm by hand": (CenteredNorm, 8, 9),
+    "layer norm that scales by one more": (OffsetLayerNorm, 8, 9),
 }
 
 
@@ -147,7 +192,7 @@ def test_masked_scales_and_shifts_need_no_carrier(name: str) -> None:
     }
     result = checked(Stream(STREAMS[name][0]), masked)
     zeros = STREAMS[name][1]
-    if "without" not in name:  # a mask of 1 + weight leaves the 1
+    if "without" not in name and "one more" not in name:  # a mask of 1 + weight leaves the 1
         assert result.shape("a.weight") == (12 if zeros == 12 else 7, 5)
 
 
