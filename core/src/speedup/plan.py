@@ -23,6 +23,7 @@ from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.distributed import is_spread
 from speedup.drop import find_dropped, measure
+from speedup.check import UnsteadyError
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.fast.channels_last import channels_last as reformat
 from speedup.fast.fuse import fused
@@ -313,7 +314,12 @@ def plan(
                 f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
             )
         log.info("masks: %d parameters", len(keep))
-        graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, constants == "drop")
+        drop = constants == "drop"
+        try:
+            graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, drop)
+        except UnsteadyError:
+            # What a function outside of the model remembers of its first call it has at hand from now on.
+            graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, drop)
     finally:
         prepared.undo()
 

@@ -679,3 +679,26 @@ def test_products_by_other_names(name: str) -> None:
     masks |= mask_indices(model, {"w": [1, 2]}, axis=1)
     result = check_equal(model, batch(4, 5), masks, [batch(2, 5)])
     assert result.shape("w") == ((8, 8) if name == "outer" else (7, 6))
+
+
+def test_a_matrix_per_group_loses_rows_and_columns_of_its_own() -> None:
+    """As the gates of a recurrent Gemma: each group has lost other inputs, and other outputs."""
+
+    class Groups(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+            self.weight, self.bias = nn.Parameter(torch.empty(3, 4, 4)), nn.Parameter(torch.empty(3, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x).reshape(-1, 3, 4).permute(1, 0, 2)
+            x = torch.baddbmm(self.bias[:, None], x, self.weight).transpose(0, 1)
+            return self.last(x.reshape(len(x), -1))
+
+    model = randomize(Groups())
+    masks = mask_indices(model, {"first.weight": [0, 5, 10], "first.bias": [0, 5, 10]})
+    weight = torch.ones(3, 4, 4)
+    weight[range(3), :, range(1, 4)] = 0
+    masks[""] = {"weight": weight, "bias": weight[:, 0]}
+    result = check_equal(model, batch(4, 5), masks, [batch(2, 5)])
+    assert [result.shape(n) for n in ("first.weight", "weight", "last.weight")] == [(9, 5), (3, 3, 3), (3, 9)]

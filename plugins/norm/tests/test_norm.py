@@ -490,3 +490,17 @@ def test_a_parameter_is_normalised(normed: Callable[[Any, torch.Tensor], torch.T
     masks = random_masks(net, seed, "mixed")
     masks.setdefault("layer", {})["weight"] = (torch.arange(8) % 3 > 0).float()
     check_equal(net, torch.randn(2, 6, 5), masks, [torch.randn(1, 4, 5)])
+
+
+class SequenceNorm(nn.LayerNorm):
+    """Over the second of three axes, as SqueezeBERT has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 1)).permute(0, 2, 1)
+
+
+def test_a_norm_over_the_channels_of_a_sequence() -> None:
+    model = randomize(nn.Sequential(nn.Conv1d(5, 12, 1), SequenceNorm(12), nn.Conv1d(12, 3, 1)))
+    masks = mask_indices(model, {"0.weight": GONE, "0.bias": GONE})
+    result = check_equal(model, torch.randn(2, 5, 4), masks, [torch.randn(3, 5, 7)])
+    assert result.shape("0.weight") == (8, 5, 1), "a carrier stays"

@@ -66,7 +66,7 @@ def _recognise(module: nn.Module) -> Form | None:
     if tail and not _is_pointwise(probe, tail):
         return None
     named = [n for n, v in vars(module).items() if isinstance(v, float) and 0 < v < 1]
-    for axis, shape in ((-1, (2, 3, width)), (-1, (2, 2, 3, width)), (1, (2, width, 2, 3))):
+    for axis, shape in ((-1, (2, 3, width)), (-1, (2, 2, 3, width)), (1, (2, width, 2, 3)), (1, (2, width, 3))):
         if len(shape) > 2 and width in (2, 3):
             continue  # the axes could not be told apart
         # Small numbers, for which eps matters.
