@@ -240,8 +240,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 # Decoders, which are used with the head of a language model.
 GENERATE = frozenset("""
-gpt2 opt gpt_neox bloom falcon mixtral qwen3 gemma2 phi3 llama mistral qwen2 gemma phi mamba mamba2
-gptj codegen gpt_neo gpt_bigcode openai-gpt ctrl stablelm cohere cohere2 olmo olmo2 granite starcoder2 persimmon nemotron
-glm glm4 gemma3_text smollm3 exaone4 helium diffllama seed_oss apertus mpt qwen2_moe qwen3_moe olmoe gpt_oss granitemoe
+gpt2 opt gpt_neox bloom falcon mixtral qwen3 gemma2 phi3 llama mistral qwen2 gemma phi mamba mamba2 gptj codegen
+gpt_neo gpt_bigcode openai-gpt ctrl stablelm cohere cohere2 olmo olmo2 granite starcoder2 persimmon nemotron glm
+glm4 gemma3_text smollm3 exaone4 helium diffllama seed_oss apertus mpt qwen2_moe qwen3_moe olmoe gpt_oss granitemoe
 phimoe deepseek_v3 qwen3_next qwen3_5_text lfm2 llama4_text biogpt rwkv recurrent_gemma falcon_mamba jamba bamba
 """.split())  # fmt: skip

@@ -20,10 +20,10 @@ from torch import nn
 from speedup import rule_log
 from speedup.atomic import replacing
 from speedup.build import Parts
+from speedup.check import UnsteadyError
 from speedup.commit import Transaction
 from speedup.distributed import is_spread
 from speedup.drop import find_dropped, measure
-from speedup.check import UnsteadyError
 from speedup.errors import CheckError, InputError, SpeedupError, TraceError
 from speedup.fast.channels_last import channels_last as reformat
 from speedup.fast.fuse import fused

@@ -2,8 +2,8 @@
 
 A set of entries is a *box* when it is a product of one list per axis, the common and cheap case. It is *regular* when
 one axis may be *ragged*: along it every non-empty fibre keeps the same count, at positions that may differ from fibre
-to fibre (the heads of an attention that each keep other dimensions, the groups of a grouped convolution). A weight can be
-cut along several such axes, one after the other (a matrix per group, with rows and columns of its own). Arrays here
+to fibre (the heads of an attention that each keep other dimensions, the groups of a grouped convolution). A weight can
+be cut along several such axes, one after the other (a matrix per group, with rows and columns of its own). Arrays here
 broadcast to the tensor's shape: an axis of size 1 is kept whole, unless the entry is False.
 """
 
