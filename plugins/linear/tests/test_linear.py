@@ -653,7 +653,7 @@ def test_products_of_a_batch_with_factors(name: str, beta: float) -> None:
     assert [result.shape(f"{n}.weight") for n in ("q", "k", "last")] == [(6, 5), (6, 5), (3, 7)]
 
 
-OTHERS = {
+SYNONYMS = {
     "tensordot 1": lambda x, w, v: torch.tensordot(x, w, 1),
     "tensordot lists": lambda x, w, v: torch.tensordot(x, w, dims=([-1], [0])),
     "outer": lambda x, w, v: torch.outer(x.mean(0), v[0]).mean(0, keepdim=True) + x @ w,
@@ -661,7 +661,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", SYNONYMS)
 def test_products_by_other_names(name: str) -> None:
     """They lose what the product that they are loses."""
 
@@ -672,7 +672,7 @@ def test_products_by_other_names(name: str) -> None:
             self.w, self.v = (nn.Parameter(torch.empty(8, 8)) for _ in range(2))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(OTHERS[name](self.first(x), self.w, self.v))
+            return self.last(SYNONYMS[name](self.first(x), self.w, self.v))
 
     model = randomize(Net())
     masks = mask_indices(model, {"first.weight": [0], "first.bias": [0]})

@@ -104,6 +104,7 @@ class TestConformance(RuleTests):
             chain(TOKENS, OffsetLayerNorm(8), nn.RMSNorm(8, elementwise_affine=False)),
             chain(MAP, OtherGroupNorm(2, 8)),
             chain(MAP, GroupNormAct(2, 8)),
+            chain(MAP, nn.LocalResponseNorm(3, alpha=0.5)),
             around(lambda m, x: m.layers[0](x.permute(0, 2, 3, 1)), MAP, [ResponseNorm(8)]),
             chain(TOKENS, earlier()[0]),
             chain(MAP, earlier()[1]),

@@ -18,6 +18,7 @@ from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, Signatu
 from speedup_plugin_norm.compensated import REMOVED, GroupNormForward, LayerNormForward, RMSNormForward, compensate
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, eps_of, form_of
+from speedup_plugin_norm.local import LocalResponseNorm
 from speedup_plugin_norm.response import ResponseNorm
 from speedup_plugin_norm.weight import WeightNorm
 
@@ -388,6 +389,7 @@ def speedup_rules() -> Iterable[Rule]:
         OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
         ResponseNorm(),
+        LocalResponseNorm(),
         WeightNorm(),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
