@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from speedup.testing import check_equal, mask_indices, random_masks, randomize
+import speedup
+from speedup.testing import check_equal, mask_indices, masked_copy, random_masks, randomize
 
 
 class Gated(nn.Module):
@@ -71,3 +75,13 @@ def test_a_sequence_is_no_line_of_channels() -> None:
     masks = mask_indices(model, {"1.weight": [0, 2], "1.bias": [0, 2]})
     result = check_equal(model, torch.randn(2, 1, 9), masks, [torch.randn(3, 1, 14)])
     assert result.shape("1.weight") == (2, 1, 3)
+
+
+def test_it_is_planned_without_weights() -> None:
+    """Where the weights are not at hand, places and zeros between them are known all the same."""
+    model, x = randomize(Gated(False)).eval(), torch.randn(2, 3, 8, 8)
+    masks = mask_indices(model, {"a.weight": GONE, "a.bias": GONE})
+    expected = masked_copy(model, masks)(x)
+    plan = speedup.plan(copy.deepcopy(model).to("meta"), x.to("meta"), masks)
+    small: Any = plan.apply(model)
+    assert small.a.weight.shape[0] == 7 and torch.allclose(small(x), expected, atol=1e-5)

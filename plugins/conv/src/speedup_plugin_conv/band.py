@@ -39,10 +39,10 @@ class BandForward(Overlay):
     stat_between: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        whole = self.stat_between.to(x.dtype).expand(*x.shape[:-1], -1)
-        whole = whole.index_copy(-1, self.stat_places, x)
+        places = self.stat_places.to(x.device)
+        whole = self.stat_between.to(x).expand(*x.shape[:-1], -1).index_copy(-1, places, x)
         made = F.conv1d(whole, self.weight, self.bias, 1, self.padding, self.dilation)
-        return made.index_select(-1, self.stat_places)
+        return made.index_select(-1, places)
 
 
 def is_band(module: nn.Module | None) -> bool:
@@ -102,9 +102,13 @@ class Band(Rule):
         between = np.where(kept | ~_line(keep.facts.mask(0)), 0.0, _line_of(keep.facts.value(0)))
         weight = keep.module.get_parameter("weight")
         module.__class__ = overlaid(BandForward, type(module))
-        places = torch.from_numpy(np.flatnonzero(kept)).to(weight.device)
+        # Numbers, which are there also when weights are not.
+        device = "cpu" if weight.is_meta else weight.device
+        places = torch.from_numpy(np.flatnonzero(kept)).to(device)
         module.register_buffer("stat_places", places, persistent=False)
-        module.register_buffer("stat_between", torch.from_numpy(between.copy()).to(weight), persistent=False)
+        module.register_buffer(
+            "stat_between", torch.from_numpy(between.copy()).to(device, weight.dtype), persistent=False
+        )
         return module
 
     def _length(self, node: Node) -> tuple[int]:
@@ -140,7 +144,9 @@ def _over(node: Node, line: Floats | Bools, taps: Any) -> Floats:
     """The window run over a line of numbers, with zeros around it."""
     weight = node.operand("weight")
     assert weight is not None
-    kernel = np.asarray(taps(weight.contents().detach().double().cpu().numpy().reshape(-1)), np.float64)
+    numbers = weight.contents().detach().reshape(-1)
+    numbers = torch.zeros(len(numbers)) if numbers.is_meta else numbers.cpu()  # asked where, not what
+    kernel = np.asarray(taps(numbers.double().numpy()), np.float64)
     dilation = int(np.ravel(node.arg("dilation"))[0])
     spread = np.zeros((len(kernel) - 1) * dilation + 1)
     spread[::dilation] = kernel
