@@ -227,7 +227,12 @@ class NodeKeep:
         self.changed: set[Value] = set()
 
     def remembered(self, sets: tuple[Bools, ...], find: Callable[[], Found]) -> Found:
-        """What follows from the facts and these sets of the node, found again when a set has grown."""
+        """What follows from the facts and these sets of the node, found again when a set has grown.
+
+        Args:
+            sets: of the node, those that are looked at.
+            find: finds it.
+        """
         known = self._keeps.memo.get(self._node)
         if (
             known is not None

@@ -169,7 +169,8 @@ class Rule:
 
         Args:
             function: as it was called, one of ``functions``.
-            args, kwargs: of the call. Of tensors look at types and shapes only.
+            args: of the call; of tensors look at types and shapes only.
+            kwargs: of the call, in the same way.
 
         Returns:
             what takes the same arguments and gives the same, up to rounding; by default None: the call is one node.
