@@ -5,6 +5,7 @@
     python benchmarks/coverage.py --timm resnet50 vit_tiny_patch16_224 --transformers bert
     python benchmarks/coverage.py --write docs/coverage.md   # the table, as Markdown
     python benchmarks/coverage.py --libraries --short --json libraries.json --write docs/coverage-libraries.md
+    python benchmarks/coverage.py --transformers olmo --add docs/coverage-libraries.md   # rows of a table that is there
 
 Weights are random, BatchNorm statistics too. Masks (a) are drawn layer by layer: a random third of the filters of every
 convolution and linear layer. Masks (b) leave every second index of everything: filters, biases, tokens, position tables
@@ -47,7 +48,7 @@ from speedup.testing import masked_copy, randomize
 sys.path.insert(0, str(Path(__file__).parent))
 import libraries
 import models
-from pages import with_part
+from pages import part, with_part
 
 LARGE = 120_000_000
 PER_HEAD = ("relative", "temperature", "logit_scale")  # parameters with an entry per head, not per channel
@@ -324,6 +325,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the results here, and skip models that it holds")
     parser.add_argument("--write", type=Path, help="write the table between the marks of this Markdown file")
+    parser.add_argument("--add", type=Path, help="add the rows to the table of this Markdown file")
     parser.add_argument("--libraries", action="store_true", help="the models of other libraries, see libraries.py")
     parser.add_argument("--short", action="store_true", help="models of timm with at most two equal blocks in a row")
     parser.add_argument("--render", action="store_true", help="run nothing: make the table of what --json holds")
@@ -354,8 +356,50 @@ def main() -> None:
     print(f"\n{text}")
     if options.write:
         options.write.write_text(with_part(options.write.read_text(), "coverage", text))
+    if options.add:
+        page = options.add.read_text()
+        options.add.write_text(with_part(page, "coverage", added(page, results)))
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
+
+
+def added(page: str, results: list[dict[str, Any]]) -> str:
+    """The part of a page with the rows of these results in the place of those of the same name, or beside them.
+
+    Of a model that is measured again, the table of reasons goes on counting what stayed before.
+    """
+    old = part(page, "coverage").split("\n")
+    rows = {line.split(" | ")[0][2:]: line for line in old if line.count(" | ") > 9 and not line.startswith("| model ")}
+    new = table(results).split("\n")
+    head, rows_now = new[:2], {line.split(" | ")[0][2:]: line for line in new[2:]}
+    counted = [r for r in results if r["name"] not in rows]
+    totals: dict[str, list[str]] = {}
+    for why, *numbers in (c for c in map(_cells, [*old, *reasons(counted).split("\n")]) if len(c) == 5):
+        why = why.split(" indices:")[0] + " indices" * (" indices:" in why)  # what it says has sizes in it
+        before = totals.get(why, ["0"] * 4)
+        totals[why] = [f"{_number(a) + _number(b):,}" for a, b in zip(before, numbers, strict=True)]
+    rows |= rows_now
+    lines = [rows[name] for name in sorted(rows, key=models.order)]
+    cells = [_cells(line) for line in lines]
+    failed = [c[0] for c in cells if c[2].startswith("**") or not c[3]]
+    equal = [c for c in cells if c[2].startswith("yes") and c[7].startswith("yes")]
+    kept, seconds = (sorted(float(c[k]) for c in equal) for k in (8, 11))
+    names = f": {', '.join(failed)}" if failed else ""
+    text = [old[0], "", f"{len(cells)} models, {len(equal)} equal under both masks, {len(failed)} failed{names}."]
+    medians = kept[len(kept) // 2], seconds[len(seconds) // 2]
+    text.append(f"Masks (b): median {medians[0]:.3f} of the parameters kept, median {medians[1]:.2f} s.")
+    why_head = reasons([]).split("\n")
+    ranked = sorted(totals, key=lambda w: -_number(totals[w][1]) - _number(totals[w][3]))
+    ranked = [w for w in ranked if any(map(_number, totals[w]))]
+    return "\n".join([*text, "", *head, *lines, "", *why_head, *(f"| {' | '.join([w, *totals[w]])} |" for w in ranked)])
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", "")) if text.replace(",", "").isdigit() else 0
 
 
 def _line(result: dict[str, Any]) -> str:

@@ -8,6 +8,19 @@ TRANSFORMERS = """
 bert roberta distilbert electra albert deberta-v2 mpnet xlnet gpt2 opt gpt_neox bloom falcon phi llama mistral mixtral
 qwen2 qwen3 gemma gemma2 phi3 mamba mamba2 t5 bart whisper wav2vec2 hubert encodec clip siglip vit deit beit dinov2 swin
 segformer convnext convnextv2 resnet mobilevit detr bert+mask llama+mask t5.encoder whisper.encoder
+hidden_size max_position_embeddings vocab_size decoder_attention_heads hidden_size patch_size hidden_size conv_dim
+num_conv_pos_embeddings hidden_size n_embd vocab_size d_model linear_num_value_heads gptj codegen gpt_neo
+gpt_bigcode openai-gpt ctrl stablelm cohere cohere2 olmo olmo2 granite starcoder2 persimmon nemotron glm glm4
+gemma3_text smollm3 exaone4 helium diffllama seed_oss apertus mpt qwen2_moe qwen3_moe olmoe gpt_oss granitemoe
+phimoe deepseek_v3 qwen3_next qwen3_5_text lfm2 llama4_text longformer big_bird funnel deberta mobilebert
+squeezebert convbert modernbert rembert roformer fnet ibert megatron-bert esm layoutlm lilt xlm-roberta-xl xmod
+roc_bert xlm flaubert yoso biogpt vit_msn yolos data2vec-vision dinov2_with_registers dinov3_vit ijepa vit_mae
+swinv2 focalnet pvt pvt_v2 glpn poolformer regnet mobilenet_v1 mobilenet_v2 mobilevitv2 efficientnet swiftformer
+textnet dpt sam_vision_model aimv2_vision_model clip_vision_model timesformer videomae vivit
+audio-spectrogram-transformer sew sew-d wavlm unispeech unispeech-sat wav2vec2-conformer data2vec-audio
+wav2vec2-bert speech_to_text rwkv recurrent_gemma falcon_mamba jamba bamba mt5 umt5 longt5
+switch_transformers mbart pegasus m2m_100 blenderbot blenderbot-small marian plbart bigbird_pegasus led prophetnet
+dac
 """.split()
 
 TIMM = """

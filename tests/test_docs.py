@@ -262,6 +262,7 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
         *("identity", "dropout", "torch.dropout", "cast"),  # in eval mode no call is left of these, or it is a copy
         *("recurrent", "recurrent cell", "pack_padded_sequence", "pad_packed_sequence"),  # a fixpoint over time
         *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
+        *("tensordot", "outer", "multi_dot"),  # taken apart into calls of others
         *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d
     }
 

@@ -114,3 +114,15 @@ def test_a_cut_keeps_the_dtype_and_is_a_new_tensor(dtype: torch.dtype) -> None:
     assert small.dtype == dtype and small.shape == (3, 3)
     small.zero_()
     assert bool(tensor.to(torch.complex64).abs().min() == 1)
+
+
+def test_a_set_may_be_ragged_along_one_axis_after_the_other() -> None:
+    """A matrix per group, with rows and columns of its own: cut as each group's matrix would be."""
+    rows = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 0]], bool)
+    columns = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 0, 0]], bool)
+    keep = rows[:, :, None] & columns[:, None, :]
+    tensor = torch.arange(36.0).reshape(3, 3, 4)
+    small = cut(tensor, keep)
+    assert tuple(small.shape) == kept_shape(keep, (3, 3, 4)) == (2, 2, 2)
+    for n in range(2):
+        assert torch.equal(small[n], tensor[n][rows[n]][:, columns[n]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections import deque
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 import speedup
 from speedup.errors import TraceError
-from speedup.testing import mask_indices, randomize
+from speedup.testing import mask_indices, masked_copy, randomize
 from speedup.trace import sandbox
 
 
@@ -233,3 +234,24 @@ def test_a_cache_that_the_forward_fills_does_not_leak_into_the_small_model() -> 
     assert small.one.weight.shape[0] == 6  # type: ignore[union-attr, index]
     assert "ones" not in small.cache  # type: ignore[operator]
     small(given)
+
+
+def test_what_a_function_outside_of_the_model_remembers() -> None:
+    """The first run computes what later ones are given: two runs of the model make other calls."""
+
+    @functools.lru_cache
+    def positions(length: int) -> torch.Tensor:
+        return torch.arange(length) / length
+
+    class Model(Busy):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.two(self.one(x) + positions(len(x))[:, None])
+            return result
+
+    model = randomize(Model()).eval()
+    x, others = torch.randn(2, 4), torch.randn(3, 4)
+    expected = [masked_copy(model, mask_indices(model, MASKED))(t) for t in (x, others)]
+    positions.cache_clear()
+    small = speedup.ModelSpeedup(model, x, mask_indices(model, MASKED)).speedup_model()
+    for t, wanted in zip((x, others), expected, strict=True):
+        assert torch.allclose(small(t), wanted, atol=1e-5)

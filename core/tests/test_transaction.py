@@ -400,3 +400,23 @@ def test_hooks_of_a_layer_follow_the_user_and_not_the_plan() -> None:
     seen.clear()
     model(torch.randn(1, 4))
     assert model[0].out_features == 3 and seen == ["late"]
+
+
+def test_an_exception_in_the_parts_of_a_call_is_named() -> None:
+    """Parts are asked for by the call of a function, which has no node yet."""
+
+    class Fails(Rule):
+        name = "parts of the test"
+        functions = (torch.cdist,)
+
+        def in_parts(self, function: Any, args: Any, kwargs: Any) -> Any:
+            raise LookupError("broken on purpose")
+
+    class Distance(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cdist(x, x)
+
+    model = nn.Sequential(nn.Linear(3, 4), Distance())
+    masks = {"0": {"weight": torch.ones(4, 3)}}
+    with pytest.raises(RuleError, match=r"'parts of the test'.* in_parts at torch.cdist .*broken on purpose"):
+        speedup.plan(model, torch.randn(2, 3), masks, registry=Registry.from_rules(*default_registry().rules, Fails()))

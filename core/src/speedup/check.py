@@ -27,6 +27,10 @@ from speedup.rounding import difference, plain_differences
 from speedup.trace.run import trace
 
 
+class UnsteadyError(CheckError):
+    """Two runs of the model itself make other calls."""
+
+
 @dataclass(frozen=True, eq=False)
 class Mismatch:
     """The first call at which the small model differs from the plan.
@@ -292,5 +296,5 @@ def _lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: fro
     alike = [v for v in before if sizes & set(zip(v.shape, keeps.shape(v), strict=True))]
     chosen = alike or before or smaller
     if not chosen:
-        raise CheckError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
+        raise UnsteadyError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
     return [Lock(v.number, None, f"{why} ({node.where})") for v in chosen]

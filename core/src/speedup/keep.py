@@ -227,7 +227,12 @@ class NodeKeep:
         self.changed: set[Value] = set()
 
     def remembered(self, sets: tuple[Bools, ...], find: Callable[[], Found]) -> Found:
-        """What follows from the facts and these sets of the node, found again when a set has grown."""
+        """What follows from the facts and these sets of the node, found again when a set has grown.
+
+        Args:
+            sets: of the node, those that are looked at.
+            find: finds it.
+        """
         known = self._keeps.memo.get(self._node)
         if (
             known is not None
@@ -459,11 +464,11 @@ def _derive_weights(keeps: KeepSets) -> None:
         if node.rule is None:
             continue
         derived = keeps.derived_at(node)
-        own = derived_operands(node) if derived else derived
+        plain = type(node.rule).derive is Rule.derive  # another one may be that of a rule without axes
+        own = derived_operands(node) if derived and plain else derived
         sets = keeps.at(node)
         for k in sorted(derived):
             value = node.values[k]
             assert value is not None
-            plain = type(node.rule).derive is Rule.derive
             parts = derive_parts(node, k, own, sets) if plain else [ask(node, "derive", k, sets)]
             keeps.derive(value, parts, node)

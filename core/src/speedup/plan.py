@@ -20,6 +20,7 @@ from torch import nn
 from speedup import rule_log, walk
 from speedup.atomic import replacing
 from speedup.build import Parts
+from speedup.check import UnsteadyError
 from speedup.commit import Transaction
 from speedup.distributed import is_spread
 from speedup.drop import find_dropped, measure
@@ -312,7 +313,12 @@ def plan(
                 f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
             )
         log.info("masks: %d parameters", len(keep))
-        graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, constants == "drop")
+        drop = constants == "drop"
+        try:
+            graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, drop)
+        except UnsteadyError:
+            # What a function outside of the model remembers of its first call it has at hand from now on.
+            graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, drop)
     finally:
         prepared.undo()
 

@@ -2,12 +2,14 @@
 
 A set of entries is a *box* when it is a product of one list per axis, the common and cheap case. It is *regular* when
 one axis may be *ragged*: along it every non-empty fibre keeps the same count, at positions that may differ from fibre
-to fibre (the heads of an attention that each keep other dimensions, the groups of a grouped convolution). Arrays here
+to fibre (the heads of an attention that each keep other dimensions, the groups of a grouped convolution). A weight can
+be cut along several such axes, one after the other (a matrix per group, with rows and columns of its own). Arrays here
 broadcast to the tensor's shape: an axis of size 1 is kept whole, unless the entry is False.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -54,6 +56,22 @@ def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | No
     raise ValueError("not a regular set")
 
 
+def ragged_axes(keep: Bools) -> list[int]:
+    """The axes along which a set is cut fibre by fibre, in this order; none for a box.
+
+    Raises:
+        ValueError: it cannot be cut to a dense tensor.
+    """
+    if is_box(keep):
+        return []
+    for axis in reversed(varied(keep)):
+        counts = keep.sum(axis=axis)
+        if len(set(counts[counts > 0].tolist())) == 1:
+            with contextlib.suppress(ValueError):
+                return [axis, *ragged_axes(any_of(keep, axis))]
+    raise ValueError("not a regular set")
+
+
 def is_regular(keep: Bools, allowed: Collection[int] | None = None) -> bool:
     try:
         ragged_axis(keep, allowed)
@@ -92,28 +110,31 @@ def _filled(keep: Bools, axis: int) -> Bools:
 
 def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what remains of a tensor of ``shape``."""
-    ragged = ragged_axis(keep)
     sizes = [int(along(keep, a).sum()) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
-    if ragged is not None:
-        sizes[ragged] = int(keep.sum(axis=ragged).max())
+    for axis in ragged_axes(keep):
+        sizes[axis] = int(keep.sum(axis=axis).max())
+        keep = any_of(keep, axis)
     return tuple(sizes)
 
 
 def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
     """Cut the kept entries out of a tensor; a new tensor of shape ``kept_shape(keep, tensor.shape)``."""
-    ragged = ragged_axis(keep)
-    lines = {a: along(keep, a) for a in varied(keep) if a != ragged}
+    ragged = ragged_axes(keep)
+    lines = {a: along(keep, a) for a in varied(keep) if a not in ragged}
     tensor = cut_lines(tensor, lines)
-    if ragged is None:
+    if not ragged:
         return tensor
     for axis, line in lines.items():
         keep = np.compress(line, keep, axis=axis)
-    count = int(keep.sum(axis=ragged).max())
-    order = np.argsort(~keep, axis=ragged, kind="stable")
-    index = torch.from_numpy(np.ascontiguousarray(np.take(order, range(count), axis=ragged))).to(tensor.device)
-    shape = list(tensor.shape)
-    shape[ragged] = count
-    return gather(tensor, ragged, index.expand(shape))
+    for axis in ragged:
+        count = int(keep.sum(axis=axis).max())
+        order = np.argsort(~keep, axis=axis, kind="stable")
+        index = torch.from_numpy(np.ascontiguousarray(np.take(order, range(count), axis=axis))).to(tensor.device)
+        shape = list(tensor.shape)
+        shape[axis] = count
+        tensor = gather(tensor, axis, index.expand(shape))
+        keep = any_of(keep, axis)
+    return tensor
 
 
 def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:

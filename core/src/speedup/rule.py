@@ -159,6 +159,29 @@ class Rule:
         """
         return False
 
+    def in_parts(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[..., Any] | None:
+        """What computes a call of a function in calls that rules know, where no signature can say it (override).
+
+        Called before a call of a function that the rule claims is recorded. What it gives runs in the place of the
+        function whenever the model is traced, and its calls are recorded; the small model goes on calling the function.
+
+        Args:
+            function: as it was called, one of ``functions``.
+            args: of the call; of tensors look at types and shapes only.
+            kwargs: of the call, in the same way.
+
+        Returns:
+            what takes the same arguments and gives the same, up to rounding; by default None: the call is one node.
+
+        Example, a product of several matrices::
+
+            def in_parts(self, function, args, kwargs):
+                return lambda tensors: functools.reduce(torch.matmul, tensors)
+        """
+        return None
+
     def signature(self, node: Node) -> str:
         """The axes signature of one call (override where it depends on shapes or arguments; by default ``axes``).
 

@@ -31,5 +31,10 @@ class TestConformance(RuleTests):
             chain(MAP, nn.ConvTranspose2d(8, 4, 3, stride=2, output_padding=1, groups=2), nn.ConvTranspose2d(4, 3, 1)),
             chain(TOKENS, nn.Conv1d(6, 6, 3, groups=6), nn.ConvTranspose1d(6, 2, 2)),
             chain(MAP, StdConv(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 6, 1)),
+            around(
+                lambda m, x: x * m.layers[0](x.mean((2, 3))[:, None])[:, 0, :, None, None],
+                MAP,
+                [nn.Conv1d(1, 1, 3, padding=1)],
+            ),
             around(lambda m, x: F.conv2d(x, m.weight[:, :, None, None], m.scale), MAP),
         ]

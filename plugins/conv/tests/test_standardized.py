@@ -177,3 +177,33 @@ def test_it_is_saved_copied_and_trained(layer: Any, tmp_path: Path) -> None:
         assert torch.equal(again(x), model(x)) and torch.equal(copy.deepcopy(model)(x), model(x))
     model(x).square().mean().backward()
     assert model[2].weight.grad.abs().sum() > 0
+
+
+class Masked(nn.Conv2d):
+    """A convolution with a forward and a buffer of its own, as in PixelCNN."""
+
+    def __init__(self, *given: int) -> None:
+        super().__init__(*given)
+        self.register_buffer("seen", torch.ones(given[2], given[2]).tril())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight * self.seen, self.bias)
+
+
+class Scaled(nn.Conv2d):
+    """One with a child that has parameters."""
+
+    def __init__(self, *given: int) -> None:
+        super().__init__(*given)
+        self.norm = nn.BatchNorm2d(given[1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.norm(super().forward(x)))
+
+
+@pytest.mark.parametrize("kind", [Masked, Scaled])
+def test_other_convolutions_with_a_forward_of_their_own(kind: type[nn.Conv2d]) -> None:
+    """Their buffers and children are looked at, not asked whether they are true."""
+    model = randomize(nn.Sequential(kind(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)))
+    masks = mask_indices(model, {"0.weight": [1, 5], "0.bias": [1, 5]})
+    check_equal(model, torch.randn(2, 3, 8, 8), masks, [torch.randn(1, 3, 6, 7)])

@@ -299,6 +299,58 @@ def test_einsum_of_activations(equation: str) -> None:
         check_equal(model, batch(4, 5), random_masks(model, seed, kind), [batch(2, 5)])
 
 
+EQUATIONS = {
+    "bi,ij,jk->bk": ("x", "w", "v"),
+    "bi,ij,kj": ("x", "w", "v"),
+    "...i,ij,jk->...k": ("x", "w", "v"),
+    "bi,ij->b": ("x", "w"),
+    "bi->ib": ("x",),
+    "bi,bi,ij->bj": ("x", "x", "w"),
+    "ij,bi,ij,jk->kb": ("w", "x", "w", "v"),
+    "bi,ii,ij->bj": ("x", "v", "w"),
+    "...ii,bi->b...": ("v", "x"),
+    "b...,ij->bj": ("x", "w"),
+}
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_einsum_in_parts(equation: str) -> None:
+    """Any number of operands, letters that stand alone, twice in one operand, in front of and behind an ellipsis."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(5, 8)
+            self.w, self.v = (nn.Parameter(torch.empty(8, 8)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            named = {"x": self.first(x).tanh(), "w": self.w, "v": self.v}
+            return torch.einsum(equation, *(named[n] for n in EQUATIONS[equation])).tanh()
+
+    model = randomize(Net())
+    for seed, kind in enumerate(("filters", "filters+biases", "mixed")):
+        check_equal(model, batch(4, 5), random_masks(model, seed, kind), [batch(2, 5)])
+
+
+def test_einsum_of_three_shrinks() -> None:
+    """All three lose what is masked, as two products in a row would."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.w, self.v = (nn.Parameter(torch.empty(8, 8)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.einsum("...i,ij,jk->...k", self.first(x), self.w, self.v))
+
+    model = randomize(Net())
+    masks = mask_indices(model, {"first.weight": [0], "first.bias": [0]})
+    masks |= mask_indices(model, {"w": [1, 2], "v": [3, 4, 5]}, axis=1)
+    result = check_equal(model, batch(4, 5), masks, [batch(2, 5)])
+    assert [result.shape(n) for n in ("w", "v", "last.weight")] == [(7, 6), (6, 5), (3, 5)]
+
+
 @pytest.mark.parametrize("factors", [{"alpha": 2}, {"beta": 0.5}, {"alpha": 2, "beta": 0.5}])
 def test_addmm_with_factors(factors: dict[str, float]) -> None:
     """The constants that come out are those with the factors."""
@@ -313,7 +365,10 @@ def test_addmm_with_factors(factors: dict[str, float]) -> None:
             return self.last(torch.addmm(self.shift, x, self.weight, **factors).sigmoid())
 
     model = randomize(Factors())
-    check_equal(model, batch(4, 5), mask_indices(model, {"weight": [0, 2]}, axis=1), [batch(3, 5)])
+    masks = mask_indices(model, {"weight": [0, 2]}, axis=1)
+    masks[""]["shift"] = masks[""]["weight"][0]
+    result = check_equal(model, batch(4, 5), masks, [batch(3, 5)])
+    assert (result.shape("weight"), result.shape("last.weight")) == ((5, 6), (3, 6))
 
 
 def test_a_product_with_a_transposed_self() -> None:
@@ -573,3 +628,77 @@ def test_a_constant_is_its_own_mean(name: str) -> None:
     result = check_equal(model, batch(2, 4, 6), mask_indices(model, {"v.weight": [0, 3]}), [batch(3, 7, 6)])
     left = 6 if name in MEANS else 8
     assert result.shape("v.weight") == (left, 6) and result.shape("o.weight") == (5, left)
+
+
+@pytest.mark.parametrize("beta", [0, 0.5])
+@pytest.mark.parametrize("name", ["baddbmm", "addbmm"])
+def test_products_of_a_batch_with_factors(name: str, beta: float) -> None:
+    """Scores of an attention as Bloom has them. With beta 0 only the shape counts of what is added to."""
+
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.last = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            added = x.mean(-1)[:, :, None] + x.mean(-1)[:, None]
+            added = added if beta else torch.full_like(added, torch.nan)
+            added = added if name == "baddbmm" else added[0]
+            scores = getattr(added, name)(self.q(x), self.k(x).mT, beta=beta, alpha=0.3)
+            return self.last(scores.softmax(-1) @ self.v(x))
+
+    model = randomize(Scores())
+    gone = {"q.weight": [0, 1], "q.bias": [0, 1], "v.weight": [2], "v.bias": [2]}
+    result = check_equal(model, batch(4, 6, 5), mask_indices(model, gone), [batch(3, 7, 5)])
+    assert [result.shape(f"{n}.weight") for n in ("q", "k", "last")] == [(6, 5), (6, 5), (3, 7)]
+
+
+SYNONYMS = {
+    "tensordot 1": lambda x, w, v: torch.tensordot(x, w, 1),
+    "tensordot lists": lambda x, w, v: torch.tensordot(x, w, dims=([-1], [0])),
+    "outer": lambda x, w, v: torch.outer(x.mean(0), v[0]).mean(0, keepdim=True) + x @ w,
+    "multi_dot": lambda x, w, v: torch.linalg.multi_dot([x, w, v]),
+}
+
+
+@pytest.mark.parametrize("name", SYNONYMS)
+def test_products_by_other_names(name: str) -> None:
+    """They lose what the product that they are loses."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.w, self.v = (nn.Parameter(torch.empty(8, 8)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(SYNONYMS[name](self.first(x), self.w, self.v))
+
+    model = randomize(Net())
+    masks = mask_indices(model, {"first.weight": [0], "first.bias": [0]})
+    masks |= mask_indices(model, {"w": [1, 2]}, axis=1)
+    result = check_equal(model, batch(4, 5), masks, [batch(2, 5)])
+    assert result.shape("w") == ((8, 8) if name == "outer" else (7, 6))
+
+
+def test_a_matrix_per_group_loses_rows_and_columns_of_its_own() -> None:
+    """As the gates of a recurrent Gemma: each group has lost other inputs, and other outputs."""
+
+    class Groups(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+            self.weight, self.bias = nn.Parameter(torch.empty(3, 4, 4)), nn.Parameter(torch.empty(3, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x).reshape(-1, 3, 4).permute(1, 0, 2)
+            x = torch.baddbmm(self.bias[:, None], x, self.weight).transpose(0, 1)
+            return self.last(x.reshape(len(x), -1))
+
+    model = randomize(Groups())
+    masks = mask_indices(model, {"first.weight": [0, 5, 10], "first.bias": [0, 5, 10]})
+    weight = torch.ones(3, 4, 4)
+    weight[range(3), :, range(1, 4)] = 0
+    masks[""] = {"weight": weight, "bias": weight[:, 0]}
+    result = check_equal(model, batch(4, 5), masks, [batch(2, 5)])
+    assert [result.shape(n) for n in ("first.weight", "weight", "last.weight")] == [(9, 5), (3, 3, 3), (3, 9)]

@@ -37,6 +37,7 @@ def routed(model: Any, x: torch.Tensor) -> torch.Tensor:
 
 class TestConformance(RuleTests):
     plugins = ("linear",)
+    unasked = ("tensordot", "outer", "multi_dot")  # taken apart, see ``test_products_by_other_names``
 
     def cases(self) -> list[Case]:
         return [
@@ -49,4 +50,6 @@ class TestConformance(RuleTests):
             around(
                 lambda m, x: torch.einsum("ntc,oc->nto", x, m.weight) + torch.einsum("ntc,nsc->nts", x, x).sum(), TOKENS
             ),
+            around(lambda m, x: torch.einsum("nc,co,no->no", x, m.weight, x), VECTOR),
+            around(lambda m, x: torch.addmm(m.scale, x, m.weight, alpha=0.5), VECTOR),
         ]

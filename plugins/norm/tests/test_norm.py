@@ -57,6 +57,48 @@ class OffsetRMSNorm(LanguageRMSNorm):
         return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class PlainRMSNorm(nn.Module):
+    """Without parameters, and so without a word of how many channels there are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.eps = 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class PlainLayerNorm(nn.Module):
+    """As OLMo has it, with its eps in the code."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.normalized_shape = (width,)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, None, None, eps=1e-5)
+
+
+class CenteredNorm(nn.Module):
+    """A layer norm by hand and without a bias, as Cohere has it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = 1e-5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(-1, keepdim=True)
+        return self.weight * (x - mean) * torch.rsqrt((x - mean).pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class OffsetLayerNorm(nn.LayerNorm):
+    """As Nemotron has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
 class GatedRMSNorm(LanguageRMSNorm):
     """As state-space models have it: what it computes depends on a second argument."""
 
@@ -124,8 +166,11 @@ STREAMS: dict[str, tuple[Callable[[int], nn.Module], int, int]] = {
     "RMS norm of a language model": (LanguageRMSNorm, 7, 8),
     "RMS norm that scales by one more": (OffsetRMSNorm, 7, 8),
     "RMS norm with a gate that is not given": (GatedRMSNorm, 12, 12),
-    # There is no weight that could take the change of scale.
-    "RMS norm without weight": (lambda d: nn.RMSNorm(d, elementwise_affine=False), 12, 12),
+    "RMS norm without weight": (lambda d: nn.RMSNorm(d, elementwise_affine=False), 7, 8),
+    "RMS norm without weight in code": (PlainRMSNorm, 7, 8),
+    "layer norm without weight in code": (PlainLayerNorm, 8, 9),
+    "layer norm by hand": (CenteredNorm, 8, 9),
+    "layer norm that scales by one more": (OffsetLayerNorm, 8, 9),
 }
 
 
@@ -147,7 +192,7 @@ def test_masked_scales_and_shifts_need_no_carrier(name: str) -> None:
     }
     result = checked(Stream(STREAMS[name][0]), masked)
     zeros = STREAMS[name][1]
-    if "without" not in name:  # a mask of 1 + weight leaves the 1
+    if "without" not in name and "one more" not in name:  # a mask of 1 + weight leaves the 1
         assert result.shape("a.weight") == (12 if zeros == 12 else 7, 5)
 
 
@@ -445,3 +490,17 @@ def test_a_parameter_is_normalised(normed: Callable[[Any, torch.Tensor], torch.T
     masks = random_masks(net, seed, "mixed")
     masks.setdefault("layer", {})["weight"] = (torch.arange(8) % 3 > 0).float()
     check_equal(net, torch.randn(2, 6, 5), masks, [torch.randn(1, 4, 5)])
+
+
+class SequenceNorm(nn.LayerNorm):
+    """Over the second of three axes, as SqueezeBERT has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 1)).permute(0, 2, 1)
+
+
+def test_a_norm_over_the_channels_of_a_sequence() -> None:
+    model = randomize(nn.Sequential(nn.Conv1d(5, 12, 1), SequenceNorm(12), nn.Conv1d(12, 3, 1)))
+    masks = mask_indices(model, {"0.weight": GONE, "0.bias": GONE})
+    result = check_equal(model, torch.randn(2, 5, 4), masks, [torch.randn(3, 5, 7)])
+    assert result.shape("0.weight") == (8, 5, 1), "a carrier stays"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup.testing import Case, RuleTests, around, chain
-from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, compensate
+from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, RMSNormForward, compensate
 
 MAP = (2, 8, 6, 6)
 TOKENS = (2, 6, 8)
@@ -29,13 +29,21 @@ class OtherNorm(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-def earlier() -> tuple[nn.Module, nn.Module]:
-    """What an earlier round left of a layer and of a group norm."""
-    tokens, image = nn.LayerNorm(8), nn.GroupNorm(2, 8)
+def earlier() -> tuple[nn.Module, nn.Module, nn.Module]:
+    """What an earlier round left of a layer, of a group norm and of an RMS norm without a weight."""
+    tokens, image, plain = nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8, elementwise_affine=False)
     gone = torch.tensor([3.0, 2.0]).reshape(1, 2, 1, 1)  # numbers that differ are left as they are by the kit
     compensate(tokens, LayerNormForward, stat_axis=-1, stat_eps=1e-5, removed=3, removed_mean=0.2, removed_spread=0.7)
     compensate(image, GroupNormForward, stat_eps=1e-5, removed=gone, removed_mean=0.1 * gone, removed_spread=gone)
-    return tokens, image
+    compensate(plain, RMSNormForward, stat_axis=-1, stat_eps=1e-5, removed=3, removed_mean=0.0, removed_spread=0.7)
+    return tokens, image, plain
+
+
+class OffsetLayerNorm(nn.LayerNorm):
+    """As in Nemotron: scaled by one more than the weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
 
 
 class OffsetNorm(nn.Module):
@@ -93,11 +101,14 @@ class TestConformance(RuleTests):
             chain(MAP, nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(8, 8)),
             chain(MAP, nn.InstanceNorm2d(8, track_running_stats=True)),
             chain(TOKENS, OtherNorm(8, True), OtherNorm(8, False), OffsetNorm(8)),
+            chain(TOKENS, OffsetLayerNorm(8), nn.RMSNorm(8, elementwise_affine=False)),
             chain(MAP, OtherGroupNorm(2, 8)),
             chain(MAP, GroupNormAct(2, 8)),
+            chain(MAP, nn.LocalResponseNorm(3, alpha=0.5)),
             around(lambda m, x: m.layers[0](x.permute(0, 2, 3, 1)), MAP, [ResponseNorm(8)]),
             chain(TOKENS, earlier()[0]),
             chain(MAP, earlier()[1]),
+            chain(TOKENS, earlier()[2]),
             around(lambda m, x: F.layer_norm(x, (8,), m.scale, m.scale) + F.rms_norm(x, (8,), m.scale), TOKENS),
             around(lambda m, x: F.group_norm(x, 4, m.scale, m.scale) + F.instance_norm(x, weight=m.scale), MAP),
         ]

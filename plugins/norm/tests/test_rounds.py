@@ -15,10 +15,10 @@ from speedup.testing import check_equal, mask_indices, masked_copy, randomize
 class Tokens(nn.Module):
     """Channels last, as in a transformer."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.a = nn.Linear(5, 12)
-        self.norm = nn.LayerNorm(12)
+        self.norm = norm
         self.b = nn.Linear(12, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,14 @@ class Images(nn.Module):
 # The net, the shape of its input, the rounds, and what is left of 12 channels when constants go, and when zeros go: a
 # carrier stays for zeros, two for constants. A carrier of an earlier round is one more channel for the next.
 NETS: dict[str, Any] = {
-    "layer": (Tokens, (4, 5), [[0, 1, 2], [0, 3], [1]], [11, 11, 11], [10, 9, 9]),
+    "RMS without weight": (
+        lambda: Tokens(nn.RMSNorm(12, elementwise_affine=False)),
+        (4, 5),
+        [[0, 1, 2], [0, 3], [1]],
+        [10, 9, 9],
+        [9, 7, 6],
+    ),
+    "layer": (lambda: Tokens(nn.LayerNorm(12)), (4, 5), [[0, 1, 2], [0, 3], [1]], [11, 11, 11], [10, 9, 9]),
     "one group": (lambda: Images(1), (3, 4, 5), [[0, 1, 2], [0, 3], [1]], [11, 11, 11], [10, 9, 9]),
     # Behind several groups a constant is no multiple of one unknown: only what the norm scales by 0 goes.
     "two groups": (lambda: Images(2), (3, 4, 5), [[0, 6], [1, 5]], [10, 8], [10, 8]),
@@ -69,7 +76,7 @@ def test_rounds(name: str, zeros: bool) -> None:
 
 
 def test_what_an_earlier_round_took_counts_where_all_that_is_left_is_constant() -> None:
-    model: Any = randomize(Tokens(), seed=3).double().eval()
+    model: Any = randomize(Tokens(nn.LayerNorm(12)), seed=3).double().eval()
     x = torch.randn(2, 4, 5).double()
     speedup.plan(model, x, mask_indices(model, {"a.weight": [0, 1, 2]})).apply()
     everything = mask_indices(model, {"a.weight": list(range(len(model.a.weight)))})

@@ -29,9 +29,10 @@ from speedup.masking import Masking, memory_of
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
+from speedup.rule import Rule
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
-from speedup.trace.source import caller, caller_and_sites
+from speedup.trace.source import caller, caller_and_sites, see_through
 from speedup.trace.written import Written
 from speedup.trees import replaced
 
@@ -183,7 +184,7 @@ class Recorder(TorchFunctionMode):
         if self.open_calls:
             return func(*args, **kwargs)
         rule = self.registry.for_function(func) if not _transformed() else None
-        inside = enterable(func) if rule is None else None
+        inside = enterable(func) if rule is None else _parts(rule, func, args, kwargs)
         if inside is not None and func not in self.entering:
             self.entering.append(func)
             try:
@@ -424,6 +425,17 @@ class Recorder(TorchFunctionMode):
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = shadowed
+
+
+def _parts(rule: Rule, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+    try:
+        parts = rule.in_parts(function, args, kwargs)
+    except Exception as error:
+        raise RuleError(f"{rule.label} raised in in_parts at {op_name(function)} ({caller()}): {error!r}") from error
+    code = getattr(parts, "__code__", None)
+    if code is not None:
+        see_through([code.co_filename])  # the place of the calls is that of the call they stand for
+    return parts
 
 
 def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:

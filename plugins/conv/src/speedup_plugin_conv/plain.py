@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from speedup import Node, Rule, Value, overlaid
+from speedup_plugin_conv.band import Band, BandForward, is_band
 from speedup_plugin_conv.fixed import FixedForward
 
 
@@ -18,7 +19,14 @@ class Conv(Rule):
     operands: tuple[str, ...] = ("input", "weight", "bias")
     sizes = {"in_channels": "g i", "out_channels": "g o", "groups": "g"}  # noqa: RUF012
     bias = "bias"
-    makes: tuple[type, ...] = (FixedForward,)
+    makes: tuple[type, ...] = (FixedForward, BandForward)
+    band = Band(name="conv over channels", axes="* 1 p, 1 1 ~1, 1? -> * 1 p", operands=operands, bias=None)
+
+    def claim(self, node: Node) -> None:
+        if is_band(node.module):
+            self.band.claim(node)
+        else:
+            super().claim(node)
 
     def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
         module.register_parameter("weight", None)

@@ -108,11 +108,11 @@ def form_of(module: nn.Module) -> Form | None:
     if not isinstance(module, _TYPES) or type(module).forward in [t.forward for t in _TYPES]:
         return None
     own = {n for n, p in module._parameters.items() if p is not None}
-    if not {"weight"} <= own <= {"weight", "bias", "gain"} or any(module.buffers()):
+    if not {"weight"} <= own <= {"weight", "bias", "gain"} or list(module.buffers()):
         return None
     if any(module.get_parameter(n).numel() != module.out_channels for n in own - {"weight"}):
         return None
-    if any(p for m in module.children() for p in m.parameters()):
+    if any(list(child.parameters()) for child in module.children()):
         return None
     if module not in _known:
         _known[module] = _recognise(module)

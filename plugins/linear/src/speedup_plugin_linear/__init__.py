@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -22,7 +24,9 @@ from speedup import (
     rows_of_one,
     variants,
 )
+from speedup_plugin_linear.einsum import Einsum
 from speedup_plugin_linear.experts import Experts
+from speedup_plugin_linear.products import RULES as OTHERS
 
 
 class MatMul(Rule):
@@ -72,9 +76,19 @@ def _alike_along(node: Node, facts: NodeFacts, k: int, name: str) -> tuple[Bools
 
 
 class AddMatMul(Rule):
-    """input + a @ b, where the input broadcasts to the product; with other factors than 1 no rule holds."""
+    """input + a @ b, where the input broadcasts to the product. With factors, or summed over a batch, in parts."""
 
     bias = "input"
+
+    def in_parts(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[..., Any] | None:
+        factors = [kwargs.get(name, 1) for name in ("beta", "alpha")]
+        plain = factors == [1, 1] and not function.__name__.startswith("addbmm")
+        numbers = args and isinstance(args[0], int | float)  # an old form, with factors in front
+        if plain or numbers or "out" in kwargs or function.__name__.endswith("_"):
+            return None
+        return _summed if function.__name__.startswith("addbmm") else _scaled
 
     def signature(self, node: Node) -> str:
         if node.arg("beta", 1) != 1 or node.arg("alpha", 1) != 1:
@@ -84,6 +98,26 @@ class AddMatMul(Rule):
         out = [*batch, "i", *(["j"] if right > 1 else [])]
         a, b = " ".join([*batch, "i", "k"]), " ".join([*batch, "k", *out[len(batch) + 1 :]])
         return f"{a}, {b}, {' '.join(out[len(out) - added :])} -> {' '.join(out)}"
+
+
+def _scaled(input: Any, a: Any = None, b: Any = None, *, beta: float = 1, alpha: float = 1, **named: Any) -> Any:
+    return _plus(input, beta, torch.matmul(*_factors(a, b, named)), alpha)
+
+
+def _summed(input: Any, a: Any = None, b: Any = None, *, beta: float = 1, alpha: float = 1, **named: Any) -> Any:
+    return _plus(input, beta, torch.bmm(*_factors(a, b, named)).sum(0), alpha)
+
+
+def _factors(a: Any, b: Any, named: Mapping[str, Any]) -> list[Any]:
+    """Both factors, which have other names in each of these functions."""
+    given = [x for x in (a, b) if x is not None]
+    return given + [named[n] for n in ("mat1", "mat", "batch1", "mat2", "vec", "batch2") if n in named]
+
+
+def _plus(input: torch.Tensor, beta: float, product: torch.Tensor, alpha: float) -> torch.Tensor:
+    # What is multiplied with 0 is not read, and may be no number.
+    input = input if beta == 1 else torch.zeros_like(input) if beta == 0 else input * beta
+    return input + (product if alpha == 1 else product * alpha)
 
 
 class Inner(Rule):
@@ -97,33 +131,6 @@ class Inner(Rule):
             [f"{side}{n}" for n in range(v.ndim - 1)] for side, v in zip("ab", node.operands, strict=True) if v
         )
         return f"{' '.join(left)} k, {' '.join(right)} k -> {' '.join(left + right)}"
-
-
-class Einsum(Rule):
-    """Two operands whose summed letters are in both; the equation is the signature."""
-
-    name = "einsum"
-    functions = variants("einsum")
-    # The operands have no names but their numbers.
-    annihilates = {"0": ("1",), "1": ("0",)}  # noqa: RUF012
-
-    def signature(self, node: Node) -> str:
-        equation = node.args[0]
-        if not isinstance(equation, str):
-            raise SignatureError("einsum without an equation")
-        inputs, arrow, out = equation.replace(" ", "").partition("->")
-        sides = inputs.split(",")
-        letters = [set(side.replace(".", "")) for side in (*sides, out)]
-        if (
-            len(sides) != 2
-            or not arrow
-            or any(len(s.replace(".", "")) != len(a) for s, a in zip((*sides, out), letters, strict=True))
-        ):
-            raise SignatureError(f"einsum {equation!r}: only two operands, '->', and no letter twice in one of them")
-        if (letters[0] ^ letters[1]) - letters[2]:
-            raise SignatureError(f"einsum {equation!r}: a summed letter that one operand lacks")
-        a, b, c = (" ".join(side.replace("...", "*")) for side in (*sides, out))
-        return f"{a}, {b} -> {c}"
 
 
 class Bilinear(Rule):
@@ -188,11 +195,12 @@ def speedup_rules() -> Iterable[Rule]:
         ),
         AddMatMul(
             name="baddbmm",
-            functions=variants("baddbmm"),
+            functions=variants("baddbmm", "addbmm"),
             call="input, batch1, batch2, *, beta=1, alpha=1",
             operands=("batch1", "batch2", "input"),
         ),
         Inner(),
         Einsum(),
         Experts(),
+        *OTHERS,
     ]

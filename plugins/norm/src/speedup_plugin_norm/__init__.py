@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, SignatureError, hookimpl
-from speedup_plugin_norm.compensated import REMOVED, GroupNormForward, LayerNormForward, compensate
+from speedup_plugin_norm.compensated import REMOVED, GroupNormForward, LayerNormForward, RMSNormForward, compensate
 from speedup_plugin_norm.counting import Counting
-from speedup_plugin_norm.custom import Form, form_of
+from speedup_plugin_norm.custom import Form, eps_of, form_of
+from speedup_plugin_norm.local import LocalResponseNorm
 from speedup_plugin_norm.response import ResponseNorm
 from speedup_plugin_norm.weight import WeightNorm
 
@@ -77,6 +78,7 @@ class LayerNorm(Counting):
             removed_mean=float(mean[0]),
             removed_spread=float(spread[0]),
             stat_tail=self.tail(node),
+            stat_offset=self.added(node),
         )
 
 
@@ -84,10 +86,11 @@ class RMSNorm(Counting):
     """out[c] = x[c] / sqrt(mean of x² + eps) * weight[c].
 
     With n of N channels left and S the sum of squares of those that went: (S + N eps) / n for eps, and the weight times
-    sqrt(N / n). Exact, and no new module.
+    sqrt(N / n). Exact, and no new module but where there is no weight.
     """
 
     name = "rms_norm"
+    makes = (RMSNormForward,)
     operands = ("input", "weight")
     call = "input, normalized_shape, weight=None, eps=None"
 
@@ -96,14 +99,14 @@ class RMSNorm(Counting):
             raise TypeError("statistics over several axes")
         return "* c, c? -> * c"
 
-    def removable(self, node: Node) -> bool:
-        return super().removable(node) and node.operands[1] is not None
-
     def terms(self, constants: Floats, groups: int) -> list[Floats]:
         return [constants]
 
     def alone(self, node: Node, constants: Floats, axes: tuple[int, ...]) -> Floats:
-        return np.asarray(constants / np.sqrt(np.square(constants).mean(axis=axes, keepdims=True) + self.eps(node)))
+        gone, mean, spread = self.before(node)
+        squares = np.square(constants).sum(axis=axes, keepdims=True) + spread + gone * mean**2
+        total = np.prod([constants.shape[a] for a in axes]) + gone
+        return np.asarray(constants / np.sqrt(squares / total + self.eps(node)))
 
     def eps_name(self, node: Node) -> str:
         return "eps"
@@ -120,10 +123,21 @@ class RMSNorm(Counting):
         total = n + int(count[0])
         if hasattr(module, "normalized_shape"):
             module.__dict__["normalized_shape"] = (n,)
+        if total > n and node.operands[1] is None:
+            return compensate(
+                module,
+                RMSNormForward,
+                stat_axis=self.channel(node),
+                stat_eps=self.eps(node),
+                removed=int(count[0]),
+                removed_mean=0.0,
+                removed_spread=squares,
+                stat_tail=self.tail(node),
+            )
         if total > n:
             setattr(module, self.eps_name(node), (squares + total * self.eps(node)) / n)
             weight = keep.tensors["weight"]
-            scaled = (weight.detach() + self.offset) * (total / n) ** 0.5 - self.offset
+            scaled = (weight.detach() + self.added(node)) * (total / n) ** 0.5 - self.added(node)
             scaled = nn.Parameter(scaled, requires_grad=weight.requires_grad)
             module.register_parameter("weight", scaled)
         return module
@@ -149,10 +163,10 @@ class _Recognised:
         return self.form(node).axis
 
     def eps(self, node: Node) -> float:
-        return float(getattr(node.module, self.form(node).eps))
+        return eps_of(node.module, self.form(node))
 
     def eps_name(self, node: Node) -> str:
-        return self.form(node).eps
+        return str(self.form(node).eps)
 
     def tail(self, node: Node) -> tuple[str, ...]:
         return self.form(node).tail
@@ -166,12 +180,20 @@ class OtherLayerNorm(_Recognised, LayerNorm):
         return "* c, c?, c? -> * c" if self.channel(node) == -1 else "n c *, c?, c? -> n c *"
 
 
+class OffsetLayerNorm(OtherLayerNorm):
+    """With 1 + weight in the place of the weight, as in Nemotron."""
+
+    name = "offset layer_norm"
+    kind = "layer+1"
+    offset = 1.0
+
+
 class OtherRMSNorm(_Recognised, RMSNorm):
     name = "other rms_norm"
     kind = "rms"
 
     def signature(self, node: Node) -> str:
-        return "* c, c -> * c" if self.channel(node) == -1 else "n c *, c -> n c *"
+        return "* c, c? -> * c" if self.channel(node) == -1 else "n c *, c? -> n c *"
 
 
 class OffsetRMSNorm(OtherRMSNorm):
@@ -248,6 +270,9 @@ class CompensatedLayerNorm(LayerNorm):
     def tail(self, node: Node) -> tuple[str, ...]:
         return tuple(node.arg("stat_tail"))
 
+    def added(self, node: Node) -> float:
+        return float(node.arg("stat_offset"))
+
     def signature(self, node: Node) -> str:
         return "* c, c?, c? -> * c" if self.channel(node) == -1 else "n c *, c?, c? -> n c *"
 
@@ -258,8 +283,31 @@ class CompensatedLayerNorm(LayerNorm):
         return float(node.arg("stat_eps"))
 
     def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
-        count, mean, spread = (np.full((1,) * len(node.layout.names), float(node.arg(n))) for n in REMOVED)
-        return count, mean, spread
+        return _numbers(node)
+
+
+class CompensatedRMSNorm(RMSNorm):
+    """One that has lost channels in an earlier round, and goes on counting them."""
+
+    name = "compensated rms_norm"
+
+    def claims(self, module: nn.Module) -> bool:
+        return isinstance(module, RMSNormForward)
+
+    def tail(self, node: Node) -> tuple[str, ...]:
+        return tuple(node.arg("stat_tail"))
+
+    def signature(self, node: Node) -> str:
+        return "* c, c? -> * c" if self.channel(node) == -1 else "n c *, c? -> n c *"
+
+    def channel(self, node: Node) -> int:
+        return int(node.arg("stat_axis"))
+
+    def eps(self, node: Node) -> float:
+        return float(node.arg("stat_eps"))
+
+    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
+        return _numbers(node)
 
 
 class CompensatedGroupNorm(GroupNorm):
@@ -320,19 +368,28 @@ class InstanceNorm(Rule):
         return super().evaluate(node, arrays)
 
 
+def _numbers(node: Node) -> tuple[Floats, Floats, Floats]:
+    """What a compensated module lost in earlier rounds."""
+    count, mean, spread = (np.full((1,) * len(node.layout.names), float(node.arg(n))) for n in REMOVED)
+    return count, mean, spread
+
+
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
     return [
         LayerNorm(modules=(nn.LayerNorm,), functions=(F.layer_norm, torch.layer_norm)),
         RMSNorm(modules=(nn.RMSNorm,), functions=(F.rms_norm, torch.rms_norm)),
         OtherLayerNorm(),
+        OffsetLayerNorm(),
         CompensatedLayerNorm(),
+        CompensatedRMSNorm(),
         CompensatedGroupNorm(),
         OtherRMSNorm(),
         OffsetRMSNorm(),
         OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
         ResponseNorm(),
+        LocalResponseNorm(),
         WeightNorm(),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),

@@ -35,6 +35,7 @@ class Compensated(Overlay):
         removed, removed_mean, removed_spread: numbers, or tensors of one entry per group.
         stat_eps: the eps of the original.
         stat_tail: the children that are called on the result: activations.
+        stat_offset: what is added to the weight.
     """
 
     label = "Compensated{}"
@@ -45,6 +46,7 @@ class Compensated(Overlay):
     removed_spread: Any
     stat_eps: float
     stat_tail: tuple[str, ...] = ()
+    stat_offset: float = 0.0
 
     def finish(self, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
         """Scale, shift, and what the original calls after it."""
@@ -90,7 +92,7 @@ class LayerNormForward(Compensated):
 
         With w = whole: y = kernel(x) · w / inverse + weight · w · q · away + bias, in few passes and few small calls.
         """
-        weight, bias, dtype = self.weight, self.bias, x.dtype
+        weight, bias, dtype = _scale_of(self), getattr(self, "bias", None), x.dtype
         if dtype in _HALF:
             dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
             x = x.float()
@@ -112,6 +114,21 @@ class LayerNormForward(Compensated):
         return y if y.dtype == dtype else y.to(dtype)
 
 
+class RMSNormForward(Compensated):
+    """Over the last axis or the second, without a weight that could take up the change of scale.
+
+    ``removed_spread`` is the sum of squares of what went, which ``removed_mean`` is no part of.
+    """
+
+    stat_axis: int
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float() if x.dtype in _HALF else x
+        total = x.shape[self.stat_axis] + self.removed
+        squares = wide.square().sum(self.stat_axis, keepdim=True) + self.removed_spread
+        return self.behind((wide * torch.rsqrt(squares / total + self.stat_eps)).to(x.dtype))
+
+
 class GroupNormForward(Compensated):
     """Over the channels of each group and all positions."""
 
@@ -126,10 +143,15 @@ class GroupNormForward(Compensated):
 
 def scale(module: Any, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
     """Scale and shift with the parameters that the module has."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight, bias = _scale_of(module), getattr(module, "bias", None)
     if weight is not None:
         y = y * weight.reshape(shape)
     return y if bias is None else y + bias.reshape(shape)
+
+
+def _scale_of(module: Any) -> Any:
+    weight, offset = getattr(module, "weight", None), getattr(module, "stat_offset", 0.0)
+    return weight + offset if weight is not None and offset else weight
 
 
 def compensate(module: nn.Module, kind: type[Compensated], **numbers: Any) -> nn.Module:

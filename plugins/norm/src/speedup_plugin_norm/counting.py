@@ -21,6 +21,10 @@ class Counting(Rule):
     over = "c"
     offset = 0.0  # what is added to the weight before anything is scaled with it
 
+    def added(self, node: Node) -> float:
+        """What is added to the weight."""
+        return self.offset
+
     def terms(self, constants: Floats, groups: int) -> list[Floats]:
         """Of an entry that is constant in front: its factor of every unknown, before weight and bias (named space)."""
         raise NotImplementedError
@@ -65,7 +69,7 @@ class Counting(Rule):
         """Constants become affine; where the weight is 0 the bias comes out, and where all is constant, a constant."""
         layout = node.layout
         known, value = self.constants(node, facts)
-        weight = self._named(node, facts, 1, 1.0) + self.offset
+        weight = self._named(node, facts, 1, 1.0) + self.added(node)
         bias = self._named(node, facts, 2, 0.0)
         scaled = self.scaled(node, facts)
         axes = layout.axes({self.over})
@@ -117,7 +121,7 @@ class Counting(Rule):
     def scaled(self, node: Node, facts: NodeFacts) -> Bools:
         """Where the scale is not known to be 0, in named space."""
         layout = node.layout
-        plain = facts.present(1) and not self.offset
+        plain = facts.present(1) and not self.added(node)
         return ~layout.to_named(1, facts.zero(1)) if plain else np.ones((1,) * len(layout.names), bool)
 
     def constants(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:

@@ -25,18 +25,20 @@ from speedup_plugin_norm.compensated import Compensated, scale
 class Form:
     """What a module computes: ``layer``, ``rms`` or ``group``, over which axis, with its eps in which attribute.
 
-    ``rms+1`` is an RMS norm that scales by 1 + weight, as in Gemma.
+    ``rms+1`` is an RMS norm that scales by 1 + weight, as in Gemma; ``layer+1`` a layer norm that does, as in Nemotron.
 
     Attributes:
+        eps: the name of the attribute, or the number that its code holds.
         tail: the children that are called on the result, in this order: activations, entry by entry.
     """
 
     kind: str
     axis: int
-    eps: str
+    eps: str | float
     tail: tuple[str, ...] = ()
 
 
+_EPS = (1e-5, 1e-6, 1e-8, 1e-12)  # where a module has it in its code, and not in an attribute
 _known: WeakKeyDictionary[nn.Module, Form | None] = WeakKeyDictionary()
 
 
@@ -63,17 +65,17 @@ def _recognise(module: nn.Module) -> Form | None:
     tail = _tail(module) or ()
     if tail and not _is_pointwise(probe, tail):
         return None
-    floats = [n for n, v in vars(module).items() if isinstance(v, float) and 0 < v < 1]
-    for axis, shape in ((-1, (2, 3, width)), (-1, (2, 2, 3, width)), (1, (2, width, 2, 3))):
+    named = [n for n, v in vars(module).items() if isinstance(v, float) and 0 < v < 1]
+    for axis, shape in ((-1, (2, 3, width)), (-1, (2, 2, 3, width)), (1, (2, width, 2, 3)), (1, (2, width, 3))):
         if len(shape) > 2 and width in (2, 3):
             continue  # the axes could not be told apart
         # Small numbers, for which eps matters.
         x = (torch.randn(shape, generator=numbers) * 0.05).to(like)
-        kinds = ("layer", "rms", "rms+1", *(("group",) if axis == 1 and _groups(module) else ()))
+        kinds = ("layer", "rms", "rms+1", "layer+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
-            for name in floats:
-                if _computes(probe, x, Form(kind, axis, name, tail)):
-                    return Form(kind, axis, name, tail)
+            for eps in (*named, *(() if kind.startswith("rms") else _EPS)):  # that of an RMS norm must be set anew
+                if _computes(probe, x, Form(kind, axis, eps, tail)):
+                    return Form(kind, axis, eps, tail)
     return None
 
 
@@ -82,9 +84,14 @@ def _width(module: nn.Module) -> int:
     weight = module._parameters.get("weight")
     if weight is not None:
         return weight.numel()
-    if isinstance(module, nn.LayerNorm):
-        return module.normalized_shape[0] if len(module.normalized_shape) == 1 else 0
-    return module.num_channels if isinstance(module, nn.GroupNorm) else 0
+    shape = vars(module).get("normalized_shape")
+    if isinstance(shape, tuple) and len(shape) == 1 and isinstance(shape[0], int):
+        return shape[0]
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    # Without parameters it does not matter how many there are.
+    floats = any(isinstance(v, float) for v in vars(module).values())
+    return 7 if floats and not module._parameters and not module._modules else 0
 
 
 def _like(module: nn.Module) -> torch.Tensor:
@@ -143,9 +150,12 @@ def _groups(module: nn.Module) -> int:
 
 
 def _computes(module: nn.Module, x: torch.Tensor, form: Form) -> bool:
-    other = copy.copy(module)
-    other.__dict__ = {**module.__dict__, form.eps: 7 * getattr(module, form.eps)}
-    for each in (module, other):
+    probes = [module]
+    if isinstance(form.eps, str):
+        other = copy.copy(module)
+        other.__dict__ = {**module.__dict__, form.eps: 7 * getattr(module, form.eps)}
+        probes.append(other)
+    for each in probes:
         try:
             got = each.forward(x.clone())
         except Exception:
@@ -161,14 +171,18 @@ def _computes(module: nn.Module, x: torch.Tensor, form: Form) -> bool:
 def formula(module: nn.Module, x: torch.Tensor, form: Form) -> torch.Tensor:
     """What a module of that form should compute."""
     wide = x.float() if x.dtype.itemsize == 2 else x
-    eps = getattr(module, form.eps)
+    eps = eps_of(module, form)
     if form.kind == "group":
         y = F.group_norm(wide, _groups(module), eps=eps)
-    elif form.kind == "layer":
+    elif form.kind.startswith("layer"):
         var, mean = torch.var_mean(wide, form.axis, correction=0, keepdim=True)
         y = (wide - mean) * torch.rsqrt(var + eps)
     else:
         y = wide * torch.rsqrt(wide.square().mean(form.axis, keepdim=True) + eps)
     shape = [-1 if a == form.axis % x.ndim else 1 for a in range(x.ndim)]
     y = y.to(x.dtype)
-    return run_tail(module, form.tail, scale(module, y, shape) + (y if form.kind == "rms+1" else 0))
+    return run_tail(module, form.tail, scale(module, y, shape) + (y if form.kind.endswith("+1") else 0))
+
+
+def eps_of(module: nn.Module | None, form: Form) -> float:
+    return float(getattr(module, form.eps) if isinstance(form.eps, str) else form.eps)
