@@ -137,6 +137,11 @@ class Layout:
         """The names that operand ``k`` varies along."""
         return self._names_by_operand[k]
 
+    def varying(self, k: int, shape: Shape) -> list[str]:
+        """The names that an array of this shape, which broadcasts to operand ``k``, is written out along."""
+        dims = self.operands[k] or ()
+        return [n for size, dim in zip(shape, dims, strict=True) if size > 1 for n in dim]
+
     def shared(self, k: int) -> frozenset[str]:
         """The names of operand ``k`` that are not private to it (mixed axes are)."""
         return self._shared_by_operand[k]

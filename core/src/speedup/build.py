@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import nn
 
-from speedup import fold
+from speedup import fold, walk
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
@@ -21,6 +21,7 @@ from speedup.masking import product
 from speedup.pieces import contents, is_piece, put_back, source_of
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
+from speedup.rule import Rule
 from speedup.shell import shell_of
 
 
@@ -61,12 +62,11 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
     if full is None:
         raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
     # Weights last: their sets are products, which are written out only where nothing else has the name.
-    weights = {k for k, v in enumerate(node.operands) if v is not None and v.is_source}
-    for k in sorted(range(len(layout.operands)), key=lambda k: k in weights):
-        if name not in layout.names_of(k):
-            continue
+    known = [k for k in range(len(layout.operands)) if name in layout.names_of(k)]
+    weights = [k for k in known if k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source]
+    axis = layout.names.index(name)
+    for k in (*(k for k in known if k not in weights), *weights):
         named = layout.to_named(k, sets[k])
-        axis = layout.names.index(name)
         if named.shape[axis] > 1 and named.any() and is_regular(named):
             if ragged_axis(named) == axis:
                 return int(named.sum(axis=axis).max())
@@ -191,13 +191,14 @@ def _folds(
                     new = new[torch.from_numpy(ranks.flatten()).to(new.device)]
                 gained.setdefault(node, {})[target] = new
     for node in nodes:
-        if node.rule is not None:
+        if node.rule is not None and type(node.rule).refit is not Rule.refit:
             for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
                 value = node.operand(name)
                 if value is None or not value.is_source or len(value.uses) != 1:
                     raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
                 folded[value] = _cut(keeps, value, tensor)
     folded |= {value: _cut(keeps, value, tensor) for value, tensor in in_pieces.items()}
+    keeps.memo.clear()
     return folded, gained
 
 
@@ -247,7 +248,7 @@ def _replace_modules(
     gained: dict[Node, dict[str, torch.Tensor]],
     parts: Parts,
 ) -> None:
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(walk.all_paths(model))
     for node in nodes:
         if node.module is None or node.rule is None or node.path in parts.modules:
             continue
@@ -272,7 +273,7 @@ def _replace_modules(
 
 def _replace_owners(model: nn.Module, parts: Parts) -> None:
     """Put new tensors into the modules that own them and that no rule has replaced with them inside."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(walk.all_paths(model))
     shells: dict[int, nn.Module] = {id(modules[path]): made for path, made in parts.modules.items()}
     for name, tensor in parts.tensors.items():
         path, _, attribute = name.rpartition(".")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.attributes import Saved, identical
 from speedup.build import Parts
 from speedup.errors import SpeedupError
@@ -53,7 +54,7 @@ class Transaction:
 
     def put(self, modules: Mapping[str, nn.Module]) -> None:
         """Swap modules in, by path; on an error some of them may be in."""
-        known = dict(self.model.named_modules(remove_duplicate=False))
+        known = dict(walk.all_paths(self.model))
         targets = [(path, known[path], made) for path, made in modules.items()]
         for path, old, made in targets:
             if isinstance(made, type(old)):
@@ -84,6 +85,8 @@ class Transaction:
             if name in _HOOKS:  # the user may have added or removed some since the plan was made
                 continue
             current = held.get(name)
+            if current is value:
+                continue
             if isinstance(current, dict) and isinstance(value, dict):
                 _update(current, value)
             elif isinstance(current, list) and isinstance(value, list):

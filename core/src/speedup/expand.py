@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from speedup import walk
 from speedup.errors import RuleError, SpeedupError
 from speedup.graph import Node
 from speedup.overlay import Overlay, overlaid, plain_class
@@ -78,7 +79,7 @@ def expand(model: nn.Module, registry: Registry) -> dict[str, Expansion]:
         the rules by path.
     """
     found: dict[str, Expansion] = {}
-    for path, module in model.named_modules():
+    for path, module in walk.named_modules(model):
         plain = plain_class(module)
         rule = registry.for_type(plain) if "forward" not in vars(module) else None
         if isinstance(rule, Expansion):

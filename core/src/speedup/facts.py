@@ -92,24 +92,26 @@ def compact_axes(*arrays: Bools | Floats) -> tuple[Bools | Floats, ...]:
     """Reduce every axis along which none of the arrays (of one shape) varies to size 1."""
     if not arrays:
         return ()
-    out = list(np.broadcast_arrays(*arrays))
-    for axis in sorted(range(out[0].ndim), key=lambda a: -out[0].shape[a]):
-        if out[0].shape[axis] == 1:
-            continue
-        first = [slice(None)] * out[0].ndim
-        first[axis] = slice(0, 1)
-        head = tuple(first)
-        first[axis] = slice(-1, None)
-        tail = tuple(first)  # mostly enough to tell
+    out = list(alike_shaped(*arrays))
+    shape = out[0].shape
+    for axis in sorted([a for a, size in enumerate(shape) if size != 1], key=lambda a: -shape[a]):
+        before = (slice(None),) * axis
+        head, tail = (*before, slice(0, 1)), (*before, slice(-1, None))  # the last one is mostly enough to tell
         if all(_same(a[tail], a[head]) for a in out) and all(_same(a, a[head]) for a in out):
             out = [a[head] for a in out]
     return tuple(out)
 
 
+def alike_shaped(*arrays: Bools | Floats) -> Sequence[Bools | Floats]:
+    """The arrays, broadcast to one shape."""
+    shape = arrays[0].shape
+    return arrays if all(a.shape == shape for a in arrays) else np.broadcast_arrays(*arrays)
+
+
 def _same(a: Bools | Floats, head: Bools | Floats) -> bool:
-    if a.dtype.kind == "f":
-        return bool(((a == head) | ((a != a) & (head != head))).all())
-    return bool((a == head).all())
+    if (a == head).all():
+        return True
+    return a.dtype.kind == "f" and bool(((a == head) | ((a != a) & (head != head))).all())
 
 
 def constant(mask: Bools, value: Floats) -> Constant | None:
@@ -168,6 +170,8 @@ def everything(ndim: int) -> Bools:
 
 def read_only(array: Bools | Floats) -> Bools | Floats:
     """The array as rules see it, who may not write into it: the facts, and a weight in float64, are what is there."""
+    if type(array) is np.ndarray and not array.flags.writeable:
+        return array
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view

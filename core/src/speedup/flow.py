@@ -15,6 +15,7 @@ All of it is computed in named space (see ``speedup.axes``), where arrays have s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from speedup.facts import (
     Indices,
     Unused,
     affine,
+    alike_shaped,
     along,
     any_of,
     any_product,
@@ -40,10 +42,8 @@ from speedup.facts import (
     nothing,
     sum_product,
 )
-from speedup.graph import Node
+from speedup.graph import Node, Value
 from speedup.regular import take
-
-_LARGE = 2**20
 
 if TYPE_CHECKING:
     from speedup.infer import NodeFacts
@@ -81,22 +81,28 @@ class _Named:
         self.weights_only = weights_only
         self.inputs = [k for k in range(self.layout.n_inputs) if self.layout.present(k)]
         self._nowhere = nothing(len(self.layout.names))
+        self._masks: dict[int, Bools] = {}
 
     def _known(self, k: int) -> bool:
         return not self.weights_only or self.facts.is_weight(k)
 
     def mask(self, k: int) -> Bools:
         """Constant along all mixed axes with one value."""
+        if k not in self._masks:
+            self._masks[k] = self._mask(k)
+        return self._masks[k]
+
+    def _mask(self, k: int) -> Bools:
         if not self._known(k):
             return self._nowhere
         if self.facts.is_weight(k):
             return everything(len(self.layout.names))
-        mask, values = self.facts.mask(k), self.facts.value(k)
+        mask = self.facts.mask(k)
+        if not mask.any():
+            return self._nowhere
         axes = self.layout.mixed_axes
         named: Bools = self.layout.to_named(k, mask)
-        if not named.any():
-            return self._nowhere
-        value = self.layout.to_named(k, values)
+        value = self.layout.to_named(k, self.facts.value(k))
         if all(a.shape[p] == 1 for a in (named, value) for p in axes):
             return named
         same = np.where(named, value, 0)
@@ -203,8 +209,7 @@ def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
     found: list[Constant | None] = []
     for k, result in zip(range(layout.n_inputs, len(layout.operands)), results, strict=True):
         mask = layout.from_named(k, layout.project_all(k, holds))
-        mask, result = np.broadcast_arrays(mask, np.asarray(result, dtype=np.float64))
-        found.append(constant(mask, result))
+        found.append(constant(*alike_shaped(mask, np.asarray(result, dtype=np.float64))))
     return found
 
 
@@ -347,18 +352,20 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
     results = None
     layout = node.layout
     assert node.rule is not None
+    wide = {n for k, a in enumerate(arrays) if a is not None for n in layout.varying(k, a.shape)}
+    number_of = {v: k for k, v in enumerate(node.operands) if v is not None}
     for extent in (1,) if not layout.mixed else (None,) if node.rule.counts else (2, 3):
         tensors: list[torch.Tensor] = []
-        by_value = {id(v): (k, a) for k, (v, a) in enumerate(zip(node.operands, arrays, strict=True)) if v is not None}
         for value in node.tensors:
-            if id(value) not in by_value:
-                if value.tensor is None or not value.is_known:
-                    return None
+            k = number_of.get(value)
+            if k is not None:
+                array = arrays[k]
+                assert array is not None
+                tensors.append(_operand_tensor(layout, k, array, value.dtype, extent, wide))
+            elif value.is_known:
                 tensors.append(value.contents())
-                continue
-            k, array = by_value[id(value)]
-            assert array is not None
-            tensors.append(_operand_tensor(layout, k, array, value.dtype, extent, arrays))
+            else:
+                return None
         try:
             found = node.run(tensors)
         except (RuntimeError, ValueError, TypeError, IndexError):
@@ -371,28 +378,55 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
 
 
 def _alike(a: Floats, b: Floats) -> bool:
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-12, atol=0, equal_nan=True))
+    return a.shape == b.shape and (np.array_equal(a, b) or bool(np.allclose(a, b, rtol=1e-12, atol=0, equal_nan=True)))
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """An axis of an operand when a call is tried on constants.
+
+    Attributes:
+        names: that stand behind it.
+        full: its size.
+        named: whether it counts in full, as it is neither mixed nor of the ``*``.
+        mixed: whether all of it is.
+    """
+
+    names: tuple[str, ...]
+    full: int
+    named: bool
+    mixed: bool
+
+
+def _extents(layout: Layout, k: int) -> list[_Extent]:
+    found: list[_Extent] = layout.once(
+        "extents",
+        k,
+        lambda: [
+            _Extent(
+                dim,
+                prod(layout.sizes[n] for n in dim),
+                any("*" not in n and n not in layout.mixed for n in dim),
+                bool(dim) and layout.mixed.issuperset(dim),
+            )
+            for dim in layout.operands[k] or ()
+        ],
+    )
+    return found
 
 
 def _operand_tensor(
-    layout: Layout, k: int, array: Floats, dtype: torch.dtype, extent: int | None, arrays: Sequence[Floats | None]
+    layout: Layout, k: int, array: Floats, dtype: torch.dtype, extent: int | None, wide: set[str]
 ) -> torch.Tensor:
     """An operand of the smallest shape at which the call makes sense: names that any operand varies along in full."""
-    wide: set[str] = set()
-    for j, other in enumerate(arrays):
-        if other is not None:
-            for size, dim in zip(other.shape, layout.operands[j] or (), strict=True):
-                wide.update(dim if size > 1 else ())
     shape = []
-    for size, dim in zip(array.shape, layout.operands[k] or (), strict=True):
-        full = prod(layout.sizes[n] for n in dim)
-        if size > 1 or any(n in wide for n in dim) or any("*" not in n and n not in layout.mixed for n in dim):
-            shape.append(full)
-        elif dim and all(n in layout.mixed for n in dim):
-            shape.append(full if extent is None else extent)
+    for size, axis in zip(array.shape, _extents(layout, k), strict=True):
+        if size > 1 or axis.named or not wide.isdisjoint(axis.names) or (axis.mixed and extent is None):
+            shape.append(axis.full)
         else:
-            shape.append(1)
-    tensor = torch.from_numpy(np.broadcast_to(array, shape).copy())
+            shape.append(extent if axis.mixed and extent is not None else 1)
+    whole = array if array.shape == tuple(shape) else np.broadcast_to(array, shape)
+    tensor = torch.from_numpy(whole.copy())
     return tensor if dtype.is_floating_point else tensor.to(dtype)
 
 
@@ -404,16 +438,17 @@ def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats
         if out.is_complex():
             return None
         array = out.detach().to("cpu", torch.float64).numpy()
-        dims = layout.operands[k] or ()
-        if array.ndim != len(dims):
+        axes = _extents(layout, k)
+        if array.ndim != len(axes):
             return None
-        for axis, dim in enumerate(dims):
-            if dim and all(n in layout.mixed for n in dim) and array.shape[axis] != 1:
-                first = np.take(array, [0], axis=axis)
+        for number, axis in enumerate(axes):
+            size = array.shape[number]
+            if axis.mixed and size != 1:
+                first = array.take([0], axis=number)
                 if not np.allclose(array, first, rtol=1e-12, atol=0, equal_nan=True):
                     return None
                 array = first
-            elif array.shape[axis] not in (1, prod(layout.sizes[n] for n in dim)):
+            elif size not in (1, axis.full):
                 return None
         results.append(array)
     return results
@@ -430,11 +465,10 @@ def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, F
     for k in named.inputs:
         name = node.operand_names[k]
         if k in factors and len(factors) == 2:
-            other = factors[1 - factors.index(k)]
-            over = layout.private(k)
-            if _is_idle_talk(node, k, unused, named.zero(other), over):
+            if _is_idle_talk(node.values[k]):
                 continue
-            used = any_product(~unused, ~named.zero(other), over)
+            other = factors[1 - factors.index(k)]
+            used = any_product(~unused, ~named.zero(other), layout.private(k))
             mask = layout.project_all(k, ~used)
         else:
             idle = unused
@@ -447,13 +481,10 @@ def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, F
     return found
 
 
-def _is_idle_talk(node: Node, k: int, left: Bools, right: Bools, over: Sequence[int]) -> bool:
-    """Whether nobody would ask for a fact that takes much memory: of a weight that this call alone reads, which keeps
-    what the other operands keep, every entry by itself."""
-    value = node.values[k]
-    own = value is not None and value.is_source and len(value.uses) == 1
-    sizes = [max(a, b) for p, (a, b) in enumerate(zip(left.shape, right.shape, strict=True)) if p not in over]
-    return own and prod(sizes) > _LARGE
+def _is_idle_talk(value: Value | None) -> bool:
+    """Whether nobody would ask which entries are read: of a weight of this call alone, which keeps what the other
+    operands keep. That fact would be of the weight's size."""
+    return value is not None and value.is_source and len(value.uses) == 1
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------

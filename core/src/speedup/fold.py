@@ -14,7 +14,8 @@ is the multiple of an unknown that is 1 everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class Removed:
         known: everything that is known of the operand, kept entries included.
         terms: of what is known, the factors of each unknown; the same shape rules as for facts.
         offset: the constant part.
+        rows: the same as rows of numbers, by whether the constants go into a bias.
     """
 
     k: int
@@ -58,6 +60,7 @@ class Removed:
     known: Bools
     terms: tuple[Floats, ...]
     offset: Floats
+    rows: dict[bool, _Rows] = field(default_factory=dict, repr=False)
 
 
 # -- what goes --------------------------------------------------------------------------------------------------------
@@ -65,14 +68,18 @@ class Removed:
 
 def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     """What goes of the factors and is not 0, and that some kept output still counts."""
-    layout = node.layout
-    facts = keep.facts
+    facts, factors = keep.facts, node.layout.factors
+    weights_only = not any(facts.from_input(k) for k in factors)
+    live = [k for k in factors if weights_only or not (facts.is_weight(k) or is_own(node, k))]
+    sets = tuple([keep.sets[k] for k in (*live, node.layout.n_inputs)])
+    return keep.remembered(sets, lambda: _removed(node, keep, live, weights_only))
+
+
+def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool) -> list[Removed]:
+    layout, facts = node.layout, keep.facts
     factors = layout.factors
     found = []
-    weights_only = not any(facts.from_input(k) for k in factors)
-    for k in factors:
-        if (facts.is_weight(k) or is_own(node, k)) and not weights_only:
-            continue
+    for k in live:
         combined = None if weights_only else facts.affine(k)
         if combined is not None:
             counts = combined.mask & ~(combined.constant & (combined.offset == 0))
@@ -177,11 +184,19 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
             continue
         if bias and not gone.terms:
             continue
-        rows = _Rows(node, gone, keep, bias)
-        chosen = rows.lacking()
+        chosen = _rows(node, gone, keep, bias).lacking()
         if chosen.any():
-            mask, why = layout.from_named(gone.k, rows.named(chosen)), "carries what was removed"
+            mask, why = (
+                layout.from_named(gone.k, _rows(node, gone, keep, bias).named(chosen)),
+                "carries what was removed",
+            )
             keep.grow(gone.k, mask, why, gone.k, Kind.CARRIER)
+
+
+def _rows(node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> _Rows:
+    if bias not in gone.rows:
+        gone.rows[bias] = _Rows(node, gone, keep, bias)
+    return gone.rows[bias]
 
 
 class _Rows:
@@ -311,7 +326,7 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
         kept = node.layout.to_named(out, keep.sets[out])
         shift = response(node, gone.k, gone.weight, constants, kept, tensor) if bias else None
         if gone.terms or not bias:
-            rows = _Rows(node, gone, keep, bias)
+            rows = _rows(node, gone, keep, bias)
             new[weight] = moved = _onto_carriers(node, gone, rows, contents(weight))
             if shift is not None:
                 # The constant part of the carriers came along.

@@ -197,6 +197,8 @@ class Node:
         args, kwargs = replaced(Ref, real, (args, kwargs))
         if module is not None:
             held = {name: tensors[number] for name, number in self.attributes.items()}
+            if held.keys() <= module._parameters.keys() | module._buffers.keys():
+                return shell_of(module, held).forward(*args, **kwargs)
             return torch.func.functional_call(module, held, args, kwargs)
         op: Callable[..., Any] = self.op
         return op(*args, **kwargs)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from speedup.kinds import Kind
 from speedup.order import Orders, in_order
 from speedup.regular import cut, cut_lines, kept_shape, varied
 from speedup.rule import Rule
-from speedup.tie import derive_parts
+from speedup.tie import derive_parts, derived_operands
+
+Found = TypeVar("Found")
 
 _WHY_DERIVED = "its layer keeps them"
 
@@ -57,6 +59,7 @@ class KeepSets:
 
     Attributes:
         orders: of the values whose entries do not stand as they stood before, by axis.
+        memo: what was found out at a node from its sets, for the next who asks while these are the same.
     """
 
     def __init__(self, graph: Graph, facts: Facts, drop: bool = False) -> None:
@@ -70,7 +73,8 @@ class KeepSets:
         self.orders: dict[Value, Orders] = {}
         self.patient = False
         self.waiting: set[int] = set()
-        self.derived: dict[Node, set[int]] = {}
+        self.memo: dict[Node, tuple[tuple[Bools, ...], Any]] = {}
+        self._derived: dict[Node, set[int]] = {}
         self._count = 0
         self._derived_at: dict[Value, tuple[Node, int]] = {}
         self._shapes: dict[Value, tuple[int, ...]] = {}
@@ -162,6 +166,13 @@ class KeepSets:
         """The sets of a node's operands and outputs, each to be asked for by its number."""
         return _SetsAt(self.sets, node.values)
 
+    def derived_at(self, node: Node) -> set[int]:
+        """The operands whose sets follow from the others, by number."""
+        derived = self._derived.get(node)
+        if derived is None:
+            derived = self._derived[node] = ask(node, "derived")
+        return derived
+
     def of(self, values: Sequence[Value]) -> Sequence[Bools]:
         """The sets of some values, each to be asked for by its number."""
         return _SetsAt(self.sets, values)
@@ -210,13 +221,24 @@ class NodeKeep:
         self.facts = NodeFacts(keeps.facts, node)
         self.rigid = [keeps.rigid[v] if v is not None else [] for v in node.values]
         self.sets = keeps.at(node)
-        derived = keeps.derived.get(node)
-        if derived is None:
-            derived = keeps.derived[node] = ask(node, "derived")
-        self.derived: set[int] = derived
+        self.derived = keeps.derived_at(node)
         self.drop = keeps.drop
         self.settled = False
         self.changed: set[Value] = set()
+
+    def remembered(self, sets: tuple[Bools, ...], find: Callable[[], Found]) -> Found:
+        """What follows from the facts and these sets of the node, found again when a set has grown."""
+        known = self._keeps.memo.get(self._node)
+        if (
+            known is not None
+            and len(known[0]) == len(sets)
+            and all(a is b for a, b in zip(known[0], sets, strict=True))
+        ):
+            found: Found = known[1]
+            return found
+        made = find()
+        self._keeps.memo[self._node] = sets, made
+        return made
 
     @property
     def patient(self) -> bool:
@@ -436,10 +458,12 @@ def _derive_weights(keeps: KeepSets) -> None:
     for node in keeps.graph.nodes:
         if node.rule is None:
             continue
-        keep = NodeKeep(keeps, node)
-        for k in sorted(keep.derived):
+        derived = keeps.derived_at(node)
+        own = derived_operands(node) if derived else derived
+        sets = keeps.at(node)
+        for k in sorted(derived):
             value = node.values[k]
             assert value is not None
             plain = type(node.rule).derive is Rule.derive
-            parts = derive_parts(node, k, keep.sets) if plain else [ask(node, "derive", k, keep.sets)]
+            parts = derive_parts(node, k, own, sets) if plain else [ask(node, "derive", k, sets)]
             keeps.derive(value, parts, node)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.masks import compact
 
 
@@ -38,10 +39,10 @@ class Masking:
         self._own: dict[int, torch.Tensor] = {}  # what those that are masked now are without masks
         self._read: set[int] = set()
         self.whole, self.interrupted = whole, False
-        named = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
         for name, mask in (masks or {}).items():
-            key = id(named[name])
-            self._parameters[key] = named[name]
+            parameter = model.get_parameter(name)
+            key = id(parameter)
+            self._parameters[key] = parameter
             small = compact(mask)
             self._masks[key] = self._masks[key] & small if key in self._masks else small
 
@@ -70,7 +71,7 @@ class Masking:
         states: dict[int, tuple[int, int]] = {}
         if not self._masks:
             return states
-        for tensor in (*tensors, *(() if module is None else module.parameters())):
+        for tensor in (*tensors, *(() if module is None else walk.parameters(module))):
             key = id(tensor)
             if key in self._masks and key not in self._own:
                 parameter = self._parameters[key]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from types import GetSetDescriptorType
@@ -116,6 +117,14 @@ def op_name(op: Any) -> str:
         >>> op_name(torch.nn.Conv2d), op_name(torch.Tensor.add_), op_name(torch.nn.functional.relu)
         ('torch.nn.Conv2d', 'torch.Tensor.add_', 'torch.nn.functional.relu')
     """
+    try:
+        return _known_name(op)
+    except TypeError:  # not hashable
+        return _public_path(op if hasattr(op, "__qualname__") else type(op))
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_name(op: Any) -> str:
     if isinstance(op, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return f"torch.ops.{op}"
     if isinstance(op, type):
@@ -124,10 +133,7 @@ def op_name(op: Any) -> str:
     for prefix, namespace in _NAMESPACES.items():
         if getattr(namespace, own, None) is op:
             return f"{prefix}.{own}"
-    try:
-        name = resolve_name(op)
-    except TypeError:  # not hashable
-        name = None
+    name = resolve_name(op)
     if name is not None:
         return str(name).removesuffix(".__get__")
     return _public_path(op) if hasattr(op, "__qualname__") else _public_path(type(op))

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from speedup import rule_log
+from speedup import rule_log, walk
 from speedup.atomic import replacing
 from speedup.build import Parts
 from speedup.commit import Transaction
@@ -262,8 +262,7 @@ def _small_shapes(graph: Graph, parts: Parts) -> dict[str, tuple[int, ...]]:
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
     """Changes when a parameter or buffer is written to or replaced."""
-    tensors = (*model.parameters(), *model.buffers())
-    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in walk.tensors(model)]
 
 
 def plan(

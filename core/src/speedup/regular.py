@@ -118,9 +118,10 @@ def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
 
 def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:
     """Cut the kept indices of each axis out of a tensor, the axis that loses most first."""
-    for axis, line in sorted(lines.items(), key=lambda item: float(item[1].mean())):
-        if not line.all():
-            tensor = take(tensor, axis, np.flatnonzero(line))
+    kept = [(axis, line.nonzero()[0], len(line)) for axis, line in lines.items()]
+    for axis, indices, size in sorted(kept, key=lambda each: len(each[1]) / max(each[2], 1)):
+        if len(indices) < size:
+            tensor = take(tensor, axis, indices)
     return tensor
 
 
@@ -134,5 +135,5 @@ def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor
 def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     """Some indices of an axis, as a new tensor."""
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.take(tensor.detach().numpy(), indices, axis))  # some times faster
+        return torch.from_numpy(tensor.detach().numpy().take(indices, axis))  # some times faster
     return tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+_COPIED = (dict, list, set)  # an OrderedDict is a dict
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def shell_of(module: Module) -> Module:
+def shell_of(module: Module, instead: Mapping[str, torch.Tensor] | None = None) -> Module:
     """A module of the same class with the same attributes, hooks, parameters and children, made without ``__init__``.
 
     Its dictionaries are its own: registering a parameter in the shell leaves the original alone.
+
+    Args:
+        instead: tensors that take the place of parameters and buffers of these names.
     """
     shell = module.__class__.__new__(module.__class__)
+    held = shell.__dict__
     for name, value in module.__dict__.items():
-        shell.__dict__[name] = value.copy() if isinstance(value, dict | OrderedDict | list | set) else value
+        held[name] = value.copy() if isinstance(value, _COPIED) else value
+    for name, tensor in (instead or {}).items():
+        held["_parameters" if name in held["_parameters"] else "_buffers"][name] = tensor
     return shell
 
 

@@ -11,7 +11,7 @@ In named space, with a keep set per operand:
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,21 +67,21 @@ def derived_operands(node: Node) -> set[int]:
 
 def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
     """The product of what the operands that are not derived keep, along the names of operand ``k``."""
-    parts = derive_parts(node, k, sets)
+    parts = derive_parts(node, k, derived_operands(node), sets)
     return functools.reduce(np.logical_and, parts, everything(len(node.layout.operands[k] or ())))
 
 
-def derive_parts(node: Node, k: int, sets: Sequence[Bools]) -> list[Bools]:
+def derive_parts(node: Node, k: int, derived: Collection[int], sets: Sequence[Bools]) -> list[Bools]:
     """The factors of ``derive``, each over the axes of operand ``k``."""
     layout = node.layout
-    derived = derived_operands(node)
-    parts = []
-    for p in range(len(layout.operands)):
-        common = layout.names_of(p) & layout.names_of(k)
-        if layout.present(p) and p not in derived and common:
-            named = layout.to_named(p, sets[p])
-            parts.append(layout.from_named(k, any_of(named, layout.axes(set(layout.names) - common))))
-    return parts
+    ways: list[tuple[int, tuple[int, ...]]] = layout.once("parts", k, lambda: _ways_to(layout, k))
+    return [layout.from_named(k, any_of(layout.to_named(p, sets[p]), away)) for p, away in ways if p not in derived]
+
+
+def _ways_to(layout: Layout, k: int) -> list[tuple[int, tuple[int, ...]]]:
+    """The operands that share names with operand ``k``, and what else they vary along."""
+    shared = [(p, layout.names_of(p) & layout.names_of(k)) for p in range(len(layout.operands)) if layout.present(p)]
+    return [(p, layout.axes(set(layout.names) - common)) for p, common in shared if common]
 
 
 def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
+from speedup import walk
 from speedup.attributes import Saved
 from speedup.errors import MaskError
 
@@ -30,7 +31,7 @@ class Unwrapped:
         self.masks: dict[str, torch.Tensor] = {}
         self._saved = Saved()
         try:
-            for path, module in list(model.named_modules()):
+            for path, module in walk.named_modules(model):
                 prefix = f"{path}." if path else ""
                 pruned, masked = list(_pruned(module)), list(_parametrized(path, module))
                 if pruned or masked:

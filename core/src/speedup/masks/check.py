@@ -22,7 +22,7 @@ _NUMPY = (torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64)
 
 
 def normalize_masks(
-    model: nn.Module, masks: Mapping[Any, Any], *, may_be_empty: bool = False
+    model: nn.Module, masks: Mapping[Any, Any], names: Names | None = None, *, may_be_empty: bool = False
 ) -> dict[str, torch.Tensor]:
     """Check `masks` against `model` and return them by qualified parameter name.
 
@@ -57,7 +57,7 @@ def normalize_masks(
     _check_masks(masks)
     if not masks and not may_be_empty:
         raise MaskError("the dict of masks is empty: there is nothing to make smaller")
-    known = Names(model)
+    known = names if names is not None else Names(model)
     modules = known.modules
     masks = known.nested(masks)
     problems = _Problems()
@@ -88,11 +88,11 @@ def normalize_masks(
     problems.raise_if_any()
     if not keeps and not may_be_empty:
         raise MaskError("there is no mask in the dict: every entry is None or empty. Nothing would be made smaller")
-    for names in tied.values():
-        for other in names[1:]:
-            both = compact(keeps[names[0]]) & compact(keeps[other])
-            keeps[names[0]] = both.expand(keeps[other].shape)
-        keeps.update(dict.fromkeys(names, keeps[names[0]]))
+    for first, *others in tied.values():
+        for other in others:
+            both = compact(keeps[first]) & compact(keeps[other])
+            keeps[first] = both.expand(keeps[other].shape)
+        keeps.update(dict.fromkeys(others, keeps[first]))
     return keeps
 
 

@@ -160,10 +160,25 @@ def _load(
         parameters, activations = split(names.nested(_of_state_dict(names, given)))
         parameters.update({name: entry for name, entry in activations.items() if name not in names.modules})
     may_be_empty = may_be_empty or bool(activations or carried) or isinstance(masks, LoadedMasks)
-    merged = normalize_masks(model, parameters, may_be_empty=may_be_empty)
-    for name, mask in normalize_masks(model, carried, may_be_empty=True).items():
+    if isinstance(masks, LoadedMasks) and _fits(names, masks.parameters):
+        merged = dict(masks.parameters)
+    else:
+        merged = normalize_masks(model, parameters, names, may_be_empty=may_be_empty)
+    for name, mask in normalize_masks(model, carried, names, may_be_empty=True).items() if carried else ():
         merged[name] = merged[name] & mask if name in merged else mask
     return LoadedMasks(merged, activations)
+
+
+def _fits(names: Names, masks: Mapping[str, torch.Tensor]) -> bool:
+    """Whether masks that were read already are those of a model as they are."""
+    found: set[int] = set()
+    for name, mask in masks.items():
+        path, _, attribute = name.rpartition(".")
+        parameter = names.modules[path]._parameters.get(attribute) if path in names.modules else None
+        if parameter is None or parameter.shape != mask.shape or mask.dtype != torch.bool or id(parameter) in found:
+            return False  # of a tied parameter all masks are to be made one
+        found.add(id(parameter))
+    return True
 
 
 _TAKES = {"model": "masks=None", "zeros": "masks='zeros' or None", "dict": "a dict", "file": "the path of a file"}

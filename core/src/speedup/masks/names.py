@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from speedup import walk
 from speedup.masks import hints
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -24,7 +25,7 @@ class Names:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = dict(walk.all_paths(model))
         self._bare: dict[str, list[str]] = {}
         for name in self.modules:
             self._bare.setdefault(bare(name), []).append(name)
@@ -75,4 +76,5 @@ class Names:
 
 def bare(name: str) -> str:
     """A name without the parts that wrappers add."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    parts = name.split(".")
+    return name if WRAPPERS.isdisjoint(parts) else ".".join([part for part in parts if part not in WRAPPERS])

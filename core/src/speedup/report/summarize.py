@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 from torch import nn
 
+from speedup import walk
 from speedup.build import Parts
 from speedup.graph import Graph, Value
 from speedup.keep import KeepSets
@@ -21,7 +22,7 @@ from speedup.report.stays import find_stays
 def summarize(model: nn.Module, graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
     """Count and explain one plan."""
     report = Report(gained=sorted(parts.gained), effects=list(graph.effects))
-    types = {path: type(module).__name__ for path, module in model.named_modules()}
+    types = {path: type(module).__name__ for path, module in walk.named_modules(model)}
     parameters: dict[str, list[Pair]] = defaultdict(list)
     for value in graph.sources:
         shape = keeps.shape(value) if value.uses else value.shape

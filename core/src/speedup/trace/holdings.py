@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup.trace.outputs import is_empty_of_tensors
+
 _INTERNAL = frozenset(nn.Module().__dict__)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
@@ -34,7 +36,7 @@ class Holdings:
         self._alive: list[Any] = []  # an id is one object's as long as that lives
         for module in modules:
             for name, value in module.__dict__.items():
-                if name not in _INTERNAL:
+                if name not in _INTERNAL and not is_empty_of_tensors(value):
                     self._add(value, _DEPTH)
 
     def restore(self) -> None:
@@ -146,6 +148,8 @@ def _array(item: np.ndarray[Any, Any]) -> Callable[[], None]:
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors have the same entries, NaN included; on the meta device there are none to compare."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
     if a.is_meta and b.is_meta:
-        return a.shape == b.shape and a.dtype == b.dtype
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
+        return True
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())

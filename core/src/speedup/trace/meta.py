@@ -14,12 +14,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from speedup import walk
+
 Tree = TypeVar("Tree")
 
 
 def on_meta(model: nn.Module) -> bool:
     """Whether some of a model's tensors have no contents."""
-    return any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    return any(t.is_meta for t in walk.tensors(model))
 
 
 def to_meta(tree: Tree) -> Tree:

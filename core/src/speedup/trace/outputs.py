@@ -16,6 +16,15 @@ _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.
 _PLAIN_LEAVES = (bool, int, float, complex, str, np.ndarray, np.generic)
 
 
+_NUMBERS = frozenset((bool, int, float, str, type(None)))
+
+
+def is_empty_of_tensors(item: Any) -> bool:
+    """Whether an attribute is at first sight one without tensors: a number, a text, nothing, a few of them."""
+    kind = type(item)
+    return kind in _NUMBERS or (kind is tuple and _NUMBERS.issuperset(map(type, item)))
+
+
 def tensors_in(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:
     """Every tensor in nested tuples, lists, dicts, registered containers, and the attributes of other objects.
 

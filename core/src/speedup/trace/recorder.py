@@ -15,13 +15,14 @@ import contextlib
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
+from speedup import walk
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
 from speedup.masking import Masking, memory_of
@@ -29,8 +30,8 @@ from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.trace.enter import enterable
-from speedup.trace.outputs import tensors_in
-from speedup.trace.source import caller, sites
+from speedup.trace.outputs import is_empty_of_tensors, tensors_in
+from speedup.trace.source import caller, caller_and_sites
 from speedup.trace.written import Written
 from speedup.trees import replaced
 
@@ -39,9 +40,8 @@ _READS = frozenset(
     {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
 )
 
-_PLAIN = (bool, int, float, str, type(None))  # attributes that hold no tensor
-_CONTAINERS = (dict, list, tuple, set, OrderedDict)
-_MEMBERS = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
+_MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
 
 _MOST_READS = 100  # in a run that is told what the data do not say
 
@@ -50,27 +50,22 @@ class EndlessError(Exception):
     """A run that is told what the data do not say does not come to its end."""
 
 
-@contextlib.contextmanager
-def _function_modes_off() -> Iterator[None]:
-    """Take the recorder off the mode stack: cheaper than to have it wave every inner call through."""
-    if torch._C._len_torch_function_stack() == 0:
-        yield
-        return
-    with _pop_mode_temporarily():
-        yield
-
-
 def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """For methods of the recorder: neither the inside of a call nor our own look at its tensors is recorded."""
+    """For methods of the recorder: neither the inside of a call nor our own look at its tensors is recorded.
+
+    The recorder is taken off the mode stack: cheaper than to have it wave every inner call through.
+    """
 
     @functools.wraps(method)
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
+        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
         self.open_calls += 1
         try:
-            with _function_modes_off():
-                return method(self, *args, **kwargs)
+            return method(self, *args, **kwargs)
         finally:
             self.open_calls -= 1
+            if mode is not None:
+                _push_mode(mode)  # type: ignore[no-untyped-call]
 
     return inner
 
@@ -98,7 +93,7 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.masking = masking if masking is not None else Masking(model)
-        self.written = Written(p for p in model.parameters() if self.masking.mask_of(p) is None)
+        self.written = Written(p for p in walk.parameters(model) if self.masking.mask_of(p) is None)
         self.substitutes = substitutes or {}
         self.registry = registry
         self.nodes: list[Node] = []
@@ -132,7 +127,7 @@ class Recorder(TorchFunctionMode):
     # -- values ---------------------------------------------------------------------------------------------------
 
     def _collect_sources(self, model: nn.Module) -> None:
-        for path, module in model.named_modules(remove_duplicate=False):
+        for path, module in walk.all_paths(model):
             self._paths.setdefault(id(module), path)
             prefix = path + "." if path else ""
             for kind, members in (("parameter", module._parameters), ("buffer", module._buffers)):
@@ -146,7 +141,7 @@ class Recorder(TorchFunctionMode):
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
             for name, held in module.__dict__.items():
-                if type(held) in _PLAIN or (type(held) in _CONTAINERS and not held) or name in _MEMBERS:
+                if name in _MEMBERS or (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
                     continue
                 for tensor in tensors_in(held, depth=2):
                     if id(tensor) not in self._sources:
@@ -155,7 +150,7 @@ class Recorder(TorchFunctionMode):
                         self._held.append(tensor)
 
     def _value(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
-        value = Value(len(self.values), tuple(int(s) for s in tensor.shape), tensor.dtype, kind, producer=producer)
+        value = Value(len(self.values), tuple(tensor.shape), tensor.dtype, kind, producer=producer)
         self.values.append(value)
         return value
 
@@ -230,9 +225,9 @@ class Recorder(TorchFunctionMode):
         inputs = tuple(self.value_of(t) for t in tensors)
         ops_before = self.op_count
         name = getattr(op, "__name__", str(op))
-        where = caller()
-        self.current = f"{op_name(op)} at {where}"
-        stands = sites()
+        called = op_name(op)
+        where, sites = caller_and_sites()
+        self.current = f"{called} at {where}"
         self.inside.clear()
         if name == "__set__" and tensors:
             self.written.save_data(tensors[0])
@@ -242,7 +237,7 @@ class Recorder(TorchFunctionMode):
         except Exception as error:
             self.masking.unmask(masked)
             if not hasattr(error, "speedup_call"):
-                error.speedup_call = (op_name(op), plain_args, plain_kwargs)  # type: ignore[attr-defined]
+                error.speedup_call = (called, plain_args, plain_kwargs)  # type: ignore[attr-defined]
             raise
         outputs = [t for t in tensors_in(result)]
         changed = [t for t, state in zip(tensors, before, strict=True) if _state(t) != state]
@@ -256,7 +251,7 @@ class Recorder(TorchFunctionMode):
             self.track(outputs[0], inputs[0])
             return result
         if self.watch is not None and outputs and not changed:
-            given = self.watch(len(self.nodes), op_name(op), tensors, outputs)
+            given = self.watch(len(self.nodes), called, tensors, outputs)
             instead = {id(old): new for old, new in zip(outputs, given, strict=True)}
             result = replaced(torch.Tensor, lambda t: instead.get(id(t), t), result)
             outputs = given
@@ -271,7 +266,7 @@ class Recorder(TorchFunctionMode):
         node = Node(
             index=len(self.nodes),
             op=op,
-            op_name=op_name(op),
+            op_name=called,
             rule=None,
             module=module,
             path=self._paths.get(id(module), "") if module is not None else "",
@@ -282,7 +277,7 @@ class Recorder(TorchFunctionMode):
             tensors=inputs,
             outputs=(),
             attributes=attributes,
-            sites=stands,
+            sites=sites,
             writes=bool(changed),
         )
         if passed and isinstance(result, torch.Tensor):
@@ -447,10 +442,11 @@ def _transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _state(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """What an in-place op changes of a tensor."""
-    version = 0 if tensor.is_inference() else tensor._version
-    return version, tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()
+def _state(tensor: torch.Tensor) -> Any:
+    """What an in-place op changes of a tensor, one that gives it another shape included."""
+    if not tensor.is_inference():
+        return tensor._version
+    return tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()
 
 
 def _alike(tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.attributes import Attributes
 from speedup.masking import Masking
 from speedup.trace.holdings import Holdings, same
@@ -27,7 +28,7 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
             for runs that are traced, see ``Masking``.
     """
     with all_on_meta(model) as stands, undisturbed(model), torch.no_grad(), Masking(model, masks, whole=True).run():
-        for module in model.modules():
+        for module in walk.modules(model):
             module.training = False
         yield stands
 
@@ -39,7 +40,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Put back: module attributes and what they hold (see ``Holdings``), buffers that the forward writes to, training
     flags, and the random state of Python, NumPy, the CPU and the devices that the model is on.
     """
-    modules = list(model.modules())
+    modules = walk.modules(model)
     attributes = [Attributes(m) for m in modules]
     parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
     own = {id(b): b for m in modules for b in m._buffers.values() if b is not None}

@@ -15,37 +15,52 @@ _MODULE_CALL = frozenset({"_call_impl", "_wrapped_call_impl", "call_module"})
 _DEEP = 8  # frames of helper functions between a forward and the torch call
 
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
-# Files of forwards that stand for those of modules (``speedup.expand``): the line is that of the module call.
-_STAND_INS: set[str] = set()
+# What is known of files, as there are many frames in few files: whether they are torch's or ours, of those whose lines
+# stand for others, or the user's.
+_LIBRARY, _PASSED, _USERS = 1, 2, 3
+_KINDS: dict[str, int] = {}
 
 
 def see_through(files: Iterable[str]) -> None:
-    """Take no line of these files for the place of a call."""
-    _STAND_INS.update(files)
+    """Take no line of these files for the place of a call: their forwards stand for those of modules
+    (``speedup.expand``), and the line is that of the module call."""
+    _KINDS.update(dict.fromkeys(files, _PASSED))
 
 
-def caller() -> str:
-    """``file:line`` of the nearest frame outside torch and this package, '' when there is none."""
-    frame: FrameType | None = sys._getframe(1)
+def _kind(file: str) -> int:
+    kind = _LIBRARY if file.startswith((_TORCH, _OURS)) else _PASSED if file.startswith("<frozen") else _USERS
+    _KINDS[file] = kind
+    return kind
+
+
+def caller(frame: FrameType | None = None) -> str:
+    """``file:line`` of the nearest frame outside torch and this package, '' when there is none.
+
+    Args:
+        frame: where to begin, by default here.
+    """
+    frame = frame if frame is not None else sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _OURS, "<frozen")) and name not in _STAND_INS:
-            return f"{name}:{frame.f_lineno}"
+        file = frame.f_code.co_filename
+        if (_KINDS.get(file) or _kind(file)) == _USERS:
+            return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
 
-def sites() -> tuple[tuple[CodeType, int], ...]:
-    """Where in the innermost module's forward we are: code and instruction of every frame outside torch and this
-    package, helper functions first. No frame is kept."""
+def caller_and_sites() -> tuple[str, tuple[tuple[CodeType, int], ...]]:
+    """The ``caller``, and where in the innermost module's forward we are: code and instruction of every frame outside
+    torch and this package, helper functions first. No frame is kept."""
     found: list[tuple[CodeType, int]] = []
+    where = ""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(found) < _DEEP:
         code = frame.f_code
-        if not code.co_filename.startswith((_TORCH, _OURS)):
-            if not code.co_filename.startswith("<frozen") and code.co_filename not in _STAND_INS:
-                found.append((code, frame.f_lasti))
-        elif code.co_name in _MODULE_CALL:
+        kind = _KINDS.get(code.co_filename) or _kind(code.co_filename)
+        if kind == _USERS:
+            where = where or f"{code.co_filename}:{frame.f_lineno}"
+            found.append((code, frame.f_lasti))
+        elif kind == _LIBRARY and code.co_name in _MODULE_CALL:
             break
         frame = frame.f_back
-    return tuple(found)
+    return where or caller(frame), tuple(found)

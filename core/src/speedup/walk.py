@@ -1,0 +1,57 @@
+"""The modules and tensors of a model as lists: torch has generators in generators, which take several times as long,
+and a transformation walks through the model a few dozen times."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def all_paths(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every path and the module there, as ``model.named_modules(remove_duplicate=False)``: a module that has several
+    paths comes with each of them."""
+    found: list[tuple[str, nn.Module]] = []
+
+    def visit(path: str, module: nn.Module) -> None:
+        found.append((path, module))
+        prefix = path + "." if path else ""
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(prefix + name, child)
+
+    visit("", model)
+    return found
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module once, with its first path, as ``model.named_modules()``."""
+    first: dict[nn.Module, str] = {}
+    for path, module in all_paths(model):
+        first.setdefault(module, path)
+    return [(path, module) for module, path in first.items()]
+
+
+def modules(model: nn.Module) -> list[nn.Module]:
+    """Every module once, as ``model.modules()``."""
+    found: dict[nn.Module, None] = {}
+
+    def visit(module: nn.Module) -> None:
+        found[module] = None
+        for child in module._modules.values():
+            if child is not None and child not in found:
+                visit(child)
+
+    visit(model)
+    return list(found)
+
+
+def parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter once, as ``model.parameters()``."""
+    within = modules(model) if model._modules else (model,)
+    return list({id(p): p for m in within for p in m._parameters.values() if p is not None}.values())
+
+
+def tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Every parameter and buffer once."""
+    held = (t for m in modules(model) for of in (m._parameters, m._buffers) for t in of.values())
+    return list({id(t): t for t in held if t is not None}.values())
