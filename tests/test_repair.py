@@ -465,7 +465,7 @@ def test_a_failed_verification_takes_the_repairs_back(monkeypatch: pytest.Monkey
     model = nets.View().eval()
     plan = speedup.plan(model, torch.randn(*IMAGE), mask_indices(model, CONV))
 
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setitem(Plan.apply.__globals__, "compare", fail)

@@ -31,6 +31,18 @@ class UnsteadyError(CheckError):
     """Two runs of the model itself make other calls."""
 
 
+class AnswersError(CheckError):
+    """The small model's outputs differ from the masked one's.
+
+    Attributes:
+        again: the run that gave them.
+    """
+
+    def __init__(self, message: str, again: Graph) -> None:
+        super().__init__(message)
+        self.again = again
+
+
 @dataclass(frozen=True, eq=False)
 class Mismatch:
     """The first call at which the small model differs from the plan.
@@ -78,7 +90,8 @@ def check(
     the masked model takes them.
 
     Raises:
-        CheckError: the outputs differ.
+        AnswersError: the outputs differ.
+        CheckError: it raises, or returns something else.
     """
     try:
         again = trace(model, *inputs, registry, substitutes=substitutes, watch=decisions, answers=graph.answers)
@@ -109,11 +122,26 @@ def check(
     found = _size_mismatch(graph, keeps, again.nodes) or _argument_mismatch(graph, keeps, again.nodes)
     if found is not None:
         return found
-    floor = decisions.largest if decisions is not None else 0.0
-    worst = difference(graph.reference, again.reference, floor, graph.coarsest) if not keeps.drop else None
+    return answers_mismatch(graph, keeps, again, decisions.largest if decisions is not None else 0.0)
+
+
+def answers_mismatch(
+    graph: Graph, keeps: KeepSets, again: Graph, floor: float, effects: Sequence[float] = ()
+) -> Mismatch | None:
+    """Where a run of the small model returns something else than the masked one, None where it does not.
+
+    Args:
+        floor, effects: as for ``speedup.rounding.difference``.
+
+    Raises:
+        AnswersError: the outputs differ.
+    """
+    if keeps.drop:
+        return None
+    worst = difference(graph.reference, again.reference, floor, graph.coarsest, effects)
     if worst is not None:
-        raise CheckError(worst)
-    return _returned_mismatch(graph, keeps, again) if not keeps.drop else None
+        raise AnswersError(worst, again)
+    return _returned_mismatch(graph, keeps, again, effects)
 
 
 def _methods_of(error: BaseException, model: nn.Module) -> list[tuple[str, str]]:
@@ -196,12 +224,12 @@ def _lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] |
     return None
 
 
-def _returned_mismatch(graph: Graph, keeps: KeepSets, again: Graph) -> Mismatch | None:
+def _returned_mismatch(graph: Graph, keeps: KeepSets, again: Graph, effects: Sequence[float]) -> Mismatch | None:
     """A number that the model returns beside its tensors, and that is made of a size that is smaller now."""
     if set(graph.plain) != set(again.plain):
         raise CheckError(f"the small model returns {', '.join(again.plain)}, the masked one {', '.join(graph.plain)}")
     dtypes = [t.dtype for t in graph.reference]
-    for name, _, relative, allowed in plain_differences(graph.plain, again.plain, dtypes):
+    for name, _, relative, allowed in plain_differences(graph.plain, again.plain, dtypes, effects):
         if relative <= allowed:
             continue
         old, new = graph.plain[name], again.plain[name]

@@ -16,7 +16,7 @@ from speedup.facts import nothing
 from speedup.fold import is_shifted
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
-from speedup.rounding import difference, largest_entry
+from speedup.rounding import difference, distance, largest_entry
 
 
 class Decisions:
@@ -30,7 +30,7 @@ class Decisions:
 
     def __init__(self, graph: Graph, keeps: KeepSets, wanted: Sequence[list[torch.Tensor]]) -> None:
         self.graph, self.keeps, self.wanted = graph, keeps, wanted
-        self.got: list[list[torch.Tensor]] = []
+        self.got: list[list[torch.Tensor]] | None = []
         self.largest = max((largest_entry(t) for outputs in wanted for t in outputs), default=0.0)
         self.taken: list[Node] = []
         self._results = {
@@ -41,14 +41,10 @@ class Decisions:
         self, number: int, op_name: str, tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         """What the call is to give: its own outputs, or those of the masked run."""
-        if number >= len(self.graph.nodes):
+        node = self.node(number, op_name, tensors, outputs)
+        if node is None:
             return list(outputs)
-        node = self.graph.nodes[number]
-        if node.op_name != op_name or len(node.outputs) != len(outputs) or len(node.tensors) != len(tensors):
-            return list(outputs)
-        if any(v not in self._results for v in node.outputs):
-            return list(outputs)
-        expected = [self.keeps.cut(v, self._results[v]) for v in node.outputs]
+        expected = [self.expected(v) for v in node.outputs]
         if not self._tipped(node, expected, outputs):
             return list(outputs)
         # What comes from nowhere (made out of sight, by a transform of a function) may be anything.
@@ -57,6 +53,37 @@ class Decisions:
             return list(outputs)
         self.taken.append(node)
         return [e.clone().to(o) for e, o in zip(expected, outputs, strict=True)]
+
+    def node(
+        self, number: int, op_name: str, tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+    ) -> Node | None:
+        """The call of the masked run that this one stands for, None where there is none to compare it with."""
+        node = self.graph.nodes[number] if number < len(self.graph.nodes) else None
+        if node is None or node.op_name != op_name:
+            return None
+        if len(node.outputs) != len(outputs) or len(node.tensors) != len(tensors):
+            return None
+        return node if all(v in self._results for v in node.outputs) else None
+
+    def expected(self, value: Value) -> torch.Tensor:
+        """What is kept of a value in the masked run."""
+        return self.keeps.cut(value, self._results[value])
+
+    def wrong(self, value: Value, tensor: torch.Tensor) -> str:
+        """What is wrong with an output of a call, '' when nothing is: what the rules say, or its numbers."""
+        assert value.producer is not None
+        worst = _wrong_constant(self.keeps, value, self._results[value])
+        if not worst and not is_shifted(value.producer):
+            worst = self.differs(value, tensor)
+        return worst
+
+    def differs(self, value: Value, tensor: torch.Tensor, tolerance: float | None = None) -> str:
+        """Where the kept entries of a value that somebody needs differ from the masked run; '' where they do not.
+
+        Args:
+            tolerance: relative to the largest entry; by default that of outputs of whole models.
+        """
+        return _differs(self.keeps, value, self._results[value], tensor, tolerance)
 
     def _tipped(self, node: Node, expected: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
         """Whether a call that is as it was, or one that gives whole numbers, gives others."""
@@ -70,16 +97,17 @@ class Decisions:
 
     def first_difference(self) -> str:
         """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
-        for node, old, new in zip(self.graph.nodes, self.wanted, self.got, strict=False):
-            for value, a, b in zip(node.outputs, old, new, strict=False):
-                rule = node.rule.label if node.rule is not None else "no rule"
-                place = f"first at {node.label}, {rule}, {node.where}"
-                worst = _wrong_constant(self.keeps, value, a)
-                if not worst and not is_shifted(node):
-                    worst = _differs(self.keeps, value, a, b).replace("output 0", "it")
+        for node, old, new in zip(self.graph.nodes, self.wanted, self.got or (), strict=False):
+            for value, _, b in zip(node.outputs, old, new, strict=False):
+                worst = self.wrong(value, b)
                 if worst:
-                    return f"{place}: {worst}"
+                    return f"first at {place_of(node)}: {worst}"
         return ""
+
+
+def place_of(node: Node) -> str:
+    """A call, its rule and where it stands, for messages."""
+    return f"{node.label}, {node.rule.label if node.rule is not None else 'no rule'}, {node.where}"
 
 
 def is_decision(node: Node) -> bool:
@@ -87,8 +115,10 @@ def is_decision(node: Node) -> bool:
     return bool(node.outputs) and not any(v.dtype.is_floating_point or v.dtype.is_complex for v in node.outputs)
 
 
-def _differs(keeps: KeepSets, value: Value, wanted: torch.Tensor, got: torch.Tensor) -> str:
-    """Where the kept entries that somebody needs differ; '' where they do not."""
+def _differs(
+    keeps: KeepSets, value: Value, wanted: torch.Tensor, got: torch.Tensor, tolerance: float | None = None
+) -> str:
+    """As ``Decisions.differs``."""
     unused = keeps.facts.unused(value)
     small = keeps.cut(value, wanted)
     if small.shape != got.shape:
@@ -96,7 +126,11 @@ def _differs(keeps: KeepSets, value: Value, wanted: torch.Tensor, got: torch.Ten
     idle = keeps.cut(value, torch.from_numpy(np.broadcast_to(unused | nothing(value.ndim), value.shape).copy()))
     idle = idle.to(got.device)
     small, got = (torch.where(idle, torch.zeros_like(t), t) for t in (small, got))
-    return difference([small], [got]) or ""
+    worst = difference([small], [got])
+    if worst is not None or tolerance is None or got.is_meta:
+        return (worst or "").replace("output 0", "it")
+    error, scale = distance(small, got)
+    return f"it differs by {error:.3g} (its largest entry is {scale:.3g})" if error > tolerance * scale else ""
 
 
 def _wrong_constant(keeps: KeepSets, value: Value, real: torch.Tensor) -> str:

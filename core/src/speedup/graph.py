@@ -244,6 +244,8 @@ class Graph:
         asking: scopes in which Python asked for the size of a tensor.
         dtypes: the types of what was computed from the input, inside of calls too.
         masking: the masks that parameters had in the run.
+        effects: of each output, how far the last digits of the parameters move it, relative to its largest entry;
+            empty where nobody had to measure it.
         passed: calls of modules that gave a tensor back as it is, and are no nodes therefore.
     """
 
@@ -261,6 +263,7 @@ class Graph:
     dtypes: frozenset[torch.dtype] = frozenset()
     masking: Masking | None = None
     passed: Sequence[Node] = ()
+    effects: Sequence[float] = ()
 
     @cached_property
     def uncertain(self) -> frozenset[Value]:

@@ -34,7 +34,7 @@ class Masking:
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None, whole: bool = False) -> None:
-        self._parameters: dict[int, nn.Parameter] = {}
+        self._parameters: dict[int, nn.Parameter] = {}  # those that a run sees changed
         self._masks: dict[int, torch.Tensor] = {}
         self._own: dict[int, torch.Tensor] = {}  # what those that are masked now are without masks
         self._read: set[int] = set()
@@ -76,9 +76,13 @@ class Masking:
             if key in self._masks and key not in self._own:
                 parameter = self._parameters[key]
                 data = self._own[key] = parameter.data
-                parameter.data = product(data, self._masks[key])
+                parameter.data = self._changed(key, data)
                 states[key] = _state(parameter)
         return states
+
+    def _changed(self, key: int, data: torch.Tensor) -> torch.Tensor:
+        """What a run sees of a parameter."""
+        return product(data, self._masks[key])
 
     def interrupt(self) -> None:
         """Parameters cannot be masked from here on.

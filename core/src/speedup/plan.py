@@ -45,7 +45,7 @@ from speedup.trace.meta import on_meta, to_meta
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
 from speedup.transfer import apply_spread, fill
-from speedup.verify import Inputs, compare, random_inputs, run
+from speedup.verify import Inputs, compare, effects_on, random_inputs, run
 from speedup.ways import explore
 
 log = logging.getLogger("speedup")
@@ -144,15 +144,19 @@ class Plan:
         try:
             transition = Transition(self.model, self.keeps, self._masks.parameters)
             cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
-            wanted = run(self.model, cases, self._masks.parameters) if verify else {}
+            masking = Masking(self.model, self._masks.parameters, whole=True)
+            wanted = run(self.model, cases, masking) if verify else {}
+            moved = effects_on(self.model, cases, wanted, masking) if verify and self.graph.effects else None
             transaction.apply()
             if fuse:
                 reference = None if self.keeps.drop else self.graph.reference
-                self.report.fusing = fused(self.model, self._inputs, self._rules, transaction, reference)
+                effects = self.graph.effects
+                self.report.fusing = fused(self.model, self._inputs, self._rules, transaction, reference, effects)
             if channels_last:
-                self.report.channels_last = reformat(self.model, self._inputs, self._rules, transaction)
+                effects = self.graph.effects
+                self.report.channels_last = reformat(self.model, self._inputs, self._rules, transaction, effects)
             if verify:
-                report = compare(wanted, run(self.model, cases))
+                report = compare(wanted, run(self.model, cases), effects=moved)
                 if not report:
                     raise CheckError(f"the small model does not give the same answers, nothing was changed:\n{report}")
             prepared.finish(transaction.saved)

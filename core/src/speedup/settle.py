@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from speedup.build import Parts, build
-from speedup.check import Mismatch, check
+from speedup.check import AnswersError, Mismatch, check
 from speedup.commit import Transaction
+from speedup.conditioning import excused
 from speedup.decisions import Decisions
 from speedup.errors import CheckError
 from speedup.graph import Graph
@@ -23,10 +24,11 @@ from speedup.repair.mend import mend
 from speedup.repair.options import Job
 from speedup.repair.parts import Repairs
 from speedup.repair.vary import comparable, varied
+from speedup.steps import Steps
 from speedup.trace import trace
 from speedup.trace.meta import on_meta
 from speedup.trace.sandbox import undisturbed
-from speedup.verify import Inputs, Returned, compare, run
+from speedup.verify import Inputs, Returned, compare, effects_on, run
 from speedup.ways import Way, disagreements, same_parts
 
 log = logging.getLogger("speedup")
@@ -131,9 +133,18 @@ def _try(
         found = attempt(decisions)
     except CheckError as still:
         where = decisions.first_difference()
-        raise CheckError(
-            f"the small model does not give the same answers, nothing was changed: {error or still}. {where}"
-        ) from still
+        wrong = f"the small model does not give the same answers, nothing was changed: {error or still}. "
+        if not isinstance(still, AnswersError):
+            raise CheckError(wrong + where) from still
+        decisions.got = None
+        steps = Steps(graph, keeps, wanted)
+        try:
+            right = attempt(steps) is None
+        except CheckError:
+            right = False
+        if not right or steps.problem:
+            raise CheckError(wrong + (steps.problem or where)) from still
+        return excused(model, inputs, graph, keeps, rules, still, decisions.largest, wrong)
     for node in decisions.taken:
         log.debug("rounding tips %s (%s)", node.label, node.where)
     return found
@@ -155,7 +166,8 @@ def _steady(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry, par
     """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
     if not parts.repairs:
         return True
-    cases, wanted = {}, {}
+    cases: dict[str, Inputs] = {}
+    wanted: dict[str, Returned | Exception] = {}
     given: dict[str, list[float]] = {}
     for alternatives in varied(inputs):
         for name, case in alternatives.items():
@@ -167,11 +179,13 @@ def _steady(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry, par
                 break
     if not cases:
         return True
+    # Only what the plan itself needed an excuse for is excused here.
+    moved = effects_on(model, cases, wanted, graph.masking) if graph.effects else None
     transaction = Transaction(model, parts)
     transaction.apply()
     try:
         alike = all(_factors(model, cases[name], rules) == numbers for name, numbers in given.items())
-        return alike and bool(compare(wanted, run(model, cases), graph.coarsest))
+        return alike and bool(compare(wanted, run(model, cases), graph.coarsest, moved))
     except CheckError as error:
         log.debug("at another size: %s", error)
         return False

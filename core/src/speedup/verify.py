@@ -5,7 +5,8 @@ The check before a commit uses the dummy input alone. This one draws random inpu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch.utils import _pytree as pytree
 
 from speedup.errors import CheckError, InputError
 from speedup.inputs import resolve_inputs
+from speedup.masking import Masking
 from speedup.masks import Prepared
 from speedup.rounding import distance, plain_differences, tolerance
+from speedup.shaking import Shaken, effects
 from speedup.trace.meta import made_there, on_meta
 from speedup.trace.outputs import plain_leaves, tensors_in
 from speedup.trace.sandbox import sandbox, undisturbed
@@ -35,6 +38,9 @@ class Comparison:
         absolute: largest absolute difference; infinite where shapes or types differ.
         relative: the same, divided by the largest entry of the masked model's output.
         allowed: the largest relative difference that rounding explains in this dtype.
+        effect: how far changing the last digit of every weight moves the output of the masked model, relative as well,
+            where that had to be measured: where an output differs by more than rounding mostly explains. ``allowed`` is
+            more then.
     """
 
     case: str
@@ -42,6 +48,7 @@ class Comparison:
     absolute: float
     relative: float
     allowed: float
+    effect: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -73,6 +80,7 @@ class Verification:
         lines.append(f"{'input':<12}{'output':>7}{'absolute':>12}{'relative':>12}")
         for c in self.comparisons:
             mark = "" if c.passed else f"  more than {c.allowed:.0e}"
+            mark += f"  ill-conditioned: last digits of weights make {c.effect:.0e}" if c.effect else ""
             lines.append(f"{c.case:<12}{c.output:>7}{c.absolute:>12.2e}{c.relative:>12.2e}{mark}")
         lines += [f"skipped: {s}" for s in self.skipped]
         return "\n".join(lines)
@@ -122,14 +130,45 @@ def verify(
         if on_meta(given):
             raise InputError(f"{name} is on the meta device: without contents there are no answers to compare")
     cases = random_inputs(resolve_inputs(dummy_input), batch_sizes, repeats, seed)
+    with _masking(model, masks) as masking:
+        wanted = run(model, cases, masking)
+    got = run(small, cases)
+    report = compare(wanted, got)
+    if report:
+        return report
+    with _masking(model, masks) as masking:
+        return compare(wanted, got, effects=effects_on(model, cases, wanted, masking))
+
+
+@contextlib.contextmanager
+def _masking(model: nn.Module, masks: Any) -> Iterator[Masking]:
+    """The masking of a model that can be run with it; all of it is as it was afterwards."""
     if masks is None:
-        return compare(run(model, cases), run(small, cases))
+        yield Masking(model, whole=True)
+        return
     prepared = Prepared(model, masks)
     try:
-        wanted = run(model, cases, prepared.masks.parameters)
+        yield Masking(model, prepared.masks.parameters, whole=True)
     finally:
         prepared.undo()
-    return compare(wanted, run(small, cases))
+
+
+def effects_on(
+    model: nn.Module, cases: Mapping[str, Inputs], wanted: Mapping[str, Returned | Exception], masking: Masking | None
+) -> dict[str, list[float]]:
+    """How far other last digits of its weights move the outputs of a masked model, by case, see ``speedup.shaking``.
+
+    Args:
+        wanted: what it answers as it is; those cases are tried.
+    """
+    there = {c: r.tensors for c, r in wanted.items() if isinstance(r, Returned)}
+
+    def answers(number: int) -> list[torch.Tensor]:
+        moved = run(model, {c: cases[c] for c in there}, Shaken(model, masking, number, whole=True))
+        return [t for r in moved.values() if isinstance(r, Returned) for t in r.tensors]
+
+    moved = iter(effects([t for tensors in there.values() for t in tensors], answers))
+    return {case: [next(moved) for _ in tensors] for case, tensors in there.items()}
 
 
 def random_inputs(inputs: Inputs, batch_sizes: Sequence[int], repeats: int, seed: int) -> dict[str, Inputs]:
@@ -181,11 +220,15 @@ def _is_flat(tensor: torch.Tensor) -> bool:
 
 
 def run(
-    model: nn.Module, cases: Mapping[str, Inputs], masks: Mapping[str, torch.Tensor] | None = None
+    model: nn.Module, cases: Mapping[str, Inputs], masking: Masking | None = None
 ) -> dict[str, Returned | Exception]:
-    """What a model returns for each input, or what it raises."""
+    """What a model returns for each input, or what it raises.
+
+    Args:
+        masking: a whole one, of all parameters from the start to the end; none where the model is masked, or small.
+    """
     results: dict[str, Returned | Exception] = {}
-    with sandbox(model, masks):
+    with sandbox(model), masking.run() if masking is not None else contextlib.nullcontext():
         for name, inputs in cases.items():
             args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
             try:
@@ -202,11 +245,13 @@ def compare(
     wanted: Mapping[str, Returned | Exception],
     got: Mapping[str, Returned | Exception],
     coarsest: torch.dtype | None = None,
+    effects: Mapping[str, Sequence[float]] | None = None,
 ) -> Verification:
     """Compare the results of ``run`` of the masked and of the small model.
 
     Args:
         coarsest: the type of the coarsest numbers that the results were made of, if that is known.
+        effects: by case, how far rounding alone moves the outputs, where that was measured (``effects_on``).
     """
     comparisons: list[Comparison] = []
     finite: dict[int | str, bool] = {}
@@ -225,6 +270,7 @@ def compare(
             raise CheckError(f"the small model returns {counts[0]} tensors, the masked one {counts[1]}")
         if set(result.plain) != set(reference.plain):
             raise CheckError(f"the small model returns {_names(result)}, the masked one {_names(reference)}")
+        moved = (effects or {}).get(case, [0.0] * len(reference.tensors))
         for number, (a, b) in enumerate(zip(reference.tensors, result.tensors, strict=True)):
             if a.is_meta or b.is_meta:  # only shapes and types
                 finite[number] = True
@@ -234,9 +280,11 @@ def compare(
             finite[number] = finite.get(number, False) or not a.numel() or bool(torch.isfinite(a).any())
             absolute, scale = distance(a, b) if a.shape == b.shape and a.dtype == b.dtype else (float("inf"), 1.0)
             relative = absolute / scale if scale else absolute
-            comparisons.append(Comparison(case, number, absolute, relative, tolerance(a.dtype, coarsest)))
+            effect = moved[number] if relative > tolerance(a.dtype, coarsest) else 0.0
+            allowed = tolerance(a.dtype, coarsest, effect)
+            comparisons.append(Comparison(case, number, absolute, relative, allowed, effect))
         dtypes = [t.dtype for t in reference.tensors]
-        for name, *numbers in plain_differences(reference.plain, result.plain, dtypes):
+        for name, *numbers in plain_differences(reference.plain, result.plain, dtypes, moved):
             finite[name] = True
             comparisons.append(Comparison(case, name, *numbers))
     skipped += [f"output {name}: no finite number on any input" for name, found in finite.items() if not found]

@@ -6,6 +6,8 @@ through the model by itself, whatever format the input has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -19,8 +21,13 @@ from speedup.trace import sandbox, trace
 from speedup.verify import Inputs, run
 
 
-def channels_last(model: nn.Module, inputs: Inputs, rules: Registry, transaction: Transaction) -> list[str]:
+def channels_last(
+    model: nn.Module, inputs: Inputs, rules: Registry, transaction: Transaction, effects: Sequence[float] = ()
+) -> list[str]:
     """Bring the weights of a model into the format, as a further change of a transaction.
+
+    Args:
+        effects: how far rounding alone moves the outputs, as for ``speedup.rounding.difference``.
 
     Returns:
         the names of the weights: those of four axes that only contractions read.
@@ -43,7 +50,7 @@ def channels_last(model: nn.Module, inputs: Inputs, rules: Registry, transaction
             f"channels_last=True: the model does not run in that format, nothing was changed: {again!r}. Code that "
             "calls view on a feature map needs reshape or flatten there"
         ) from again
-    worst = difference(graph.reference, again.tensors, coarsest=graph.coarsest)
+    worst = difference(graph.reference, again.tensors, coarsest=graph.coarsest, effects=effects)
     if worst is not None:
         raise CheckError(f"channels_last=True changes the answers, nothing was changed: {worst}")
     return names

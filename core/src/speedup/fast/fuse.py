@@ -50,11 +50,13 @@ def fused(
     rules: Registry,
     transaction: Transaction,
     reference: Sequence[torch.Tensor] | None,
+    effects: Sequence[float] = (),
 ) -> Fusing:
     """Fuse what can be fused, as further changes of a transaction.
 
     Args:
         reference: what the model has to answer; None for what it answers now.
+        effects: how far rounding alone moves that, as for ``speedup.rounding.difference``.
     """
     report = Fusing()
     wanted = reference if reference is not None else _answers(model, inputs)
@@ -68,7 +70,7 @@ def fused(
         if not steps:
             report.stays = [NotFused(path, why) for path, why in search.stays.items()]
             return report
-        trial = _Trial(model, inputs, transaction, wanted, graph.coarsest, refused)
+        trial = _Trial(model, inputs, transaction, wanted, graph.coarsest, effects, refused)
         for step in trial.taken(steps):
             if step.fixes:
                 report.fixed.append(step.done.module)
@@ -85,6 +87,7 @@ class _Trial:
     transaction: Transaction
     wanted: Sequence[torch.Tensor]
     coarsest: torch.dtype | None
+    effects: Sequence[float]
     refused: dict[str, str]
 
     def taken(self, steps: Sequence[_Step]) -> list[_Step]:
@@ -106,7 +109,7 @@ class _Trial:
             answers = _answers(self.model, self.inputs)
         except Exception as error:  # whatever the code of the model raises
             return f"without it, it raises {error!r}"
-        return difference(self.wanted, answers, coarsest=self.coarsest)
+        return difference(self.wanted, answers, coarsest=self.coarsest, effects=self.effects)
 
 
 def _answers(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from speedup.drop import Dropped
@@ -102,6 +103,8 @@ class Report:
         barriers: calls without a rule, with their places.
         gained: parameters that the small model has and the original has not (a bias that takes up constants).
         dropped, changes: for ``constants="drop"``: the calls that miss constants, and the change of each output.
+        effects: for an ill-conditioned model, by output: how far changing the last digit of every weight moves it, as
+            a part of its largest entry. The check took that into account. Empty for all other models.
         repaired: sizes in the code that follow the plan.
         fusing: what ``apply(fuse=True)`` fused, and what it left as it was and why; None before.
         channels_last: the weights that ``apply(channels_last=True)`` brought into that memory format.
@@ -122,6 +125,7 @@ class Report:
     gained: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
+    effects: list[float] = field(default_factory=list)
     repaired: list[Repaired] = field(default_factory=list)
     fusing: Fusing | None = None
     channels_last: list[str] = field(default_factory=list)
@@ -145,6 +149,16 @@ class Report:
         """The totals in one line."""
         (p0, p1), (m0, m1) = self.parameters, self.macs
         return f"parameters {p0:,} -> {p1:,} ({percent(p1, p0)}), MACs {m0:,} -> {m1:,} ({percent(m1, m0)})"
+
+    @property
+    def conditioning(self) -> str:
+        """What to know of an ill-conditioned model, in one sentence; "" for all others."""
+        if not self.effects:
+            return ""
+        return (
+            f"ill-conditioned: changing the last digit of every weight changes the answers by {max(self.effects):.1g} "
+            "of their largest entry, so each call was checked for itself, and the answers less strictly"
+        )
 
     def __call__(self, path: str | os.PathLike[str], *, title: str = "") -> None:
         """Write the report as one HTML file that needs nothing else: no network, no other file.
@@ -202,6 +216,7 @@ class Report:
             "barriers": self.barriers,
             "dropped": [vars(d) for d in self.dropped],
             "changes": self.changes,
+            "effects": [e if isfinite(e) else None for e in self.effects],
         }
 
     def __str__(self) -> str:

@@ -34,7 +34,7 @@ def to_html(report: Report) -> str:
     parts = [
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
         f"<p><b>{escape(report.headline)}</b></p>",
-        *(f"<p>{escape(line)}</p>" for line in repair_lines(report.repaired)),
+        *(f"<p>{escape(line)}</p>" for line in [report.conditioning, *repair_lines(report.repaired)] if line),
     ]
     if report.reasons:
         items = "".join(

@@ -29,6 +29,7 @@ def render(report: Report, width: int | None = None, depth: int | None = None, c
         lines += _wrapped(f"gained: {some(report.gained, 8)}", width)
     if report.dropped:
         lines += ["", *_dropped_lines(report, width)]
+    lines += _wrapped(report.conditioning, width)
     repaired = repair_lines(report.repaired)
     lines += [line for each in repaired[:_REPAIRS] for line in _wrapped(each, width)]
     if repaired[_REPAIRS:]:

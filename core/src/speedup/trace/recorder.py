@@ -72,9 +72,10 @@ def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Watch(Protocol):
-    """Sees every call and may have it give other tensors."""
+    """Sees every call and may have it give other tensors; ``got`` is filled with all that is given, if it is there."""
 
-    got: list[list[torch.Tensor]]
+    @property
+    def got(self) -> list[list[torch.Tensor]] | None: ...
 
     def __call__(
         self, number: int, op_name: str, tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]

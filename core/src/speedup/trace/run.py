@@ -96,7 +96,7 @@ def trace(
         answers: the first truth values that Python is given where it asks data of the input for one, whatever the
             data say. None makes such a question a ``Branch``.
         masking: the masks of the parameters; none where the model is masked already, or small.
-        watch: sees every call and says what it gives; its ``got`` is filled as ``log`` is.
+        watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
         TraceError: the model returns something that makes its tensors later.

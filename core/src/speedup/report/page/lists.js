@@ -10,6 +10,7 @@ function showReasons() {
   const list = element('ol', {});
   data.reasons.forEach((reason, rank) => list.append(reasonItem(reason, rank)));
   panel.append(list);
+  if (data.conditioning) panel.append(element('p', { class: 'none' }, data.conditioning));
   if (data.repaired.length) panel.append(element('p', { class: 'none' }, `${data.repaired.length} sizes in the code of the model were repaired (violet dots).`));
   for (const call of data.dropped) {
     panel.append(element('p', { class: 'none' }, `${exactly.format(call.indices)} constant inputs of ${call.name} were dropped, not folded: changes output ${call.outputs.join(', ') || 'none'} (${place(call.where)})`));
