@@ -170,8 +170,6 @@ def everything(ndim: int) -> Bools:
 
 def read_only(array: Bools | Floats) -> Bools | Floats:
     """The array as rules see it, who may not write into it: the facts, and a weight in float64, are what is there."""
-    if type(array) is np.ndarray and not array.flags.writeable:
-        return array
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view
