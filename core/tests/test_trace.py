@@ -439,6 +439,17 @@ def test_hooks_that_change_outputs_and_inputs_are_part_of_the_model() -> None:
     assert result.shape("one.weight") == (5, 4) and result.shape("two.weight") == (3, 5)
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Sigmoid, nn.LayerNorm])
+def test_what_a_call_makes_of_constants_leaves_hooks_out(kind: type[nn.Module]) -> None:
+    """They are calls of their own, which count once."""
+    sizes = {nn.Linear: (8, 8), nn.LayerNorm: (8,), nn.Sigmoid: ()}[kind]
+    net = randomize(nn.Sequential(nn.Linear(4, 8), kind(*sizes), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 3)))
+    net[1].register_forward_hook(lambda module, args, output: 3 * output + 1)
+    masks = mask_indices(net, {"0.weight": [1, 4], "2.weight": [0, 7]})
+    result = check_equal(net, torch.randn(5, 4), masks, [torch.randn(2, 4)])
+    assert result.shape("4.weight") == (3, 6)
+
+
 def test_a_hook_that_reads_an_activation_sees_the_shape_it_is_told() -> None:
     """A hook is user code: the small model calls it with the small activation."""
     seen: list[torch.Size] = []

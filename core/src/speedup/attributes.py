@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 _CONTAINERS = (list, dict, set)
-_PLAIN = frozenset((bool, int, float, str, tuple, type(None)))  # most attributes
 
 
 class Attributes:
@@ -18,9 +17,7 @@ class Attributes:
         self.module = module
         self.kind = type(module)
         self.saved = dict(module.__dict__)
-        self.contents: dict[str, Any] = {
-            k: v.copy() for k, v in self.saved.items() if type(v) not in _PLAIN and isinstance(v, _CONTAINERS)
-        }
+        self.contents: dict[str, Any] = {k: v.copy() for k, v in self.saved.items() if isinstance(v, _CONTAINERS)}
 
     def restore(self) -> None:
         if type(self.module) is not self.kind:
@@ -32,11 +29,9 @@ class Attributes:
         now.update(self.saved)
         for name, content in self.contents.items():
             value = self.saved[name]
-            if not value and not content:
-                continue
             if isinstance(value, list):
                 value[:] = content
-            elif not identical(value, content):
+            elif (value or content) and not identical(value, content):
                 value.clear()
                 value.update(content)
 

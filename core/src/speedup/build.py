@@ -198,7 +198,7 @@ def _folds(
                     raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
                 folded[value] = _cut(keeps, value, tensor)
     folded |= {value: _cut(keeps, value, tensor) for value, tensor in in_pieces.items()}
-    keeps.memo.clear()
+    keeps.memo.clear()  # nobody asks again, and a plan lives on
     return folded, gained
 
 

@@ -74,16 +74,30 @@ class Decisions:
         assert value.producer is not None
         worst = _wrong_constant(self.keeps, value, self._results[value])
         if not worst and not is_shifted(value.producer):
-            worst = self.differs(value, tensor)
+            worst = self.differs(value, tensor, self.allowed(tensor))
         return worst
+
+    def allowed(self, tensor: torch.Tensor) -> float | None:
+        """How far the numbers of a call may be off, relative to the largest; None for what outputs of models may."""
+        return None
 
     def differs(self, value: Value, tensor: torch.Tensor, tolerance: float | None = None) -> str:
         """Where the kept entries of a value that somebody needs differ from the masked run; '' where they do not.
 
         Args:
-            tolerance: relative to the largest entry; by default that of outputs of whole models.
+            tolerance: as ``allowed``.
         """
-        return _differs(self.keeps, value, self._results[value], tensor, tolerance)
+        small, got = self.expected(value), tensor
+        if small.shape != got.shape:
+            return f"its size is {tuple(got.shape)} instead of {tuple(small.shape)}"
+        unused = self.keeps.facts.unused(value) | nothing(value.ndim)
+        idle = self.keeps.cut(value, torch.from_numpy(np.broadcast_to(unused, value.shape).copy())).to(got.device)
+        small, got = (torch.where(idle, torch.zeros_like(t), t) for t in (small, got))
+        worst = difference([small], [got])
+        if worst is not None or tolerance is None or got.is_meta:
+            return (worst or "").replace("output 0", "it")
+        error, scale = distance(small, got)
+        return f"it differs by {error:.3g} (its largest entry is {scale:.3g})" if error > tolerance * scale else ""
 
     def _tipped(self, node: Node, expected: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
         """Whether a call that is as it was, or one that gives whole numbers, gives others."""
@@ -93,7 +107,7 @@ class Decisions:
         return difference(expected, outputs) is not None
 
     def _agrees(self, value: Value, tensor: torch.Tensor) -> bool:
-        return value in self._results and not _differs(self.keeps, value, self._results[value], tensor)
+        return value in self._results and not self.differs(value, tensor)
 
     def first_difference(self) -> str:
         """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
@@ -113,24 +127,6 @@ def place_of(node: Node) -> str:
 def is_decision(node: Node) -> bool:
     """Whether a call gives only whole numbers or truth values."""
     return bool(node.outputs) and not any(v.dtype.is_floating_point or v.dtype.is_complex for v in node.outputs)
-
-
-def _differs(
-    keeps: KeepSets, value: Value, wanted: torch.Tensor, got: torch.Tensor, tolerance: float | None = None
-) -> str:
-    """As ``Decisions.differs``."""
-    unused = keeps.facts.unused(value)
-    small = keeps.cut(value, wanted)
-    if small.shape != got.shape:
-        return f"its size is {tuple(got.shape)} instead of {tuple(small.shape)}"
-    idle = keeps.cut(value, torch.from_numpy(np.broadcast_to(unused | nothing(value.ndim), value.shape).copy()))
-    idle = idle.to(got.device)
-    small, got = (torch.where(idle, torch.zeros_like(t), t) for t in (small, got))
-    worst = difference([small], [got])
-    if worst is not None or tolerance is None or got.is_meta:
-        return (worst or "").replace("output 0", "it")
-    error, scale = distance(small, got)
-    return f"it differs by {error:.3g} (its largest entry is {scale:.3g})" if error > tolerance * scale else ""
 
 
 def _wrong_constant(keeps: KeepSets, value: Value, real: torch.Tensor) -> str:

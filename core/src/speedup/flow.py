@@ -42,7 +42,8 @@ from speedup.facts import (
     nothing,
     sum_product,
 )
-from speedup.graph import Node, Value
+from speedup.graph import Node
+from speedup.pieces import is_own
 from speedup.regular import take
 
 if TYPE_CHECKING:
@@ -465,7 +466,7 @@ def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, F
     for k in named.inputs:
         name = node.operand_names[k]
         if k in factors and len(factors) == 2:
-            if _is_idle_talk(node.values[k]):
+            if _follows(node, k):
                 continue
             other = factors[1 - factors.index(k)]
             used = any_product(~unused, ~named.zero(other), layout.private(k))
@@ -481,10 +482,11 @@ def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, F
     return found
 
 
-def _is_idle_talk(value: Value | None) -> bool:
-    """Whether nobody would ask which entries are read: of a weight of this call alone, which keeps what the other
-    operands keep. That fact would be of the weight's size."""
-    return value is not None and value.is_source and len(value.uses) == 1
+def _follows(node: Node, k: int) -> bool:
+    """Whether nobody asks which entries of an operand are read: of a weight of this call alone, which keeps what the
+    other operands keep. That fact would be of the weight's size."""
+    value = node.values[k]
+    return value is not None and value.is_source and is_own(node, k)
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class Removed:
         known: everything that is known of the operand, kept entries included.
         terms: of what is known, the factors of each unknown; the same shape rules as for facts.
         offset: the constant part.
-        rows: the same as rows of numbers, by whether the constants go into a bias.
+        rows: what ``_rows`` made of it, by whether the constants go into a bias.
     """
 
     k: int
@@ -76,6 +76,12 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
 
 
 def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool) -> list[Removed]:
+    """As ``removed``, found anew.
+
+    Args:
+        live: the factors that may lose entries which are not 0.
+        weights_only: whether parameters alone make all factors.
+    """
     layout, facts = node.layout, keep.facts
     factors = layout.factors
     found = []
@@ -184,16 +190,15 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
             continue
         if bias and not gone.terms:
             continue
-        chosen = _rows(node, gone, keep, bias).lacking()
+        rows = _rows(node, gone, keep, bias)
+        chosen = rows.lacking()
         if chosen.any():
-            mask, why = (
-                layout.from_named(gone.k, _rows(node, gone, keep, bias).named(chosen)),
-                "carries what was removed",
-            )
+            mask, why = layout.from_named(gone.k, rows.named(chosen)), "carries what was removed"
             keep.grow(gone.k, mask, why, gone.k, Kind.CARRIER)
 
 
 def _rows(node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> _Rows:
+    """Made once: who demands carriers and who folds onto them ask for the same."""
     if bias not in gone.rows:
         gone.rows[bias] = _Rows(node, gone, keep, bias)
     return gone.rows[bias]
@@ -327,10 +332,7 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
         shift = response(node, gone.k, gone.weight, constants, kept, tensor) if bias else None
         if gone.terms or not bias:
             rows = _rows(node, gone, keep, bias)
-            whole = contents(weight)
-            if weight.is_source and weight.mask is None:
-                whole = whole.clone()  # else it is a new tensor
-            new[weight] = moved = _onto_carriers(node, gone, rows, whole)
+            new[weight] = moved = _onto_carriers(node, gone, rows, contents(weight))
             if shift is not None:
                 # The constant part of the carriers came along.
                 carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
@@ -372,7 +374,7 @@ def flat_output(node: Node, shift: Floats) -> Floats:
 
 
 def _onto_carriers(node: Node, gone: Removed, rows: _Rows, tensor: torch.Tensor) -> torch.Tensor:
-    """The weight, which is written into, with the columns of what goes added onto those of the carriers.
+    """The weight with the columns of what goes added onto those of the carriers.
 
     x[i] = row[i] · inverse · sum over k of row[k] · x[k], so the way leads through one column per unknown.
     """
@@ -383,7 +385,7 @@ def _onto_carriers(node: Node, gone: Removed, rows: _Rows, tensor: torch.Tensor)
     order += [p for p in range(len(names)) if p not in order]
     sizes = [layout.sizes[n] for n in names]
     groups, axis = prod(layout.sizes[n] for n in rows.outer), len(rows.outer)
-    result = tensor.contiguous()
+    result = tensor.clone(memory_format=torch.contiguous_format)
     factored = result.view(sizes).permute(order)
 
     def columns(at: Indices) -> torch.Tensor:

@@ -197,6 +197,7 @@ class Node:
         args, kwargs = replaced(Ref, real, (args, kwargs))
         if module is not None:
             held = {name: tensors[number] for name, number in self.attributes.items()}
+            # The forward alone is the call; hooks are recorded as calls of their own.
             if held.keys() <= module._parameters.keys() | module._buffers.keys():
                 return shell_of(module, held).forward(*args, **kwargs)
             return torch.func.functional_call(module, held, args, kwargs)

@@ -11,7 +11,7 @@ import functools
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -233,17 +233,11 @@ class NodeKeep:
             sets: of the node, those that are looked at.
             find: finds it.
         """
-        known = self._keeps.memo.get(self._node)
-        if (
-            known is not None
-            and len(known[0]) == len(sets)
-            and all(a is b for a, b in zip(known[0], sets, strict=True))
-        ):
-            found: Found = known[1]
-            return found
-        made = find()
-        self._keeps.memo[self._node] = sets, made
-        return made
+        seen, found = self._keeps.memo.get(self._node, ((), None))
+        if len(seen) != len(sets) or any(a is not b for a, b in zip(seen, sets, strict=True)):
+            found = find()
+            self._keeps.memo[self._node] = sets, found
+        return cast(Found, found)
 
     @property
     def patient(self) -> bool:

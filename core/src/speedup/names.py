@@ -120,7 +120,7 @@ def op_name(op: Any) -> str:
     try:
         return _known_name(op)
     except TypeError:  # not hashable
-        return _public_path(op if hasattr(op, "__qualname__") else type(op))
+        return _path_of(op)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -136,7 +136,7 @@ def _known_name(op: Any) -> str:
     name = resolve_name(op)
     if name is not None:
         return str(name).removesuffix(".__get__")
-    return _public_path(op) if hasattr(op, "__qualname__") else _public_path(type(op))
+    return _path_of(op)
 
 
 def _spellings(name: str) -> Iterator[Function]:
@@ -163,6 +163,10 @@ def _nearest(name: str) -> str:
     known = {each for namespace in _NAMESPACES.values() for each in dir(namespace) if not each.startswith("_")}
     close = difflib.get_close_matches(name, sorted(known | set(_BINARY) | set(_OTHER)), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _path_of(op: Any) -> str:
+    return _public_path(op if hasattr(op, "__qualname__") else type(op))
 
 
 def _public_path(op: Any) -> str:

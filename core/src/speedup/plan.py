@@ -148,12 +148,11 @@ class Plan:
             wanted = run(self.model, cases, masking) if verify else {}
             moved = effects_on(self.model, cases, wanted, masking) if verify and self.graph.effects else None
             transaction.apply()
+            effects = self.graph.effects
             if fuse:
                 reference = None if self.keeps.drop else self.graph.reference
-                effects = self.graph.effects
                 self.report.fusing = fused(self.model, self._inputs, self._rules, transaction, reference, effects)
             if channels_last:
-                effects = self.graph.effects
                 self.report.channels_last = reformat(self.model, self._inputs, self._rules, transaction, effects)
             if verify:
                 report = compare(wanted, run(self.model, cases), effects=moved)

@@ -136,7 +136,7 @@ def _try(
         wrong = f"the small model does not give the same answers, nothing was changed: {error or still}. "
         if not isinstance(still, AnswersError):
             raise CheckError(wrong + where) from still
-        decisions.got = None
+        decisions.got = None  # copies of all activations
         steps = Steps(graph, keeps, wanted)
         try:
             right = attempt(steps) is None

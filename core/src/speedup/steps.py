@@ -12,7 +12,7 @@ import torch
 
 from speedup.decisions import Decisions, place_of
 from speedup.fold import is_shifted
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 from speedup.masking import memory_of
 from speedup.rounding import step_tolerance
@@ -48,10 +48,9 @@ class Steps(Decisions):
                 return given
         return given if is_shifted(node) else self._reset(node, tensors, given)
 
-    def differs(self, value: Value, tensor: torch.Tensor, tolerance: float | None = None) -> str:
+    def allowed(self, tensor: torch.Tensor) -> float:
         """See ``Decisions``."""
-        allowed = step_tolerance(tensor.dtype, self.graph.coarsest) if tolerance is None else tolerance
-        return super().differs(value, tensor, allowed)
+        return step_tolerance(tensor.dtype, self.graph.coarsest)
 
     def _reset(self, node: Node, tensors: Sequence[torch.Tensor], given: list[torch.Tensor]) -> list[torch.Tensor]:
         """The numbers of the masked run, but for views: those stay what they are of the tensors that they show."""

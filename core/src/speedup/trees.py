@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-_PLAIN = frozenset((int, float, bool, str, type(None)))
+PLAIN = frozenset((int, float, bool, str, type(None)))
 
 
 def replaced(kind: type, function: Callable[[Any], Any], tree: Any) -> Any:
@@ -22,7 +22,7 @@ def replaced(kind: type, function: Callable[[Any], Any], tree: Any) -> Any:
         return type(tree)([replaced(kind, function, item) for item in tree])
     if type(tree) is dict:
         return {key: replaced(kind, function, item) for key, item in tree.items()}
-    if type(tree) in _PLAIN:
+    if type(tree) in PLAIN:
         return tree
 
     def one(leaf: Any) -> Any:

@@ -37,6 +37,9 @@ def normalize_masks(
     Tied parameters (one `Parameter` object under several names): an entry is dropped if any of the given masks
     drops it, and this merged mask is returned under each of the names that were given.
 
+    Args:
+        names: those of the model, if they are known already.
+
     Returns:
         `{"features.0.weight": keep, ...}` with bool tensors on the CPU, True = keep, each of exactly the parameter's
         shape (an axis along which a mask does not vary is expanded, see `compact`); in the order of `masks`; only

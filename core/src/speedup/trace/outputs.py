@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from speedup.trees import PLAIN
+
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type)
 
 _PLAIN_LEAVES = (bool, int, float, complex, str, np.ndarray, np.generic)
 
 
-_NUMBERS = frozenset((bool, int, float, str, type(None)))
-
-
 def is_empty_of_tensors(item: Any) -> bool:
     """Whether an attribute is at first sight one without tensors: a number, a text, nothing, a few of them."""
     kind = type(item)
-    return kind in _NUMBERS or (kind is tuple and _NUMBERS.issuperset(map(type, item)))
+    return kind in PLAIN or (kind is tuple and PLAIN.issuperset(map(type, item)))
 
 
 def tensors_in(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:

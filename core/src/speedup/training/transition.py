@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from speedup import walk
 from speedup.errors import InputError
 from speedup.keep import KeepSets
 
@@ -80,11 +79,8 @@ class Transition:
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """All parameters and buffers, under each of their names."""
-    paths = [(path + "." if path else "", module) for path, module in walk.all_paths(model)]
-    for prefix, module in paths:
-        yield from ((prefix + name, p) for name, p in module._parameters.items() if p is not None)
-    for prefix, module in paths:
-        yield from ((prefix + name, b) for name, b in module._buffers.items() if b is not None)
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _text(tensor: torch.Tensor) -> str:

@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, SignatureError, hookimpl
-from speedup_plugin_norm.compensated import REMOVED, GroupNormForward, LayerNormForward, RMSNormForward, compensate
+from speedup_plugin_norm.compensated import (
+    REMOVED,
+    Compensated,
+    GroupNormForward,
+    LayerNormForward,
+    RMSNormForward,
+    compensate,
+)
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, eps_of, form_of
 from speedup_plugin_norm.local import LocalResponseNorm
@@ -143,6 +150,12 @@ class RMSNorm(Counting):
         return module
 
 
+def _over(axis: int, parameters: str) -> str:
+    """The signature of a norm over the last axis or the second."""
+    value = "* c" if axis == -1 else "n c *"
+    return f"{value}, {parameters} -> {value}"
+
+
 class _Recognised:
     """A module of another library, told by what it computes."""
 
@@ -177,7 +190,7 @@ class OtherLayerNorm(_Recognised, LayerNorm):
     kind = "layer"
 
     def signature(self, node: Node) -> str:
-        return "* c, c?, c? -> * c" if self.channel(node) == -1 else "n c *, c?, c? -> n c *"
+        return _over(self.channel(node), "c?, c?")
 
 
 class OffsetLayerNorm(OtherLayerNorm):
@@ -193,7 +206,7 @@ class OtherRMSNorm(_Recognised, RMSNorm):
     kind = "rms"
 
     def signature(self, node: Node) -> str:
-        return "* c, c? -> * c" if self.channel(node) == -1 else "n c *, c? -> n c *"
+        return _over(self.channel(node), "c?")
 
 
 class OffsetRMSNorm(OtherRMSNorm):
@@ -259,70 +272,53 @@ class OtherGroupNorm(_Recognised, GroupNorm):
     kind = "group"
 
 
-class CompensatedLayerNorm(LayerNorm):
-    """One that has lost channels in an earlier round, and goes on counting them."""
+class _Compensated(Counting):
+    """A norm that has lost channels in an earlier round, and goes on counting them."""
 
-    name = "compensated layer_norm"
+    forward: type[Compensated]
 
     def claims(self, module: nn.Module) -> bool:
-        return isinstance(module, LayerNormForward)
+        return isinstance(module, self.forward)
 
     def tail(self, node: Node) -> tuple[str, ...]:
         return tuple(node.arg("stat_tail"))
+
+    def eps(self, node: Node) -> float:
+        return float(node.arg("stat_eps"))
+
+
+class _CompensatedChannels(_Compensated):
+    """One over a single axis."""
+
+    parameters = "c?, c?"
+
+    def signature(self, node: Node) -> str:
+        return _over(self.channel(node), self.parameters)
+
+    def channel(self, node: Node) -> int:
+        return int(node.arg("stat_axis"))
+
+    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
+        return _numbers(node)
+
+
+class CompensatedLayerNorm(_CompensatedChannels, LayerNorm):
+    name = "compensated layer_norm"
+    forward = LayerNormForward
 
     def added(self, node: Node) -> float:
         return float(node.arg("stat_offset"))
 
-    def signature(self, node: Node) -> str:
-        return "* c, c?, c? -> * c" if self.channel(node) == -1 else "n c *, c?, c? -> n c *"
 
-    def channel(self, node: Node) -> int:
-        return int(node.arg("stat_axis"))
-
-    def eps(self, node: Node) -> float:
-        return float(node.arg("stat_eps"))
-
-    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
-        return _numbers(node)
-
-
-class CompensatedRMSNorm(RMSNorm):
-    """One that has lost channels in an earlier round, and goes on counting them."""
-
+class CompensatedRMSNorm(_CompensatedChannels, RMSNorm):
     name = "compensated rms_norm"
-
-    def claims(self, module: nn.Module) -> bool:
-        return isinstance(module, RMSNormForward)
-
-    def tail(self, node: Node) -> tuple[str, ...]:
-        return tuple(node.arg("stat_tail"))
-
-    def signature(self, node: Node) -> str:
-        return "* c, c? -> * c" if self.channel(node) == -1 else "n c *, c? -> n c *"
-
-    def channel(self, node: Node) -> int:
-        return int(node.arg("stat_axis"))
-
-    def eps(self, node: Node) -> float:
-        return float(node.arg("stat_eps"))
-
-    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
-        return _numbers(node)
+    forward = RMSNormForward
+    parameters = "c?"
 
 
-class CompensatedGroupNorm(GroupNorm):
-    """One that has lost channels in an earlier round, and goes on counting them."""
-
+class CompensatedGroupNorm(_Compensated, GroupNorm):
     name = "compensated group_norm"
-
-    def claims(self, module: nn.Module) -> bool:
-        return isinstance(module, GroupNormForward)
-
-    def tail(self, node: Node) -> tuple[str, ...]:
-        return tuple(node.arg("stat_tail"))
-
-    def eps(self, node: Node) -> float:
-        return float(node.arg("stat_eps"))
+    forward = GroupNormForward
 
     def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
         shape = [-1 if name == "g" else 1 for name in node.layout.names]

@@ -1,0 +1,35 @@
+"""Walking through a model gives what torch's own generators give."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from speedup import walk
+
+
+class Net(nn.Module):
+    """A module under two names, a tied parameter, a buffer that two modules hold, and places with nothing in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        self.b = nn.ModuleDict({"same": self.a[0], "other": nn.Linear(3, 3, bias=False), "norm": nn.BatchNorm1d(3)})
+        self.b["other"].weight = self.a[0].weight
+        self.b["norm"].running_mean = self.a[1].running_mean
+        self.nothing = None
+        self.register_module("no_module", None)
+        self.register_parameter("no_parameter", None)
+        self.register_buffer("no_buffer", None)
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+def test_modules_and_tensors_are_those_of_torch_in_their_order() -> None:
+    model = Net()
+    assert walk.all_paths(model) == list(model.named_modules(remove_duplicate=False))
+    assert walk.named_modules(model) == list(model.named_modules())
+    assert walk.modules(model) == list(model.modules())
+    for each in model.modules():
+        assert [id(p) for p in walk.parameters(each)] == [id(p) for p in each.parameters()]
+        assert {id(t) for t in walk.tensors(each)} == {id(t) for t in (*each.parameters(), *each.buffers())}
+        assert len(walk.tensors(each)) == len({id(t) for t in walk.tensors(each)})
