@@ -255,9 +255,9 @@ def test_a_wrong_fact_is_refused() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "plan.first_trace", "sizes.infer", "ways.keep_sets", "settle.arrange", "settle.build", "settle.mend",
-        "settle.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_lines", "plan.summarize",
-        "commit.Transaction._move_into", "plan.run", "plan.compare",
+        "planning.first_trace", "sizes.infer", "ways.keep_sets", "settle.arrange", "settle.build", "settle.mend",
+        "settle.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_lines", "planning.summarize",
+        "commit.Transaction._move_into", "planning.run", "planning.compare",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
@@ -275,7 +275,7 @@ def test_any_exception_in_any_stage_leaves_the_model_alone(
         raise error
 
     module, _, name = target.partition(".")
-    owner: Any = importlib.import_module(f"speedup.{module}")  # speedup.plan alone is the function
+    owner: Any = importlib.import_module(f"speedup.{module}")
     *classes, name = name.split(".")
     for each in classes:
         owner = getattr(owner, each)

@@ -4,45 +4,86 @@
     >>> ModelSpeedup(model, dummy_input, "masks.pt").speedup_model()
 
 For plugins: ``Rule`` and ``Movement`` (see ``speedup.rule`` and ``speedup.axes``), ``hookimpl``, ``variants``.
+
+Each name is imported from its module when it is first asked for: ``import speedup`` costs next to nothing, and a plugin
+no more than what it uses (`PEP 562 <https://peps.python.org/pep-0562/>`_).
 """
 
-from speedup.build import Kept
-from speedup.errors import (
-    CheckError,
-    InputError,
-    MaskError,
-    PluginConflictError,
-    PluginError,
-    RuleError,
-    SignatureError,
-    SpeedupError,
-    StorageError,
-    TraceError,
-)
-from speedup.expand import Call, Expanded, Expansion
-from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
-from speedup.graph import Node, Ref, Value, rows_of_one
-from speedup.groups.align import align
-from speedup.groups.find import channel_groups
-from speedup.groups.labels import Labels
-from speedup.groups.result import ChannelGroups, Group, Member
-from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
-from speedup.infer import NodeFacts
-from speedup.keep import NodeKeep
-from speedup.movement import Movement
-from speedup.names import op_name, variants
-from speedup.overlay import Overlay, overlaid
-from speedup.overwrite import TiedMovement
-from speedup.plan import ModelSpeedup, Plan, plan
-from speedup.pruning.criterion import Criterion
-from speedup.pruning.front import prune_masks
-from speedup.pruning.scene import Scene
-from speedup.registry import Registry, default_registry
-from speedup.regular import kept_shape
-from speedup.rule import Rule
-from speedup.store.reading import load
-from speedup.store.writing import save
-from speedup.verify import Verification, verify
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from speedup.build import Kept
+    from speedup.errors import (
+        CheckError,
+        InputError,
+        MaskError,
+        PluginConflictError,
+        PluginError,
+        RuleError,
+        SignatureError,
+        SpeedupError,
+        StorageError,
+        TraceError,
+    )
+    from speedup.expand import Call, Expanded, Expansion
+    from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
+    from speedup.graph import Node, Ref, Value, rows_of_one
+    from speedup.groups.align import align
+    from speedup.groups.find import channel_groups
+    from speedup.groups.labels import Labels
+    from speedup.groups.result import ChannelGroups, Group, Member
+    from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
+    from speedup.infer import NodeFacts
+    from speedup.keep import NodeKeep
+    from speedup.movement import Movement
+    from speedup.names import op_name, variants
+    from speedup.overlay import Overlay, overlaid
+    from speedup.overwrite import TiedMovement
+    from speedup.planning import ModelSpeedup, Plan, plan
+    from speedup.pruning.criterion import Criterion
+    from speedup.pruning.front import prune_masks
+    from speedup.pruning.scene import Scene
+    from speedup.registry import Registry, default_registry
+    from speedup.regular import kept_shape
+    from speedup.rule import Rule
+    from speedup.store.reading import load
+    from speedup.store.writing import save
+    from speedup.verification import Verification, verify
+
+# Where each name is; what type checkers read above says the same.
+_HOMES = {
+    "speedup.build": "Kept",
+    "speedup.errors": "CheckError InputError MaskError PluginConflictError PluginError RuleError SignatureError "
+    "SpeedupError StorageError TraceError",
+    "speedup.expand": "Call Expanded Expansion",
+    "speedup.facts": "Affine Bools Constant Fact Floats Unused along",
+    "speedup.graph": "Node Ref Value rows_of_one",
+    "speedup.groups.align": "align",
+    "speedup.groups.find": "channel_groups",
+    "speedup.groups.labels": "Labels",
+    "speedup.groups.result": "ChannelGroups Group Member",
+    "speedup.hookspecs": "CONTRACT_VERSION hookimpl hookspec",
+    "speedup.infer": "NodeFacts",
+    "speedup.keep": "NodeKeep",
+    "speedup.movement": "Movement",
+    "speedup.names": "op_name variants",
+    "speedup.overlay": "Overlay overlaid",
+    "speedup.overwrite": "TiedMovement",
+    "speedup.planning": "ModelSpeedup Plan plan",
+    "speedup.pruning.criterion": "Criterion",
+    "speedup.pruning.front": "prune_masks",
+    "speedup.pruning.scene": "Scene",
+    "speedup.registry": "Registry default_registry",
+    "speedup.regular": "kept_shape",
+    "speedup.rule": "Rule",
+    "speedup.store.reading": "load",
+    "speedup.store.writing": "save",
+    "speedup.verification": "Verification verify",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __version__ = "0.1.0"
 
@@ -104,3 +145,14 @@ __all__ = [
     "variants",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -28,7 +28,7 @@ from speedup.steps import Steps
 from speedup.trace import trace
 from speedup.trace.meta import on_meta
 from speedup.trace.sandbox import undisturbed
-from speedup.verify import Inputs, Returned, compare, effects_on, run
+from speedup.verification import Inputs, Returned, compare, effects_on, run
 from speedup.ways import Way, disagreements, same_parts
 
 log = logging.getLogger("speedup")

@@ -13,7 +13,7 @@ from torch import nn
 
 from speedup.cli.job import Job, add_job, add_small
 from speedup.cli.progress import progress, step
-from speedup.verify import Inputs
+from speedup.verification import Inputs
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

@@ -16,8 +16,8 @@ from speedup.cli.target import add_input, add_model, load_input, load_model, mak
 from speedup.errors import InputError
 from speedup.inputs import resolve_inputs
 from speedup.masks import apply_masks, load
-from speedup.plan import Plan
-from speedup.verify import Inputs
+from speedup.planning import Plan
+from speedup.verification import Inputs
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:

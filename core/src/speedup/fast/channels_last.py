@@ -18,7 +18,7 @@ from speedup.graph import Node, Value
 from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.trace import sandbox, trace
-from speedup.verify import Inputs, run
+from speedup.verification import Inputs, run
 
 
 def channels_last(

@@ -32,7 +32,7 @@ from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.shell import shell_of
 from speedup.trace import sandbox, trace
-from speedup.verify import Inputs, run
+from speedup.verification import Inputs, run
 
 
 @dataclass(frozen=True, eq=False)

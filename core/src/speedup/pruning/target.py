@@ -16,7 +16,7 @@ from speedup.graph import Graph
 from speedup.infer import infer
 from speedup.inputs import resolve_inputs
 from speedup.keep import keep_sets
-from speedup.plan import plan
+from speedup.planning import plan
 from speedup.registry import Registry
 from speedup.report.counts import sizes_of
 from speedup.trace import sandbox

@@ -17,7 +17,7 @@ from speedup.store.record import note
 from speedup.store.writing import provenance_of
 
 if TYPE_CHECKING:
-    from speedup.plan import Plan
+    from speedup.planning import Plan
 
 log = logging.getLogger("speedup")
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from speedup.inputs import resolve_inputs
-from speedup.plan import plan
+from speedup.planning import plan
 from speedup.registry import Registry
 from speedup.testing.contents import in_float64
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from speedup.errors import SpeedupError
 from speedup.expand import Expansion
-from speedup.plan import ModelSpeedup
+from speedup.planning import ModelSpeedup
 from speedup.plugins import load_plugins
 from speedup.registry import Registry
 from speedup.rule import Rule

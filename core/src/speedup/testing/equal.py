@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from speedup.errors import SpeedupError
 from speedup.inputs import resolve_inputs
-from speedup.plan import ModelSpeedup, Plan, plan
+from speedup.planning import ModelSpeedup, Plan, plan
 from speedup.registry import Registry
 from speedup.testing.contents import in_float64
 from speedup.testing.masks import masked_copy

@@ -45,7 +45,7 @@ from speedup.trace.meta import on_meta, to_meta
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
 from speedup.transfer import apply_spread, fill
-from speedup.verify import Inputs, compare, effects_on, random_inputs, run
+from speedup.verification import Inputs, compare, effects_on, random_inputs, run
 from speedup.ways import explore
 
 log = logging.getLogger("speedup")
