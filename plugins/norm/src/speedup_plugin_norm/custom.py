@@ -71,10 +71,13 @@ def _recognise(module: nn.Module) -> Form | None:
             continue  # the axes could not be told apart
         # Small numbers, for which eps matters.
         x = (torch.randn(shape, generator=numbers) * 0.05).to(like)
+        got = _run(probe, x)
+        if got is None or got.shape != x.shape or torch.equal(got, x):  # dropout and its kin give back what they get
+            continue
         kinds = ("layer", "rms", "rms+1", "layer+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
             for eps in (*named, *(() if kind.startswith("rms") else _EPS)):  # that of an RMS norm must be set anew
-                if _computes(probe, x, Form(kind, axis, eps, tail)):
+                if _computes(probe, x, got, Form(kind, axis, eps, tail)):
                     return Form(kind, axis, eps, tail)
     return None
 
@@ -149,23 +152,30 @@ def _groups(module: nn.Module) -> int:
     return module.num_groups if isinstance(module, nn.GroupNorm) else 0
 
 
-def _computes(module: nn.Module, x: torch.Tensor, form: Form) -> bool:
-    probes = [module]
-    if isinstance(form.eps, str):
-        other = copy.copy(module)
-        other.__dict__ = {**module.__dict__, form.eps: 7 * getattr(module, form.eps)}
-        probes.append(other)
-    for each in probes:
-        try:
-            got = each.forward(x.clone())
-        except Exception:
-            return False
-        wanted = formula(each, x, form)
-        if not isinstance(got, torch.Tensor) or got.shape != wanted.shape or got.dtype != wanted.dtype:
-            return False
-        if not torch.allclose(got, wanted, rtol=1e-2 if x.dtype.itemsize == 2 else 1e-4, atol=1e-6):
-            return False
-    return True
+def _run(module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    """What a module makes of an input; None where it does not take it, or gives anything but a tensor."""
+    try:
+        got = module.forward(x.clone())
+    except Exception:
+        return None
+    return got if isinstance(got, torch.Tensor) else None
+
+
+def _computes(module: nn.Module, x: torch.Tensor, got: torch.Tensor | None, form: Form) -> bool:
+    """Whether ``got``, which the module made of ``x``, is of a form, and what it makes with another eps too."""
+    if not _is_close(got, formula(module, x, form)):
+        return False
+    if not isinstance(form.eps, str):
+        return True
+    other = copy.copy(module)
+    other.__dict__ = {**module.__dict__, form.eps: 7 * getattr(module, form.eps)}
+    return _is_close(_run(other, x), formula(other, x, form))
+
+
+def _is_close(got: torch.Tensor | None, wanted: torch.Tensor) -> bool:
+    if got is None or got.shape != wanted.shape or got.dtype != wanted.dtype:
+        return False
+    return torch.allclose(got, wanted, rtol=1e-2 if wanted.dtype.itemsize == 2 else 1e-4, atol=1e-6)
 
 
 def formula(module: nn.Module, x: torch.Tensor, form: Form) -> torch.Tensor:
