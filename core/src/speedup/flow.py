@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial, reduce
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from speedup.axes import Layout
+from speedup.axes import Layout, Shape
 from speedup.facts import (
     Affine,
     Bools,
@@ -32,7 +33,6 @@ from speedup.facts import (
     Indices,
     Unused,
     affine,
-    alike_shaped,
     along,
     any_of,
     any_product,
@@ -43,7 +43,6 @@ from speedup.facts import (
     sum_product,
 )
 from speedup.graph import Node
-from speedup.pieces import is_own
 from speedup.regular import take
 
 if TYPE_CHECKING:
@@ -53,73 +52,93 @@ if TYPE_CHECKING:
 
 def from_weight(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
     """Constant outputs and unused inputs that the masks of the weights alone make."""
-    found = _constants(rule, node, _Named(node, facts, weights_only=True))
-    found.update(_unused(rule, node, _Named(node, facts, weights_only=True), outputs=False))
-    return found
+    named = _Named(node, facts, weights_only=True)
+    return {**_constants(rule, node, named), **_unused(rule, node, named)}
 
 
 def from_input(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
     """Constant outputs, and affine ones where the call averages."""
     found = _constants(rule, node, _Named(node, facts))
-    known = facts.affine(0) if node.operands and facts.present(0) and rule.averaging(node) else None
-    if known is not None:
+    known = facts.affine(0) if node.operands and facts.present(0) else None
+    if known is not None and rule.averaging(node):
         found.update(_averaged(node, known))
     return found
 
 
 def from_output(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
     """Unused operands."""
-    return _unused(rule, node, _Named(node, facts), outputs=True)
+    return _unused(rule, node, _Named(node, facts))
 
 
 class _Named:
-    """The facts at a node in named space; mixed axes are reduced: a fact must hold, and be the same, all along them."""
+    """The facts at a node in named space; mixed axes are reduced: a fact must hold, and be the same, all along them.
+
+    Attributes:
+        inputs: the operands that are there.
+        weights_only: whether nothing is asked of the others.
+    """
 
     def __init__(self, node: Node, facts: NodeFacts, weights_only: bool = False) -> None:
         self.node = node
         self.facts = facts
         self.layout: Layout = node.layout
+        self.inputs = self.layout.inputs
         self.weights_only = weights_only
-        self.inputs = [k for k in range(self.layout.n_inputs) if self.layout.present(k)]
         self._nowhere = nothing(len(self.layout.names))
         self._masks: dict[int, Bools] = {}
+        self._zeros: dict[int, Bools] = {}
 
-    def _known(self, k: int) -> bool:
-        return not self.weights_only or self.facts.is_weight(k)
+    @cached_property
+    def weights(self) -> list[int]:
+        """The operands of which every entry is constant."""
+        return [k for k in self.inputs if self.facts.is_weight(k)]
+
+    def own_mask(self, k: int) -> Bools:
+        """What is constant along the axes of the operand itself."""
+        return self.facts.mask(k) if not self.weights_only or k in self.weights else nothing(self.layout.ndim(k))
 
     def mask(self, k: int) -> Bools:
         """Constant along all mixed axes with one value."""
-        if k not in self._masks:
-            self._masks[k] = self._mask(k)
-        return self._masks[k]
+        mask = self._masks.get(k)
+        if mask is None:
+            mask = self._masks[k] = self._mask(k)
+        return mask
 
     def _mask(self, k: int) -> Bools:
-        if not self._known(k):
-            return self._nowhere
-        if self.facts.is_weight(k):
+        if k in self.weights:
             return everything(len(self.layout.names))
-        mask = self.facts.mask(k)
-        if not mask.any():
+        mask = self.facts.mask(k) if not self.weights_only else self._nowhere
+        if mask is nothing(mask.ndim):
             return self._nowhere
-        axes = self.layout.mixed_axes
-        named: Bools = self.layout.to_named(k, mask)
-        value = self.layout.to_named(k, self.facts.value(k))
-        if all(a.shape[p] == 1 for a in (named, value) for p in axes):
+        layout, value = self.layout, self.facts.value(k)
+        named: Bools = layout.to_named(k, mask)
+        if layout.is_even(k, mask.shape) and layout.is_even(k, value.shape):
             return named
-        same = np.where(named, value, 0)
+        axes = layout.mixed_axes
+        same = np.where(named, layout.to_named(k, value), 0)
         same = np.equal(same.max(axis=axes, keepdims=True), same.min(axis=axes, keepdims=True))
-        result: Bools = np.logical_and(self.layout.project_all(k, named), same)
+        result: Bools = np.logical_and(layout.project_all(k, named), same)
         return result
 
     def value(self, k: int) -> Floats:
         """Values where ``mask``, 0 elsewhere (weights: all of them, mixed axes included)."""
-        value = self.layout.to_named(k, self.facts.value(k))
-        if self.facts.is_weight(k):
+        value = self.facts.value(k)
+        named: Floats = self.layout.to_named(k, value)
+        if k in self.weights:
+            return named
+        if not self.layout.is_even(k, value.shape):
+            named = named[tuple([slice(0, 1) if n in self.layout.mixed else slice(None) for n in self.layout.names])]
+        return np.where(self.mask(k), named, 0.0)
+
+    def own_value(self, k: int) -> Floats:
+        """The same along the axes of the operand itself."""
+        value = self.facts.value(k)
+        if k in self.weights:
             return value
-        if all(value.shape[p] == 1 for p in self.layout.mixed_axes):
-            return np.where(self.mask(k), value, 0.0)
-        first = tuple(slice(0, 1) if n in self.layout.mixed else slice(None) for n in self.layout.names)
-        return np.where(self.mask(k), value[first], 0.0)
+        mask = self.facts.mask(k)
+        if self.layout.is_even(k, value.shape) and self.layout.is_even(k, mask.shape):
+            return np.where(mask, value, 0.0)
+        return self.layout.from_named(k, self.value(k))
 
     def same(self, k: int) -> tuple[Bools, Floats]:
         """Where operand ``k`` is constant and the same all along its mixed axes, and its value there.
@@ -139,19 +158,30 @@ class _Named:
         return self.layout.to_named(k, mask), self.layout.to_named(k, low.to("cpu", torch.float64).numpy())
 
     def zero(self, k: int) -> Bools:
-        if not self._known(k):
-            return self._nowhere
-        zero = self.facts.zero(k)
-        if not zero.any():
-            return self._nowhere
-        return self.layout.project_all(k, self.layout.to_named(k, zero))
+        """Zero all along the mixed axes."""
+        zero = self._zeros.get(k)
+        if zero is None:
+            zero = self.facts.zero(k) if not self.weights_only or k in self.weights else self._nowhere
+            if zero is nothing(zero.ndim):
+                zero = self._nowhere
+            else:
+                zero = self.layout.project_all(k, self.layout.to_named(k, zero))
+            self._zeros[k] = zero
+        return zero
 
-    def unused_output(self) -> Bools:
-        """Entries of the output(s) that nobody reads, per shared name."""
-        result = everything(len(self.layout.names))
-        for k in range(self.layout.n_inputs, len(self.layout.operands)):
-            result = result & self.layout.project_all(k, self.layout.to_named(k, self.facts.unused(k)))
-        return result
+    @cached_property
+    def unused(self) -> Bools:
+        """Entries of the output(s) that nobody reads, per shared name; none where only weights are asked about."""
+        layout = self.layout
+        if self.weights_only:
+            return self._nowhere
+        first, *more = [
+            layout.project_all(k, layout.to_named(k, self.facts.unused(k)))
+            for k in range(layout.n_inputs, len(layout.operands))
+        ]
+        for other in more:
+            first = first & other
+        return first
 
 
 # -- constants --------------------------------------------------------------------------------------------------------
@@ -160,8 +190,7 @@ class _Named:
 def _constants(rule: Rule, node: Node, named: _Named) -> dict[str, Fact]:
     kind = _chosen if rule.indices else _contracted if named.layout.contracted else _pointwise
     found = kind(rule, named)
-    outputs = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
-    return {name: fact for name, fact in zip(outputs, found, strict=False) if fact is not None}
+    return {name: fact for name, fact in zip(node.output_names, found, strict=False) if fact is not None}
 
 
 def _averaged(node: Node, known: Affine) -> dict[str, Fact]:
@@ -175,7 +204,7 @@ def _averaged(node: Node, known: Affine) -> dict[str, Fact]:
         return {}
     mask, offset, *terms = (layout.from_named(out, a) for a in arrays)
     fact = affine(axes[0], mask, terms, offset)
-    return {"output" if len(node.outputs) == 1 else "output0": fact} if fact is not None else {}
+    return {node.output_names[0]: fact} if fact is not None else {}
 
 
 def _chosen(rule: Rule, named: _Named) -> list[Constant | None]:
@@ -186,31 +215,56 @@ def _chosen(rule: Rule, named: _Named) -> list[Constant | None]:
 
 
 def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
-    layout, inputs = named.layout, named.inputs
-    names = dict(zip(range(layout.n_inputs), named.node.operand_names, strict=False))
-    holds = everything(len(layout.names))
-    for k in inputs:
-        ok = named.mask(k)
-        for j in inputs:
-            if names[k] in rule.annihilates.get(names[j], ()):
-                ok = ok | named.zero(j)
-        holds = holds & ok
-        if not holds.any():
-            return []
+    layout = named.layout
+    holds = _all_known(rule, named)
+    if not any([mask.any() for mask in holds]):
+        return []
     if named.node.others and not all(v.is_known for v in named.node.others):
         return []
     arrays: list[Floats | None] = [None] * layout.n_inputs
-    for k in inputs:
-        arrays[k] = layout.from_named(k, named.value(k))
+    for k in named.inputs:
+        arrays[k] = named.own_value(k)
     results = rule.evaluate(named.node, arrays)
     if results is None:
         return []
     if len(results) != layout.n_outputs:
         raise ValueError(f"evaluate returned {len(results)} arrays for {layout.n_outputs} output")
-    found: list[Constant | None] = []
-    for k, result in zip(range(layout.n_inputs, len(layout.operands)), results, strict=True):
-        mask = layout.from_named(k, layout.project_all(k, holds))
-        found.append(constant(*alike_shaped(mask, np.asarray(result, dtype=np.float64))))
+    return [constant(m, np.asarray(r, dtype=np.float64)) for m, r in zip(holds, results, strict=True)]
+
+
+def _all_known(rule: Rule, named: _Named) -> list[Bools]:
+    """Per output the entries for which every operand is constant, or irrelevant."""
+    layout = named.layout
+    live = [k for k in named.inputs if k not in named.weights]
+    hiding = _hiding(rule, named.node)
+    if len(live) == 1 and live[0] in layout.passing and live[0] not in hiding:
+        return [named.own_mask(live[0])]
+    holds = everything(len(layout.names))
+    for k in live:
+        ok = named.mask(k)
+        for j in hiding.get(k, ()):
+            ok = ok | named.zero(j)
+        holds = ok if len(live) == 1 else holds & ok
+    return [layout.from_named(k, layout.project_all(k, holds)) for k in range(layout.n_inputs, len(layout.operands))]
+
+
+def _hiding(rule: Rule, node: Node) -> dict[int, list[int]]:
+    """The operands that make another one irrelevant where they are 0, by that one (see ``Rule.annihilates``)."""
+    if not rule.annihilates:
+        return {}
+    names = node.operand_names
+    known: dict[int, list[int]] = node.layout.once("hiding", (rule, names), lambda: _find_hiding(rule, node))
+    return known
+
+
+def _find_hiding(rule: Rule, node: Node) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    names = node.operand_names
+    for one, others in rule.annihilates.items():
+        if one in names and node.operands[names.index(one)] is not None:
+            for other in others:
+                if other in names:
+                    found.setdefault(names.index(other), []).append(names.index(one))
     return found
 
 
@@ -218,52 +272,53 @@ def _contracted(rule: Rule, named: _Named) -> list[Constant | None]:
     layout, out = named.layout, named.layout.n_inputs
     factors = layout.factors
     addends = [k for k in named.inputs if k not in factors]
-    if named.facts.is_weight(factors[0]) and layout.names_of(factors[0]) & layout.mixed:
+    if factors[0] in named.weights and layout.names_of(factors[0]) & layout.mixed:
         return []
-    over = layout.axes(layout.contracted)
-    varies = _any_nonconstant(rule, named, factors, over)
+    varies = _any_nonconstant(rule, named, factors)
     if varies is None:
         return []
     holds = layout.project_all(out, ~varies)
     for k in addends:
-        holds = holds & named.mask(k)
+        holds = holds if k in named.weights else holds & named.mask(k)
     if not holds.any():
         return []
-    value = np.zeros((1,) * len(layout.names))
-    value = value + _constant_terms(named, factors, holds)
+    value = _constant_terms(named, factors, holds)
     for k in addends:
         value = value + named.value(k)
-    mask, values = (layout.from_named(out, a) for a in np.broadcast_arrays(holds, np.where(holds, value, 0.0)))
-    return [constant(mask.astype(bool), values)]
+    return [constant(layout.from_named(out, holds), layout.from_named(out, value))]
 
 
-def _any_nonconstant(rule: Rule, named: _Named, factors: Sequence[int], over: tuple[int, ...]) -> Bools | None:
+def _any_nonconstant(rule: Rule, named: _Named, factors: Sequence[int]) -> Bools | None:
     """For every output entry: is there a term that is neither 0 nor a product of constants?"""
-    nonzero = [~named.zero(k) for k in factors]
+    over = named.layout.contracted_axes
     # Where positions differ (zero padding), only a constant 0 comes out the same everywhere.
     uniform = rule.uniform(named.node)
-    unknown = [~named.mask(k) if uniform or k != factors[0] else ~named.zero(k) for k in factors]
+    known = {k: named.mask(k) if uniform or k != factors[0] else named.zero(k) for k in factors}
     if len(factors) == 1:
-        return any_of(unknown[0], over)
+        return any_of(~known[factors[0]], over)
     if len(factors) != 2:
         return None
-    left = any_product(unknown[0], nonzero[1], over)
-    return left | any_product(nonzero[0], unknown[1], over)
+    whole = everything(len(named.layout.names))
+    parts = [
+        any_product(~known[k], ~named.zero(other), over)
+        for k, other in zip(factors, reversed(factors), strict=True)
+        if known[k] is not whole
+    ]
+    return reduce(np.logical_or, parts) if parts else ~whole
 
 
 def _constant_terms(named: _Named, factors: Sequence[int], holds: Bools) -> Floats:
     """The sum of the constant terms, for outputs that have no others: those where ``holds``."""
     layout = named.layout
-    live = [k for k in factors if not named.facts.is_weight(k)]
-    known = {k: named.mask(k) & (named.value(k) != 0) for k in live}
-    if live and not any(known[k].any() for k in live):
+    live = [k for k in factors if k not in named.weights]
+    if live and not any([named.value(k).any() for k in live]):  # 0 where nothing is known
         return np.zeros((1,) * len(layout.names))
-    over = layout.axes(layout.contracted)
+    over = layout.contracted_axes
     if len(live) == 1 and len(factors) == 2:
         weight = next(k for k in factors if k not in live)
         wanted = holds & any_of(~named.zero(weight), over)  # what masks have made 0 gives 0
         return response(named.node, live[0], weight, named.value(live[0]), wanted)
-    whole = [named.value(k).sum(axis=layout.axes(layout.mixed), keepdims=True) for k in factors]
+    whole = [named.value(k).sum(axis=layout.mixed_axes, keepdims=True) for k in factors]
     whole += [np.ones((1,) * len(layout.names))] * (2 - len(whole))
     return sum_product(whole[0], whole[1], over) * _repeats(layout, over, *whole)
 
@@ -327,7 +382,7 @@ def response(
     shape = iter(matrix.shape)
     matrix = matrix.reshape([next(shape) if n in names else 1 for n in layout.names])
     # The weight writes all its contracted names out, so every term is there once.
-    result = sum_product(matrix, values, layout.axes(layout.contracted))
+    result = sum_product(matrix, values, layout.contracted_axes)
     for p, at in rows.items():
         spread = np.zeros([layout.sizes[layout.names[p]] if q == p else s for q, s in enumerate(result.shape)])
         spread[(slice(None),) * p + (at,)] = result
@@ -353,16 +408,17 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
     results = None
     layout = node.layout
     assert node.rule is not None
-    wide = {n for k, a in enumerate(arrays) if a is not None for n in layout.varying(k, a.shape)}
     number_of = {v: k for k, v in enumerate(node.operands) if v is not None}
+    given = tuple([None if a is None else a.shape for a in arrays])
     for extent in (1,) if not layout.mixed else (None,) if node.rule.counts else (2, 3):
+        shapes: list[Shape] = layout.once("trial", (given, extent), partial(_trial_shapes, layout, given, extent))
         tensors: list[torch.Tensor] = []
         for value in node.tensors:
             k = number_of.get(value)
             if k is not None:
                 array = arrays[k]
                 assert array is not None
-                tensors.append(_operand_tensor(layout, k, array, value.dtype, extent, wide))
+                tensors.append(_operand_tensor(array, shapes[k], value.dtype))
             elif value.is_known:
                 tensors.append(value.contents())
             else:
@@ -416,17 +472,24 @@ def _extents(layout: Layout, k: int) -> list[_Extent]:
     return found
 
 
-def _operand_tensor(
-    layout: Layout, k: int, array: Floats, dtype: torch.dtype, extent: int | None, wide: set[str]
-) -> torch.Tensor:
-    """An operand of the smallest shape at which the call makes sense: names that any operand varies along in full."""
-    shape = []
-    for size, axis in zip(array.shape, _extents(layout, k), strict=True):
+def _trial_shapes(layout: Layout, given: Sequence[Shape | None], extent: int | None) -> list[Shape]:
+    """The smallest shapes of operands at which the call makes sense: names that any of them varies along in full."""
+    wide = {n for k, shape in enumerate(given) if shape is not None for n in layout.varying(k, shape)}
+
+    def size_of(axis: _Extent, size: int) -> int:
         if size > 1 or axis.named or not wide.isdisjoint(axis.names) or (axis.mixed and extent is None):
-            shape.append(axis.full)
-        else:
-            shape.append(extent if axis.mixed and extent is not None else 1)
-    whole = array if array.shape == tuple(shape) else np.broadcast_to(array, shape)
+            return axis.full
+        return extent if axis.mixed and extent is not None else 1
+
+    return [
+        tuple([size_of(axis, size) for axis, size in zip(_extents(layout, k), shape or (), strict=shape is not None)])
+        for k, shape in enumerate(given)
+    ]
+
+
+def _operand_tensor(array: Floats, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of this shape with the numbers of an array that broadcasts to it."""
+    whole = array if array.shape == shape else np.broadcast_to(array, shape)
     tensor = torch.from_numpy(whole.copy())
     return tensor if dtype.is_floating_point else tensor.to(dtype)
 
@@ -449,7 +512,7 @@ def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats
                 if not np.allclose(array, first, rtol=1e-12, atol=0, equal_nan=True):
                     return None
                 array = first
-            elif size not in (1, axis.full):
+            elif size != 1 and size != axis.full:
                 return None
         results.append(array)
     return results
@@ -458,35 +521,37 @@ def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats
 # -- unused -----------------------------------------------------------------------------------------------------------
 
 
-def _unused(rule: Rule, node: Node, named: _Named, outputs: bool) -> dict[str, Fact]:
+def _unused(rule: Rule, node: Node, named: _Named) -> dict[str, Fact]:
+    """The entries of the operands that are not read."""
     layout = named.layout
-    unused = named.unused_output() if outputs else named._nowhere
     found: dict[str, Fact] = {}
     factors = layout.factors
+    hiding = _hiding(rule, node)
     for k in named.inputs:
-        name = node.operand_names[k]
+        if follows(node, k):
+            continue
         if k in factors and len(factors) == 2:
-            if _follows(node, k):
-                continue
             other = factors[1 - factors.index(k)]
-            used = any_product(~unused, ~named.zero(other), layout.private(k))
-            mask = layout.project_all(k, ~used)
+            mask = layout.project_all(k, ~any_product(~named.unused, ~named.zero(other), layout.private(k)))
+        elif k in layout.passing and k not in hiding:
+            if not named.weights_only and (mask := named.facts.unused(layout.n_inputs)).any():
+                found[node.operand_names[k]] = Unused(mask)
+            continue
         else:
-            idle = unused
-            for j in named.inputs:
-                if name in rule.annihilates.get(node.operand_names[j], ()):
-                    idle = idle | named.zero(j)
+            idle = named.unused
+            for j in hiding.get(k, ()):
+                idle = idle | named.zero(j)
             mask = layout.project_all(k, idle)
         if mask.any():
-            found[name] = Unused(compact_axes(layout.from_named(k, mask))[0].astype(bool))
+            found[node.operand_names[k]] = Unused(compact_axes(layout.from_named(k, mask))[0])
     return found
 
 
-def _follows(node: Node, k: int) -> bool:
+def follows(node: Node, k: int) -> bool:
     """Whether nobody asks which entries of an operand are read: of a weight of this call alone, which keeps what the
-    other operands keep. That fact would be of the weight's size."""
-    value = node.values[k]
-    return value is not None and value.is_source and is_own(node, k)
+    other operands keep. Of a contraction that fact would be of the weight's size."""
+    value = node.operands[k]
+    return value is not None and value.is_source and len(value.uses) == 1
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------

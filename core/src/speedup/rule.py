@@ -685,3 +685,8 @@ class Rule:
             if hasattr(module, attribute):
                 setattr(module, attribute, keep.size(names))
         return module
+
+
+def says_nothing(self: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+    """The ``infer_from_weight`` of rules that say it all in the other two, and need not be asked."""
+    return {}

@@ -92,9 +92,10 @@ def _width(module: nn.Module) -> int:
         return shape[0]
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
+    if module._parameters or module._modules:  # most of what is asked about: a container
+        return 0
     # Without parameters it does not matter how many there are.
-    floats = any(isinstance(v, float) for v in vars(module).values())
-    return 7 if floats and not module._parameters and not module._modules else 0
+    return 7 if any(isinstance(v, float) for v in vars(module).values()) else 0
 
 
 def _like(module: nn.Module) -> torch.Tensor:
