@@ -94,7 +94,15 @@ def check(
         CheckError: it raises, or returns something else.
     """
     try:
-        again = trace(model, *inputs, registry, substitutes=substitutes, watch=decisions, answers=graph.answers)
+        again = trace(
+            model,
+            *inputs,
+            registry,
+            substitutes=substitutes,
+            watch=decisions,
+            answers=graph.answers,
+            compared=True,
+        )
     except SpeedupError:
         raise
     except Exception as error:

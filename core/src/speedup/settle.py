@@ -127,7 +127,7 @@ def _try(
         found, error = None, differs
     # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
     wanted: list[list[torch.Tensor]] = []
-    trace(model, *inputs, rules, log=wanted, answers=graph.answers, masking=graph.masking)
+    trace(model, *inputs, rules, log=wanted, answers=graph.answers, masking=graph.masking, compared=True)
     decisions = Decisions(graph, keeps, wanted)
     try:
         found = attempt(decisions)
@@ -155,7 +155,7 @@ def _masked(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Re
     try:
         with undisturbed(model):
             torch.manual_seed(0)  # as ``run`` does
-            other = trace(model, *case, rules, masking=graph.masking)
+            other = trace(model, *case, rules, masking=graph.masking, compared=True)
     except Exception as error:  # whatever a model says to a size that it does not take
         log.debug("at another size: %r", error)
         return None

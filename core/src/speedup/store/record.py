@@ -81,7 +81,7 @@ def _merge(module: nn.Module, found: dict[str, dict[str, Any]], kind: type | Non
 
 def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"tensors": {}, "attributes": {}, "unsaved": {}}
-    old, now = {**then.saved, **then.contents}, then.module.__dict__
+    old, now = then.as_it_was(), then.module.__dict__
     for holder in _HOLDERS:
         for name in {**old[holder], **now[holder]}:
             shape = shape_of(old[holder].get(name))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.utils import _python_dispatch as dispatch
 
 from speedup import walk
 from speedup.errors import RuleError
@@ -41,6 +43,7 @@ _READS = frozenset(
     {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
 )
 
+_BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
 _MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
 
@@ -108,9 +111,11 @@ class Recorder(TorchFunctionMode):
         self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
+        self.underneath: dispatch.TorchDispatchMode | None = None
         self.place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
+        self.compared = False
         self.asked: list[bool] = []
         self.reads = 0
         self.from_input: set[Value] = set()
@@ -141,8 +146,10 @@ class Recorder(TorchFunctionMode):
                         known.tensor, known.mask = tensor, self.masking.mask_of(tensor)
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
-            for name, held in module.__dict__.items():
-                if name in _MEMBERS or (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
+            attributes = module.__dict__
+            for name in [n for n in attributes if n not in _MEMBERS]:
+                held = attributes[name]
+                if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
                     continue
                 for tensor in tensors_in(held, depth=2):
                     if id(tensor) not in self._sources:
@@ -207,6 +214,7 @@ class Recorder(TorchFunctionMode):
         held: dict[str, torch.Tensor] | None = None,
     ) -> Any:
         """Run ``call`` and note it as one node, unless it did nothing with any tensor."""
+        bound = module is None or not self.compared
         tensors: list[torch.Tensor] = []
 
         def ref(leaf: torch.Tensor) -> Ref:
@@ -227,27 +235,34 @@ class Recorder(TorchFunctionMode):
         ops_before = self.op_count
         name = getattr(op, "__name__", str(op))
         called = op_name(op)
-        where, sites = caller_and_sites()
+        where, sites = caller_and_sites() if bound else ("", ())
         self.current = f"{called} at {where}"
         self.inside.clear()
         if name == "__set__" and tensors:
             self.written.save_data(tensors[0])
         try:
+            quiet = self._writes_no_parameter(op, rule, module, tensors[: len(tensors) - len(attributes)])
             with self.place:
-                result = call()
+                result = self._run_quietly(call) if quiet else call()
         except Exception as error:
             self.masking.unmask(masked)
             if not hasattr(error, "speedup_call"):
                 error.speedup_call = (called, plain_args, plain_kwargs)  # type: ignore[attr-defined]
             raise
-        outputs = [t for t in tensors_in(result)]
-        changed = [t for t, state in zip(tensors, before, strict=True) if _state(t) != state]
+        outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
+        if quiet:
+            self.inside.update([t.dtype for t in outputs])
+        after = [_state(t) for t in tensors]
+        changed = (
+            [t for t, old, new in zip(tensors, before, after, strict=True) if old != new] if after != before else []
+        )
         if name == "__set__" and tensors:  # x.data = y
             changed = [tensors[0], *(t for t in changed if t is not tensors[0])]
         self.masking.unmask(masked, outputs)
         untouched = {id(t) for t in tensors} - {id(t) for t in changed}
         outputs = [t for t in outputs if id(t) not in untouched]
-        outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
+        if changed:
+            outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
         if rule is not None and rule.layout_only and _alike(tensors, outputs):
             self.track(outputs[0], inputs[0])
             return result
@@ -283,7 +298,8 @@ class Recorder(TorchFunctionMode):
         )
         if passed and isinstance(result, torch.Tensor):
             node.outputs = (self.value_of(result),)
-            rule.claim(node)
+            if bound:
+                rule.claim(node)
             self.passed.append(node)
             return result
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
@@ -300,7 +316,7 @@ class Recorder(TorchFunctionMode):
         if _transformed() and self.branch is None:
             why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
             self.branch = Branch(node, self._existing(), why)
-        if rule is not None:
+        if rule is not None and bound:
             rule.claim(node)
         self._append(node)
         if self.log is not None:
@@ -310,6 +326,23 @@ class Recorder(TorchFunctionMode):
         if changed:
             self._spread_mutation(changed, node)
         return result
+
+    def _writes_no_parameter(self, op: Any, rule: Any, module: nn.Module | None, given: list[torch.Tensor]) -> bool:
+        """Whether a call is one of torch's own that may write into nothing but what it is given, and is given no
+        parameter: then the ops that it is made of need not be seen."""
+        if rule is None or rule.writes_weights or not _is_torchs_own(op) or (module is not None and module._modules):
+            return False
+        ours_is_next = dispatch._get_current_dispatch_mode() is self.underneath  # and not one of the model's own
+        return ours_is_next and not _transformed() and not self.written.holds(given)
+
+    def _run_quietly(self, call: Callable[[], Any]) -> Any:
+        """Run a call without the dispatch mode, which takes as long for an op as the op itself."""
+        self.op_count += 1
+        mode = dispatch._pop_mode()
+        try:
+            return call()
+        finally:
+            dispatch._push_mode(mode)
 
     def _existing(self) -> frozenset[Value]:
         return frozenset(v for ref, v in self._live.values() if ref() is not None)
@@ -446,6 +479,12 @@ def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
         place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
         raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
     return held
+
+
+@functools.cache
+def _is_torchs_own(op: Any) -> bool:
+    """Whether a function or a module type is part of torch itself."""
+    return isinstance(op, _BUILTIN) or (getattr(op, "__module__", None) or "").startswith("torch.nn.")
 
 
 def _transformed() -> bool:

@@ -93,8 +93,9 @@ def _width(module: nn.Module) -> int:
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
     # Without parameters it does not matter how many there are.
-    floats = any(isinstance(v, float) for v in vars(module).values())
-    return 7 if floats and not module._parameters and not module._modules else 0
+    if module._parameters or module._modules:
+        return 0
+    return 7 if any(isinstance(v, float) for v in vars(module).values()) else 0
 
 
 def _like(module: nn.Module) -> torch.Tensor:
