@@ -35,9 +35,9 @@ from speedup.verification import Returned, compare, effects_on, run
 log = logging.getLogger("speedup")
 
 
-# Multiply-accumulates per call from which arithmetic takes longer than a call without contents, which torch computes
-# the shape of in Python.
-_HEAVY = 50e6
+# Multiply-accumulates times bytes of a number, per call, from which arithmetic takes longer than calls without contents,
+# whose shapes torch computes in Python.
+_HEAVY = 100e6
 
 
 def steady(
@@ -53,7 +53,8 @@ def steady(
     """
     if not parts.repairs:
         return True
-    heavy = sizes_of(graph, keeps)["macs"][0] > _HEAVY * len(graph.nodes)
+    width = max((t.dtype.itemsize for t in graph.reference), default=4)
+    heavy = sizes_of(graph, keeps)["macs"][0] * width > _HEAVY * len(graph.nodes)
     if heavy and _makes_the_same_calls(model, inputs, graph, rules, parts, small):
         return True
     return _answers_the_same(model, inputs, graph, rules, parts)
