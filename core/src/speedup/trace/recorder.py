@@ -33,6 +33,7 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
+from speedup.trace.holdings import INTERNAL
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
 from speedup.trace.source import caller, caller_and_sites, see_through
 from speedup.trace.written import Written
@@ -152,9 +153,8 @@ class Recorder(TorchFunctionMode):
                         known.tensor, known.mask = tensor, self.masking.mask_of(tensor)
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
-            attributes = module.__dict__
-            for name in [n for n in attributes if n not in _MEMBERS]:
-                held = attributes[name]
+            attributes = module.__dict__.items()
+            for name, held in [(n, h) for n, h in attributes if n not in INTERNAL or (h and n not in _MEMBERS)]:
                 if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
                     continue
                 for tensor in tensors_in(held, depth=2):
@@ -429,13 +429,20 @@ class Recorder(TorchFunctionMode):
 
     # -- modules --------------------------------------------------------------------------------------------------
 
+    def _rule_of(self, module: nn.Module) -> Rule | None:
+        rule: Rule | None = self.registry.for_type(type(module))
+        if rule is None or "forward" in vars(module):
+            return self._rule_by_structure(module)
+        return rule
+
     @_unrecorded
-    def _rule_of(self, module: nn.Module) -> Any:
+    def _rule_by_structure(self, module: nn.Module) -> Rule | None:
         try:
-            return self.registry.for_module(module)
+            found: Rule | None = self.registry.for_module(module)
         except RuleError as error:
             place = f"{self._paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
             raise RuleError(f"{error}, at {place}") from error
+        return found
 
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:
