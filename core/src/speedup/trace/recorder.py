@@ -432,7 +432,7 @@ class Recorder(TorchFunctionMode):
     def _rule_of(self, module: nn.Module) -> Rule | None:
         rule: Rule | None = self.registry.for_type(type(module))
         if rule is None or "forward" in vars(module):
-            return self._rule_by_structure(module)
+            rule = self._rule_by_structure(module)
         return rule
 
     @_unrecorded
