@@ -8,6 +8,7 @@ import linecache
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,19 @@ from torch import nn
 
 import speedup
 from speedup import Plan, settle
+from speedup.repair import steady
 from speedup.testing import mask_indices, masked_copy, randomize
 from tests import repair_nets as nets
 
 IMAGE = (2, 3, 4, 4)
 CONV = {"conv.weight": (0, 3)}
 ONE = {"one.weight": (0, 1, 9)}
+
+
+@pytest.fixture(autouse=True, params=[100e6, -1], ids=["by answers", "by calls"])
+def heavy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How repairs are tried at other sizes, which depends on how much arithmetic there is."""
+    monkeypatch.setattr("speedup.repair.steady._HEAVY", request.param)
 
 
 def shrink(model: nn.Module, dropped: dict[str, tuple[int, ...]], *shape: int) -> tuple[Any, Any, Plan]:
@@ -203,7 +211,7 @@ def test_depth_costs_no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small_view() -> Any:
-    return shrink(nets.View(), CONV, *IMAGE)[0]
+    return shrink(nets.View, CONV, *IMAGE)[0]
 
 
 def test_the_class_and_its_source_are_untouched() -> None:
@@ -283,7 +291,7 @@ def test_a_traceback_points_to_the_line_in_the_source() -> None:
 
 
 def test_a_repaired_model_is_pruned_again() -> None:
-    small, _, _ = shrink(nets.View(), CONV, *IMAGE)
+    small, _, _ = shrink(nets.View, CONV, *IMAGE)
     smaller, _, plan = shrink(small, {"conv.weight": (1, 2)}, *IMAGE)
     assert smaller.fc.weight.shape == (2, 64) and isinstance(smaller, nets.View)
     assert repaired(plan) == ["torch.Tensor.view: 128: 96 -> 64"]
@@ -490,7 +498,51 @@ def test_the_report_names_what_was_repaired() -> None:
 
 
 def test_a_position_that_is_right_for_shorter_inputs_only_is_not_repaired() -> None:
-    small, masked, plan = shrink(nets.CutFlat(), {"conv.weight": (0,)}, 2, 3, 12)
+    small, masked, plan = shrink(nets.CutFlat, {"conv.weight": (0,)}, 2, 3, 12)
     assert not plan.report.repaired and small.conv.weight.shape == (2, 3, 1)
     for length in (6, 14, 20):
         equal(small, masked, torch.randn(2, 3, length, dtype=torch.float64))
+
+
+# -- other sizes ------------------------------------------------------------------------------------------------------
+
+
+class Held(nets.Conv):
+    """Reads a tensor that cannot be without contents: it is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.full((1,), 2.0, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.fc(self.conv(x * self.factor).view(-1, 128))
+
+
+@pytest.mark.parametrize(
+    ("make", "dropped", "shape", "proven"),
+    [
+        (nets.View, CONV, IMAGE, [True]),
+        (lambda: nets.Blocks(nets.Attention, depth=3), fused(HEADS, 3), (2, 5, 16), [True]),
+        (nets.CutFlat, {"conv.weight": (0,)}, (2, 3, 12), [False]),
+        (Held, CONV, IMAGE, [False]),
+    ],
+    ids=["a literal", "an attribute", "right for shorter inputs only", "does not run without contents"],
+)
+def test_calls_without_contents_prove_what_they_can(
+    make: Callable[[], nn.Module],
+    dropped: Any,
+    shape: tuple[int, ...],
+    proven: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = []
+
+    def asked(*args: Any) -> bool:
+        said.append(by_calls(*args))
+        return said[-1]
+
+    by_calls = steady._makes_the_same_calls
+    monkeypatch.setattr(steady, "_HEAVY", -1)
+    monkeypatch.setattr(steady, "_makes_the_same_calls", asked)
+    *_, plan = shrink(make(), dropped, *shape)
+    assert said == proven and bool(plan.report.repaired) == (make is not nets.CutFlat)

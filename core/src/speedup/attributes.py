@@ -17,7 +17,13 @@ class Attributes:
         self.module = module
         self.kind = type(module)
         self.saved = dict(module.__dict__)
-        self.contents: dict[str, Any] = {k: v.copy() for k, v in self.saved.items() if isinstance(v, _CONTAINERS)}
+        held = [(k, v) for k, v in self.saved.items() if isinstance(v, _CONTAINERS)]
+        self.contents: dict[str, Any] = {k: v.copy() for k, v in held if v}
+        self.empty: dict[str, Any] = {k: v for k, v in held if not v}  # most are: hooks
+
+    def as_it_was(self) -> dict[str, Any]:
+        """All attributes as they were, containers as copies with what was in them."""
+        return {**self.saved, **self.contents, **{k: _emptied(v) for k, v in self.empty.items()}}
 
     def restore(self) -> None:
         if type(self.module) is not self.kind:
@@ -27,11 +33,14 @@ class Attributes:
             for name in [n for n in now if n not in self.saved]:
                 del now[name]
         now.update(self.saved)
+        for container in self.empty.values():
+            if container:
+                container.clear()
         for name, content in self.contents.items():
             value = self.saved[name]
             if isinstance(value, list):
                 value[:] = content
-            elif (value or content) and not identical(value, content):
+            elif not identical(value, content):
                 value.clear()
                 value.update(content)
 
@@ -48,6 +57,13 @@ class Saved(list[Attributes]):
         for attributes in reversed(self[to:]):
             attributes.restore()
         del self[to:]
+
+
+def _emptied(container: Any) -> Any:
+    copied = container.copy()
+    if copied:
+        copied.clear()
+    return copied
 
 
 def identical(a: Any, b: Any) -> bool:

@@ -83,18 +83,30 @@ def check(
     registry: Registry,
     substitutes: Mapping[int, type[nn.Module]],
     decisions: Decisions | None = None,
+    runs: list[Graph] | None = None,
 ) -> Mismatch | None:
     """Run the changed model; where it differs from the plan, None when it agrees.
 
     Where constants were dropped, its numbers may be others. With ``decisions``, those that rounding tips are taken as
     the masked model takes them.
 
+    Args:
+        runs: filled with the run, if it comes to its end.
+
     Raises:
         AnswersError: the outputs differ.
         CheckError: it raises, or returns something else.
     """
     try:
-        again = trace(model, *inputs, registry, substitutes=substitutes, watch=decisions, answers=graph.answers)
+        again = trace(
+            model,
+            *inputs,
+            registry,
+            substitutes=substitutes,
+            watch=decisions,
+            answers=graph.answers,
+            compared=True,
+        )
     except SpeedupError:
         raise
     except Exception as error:
@@ -119,6 +131,8 @@ def check(
             lambda: _lock_call(failed, graph, keeps, _changed_axes(failed, keeps), why),
             raised=_methods_of(error, model),
         )
+    if runs is not None:
+        runs[:] = [again]
     found = _size_mismatch(graph, keeps, again.nodes) or _argument_mismatch(graph, keeps, again.nodes)
     if found is not None:
         return found

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from speedup.build import Parts, build
 from speedup.check import AnswersError, Mismatch, check
@@ -23,12 +22,10 @@ from speedup.registry import Registry
 from speedup.repair.mend import mend
 from speedup.repair.options import Job
 from speedup.repair.parts import Repairs
-from speedup.repair.vary import comparable, varied
+from speedup.repair.steady import steady
 from speedup.steps import Steps
 from speedup.trace import trace
-from speedup.trace.meta import on_meta
-from speedup.trace.sandbox import undisturbed
-from speedup.verification import Inputs, Returned, compare, effects_on, run
+from speedup.verification import Inputs
 from speedup.ways import Way, disagreements, same_parts
 
 log = logging.getLogger("speedup")
@@ -82,13 +79,15 @@ def _mended(
     """Repair what differs from the plan on the first way, and check the others; per way what is to be locked."""
     graph = ways[0].graph
 
+    runs: list[Graph] = []
+
     def tried(repairs: Repairs) -> Mismatch | None:
-        return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs))
+        return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs), runs)
 
-    def steady(repairs: Repairs) -> bool:
-        return _steady(model, inputs, graph, rules, replace(parts, repairs=repairs))
+    def holds(repairs: Repairs) -> bool:
+        return steady(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs), runs[-1])
 
-    parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, steady)
+    parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, holds)
     locks = [found.locks() if found is not None else []]
     for way, kept in zip(ways[1:], keeps[1:], strict=True):
         other = None if any(locks) else _try(model, inputs, way.graph, kept, rules, parts)
@@ -103,8 +102,12 @@ def _try(
     keeps: KeepSets,
     rules: Registry,
     parts: Parts,
+    runs: list[Graph] | None = None,
 ) -> Mismatch | None:
     """Put everything in, run and compare, and take everything out.
+
+    Args:
+        runs: filled with the run of the small model.
 
     Raises:
         CheckError: the outputs differ.
@@ -114,7 +117,7 @@ def _try(
         transaction = Transaction(model, parts)
         transaction.apply()
         try:
-            return check(model, inputs, graph, keeps, rules, transaction.substitutes, decisions)
+            return check(model, inputs, graph, keeps, rules, transaction.substitutes, decisions, runs)
         finally:
             transaction.undo()
 
@@ -127,7 +130,7 @@ def _try(
         found, error = None, differs
     # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
     wanted: list[list[torch.Tensor]] = []
-    trace(model, *inputs, rules, log=wanted, answers=graph.answers, masking=graph.masking)
+    trace(model, *inputs, rules, log=wanted, answers=graph.answers, masking=graph.masking, compared=True)
     decisions = Decisions(graph, keeps, wanted)
     try:
         found = attempt(decisions)
@@ -148,52 +151,3 @@ def _try(
     for node in decisions.taken:
         log.debug("rounding tips %s (%s)", node.label, node.where)
     return found
-
-
-def _masked(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Returned | None:
-    """What the masked model returns for other inputs; None where it does not take them."""
-    try:
-        with undisturbed(model):
-            torch.manual_seed(0)  # as ``run`` does
-            other = trace(model, *case, rules, masking=graph.masking)
-    except Exception as error:  # whatever a model says to a size that it does not take
-        log.debug("at another size: %r", error)
-        return None
-    return Returned(other.reference, other.plain)
-
-
-def _steady(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry, parts: Parts) -> bool:
-    """Whether a repaired model gives the masked one's answers at other sizes of the input too."""
-    if not parts.repairs:
-        return True
-    cases: dict[str, Inputs] = {}
-    wanted: dict[str, Returned | Exception] = {}
-    given: dict[str, list[float]] = {}
-    for alternatives in varied(inputs):
-        for name, case in alternatives.items():
-            outputs = _masked(model, case, graph, rules)
-            if outputs is not None and comparable(name, outputs.tensors, graph.reference):
-                cases[name], wanted[name] = case, outputs
-                if on_meta(model):
-                    given[name] = _factors(model, case, rules)
-                break
-    if not cases:
-        return True
-    # Only what the plan itself needed an excuse for is excused here.
-    moved = effects_on(model, cases, wanted, graph.masking) if graph.effects else None
-    transaction = Transaction(model, parts)
-    transaction.apply()
-    try:
-        alike = all(_factors(model, cases[name], rules) == numbers for name, numbers in given.items())
-        return alike and bool(compare(wanted, run(model, cases), graph.coarsest, moved))
-    except CheckError as error:
-        log.debug("at another size: %s", error)
-        return False
-    finally:
-        transaction.undo()
-
-
-def _factors(model: nn.Module, case: Inputs, rules: Registry) -> list[float]:
-    """The numbers in the calls of a run that are no sizes: where there are no answers to compare, these are."""
-    nodes = trace(model, *case, rules).nodes
-    return [leaf for node in nodes for leaf in pytree.tree_leaves((node.args, node.kwargs)) if type(leaf) is float]

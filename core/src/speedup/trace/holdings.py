@@ -14,7 +14,7 @@ from torch import nn
 
 from speedup.trace.outputs import is_empty_of_tensors
 
-_INTERNAL = frozenset(nn.Module().__dict__)
+INTERNAL = frozenset(nn.Module().__dict__)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 
@@ -35,9 +35,10 @@ class Holdings:
         self._undo: list[Callable[[], None]] = []
         self._alive: list[Any] = []  # an id is one object's as long as that lives
         for module in modules:
-            for name, value in module.__dict__.items():
-                if name not in _INTERNAL and not is_empty_of_tensors(value):
-                    self._add(value, _DEPTH)
+            held = module.__dict__
+            for name in [n for n in held if n not in INTERNAL]:
+                if not is_empty_of_tensors(held[name]):
+                    self._add(held[name], _DEPTH)
 
     def restore(self) -> None:
         for undo in self._undo:

@@ -37,11 +37,11 @@ class StandIns:
         originals: by the identity of the stand-in.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, always: bool = False) -> None:
         self.originals: dict[int, torch.Tensor] = {}
         self._alive: dict[int, torch.Tensor] = {}  # by the identity of the original
         self._held: list[dict[str, Any]] = (
-            [h for m in model.modules() for h in (m._parameters, m._buffers)] if on_meta(model) else []
+            [h for m in walk.modules(model) for h in (m._parameters, m._buffers)] if always or on_meta(model) else []
         )
 
     def put_in(self) -> None:
@@ -72,9 +72,13 @@ class StandIns:
 
 
 @contextlib.contextmanager
-def all_on_meta(model: nn.Module) -> Iterator[StandIns]:
-    """Where any parameter or buffer is on meta, the others have stand-ins there for now."""
-    stands = StandIns(model)
+def all_on_meta(model: nn.Module, always: bool = False) -> Iterator[StandIns]:
+    """Where any parameter or buffer is on meta, the others have stand-ins there for now.
+
+    Args:
+        always: also where none is.
+    """
+    stands = StandIns(model, always)
     try:
         stands.put_in()
         yield stands

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.utils import _python_dispatch as dispatch
 
 from speedup import walk
 from speedup.errors import RuleError
@@ -31,6 +33,7 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
+from speedup.trace.holdings import INTERNAL
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
 from speedup.trace.source import caller, caller_and_sites, see_through
 from speedup.trace.written import Written
@@ -41,6 +44,7 @@ _READS = frozenset(
     {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
 )
 
+_BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
 _MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
 
@@ -54,17 +58,22 @@ class EndlessError(Exception):
 def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
     """For methods of the recorder: neither the inside of a call nor our own look at its tensors is recorded.
 
-    The recorder is taken off the mode stack: cheaper than to have it wave every inner call through.
+    Both modes are taken off their stacks: cheaper than to have them wave every inner call through.
     """
 
     @functools.wraps(method)
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
         mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
+        lifted = dispatch._get_current_dispatch_mode() is self.underneath is not None  # and not one of the model's own
+        before, self.lifted = self.lifted, dispatch._pop_mode() if lifted else None
         self.open_calls += 1
         try:
             return method(self, *args, **kwargs)
         finally:
             self.open_calls -= 1
+            if self.lifted is not None:
+                dispatch._push_mode(self.lifted)
+            self.lifted = before
             if mode is not None:
                 _push_mode(mode)  # type: ignore[no-untyped-call]
 
@@ -108,9 +117,12 @@ class Recorder(TorchFunctionMode):
         self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
+        self.underneath: dispatch.TorchDispatchMode | None = None
+        self.lifted: dispatch.TorchDispatchMode | None = None
         self.place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
+        self.compared = False
         self.asked: list[bool] = []
         self.reads = 0
         self.from_input: set[Value] = set()
@@ -141,8 +153,9 @@ class Recorder(TorchFunctionMode):
                         known.tensor, known.mask = tensor, self.masking.mask_of(tensor)
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
-            for name, held in module.__dict__.items():
-                if name in _MEMBERS or (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
+            attributes = module.__dict__.items()
+            for name, held in [(n, h) for n, h in attributes if n not in INTERNAL or (h and n not in _MEMBERS)]:
+                if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
                     continue
                 for tensor in tensors_in(held, depth=2):
                     if id(tensor) not in self._sources:
@@ -207,6 +220,7 @@ class Recorder(TorchFunctionMode):
         held: dict[str, torch.Tensor] | None = None,
     ) -> Any:
         """Run ``call`` and note it as one node, unless it did nothing with any tensor."""
+        bound = module is None or not self.compared
         tensors: list[torch.Tensor] = []
 
         def ref(leaf: torch.Tensor) -> Ref:
@@ -227,27 +241,34 @@ class Recorder(TorchFunctionMode):
         ops_before = self.op_count
         name = getattr(op, "__name__", str(op))
         called = op_name(op)
-        where, sites = caller_and_sites()
+        where, sites = caller_and_sites() if bound else ("", ())
         self.current = f"{called} at {where}"
         self.inside.clear()
         if name == "__set__" and tensors:
             self.written.save_data(tensors[0])
         try:
+            quiet = self._writes_no_parameter(op, rule, module, tensors[: len(tensors) - len(attributes)])
             with self.place:
-                result = call()
+                result = self._quietly(call) if quiet else self._seen(call)
         except Exception as error:
             self.masking.unmask(masked)
             if not hasattr(error, "speedup_call"):
                 error.speedup_call = (called, plain_args, plain_kwargs)  # type: ignore[attr-defined]
             raise
-        outputs = [t for t in tensors_in(result)]
-        changed = [t for t, state in zip(tensors, before, strict=True) if _state(t) != state]
+        outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
+        if quiet:
+            self.inside.update([t.dtype for t in outputs])
+        after = [_state(t) for t in tensors]
+        changed = (
+            [t for t, old, new in zip(tensors, before, after, strict=True) if old != new] if after != before else []
+        )
         if name == "__set__" and tensors:  # x.data = y
             changed = [tensors[0], *(t for t in changed if t is not tensors[0])]
         self.masking.unmask(masked, outputs)
         untouched = {id(t) for t in tensors} - {id(t) for t in changed}
         outputs = [t for t in outputs if id(t) not in untouched]
-        outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
+        if changed:
+            outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
         if rule is not None and rule.layout_only and _alike(tensors, outputs):
             self.track(outputs[0], inputs[0])
             return result
@@ -283,7 +304,8 @@ class Recorder(TorchFunctionMode):
         )
         if passed and isinstance(result, torch.Tensor):
             node.outputs = (self.value_of(result),)
-            rule.claim(node)
+            if bound:
+                rule.claim(node)
             self.passed.append(node)
             return result
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
@@ -300,7 +322,7 @@ class Recorder(TorchFunctionMode):
         if _transformed() and self.branch is None:
             why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
             self.branch = Branch(node, self._existing(), why)
-        if rule is not None:
+        if rule is not None and bound:
             rule.claim(node)
         self._append(node)
         if self.log is not None:
@@ -310,6 +332,28 @@ class Recorder(TorchFunctionMode):
         if changed:
             self._spread_mutation(changed, node)
         return result
+
+    def _writes_no_parameter(self, op: Any, rule: Any, module: nn.Module | None, given: list[torch.Tensor]) -> bool:
+        """Whether a call is one of torch's own that may write into nothing but what it is given, and is given no
+        parameter: then the ops that it is made of need not be seen."""
+        if rule is None or rule.writes_weights or not _is_torchs_own(op) or (module is not None and module._modules):
+            return False
+        return not _transformed() and not self.written.holds(given)
+
+    def _quietly(self, call: Callable[[], Any]) -> Any:
+        """Run a call whose ops are not seen: to see one takes as long as the op itself."""
+        self.op_count += 1
+        return call()
+
+    def _seen(self, call: Callable[[], Any]) -> Any:
+        """Run a call with the dispatch mode."""
+        if self.lifted is None:
+            return call()
+        dispatch._push_mode(self.lifted)
+        try:
+            return call()
+        finally:
+            dispatch._pop_mode()
 
     def _existing(self) -> frozenset[Value]:
         return frozenset(v for ref, v in self._live.values() if ref() is not None)
@@ -385,13 +429,20 @@ class Recorder(TorchFunctionMode):
 
     # -- modules --------------------------------------------------------------------------------------------------
 
+    def _rule_of(self, module: nn.Module) -> Rule | None:
+        rule: Rule | None = self.registry.for_type(type(module))
+        if rule is None or "forward" in vars(module):
+            rule = self._rule_by_structure(module)
+        return rule
+
     @_unrecorded
-    def _rule_of(self, module: nn.Module) -> Any:
+    def _rule_by_structure(self, module: nn.Module) -> Rule | None:
         try:
-            return self.registry.for_module(module)
+            found: Rule | None = self.registry.for_module(module)
         except RuleError as error:
             place = f"{self._paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
             raise RuleError(f"{error}, at {place}") from error
+        return found
 
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:
@@ -446,6 +497,12 @@ def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
         place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
         raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
     return held
+
+
+@functools.cache
+def _is_torchs_own(op: Any) -> bool:
+    """Whether a function or a module type is part of torch itself."""
+    return isinstance(op, _BUILTIN) or (getattr(op, "__module__", None) or "").startswith("torch.nn.")
 
 
 def _transformed() -> bool:

@@ -84,6 +84,7 @@ def trace(
     watch: Watch | None = None,
     answers: Sequence[bool] | None = None,
     masking: Masking | None = None,
+    compared: bool = False,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -96,6 +97,8 @@ def trace(
         answers: the first truth values that Python is given where it asks data of the input for one, whatever the
             data say. None makes such a question a ``Branch``.
         masking: the masks of the parameters; none where the model is masked already, or small.
+        compared: the run is only compared with another one: calls of modules are noted without their places and what
+            their rules say of them.
         watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
@@ -111,6 +114,7 @@ def trace(
             see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
             recorder = Recorder(model, registry, substitutes, masking)
             recorder.answers, recorder.place = answers, made_there(model)
+            recorder.compared = compared
             recorder.watch, recorder.log = watch, log if watch is None else watch.got
             try:
                 return _run(model, own_args, own_kwargs, recorder, expanded)
@@ -143,8 +147,9 @@ def _run(
         recorder.from_input.add(value)
         recorder.track(tensor, value)
         inputs.append(value)
+    recorder.underneath = _Underneath(recorder)
     try:
-        with _uncompiled(), _module_calls(recorder), _Underneath(recorder), recorder:
+        with _uncompiled(), _module_calls(recorder), recorder.underneath, recorder:
             result = model(*args, **kwargs)
     except Exception as error:
         error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]

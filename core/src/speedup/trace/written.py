@@ -25,6 +25,10 @@ class Written:
         self._contents: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._data: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    def holds(self, tensors: Iterable[torch.Tensor]) -> bool:
+        """Whether some of these tensors stand in the memory of parameters."""
+        return any(memory_of(t) in self._by_memory for t in tensors)
+
     def save(self, tree: object) -> None:
         """A call is about to write into some of these tensors."""
         for tensor in pytree.tree_leaves(tree):

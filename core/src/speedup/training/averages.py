@@ -76,7 +76,7 @@ def _mirror(copied: nn.Module, transition: Transition, transaction: Transaction)
             continue
         path = paths[number]
         shell = shell_of(copied.get_submodule(path))
-        _become(shell, now, {**then.saved, **then.contents})
+        _become(shell, now, then.as_it_was())
         _fill(shell, now, path, own, transition, made)
         parts.modules[path] = shell
     for module in placed.values():

@@ -92,9 +92,9 @@ def _width(module: nn.Module) -> int:
         return shape[0]
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
-    if module._parameters or module._modules:  # most of what is asked about: a container
-        return 0
     # Without parameters it does not matter how many there are.
+    if module._parameters or module._modules:
+        return 0
     return 7 if any(isinstance(v, float) for v in vars(module).values()) else 0
 
 
