@@ -49,8 +49,8 @@ def ask(node: Node, method: str, *args: Any) -> Any:
 
 
 def _versions(node: Node) -> list[int]:
-    tensors = [v.tensor for v in node.tensors if v.tensor is not None]
     try:
-        return [t._version for t in tensors]
+        return [v.tensor._version for v in node.tensors if v.tensor is not None]
     except RuntimeError:  # inference tensors have none
+        tensors = [v.tensor for v in node.tensors if v.tensor is not None]
         return [0 if t.is_inference() else t._version for t in tensors]

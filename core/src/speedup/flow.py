@@ -75,6 +75,7 @@ class _Named:
 
     Attributes:
         inputs: the operands that are there.
+        weights: those of which every entry is constant.
         weights_only: whether nothing is asked of the others.
     """
 
@@ -83,15 +84,11 @@ class _Named:
         self.facts = facts
         self.layout: Layout = node.layout
         self.inputs = self.layout.inputs
+        self.weights = [k for k in self.inputs if facts.is_weight(k)]
         self.weights_only = weights_only
         self._nowhere = nothing(len(self.layout.names))
         self._masks: dict[int, Bools] = {}
         self._zeros: dict[int, Bools] = {}
-
-    @cached_property
-    def weights(self) -> list[int]:
-        """The operands of which every entry is constant."""
-        return [k for k in self.inputs if self.facts.is_weight(k)]
 
     def own_mask(self, k: int) -> Bools:
         """What is constant along the axes of the operand itself."""

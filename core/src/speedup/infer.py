@@ -273,13 +273,13 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
         RuleError: a rule raised, returned something that is no fact, or took a fact back.
     """
     facts = Facts(graph, masks, denied)
-    ruled = [n for n in graph.nodes if n.rule is not None]
+    seen = {n: NodeFacts(facts, n) for n in graph.nodes if n.rule is not None}
 
     def forward(node: Node) -> Iterable[Node]:
-        seen, near = NodeFacts(facts, node), []
         kind: Any = type(node.rule)
+        near: list[Node] = []
         for function in _functions(kind, "infer_from_input"):
-            for value, _, fact in _returned(node, function, seen):
+            for value, _, fact in _returned(node, function, seen[node]):
                 grown = isinstance(fact, Constant) and facts.add_constant(node, value, fact)
                 grown = grown or (isinstance(fact, Affine) and facts.add_affine(node, value, fact))
                 if grown:
@@ -287,17 +287,17 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
         return near
 
     def backward(node: Node) -> Iterable[Node]:
-        seen, near = NodeFacts(facts, node), []
         kind: Any = type(node.rule)
+        near: list[Node] = []
         for function in _functions(kind, "infer_from_output"):
-            for value, number, fact in _returned(node, function, seen):
+            for value, number, fact in _returned(node, function, seen[node]):
                 grown = isinstance(fact, Unused) and facts.add_unused(node, number, value, fact)
                 if grown and value.producer is not None and value.producer.rule is not None:
                     near.append(value.producer)
         return near
 
-    _fixpoint(ruled, forward, 1)
-    _fixpoint(ruled, backward, -1)
+    _fixpoint(seen, forward, 1)
+    _fixpoint(seen, backward, -1)
     return facts
 
 
@@ -356,12 +356,13 @@ def _check_types(node: Node, function: str, name: str, fact: Fact) -> None:
     Raises:
         RuleError: they are not.
     """
-    for what, array, kinds in (("mask", fact.mask, "b"), *[("value", n, "fiu") for n in fact.numbers]):
+    what, kinds, wanted = "mask", "b", "a numpy array of bool"
+    for array in (fact.mask, *fact.numbers):
         is_array = isinstance(array, (np.ndarray, np.generic))
         if not is_array or array.dtype.kind not in kinds:
             kind = array.dtype if is_array else type(array).__name__
-            wanted = "a numpy array of bool" if what == "mask" else "a numpy array of float64"
             raise RuleError(f"{culprit(node)}: {function} returned a {what} of {kind} for {name!r}, not {wanted}")
+        what, kinds, wanted = "value", "fiu", "a numpy array of float64"
 
 
 def _alike(old: Affine, new: Affine) -> bool:

@@ -294,8 +294,9 @@ class Rule:
         operands: list[Value | None] = []
         for name in self.operands:
             known = held.get(name)
-            is_attribute = node.module is not None and hasattr(node.module, name)
-            operands.append(known if known is not None or is_attribute else (free.pop(0) if free else None))
+            if known is None and free and (node.module is None or not hasattr(node.module, name)):
+                known = free.pop(0)
+            operands.append(known)
         node.operands, node.operand_names = tuple(operands), self.operands
 
     @staticmethod
