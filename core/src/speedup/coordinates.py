@@ -201,7 +201,7 @@ class CoordinateRule(Rule):
                 out = np.asarray(fill, dtype=arrays[0].dtype)
                 for source, array in enumerate(arrays):
                     here = origin.source == source
-                    out = np.where(here, _moved(array, [np.where(here, c, 0) for c in origin.coordinates]), out)
+                    out = np.where(here, _moved(array, origin.coordinates, here), out)
             results.append(out.reshape((1,) * (node.outputs[number].ndim - out.ndim) + out.shape))
         return results
 
@@ -219,10 +219,14 @@ class CoordinateRule(Rule):
         return results
 
 
-def _moved(array: np.ndarray[Any, Any], coordinates: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """The entries at these coordinates of an array that broadcasts to an operand."""
-    at = tuple([c if s > 1 else 0 for c, s in zip(coordinates, array.shape, strict=False)])
-    return np.asarray(array[at]) if at else array
+def _moved(
+    array: np.ndarray[Any, Any], coordinates: Sequence[np.ndarray[Any, Any]], here: Bools | None = None
+) -> np.ndarray[Any, Any]:
+    """The entries at these coordinates of an array that broadcasts to an operand; what is not ``here`` may be any."""
+    at: list[Any] = [0] * array.ndim
+    for axis in [a for a, size in enumerate(array.shape) if size > 1]:
+        at[axis] = coordinates[axis] if here is None else np.where(here, coordinates[axis], 0)
+    return np.asarray(array[tuple(at)]) if at else array
 
 
 def _scattered(chosen: Bools, origin: _Origin, shape: tuple[int, ...]) -> Bools:
