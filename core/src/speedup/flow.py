@@ -15,15 +15,14 @@ All of it is computed in named space (see ``speedup.axes``), where arrays have s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import reduce
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from speedup.axes import Layout, Shape
+from speedup.axes import Layout
 from speedup.facts import (
     Affine,
     Bools,
@@ -39,10 +38,10 @@ from speedup.facts import (
     compact_axes,
     constant,
     everything,
-    nothing,
     sum_product,
 )
 from speedup.graph import Node
+from speedup.named import Named
 from speedup.regular import take
 
 if TYPE_CHECKING:
@@ -52,13 +51,13 @@ if TYPE_CHECKING:
 
 def from_weight(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
     """Constant outputs and unused inputs that the masks of the weights alone make."""
-    named = _Named(node, facts, weights_only=True)
+    named = Named(node, facts, weights_only=True)
     return {**_constants(rule, node, named), **_unused(rule, node, named)}
 
 
 def from_input(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
     """Constant outputs, and affine ones where the call averages."""
-    found = _constants(rule, node, _Named(node, facts))
+    found = _constants(rule, node, Named(node, facts))
     known = facts.affine(0) if node.operands and facts.present(0) else None
     if known is not None and rule.averaging(node):
         found.update(_averaged(node, known))
@@ -67,124 +66,13 @@ def from_input(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
 
 def from_output(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
     """Unused operands."""
-    return _unused(rule, node, _Named(node, facts))
-
-
-class _Named:
-    """The facts at a node in named space; mixed axes are reduced: a fact must hold, and be the same, all along them.
-
-    Attributes:
-        inputs: the operands that are there.
-        weights: those of which every entry is constant.
-        weights_only: whether nothing is asked of the others.
-    """
-
-    def __init__(self, node: Node, facts: NodeFacts, weights_only: bool = False) -> None:
-        self.node = node
-        self.facts = facts
-        self.layout: Layout = node.layout
-        self.inputs = self.layout.inputs
-        self.weights = [k for k in self.inputs if facts.is_weight(k)]
-        self.weights_only = weights_only
-        self._nowhere = nothing(len(self.layout.names))
-        self._masks: dict[int, Bools] = {}
-        self._zeros: dict[int, Bools] = {}
-
-    def own_mask(self, k: int) -> Bools:
-        """What is constant along the axes of the operand itself."""
-        return self.facts.mask(k) if not self.weights_only or k in self.weights else nothing(self.layout.ndim(k))
-
-    def mask(self, k: int) -> Bools:
-        """Constant along all mixed axes with one value."""
-        mask = self._masks.get(k)
-        if mask is None:
-            mask = self._masks[k] = self._mask(k)
-        return mask
-
-    def _mask(self, k: int) -> Bools:
-        if k in self.weights:
-            return everything(len(self.layout.names))
-        mask = self.facts.mask(k) if not self.weights_only else self._nowhere
-        if mask is nothing(mask.ndim):
-            return self._nowhere
-        layout, value = self.layout, self.facts.value(k)
-        named: Bools = layout.to_named(k, mask)
-        if layout.is_even(k, mask.shape) and layout.is_even(k, value.shape):
-            return named
-        axes = layout.mixed_axes
-        same = np.where(named, layout.to_named(k, value), 0)
-        same = np.equal(same.max(axis=axes, keepdims=True), same.min(axis=axes, keepdims=True))
-        result: Bools = np.logical_and(layout.project_all(k, named), same)
-        return result
-
-    def value(self, k: int) -> Floats:
-        """Values where ``mask``, 0 elsewhere (weights: all of them, mixed axes included)."""
-        value = self.facts.value(k)
-        named: Floats = self.layout.to_named(k, value)
-        if k in self.weights:
-            return named
-        if not self.layout.is_even(k, value.shape):
-            named = named[tuple([slice(0, 1) if n in self.layout.mixed else slice(None) for n in self.layout.names])]
-        return np.where(self.mask(k), named, 0.0)
-
-    def own_value(self, k: int) -> Floats:
-        """The same along the axes of the operand itself."""
-        value = self.facts.value(k)
-        if k in self.weights:
-            return value
-        mask = self.facts.mask(k)
-        if self.layout.is_even(k, value.shape) and self.layout.is_even(k, mask.shape):
-            return np.where(mask, value, 0.0)
-        return self.layout.from_named(k, self.value(k))
-
-    def same(self, k: int) -> tuple[Bools, Floats]:
-        """Where operand ``k`` is constant and the same all along its mixed axes, and its value there.
-
-        Of a parameter only what masks made so, for the rest may be trained further; or what has one entry there.
-        """
-        value = self.node.values[k]
-        if value is None or value.tensor is None or not self.facts.is_weight(k):
-            return self.mask(k), self.value(k)
-        dims = [a for a, dim in enumerate(self.layout.operands[k] or ()) if self.layout.mixed.intersection(dim)]
-        made = any_of(self.facts.zero(k), tuple(dims)) | all(value.shape[a] == 1 for a in dims)
-        if not dims or not made.any() or not value.tensor.numel() or value.tensor.is_complex():
-            return self._nowhere, np.zeros(self._nowhere.shape)
-        tensor = value.contents()
-        low, high = (f(tensor, dims, keepdim=True) for f in (torch.amin, torch.amax))
-        mask = made & (low == high).cpu().numpy()
-        return self.layout.to_named(k, mask), self.layout.to_named(k, low.to("cpu", torch.float64).numpy())
-
-    def zero(self, k: int) -> Bools:
-        """Zero all along the mixed axes."""
-        zero = self._zeros.get(k)
-        if zero is None:
-            zero = self.facts.zero(k) if not self.weights_only or k in self.weights else self._nowhere
-            if zero is nothing(zero.ndim):
-                zero = self._nowhere
-            else:
-                zero = self.layout.project_all(k, self.layout.to_named(k, zero))
-            self._zeros[k] = zero
-        return zero
-
-    @cached_property
-    def unused(self) -> Bools:
-        """Entries of the output(s) that nobody reads, per shared name; none where only weights are asked about."""
-        layout = self.layout
-        if self.weights_only:
-            return self._nowhere
-        first, *more = [
-            layout.project_all(k, layout.to_named(k, self.facts.unused(k)))
-            for k in range(layout.n_inputs, len(layout.operands))
-        ]
-        for other in more:
-            first = first & other
-        return first
+    return _unused(rule, node, Named(node, facts))
 
 
 # -- constants --------------------------------------------------------------------------------------------------------
 
 
-def _constants(rule: Rule, node: Node, named: _Named) -> dict[str, Fact]:
+def _constants(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
     kind = _chosen if rule.indices else _contracted if named.layout.contracted else _pointwise
     found = kind(rule, named)
     return {name: fact for name, fact in zip(node.output_names, found, strict=False) if fact is not None}
@@ -204,14 +92,14 @@ def _averaged(node: Node, known: Affine) -> dict[str, Fact]:
     return {node.output_names[0]: fact} if fact is not None else {}
 
 
-def _chosen(rule: Rule, named: _Named) -> list[Constant | None]:
+def _chosen(rule: Rule, named: Named) -> list[Constant | None]:
     """Entries of the first operand, nobody knows which: what is the same for all that may be chosen."""
     out = named.layout.n_inputs
     mask, value = (named.layout.from_named(out, a) for a in np.broadcast_arrays(*named.same(0)))
     return [constant(mask, value)]
 
 
-def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
+def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:
     layout = named.layout
     holds = _all_known(rule, named)
     if not any([mask.any() for mask in holds]):
@@ -229,7 +117,7 @@ def _pointwise(rule: Rule, named: _Named) -> list[Constant | None]:
     return [constant(m, np.asarray(r, dtype=np.float64)) for m, r in zip(holds, results, strict=True)]
 
 
-def _all_known(rule: Rule, named: _Named) -> list[Bools]:
+def _all_known(rule: Rule, named: Named) -> list[Bools]:
     """Per output the entries for which every operand is constant, or irrelevant."""
     layout = named.layout
     live = [k for k in named.inputs if k not in named.weights]
@@ -265,7 +153,7 @@ def _find_hiding(rule: Rule, node: Node) -> dict[int, list[int]]:
     return found
 
 
-def _contracted(rule: Rule, named: _Named) -> list[Constant | None]:
+def _contracted(rule: Rule, named: Named) -> list[Constant | None]:
     layout, out = named.layout, named.layout.n_inputs
     factors = layout.factors
     addends = [k for k in named.inputs if k not in factors]
@@ -285,7 +173,7 @@ def _contracted(rule: Rule, named: _Named) -> list[Constant | None]:
     return [constant(layout.from_named(out, holds), layout.from_named(out, value))]
 
 
-def _any_nonconstant(rule: Rule, named: _Named, factors: Sequence[int]) -> Bools | None:
+def _any_nonconstant(rule: Rule, named: Named, factors: Sequence[int]) -> Bools | None:
     """For every output entry: is there a term that is neither 0 nor a product of constants?"""
     over = named.layout.contracted_axes
     # Where positions differ (zero padding), only a constant 0 comes out the same everywhere.
@@ -304,7 +192,7 @@ def _any_nonconstant(rule: Rule, named: _Named, factors: Sequence[int]) -> Bools
     return reduce(np.logical_or, parts) if parts else ~whole
 
 
-def _constant_terms(named: _Named, factors: Sequence[int], holds: Bools) -> Floats:
+def _constant_terms(named: Named, factors: Sequence[int], holds: Bools) -> Floats:
     """The sum of the constant terms, for outputs that have no others: those where ``holds``."""
     layout = named.layout
     live = [k for k in factors if k not in named.weights]
@@ -397,128 +285,10 @@ def _by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor |
     return np.ascontiguousarray(named.transpose([*order, *rest]).reshape([named.shape[a] for a in order]))
 
 
-def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
-    """Run the call in float64 on constants. Mixed axes get two small extents: only what is the same for both counts.
-
-    Where the rule says that the number of entries counts, they have the extent that they have (None).
-    """
-    results = None
-    layout = node.layout
-    assert node.rule is not None
-    number_of = {v: k for k, v in enumerate(node.operands) if v is not None}
-    given = tuple([None if a is None else a.shape for a in arrays])
-    for extent in (1,) if not layout.mixed else (None,) if node.rule.counts else (2, 3):
-        shapes: list[Shape] = layout.once("trial", (given, extent), partial(_trial_shapes, layout, given, extent))
-        tensors: list[torch.Tensor] = []
-        for value in node.tensors:
-            k = number_of.get(value)
-            if k is not None:
-                array = arrays[k]
-                assert array is not None
-                tensors.append(_operand_tensor(array, shapes[k], value.dtype))
-            elif value.is_known:
-                tensors.append(value.contents())
-            else:
-                return None
-        try:
-            found = node.run(tensors)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return None
-        now = _uniform_outputs(node, [found] if isinstance(found, torch.Tensor) else list(found))
-        if now is None or (results is not None and not all(map(_alike, now, results))):
-            return None
-        results = now
-    return results
-
-
-def _alike(a: Floats, b: Floats) -> bool:
-    return a.shape == b.shape and (np.array_equal(a, b) or bool(np.allclose(a, b, rtol=1e-12, atol=0, equal_nan=True)))
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """An axis of an operand when a call is tried on constants.
-
-    Attributes:
-        names: that stand behind it.
-        full: its size.
-        named: whether it counts in full, as it is neither mixed nor of the ``*``.
-        mixed: whether all of it is.
-    """
-
-    names: tuple[str, ...]
-    full: int
-    named: bool
-    mixed: bool
-
-
-def _extents(layout: Layout, k: int) -> list[_Extent]:
-    found: list[_Extent] = layout.once(
-        "extents",
-        k,
-        lambda: [
-            _Extent(
-                dim,
-                prod(layout.sizes[n] for n in dim),
-                any("*" not in n and n not in layout.mixed for n in dim),
-                bool(dim) and layout.mixed.issuperset(dim),
-            )
-            for dim in layout.operands[k] or ()
-        ],
-    )
-    return found
-
-
-def _trial_shapes(layout: Layout, given: Sequence[Shape | None], extent: int | None) -> list[Shape]:
-    """The smallest shapes of operands at which the call makes sense: names that any of them varies along in full."""
-    wide = {n for k, shape in enumerate(given) if shape is not None for n in layout.varying(k, shape)}
-
-    def size_of(axis: _Extent, size: int) -> int:
-        if size > 1 or axis.named or not wide.isdisjoint(axis.names) or (axis.mixed and extent is None):
-            return axis.full
-        return extent if axis.mixed and extent is not None else 1
-
-    return [
-        tuple([size_of(axis, size) for axis, size in zip(_extents(layout, k), shape or (), strict=shape is not None)])
-        for k, shape in enumerate(given)
-    ]
-
-
-def _operand_tensor(array: Floats, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of this shape with the numbers of an array that broadcasts to it."""
-    whole = array if array.shape == shape else np.broadcast_to(array, shape)
-    tensor = torch.from_numpy(whole.copy())
-    return tensor if dtype.is_floating_point else tensor.to(dtype)
-
-
-def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats] | None:
-    """The outputs with their mixed axes reduced to size 1; None where they are not the same along them."""
-    layout = node.layout
-    results = []
-    for k, out in enumerate(outputs, layout.n_inputs):
-        if out.is_complex():
-            return None
-        array = out.detach().to("cpu", torch.float64).numpy()
-        axes = _extents(layout, k)
-        if array.ndim != len(axes):
-            return None
-        for number, axis in enumerate(axes):
-            size = array.shape[number]
-            if axis.mixed and size != 1:
-                first = array.take([0], axis=number)
-                if not np.allclose(array, first, rtol=1e-12, atol=0, equal_nan=True):
-                    return None
-                array = first
-            elif size != 1 and size != axis.full:
-                return None
-        results.append(array)
-    return results
-
-
 # -- unused -----------------------------------------------------------------------------------------------------------
 
 
-def _unused(rule: Rule, node: Node, named: _Named) -> dict[str, Fact]:
+def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
     """The entries of the operands that are not read."""
     layout = named.layout
     found: dict[str, Fact] = {}

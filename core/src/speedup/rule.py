@@ -39,6 +39,7 @@ from speedup.graph import Node, Ref, Value
 from speedup.groups.labels import Labels, by_signature
 from speedup.order import Orders, along_names
 from speedup.shell import shell_of
+from speedup.trial import run_on_constants
 
 if TYPE_CHECKING:
     from speedup.build import Kept
@@ -411,7 +412,7 @@ class Rule:
             def evaluate(self, node, arrays):
                 return [arrays[0]]
         """
-        return flow.run_on_constants(node, arrays)
+        return run_on_constants(node, arrays)
 
     def uniform(self, node: Node) -> bool:
         """Whether a constant that is the same along the mixed axes comes out so (override where zeros are padded).
