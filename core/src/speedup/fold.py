@@ -102,7 +102,7 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
         scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
         numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
-        known, offset = (layout.to_named(k, np.broadcast_to(a, a.shape)) for a in numbers)
+        known, offset = (layout.to_named(k, a) for a in numbers)
         terms = tuple(layout.to_named(k, t) for t in combined.terms) if combined is not None else ()
         alike = weight is not None and all(named.shape[a] == 1 for a in scope)
         if alike and terms:
@@ -266,7 +266,9 @@ class _Rows:
     def inverse(self, kept: Bools) -> Floats:
         """Per group the (pseudo-)inverse of the Gram matrix of the kept rows, without directions that are too weak."""
         rows = np.where(kept[..., None], self.all, 0.0)
-        values, vectors = np.linalg.eigh(np.einsum("gir,gis->grs", rows, rows))
+        gram = np.einsum("gir,gis->grs", rows, rows)
+        one = gram.shape[-1] == 1  # mostly: a number is its own eigenvalue
+        values, vectors = (gram[..., 0], np.ones_like(gram)) if one else np.linalg.eigh(gram)
         largest = (np.square(self.all).sum(-1) * self.gone).max(axis=1)
         strong = values > np.maximum(_WEAK**2 * largest[:, None], np.finfo(np.float64).tiny)
         inverse: Floats = np.einsum(

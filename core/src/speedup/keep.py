@@ -105,22 +105,14 @@ class KeepSets:
         self.events[value].append(Event(added, why, node, cause, self._count, kind))
         return True
 
-    def derive(self, value: Value, parts: Sequence[Bools], node: Node) -> None:
-        """Let a weight keep the product of some sets, which is written out only if somebody asks for it.
-
-        Args:
-            parts: arrays that broadcast to the weight's shape.
-        """
-        lines = _lines(parts)
-        if lines is None or self.sets[value].any():
-            product = functools.reduce(np.logical_and, parts, everything(value.ndim))
-            self.grow(value, product if product.any() else everything(value.ndim), _WHY_DERIVED, node)
+    def derive(self, value: Value, product: _Product, node: Node) -> None:
+        """Let a weight keep the product of some sets, which is written out only if somebody asks for it."""
+        if product.lines is None or self.sets[value].any():
+            written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
+            self.grow(value, written if written.any() else everything(value.ndim), _WHY_DERIVED, node)
             return
         self._count += 1
-        lines = {a: line for a, line in lines.items() if not line.all()}
-        if not all(line.any() for line in lines.values()):
-            lines = {}
-        self.sets.write_later(value, lines)
+        self.sets.write_later(value, product.lines)
         self._derived_at[value] = node, self._count
 
     def events_of(self, value: Value) -> list[Event]:
@@ -318,6 +310,24 @@ class _SetsAt(Sequence[Bools]):
         return self._sets[value] if value is not None else nothing(0)
 
 
+class _Product:
+    """What a weight keeps: the product of some sets.
+
+    Attributes:
+        parts: the sets; arrays that broadcast to the weight's shape.
+        lines: the same as one line per axis that loses indices; None where a set varies along several axes.
+    """
+
+    def __init__(self, parts: Sequence[Bools]) -> None:
+        self.parts = parts
+        lines = _lines(parts)
+        if lines is not None:
+            lines = {a: line for a, line in lines.items() if not line.all()}
+            if not all(line.any() for line in lines.values()):
+                lines = {}
+        self.lines = lines
+
+
 def _lines(parts: Iterable[Bools]) -> dict[int, Bools] | None:
     """The product of some sets as one line per axis; None where one of them varies along several."""
     lines: dict[int, Bools] = {}
@@ -461,8 +471,14 @@ def _derive_weights(keeps: KeepSets) -> None:
         plain = type(node.rule).derive is Rule.derive  # another one may be that of a rule without axes
         own = derived_operands(node) if derived and plain else derived
         sets = keeps.at(node)
+        products: dict[Any, _Product] = {}  # the four vectors of a batch norm keep the same
         for k in sorted(derived):
-            value = node.values[k]
+            value = node.operands[k]
             assert value is not None
-            parts = derive_parts(node, k, own, sets) if plain else [ask(node, "derive", k, sets)]
-            keeps.derive(value, parts, node)
+            if not plain:
+                keeps.derive(value, _Product([ask(node, "derive", k, sets)]), node)
+                continue
+            axes = node.layout.operands[k] if k in own else k
+            if axes not in products:
+                products[axes] = _Product(derive_parts(node, k, own, sets))
+            keeps.derive(value, products[axes], node)
