@@ -165,6 +165,13 @@ class Node:
         assert self.rule is not None
         return self.rule.layout(self)
 
+    def once(self, key: str, find: Callable[[], Any]) -> Any:
+        """What follows from the call and the graph around it alone, found once the graph is whole."""
+        found = self.__dict__.setdefault("_found", {})
+        if key not in found:
+            found[key] = find()
+        return found[key]
+
     @property
     def values(self) -> tuple[Value | None, ...]:
         """Operands, then outputs: the order of ``layout.operands``."""

@@ -218,6 +218,12 @@ class NodeKeep:
         self.settled = False
         self.changed: set[Value] = set()
 
+    def lines(self, k: int) -> dict[int, Bools]:
+        """Per axis of operand ``k`` the indices with any kept entry, for the axes that lose some."""
+        value = self._node.values[k]
+        assert value is not None
+        return self._keeps.lines(value)
+
     def remembered(self, sets: tuple[Bools, ...], find: Callable[[], Found]) -> Found:
         """What follows from the facts and these sets of the node, found again when a set has grown.
 
