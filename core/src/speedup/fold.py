@@ -415,7 +415,7 @@ def _onto_carriers(node: Node, gone: Removed, rows: _Rows, keep: NodeKeep) -> to
 
     def columns(at: Indices) -> torch.Tensor:
         found = take(result, order[axis], at).permute(order)
-        return found.to(torch.float64).reshape(groups, len(at), -1)
+        return found.to(torch.float64, memory_format=torch.contiguous_format).reshape(groups, len(at), -1)
 
     def numbers(array: Floats) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(whole.device)
@@ -425,7 +425,7 @@ def _onto_carriers(node: Node, gone: Removed, rows: _Rows, keep: NodeKeep) -> to
     staying = np.where(rows.kept[..., None], rows.all, 0.0)[:, targets]
     # (groups, unknowns, the rest of the weight)
     through = torch.einsum("gir,gio->gro", numbers(going), columns(sources))
-    new = columns(targets) + torch.einsum("gkr,gro->gko", numbers(staying), through)
+    new = columns(targets).add_(torch.einsum("gkr,gro->gko", numbers(staying), through))
     shape = [len(targets) if a == axis else s for a, s in enumerate(factored.shape)]
     factored.index_copy_(axis, torch.from_numpy(targets).to(whole.device), new.to(whole.dtype).reshape(shape))
     for p, at in staying_rows:
