@@ -374,15 +374,20 @@ def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor, new: d
 def flat_output(node: Node, shift: Floats) -> Floats:
     """A shift over the output's weight-born names, as the flat vector that a bias is."""
     layout = node.layout
-    weight_names = {n for k in range(layout.n_inputs) for n in layout.names_of(k) if is_own(node, k)}
-    out = layout.operands[layout.n_inputs] or ()
-    names = [n for dim in out for n in dim if n in weight_names]
-    axes = [layout.names.index(n) for n in names]
-    rest = [a for a in range(shift.ndim) if a not in axes]
+    axes, rest = node.once("flat output", lambda: _bias_axes(node))
     wide = np.broadcast_to(
-        shift, [layout.sizes[n] if n in names else s for n, s in zip(layout.names, shift.shape, strict=True)]
+        shift, [layout.sizes[n] if p in axes else shift.shape[p] for p, n in enumerate(layout.names)]
     )
     return wide.transpose(axes + rest).reshape(-1)
+
+
+def _bias_axes(node: Node) -> tuple[list[int], list[int]]:
+    """The axes of the output's weight-born names, in the order of the output; and the others."""
+    layout = node.layout
+    weight_names = {n for k in range(layout.n_inputs) if is_own(node, k) for n in layout.names_of(k)}
+    out = layout.operands[layout.n_inputs] or ()
+    axes = [layout.names.index(n) for dim in out for n in dim if n in weight_names]
+    return axes, [a for a in range(len(layout.names)) if a not in axes]
 
 
 def _onto_carriers(node: Node, gone: Removed, rows: _Rows, keep: NodeKeep) -> torch.Tensor:
