@@ -61,7 +61,8 @@ class Saved(list[Attributes]):
 
 def _emptied(container: Any) -> Any:
     copied = container.copy()
-    copied.clear()
+    if copied:
+        copied.clear()
     return copied
 
 

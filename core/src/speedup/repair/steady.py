@@ -35,8 +35,8 @@ from speedup.verification import Returned, compare, effects_on, run
 log = logging.getLogger("speedup")
 
 
-# Multiply-accumulates times bytes of a number, per call, from which arithmetic takes longer than calls without contents,
-# whose shapes torch computes in Python.
+# Multiply-accumulates times bytes of a number, per call, from which arithmetic takes longer than a call without
+# contents, whose shape torch computes in Python.
 _HEAVY = 100e6
 
 

@@ -90,8 +90,8 @@ def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]
     children = {n: c for n, c in now["_modules"].items() if id(c) not in placed}
     if any(old["_modules"].get(n) is not c for n, c in children.items()) or len(old["_modules"]) > len(now["_modules"]):
         found["unsaved"]["children"] = "a rule replaced modules inside the module"
-    for name in {**old, **now}:
-        if name in INTERNAL or (name in old and name in now and same(old[name], now[name])):
+    for name in [n for n in {**old, **now} if n not in INTERNAL]:
+        if name in old and name in now and same(old[name], now[name]):
             continue
         try:
             before, after = (

@@ -33,6 +33,7 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
+from speedup.trace.holdings import INTERNAL
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
 from speedup.trace.source import caller, caller_and_sites, see_through
 from speedup.trace.written import Written
@@ -57,17 +58,22 @@ class EndlessError(Exception):
 def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
     """For methods of the recorder: neither the inside of a call nor our own look at its tensors is recorded.
 
-    The recorder is taken off the mode stack: cheaper than to have it wave every inner call through.
+    Both modes are taken off their stacks: cheaper than to have them wave every inner call through.
     """
 
     @functools.wraps(method)
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
         mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
+        lifted = dispatch._get_current_dispatch_mode() is self.underneath is not None  # and not one of the model's own
+        before, self.lifted = self.lifted, dispatch._pop_mode() if lifted else None
         self.open_calls += 1
         try:
             return method(self, *args, **kwargs)
         finally:
             self.open_calls -= 1
+            if self.lifted is not None:
+                dispatch._push_mode(self.lifted)
+            self.lifted = before
             if mode is not None:
                 _push_mode(mode)  # type: ignore[no-untyped-call]
 
@@ -112,6 +118,7 @@ class Recorder(TorchFunctionMode):
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
         self.underneath: dispatch.TorchDispatchMode | None = None
+        self.lifted: dispatch.TorchDispatchMode | None = None
         self.place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
@@ -146,9 +153,8 @@ class Recorder(TorchFunctionMode):
                         known.tensor, known.mask = tensor, self.masking.mask_of(tensor)
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
-            attributes = module.__dict__
-            for name in [n for n in attributes if n not in _MEMBERS]:
-                held = attributes[name]
+            attributes = module.__dict__.items()
+            for name, held in [(n, h) for n, h in attributes if n not in INTERNAL or (h and n not in _MEMBERS)]:
                 if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
                     continue
                 for tensor in tensors_in(held, depth=2):
@@ -243,7 +249,7 @@ class Recorder(TorchFunctionMode):
         try:
             quiet = self._writes_no_parameter(op, rule, module, tensors[: len(tensors) - len(attributes)])
             with self.place:
-                result = self._run_quietly(call) if quiet else call()
+                result = self._quietly(call) if quiet else self._seen(call)
         except Exception as error:
             self.masking.unmask(masked)
             if not hasattr(error, "speedup_call"):
@@ -332,17 +338,22 @@ class Recorder(TorchFunctionMode):
         parameter: then the ops that it is made of need not be seen."""
         if rule is None or rule.writes_weights or not _is_torchs_own(op) or (module is not None and module._modules):
             return False
-        ours_is_next = dispatch._get_current_dispatch_mode() is self.underneath  # and not one of the model's own
-        return ours_is_next and not _transformed() and not self.written.holds(given)
+        return not _transformed() and not self.written.holds(given)
 
-    def _run_quietly(self, call: Callable[[], Any]) -> Any:
-        """Run a call without the dispatch mode, which takes as long for an op as the op itself."""
+    def _quietly(self, call: Callable[[], Any]) -> Any:
+        """Run a call whose ops are not seen: to see one takes as long as the op itself."""
         self.op_count += 1
-        mode = dispatch._pop_mode()
+        return call()
+
+    def _seen(self, call: Callable[[], Any]) -> Any:
+        """Run a call with the dispatch mode."""
+        if self.lifted is None:
+            return call()
+        dispatch._push_mode(self.lifted)
         try:
             return call()
         finally:
-            dispatch._push_mode(mode)
+            dispatch._pop_mode()
 
     def _existing(self) -> frozenset[Value]:
         return frozenset(v for ref, v in self._live.values() if ref() is not None)
@@ -418,13 +429,20 @@ class Recorder(TorchFunctionMode):
 
     # -- modules --------------------------------------------------------------------------------------------------
 
+    def _rule_of(self, module: nn.Module) -> Rule | None:
+        rule: Rule | None = self.registry.for_type(type(module))
+        if rule is None or "forward" in vars(module):
+            rule = self._rule_by_structure(module)
+        return rule
+
     @_unrecorded
-    def _rule_of(self, module: nn.Module) -> Any:
+    def _rule_by_structure(self, module: nn.Module) -> Rule | None:
         try:
-            return self.registry.for_module(module)
+            found: Rule | None = self.registry.for_module(module)
         except RuleError as error:
             place = f"{self._paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
             raise RuleError(f"{error}, at {place}") from error
+        return found
 
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:
