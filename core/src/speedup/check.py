@@ -105,7 +105,7 @@ def check(
             substitutes=substitutes,
             watch=decisions,
             answers=graph.answers,
-            compared=True,
+            compared=graph,
         )
     except SpeedupError:
         raise

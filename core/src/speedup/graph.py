@@ -252,6 +252,7 @@ class Graph:
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
         plain: the numbers, texts and arrays among what the model returned, by where they are.
         asking: scopes in which Python asked for the size of a tensor.
+        claims: the rules that claim modules which were called, by identity; None for those that were entered.
         dtypes: the types of what was computed from the input, inside of calls too.
         masking: the masks that parameters had in the run.
         effects: of each output, how far the last digits of the parameters move it, relative to its largest entry;
@@ -274,6 +275,7 @@ class Graph:
     masking: Masking | None = None
     passed: Sequence[Node] = ()
     effects: Sequence[float] = ()
+    claims: dict[int, Rule | None] = field(default_factory=dict)
 
     @cached_property
     def uncertain(self) -> frozenset[Value]:

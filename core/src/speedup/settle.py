@@ -130,7 +130,7 @@ def _try(
         found, error = None, differs
     # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
     wanted: list[list[torch.Tensor]] = []
-    trace(model, *inputs, rules, log=wanted, answers=graph.answers, masking=graph.masking, compared=True)
+    trace(model, *inputs, rules, log=wanted, answers=graph.answers, masking=graph.masking, compared=graph)
     decisions = Decisions(graph, keeps, wanted)
     try:
         found = attempt(decisions)

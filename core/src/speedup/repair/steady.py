@@ -73,14 +73,14 @@ def _makes_the_same_calls(
         with all_on_meta(model, always=True):
             for alternatives in varied(to_meta(inputs)):
                 for name, case in alternatives.items():
-                    elsewhere = _calls(model, case, rules)
+                    elsewhere = _calls(model, case, graph, rules)
                     if elsewhere is not None and comparable(name, elsewhere.reference, graph.reference):
                         found[name] = case, elsewhere
                         break
         transaction.apply()
         with all_on_meta(model, always=True):
             for name, (case, elsewhere) in found.items():
-                other = trace(model, *case, rules, substitutes=transaction.substitutes, compared=True)
+                other = trace(model, *case, rules, substitutes=transaction.substitutes, compared=graph)
                 if not _corresponds(graph, elsewhere, small, other):
                     log.debug("without contents, %s: other calls", name)
                     return False
@@ -92,14 +92,14 @@ def _makes_the_same_calls(
     return True
 
 
-def _calls(model: nn.Module, case: Inputs, rules: Registry) -> Graph | None:
+def _calls(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Graph | None:
     """What a model calls for other inputs; None where it does not take them.
 
     Raises:
         Exception: it does not run without contents.
     """
     try:
-        return trace(model, *case, rules, compared=True)
+        return trace(model, *case, rules, compared=graph)
     except Exception as error:
         if isinstance(error, NotImplementedError) or "meta" in str(error):
             raise
@@ -168,7 +168,7 @@ def _answers_the_same(model: nn.Module, inputs: Inputs, graph: Graph, rules: Reg
             if outputs is not None and comparable(name, outputs.tensors, graph.reference):
                 cases[name], wanted[name] = case, outputs
                 if on_meta(model):
-                    given[name] = _factors(model, case, rules)
+                    given[name] = _factors(model, case, graph, rules)
                 break
     if not cases:
         return True
@@ -177,7 +177,7 @@ def _answers_the_same(model: nn.Module, inputs: Inputs, graph: Graph, rules: Reg
     transaction = Transaction(model, parts)
     transaction.apply()
     try:
-        alike = all(_factors(model, cases[name], rules) == numbers for name, numbers in given.items())
+        alike = all(_factors(model, cases[name], graph, rules) == numbers for name, numbers in given.items())
         return alike and bool(compare(wanted, run(model, cases), graph.coarsest, moved))
     except CheckError as error:
         log.debug("at another size: %s", error)
@@ -191,14 +191,14 @@ def _masked(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Re
     try:
         with undisturbed(model):
             torch.manual_seed(0)  # as ``run`` does
-            other = trace(model, *case, rules, masking=graph.masking, compared=True)
+            other = trace(model, *case, rules, masking=graph.masking, compared=graph)
     except Exception as error:  # whatever a model says to a size that it does not take
         log.debug("at another size: %r", error)
         return None
     return Returned(other.reference, other.plain)
 
 
-def _factors(model: nn.Module, case: Inputs, rules: Registry) -> list[float]:
+def _factors(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> list[float]:
     """The numbers in the calls of a run that are no sizes: where there are no answers to compare, these are."""
-    nodes: Sequence[Node] = trace(model, *case, rules, compared=True).nodes
+    nodes: Sequence[Node] = trace(model, *case, rules, compared=graph).nodes
     return [leaf for node in nodes for leaf in pytree.tree_leaves((node.args, node.kwargs)) if type(leaf) is float]

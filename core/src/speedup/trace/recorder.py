@@ -123,6 +123,7 @@ class Recorder(TorchFunctionMode):
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
         self.compared = False
+        self.claims: dict[int, Rule | None] = {}
         self.asked: list[bool] = []
         self.reads = 0
         self.from_input: set[Value] = set()
@@ -228,7 +229,8 @@ class Recorder(TorchFunctionMode):
             return Ref(len(tensors) - 1)
 
         # A list keeps its own contents when a caller fills it later: the structure is copied here.
-        plain_args, plain_kwargs = replaced(torch.Tensor, ref, (args, kwargs))
+        plain_args = tuple([ref(a) if isinstance(a, torch.Tensor) else replaced(torch.Tensor, ref, a) for a in args])
+        plain_kwargs = {name: replaced(torch.Tensor, ref, a) for name, a in kwargs.items()} if kwargs else {}
         attributes: dict[str, int] = {}
         for name, tensor in (held or {}).items():
             attributes[name] = len(tensors)
@@ -430,10 +432,13 @@ class Recorder(TorchFunctionMode):
     # -- modules --------------------------------------------------------------------------------------------------
 
     def _rule_of(self, module: nn.Module) -> Rule | None:
-        rule: Rule | None = self.registry.for_type(type(module))
-        if rule is None or "forward" in vars(module):
-            rule = self._rule_by_structure(module)
-        return rule
+        """The rule that claims a module, asked for once."""
+        if id(module) not in self.claims:
+            rule = self.registry.for_type(type(module))
+            if rule is None or "forward" in vars(module):
+                rule = self._rule_by_structure(module)
+            self.claims[id(module)] = rule
+        return self.claims[id(module)]
 
     @_unrecorded
     def _rule_by_structure(self, module: nn.Module) -> Rule | None:

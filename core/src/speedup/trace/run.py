@@ -84,7 +84,7 @@ def trace(
     watch: Watch | None = None,
     answers: Sequence[bool] | None = None,
     masking: Masking | None = None,
-    compared: bool = False,
+    compared: Graph | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -97,8 +97,8 @@ def trace(
         answers: the first truth values that Python is given where it asks data of the input for one, whatever the
             data say. None makes such a question a ``Branch``.
         masking: the masks of the parameters; none where the model is masked already, or small.
-        compared: the run is only compared with another one: calls of modules are noted without their places and what
-            their rules say of them.
+        compared: another run of the model, large or small, which this one is only compared with: the same modules are
+            calls, and of them places and what their rules say are not noted.
         watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
@@ -114,7 +114,8 @@ def trace(
             see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
             recorder = Recorder(model, registry, substitutes, masking)
             recorder.answers, recorder.place = answers, made_there(model)
-            recorder.compared = compared
+            if compared is not None:
+                recorder.compared, recorder.claims = True, dict(compared.claims)
             recorder.watch, recorder.log = watch, log if watch is None else watch.got
             try:
                 return _run(model, own_args, own_kwargs, recorder, expanded)
@@ -191,4 +192,5 @@ def _run(
         frozenset(recorder.dtypes),
         recorder.masking,
         recorder.passed,
+        claims=recorder.claims,
     )

@@ -44,10 +44,10 @@ _known: WeakKeyDictionary[nn.Module, Form | None] = WeakKeyDictionary()
 
 def form_of(module: nn.Module) -> Form | None:
     """The form of a module, None when it is none of those that are known."""
-    if isinstance(module, Compensated):
-        return None  # another sort, which scales by 0 may hide
+    if not _width(module) or isinstance(module, Compensated):
+        return None  # the latter is another sort, which scales by 0 may hide
     own = {n: p for n, p in module._parameters.items() if p is not None}
-    if set(own) not in (set(), {"weight"}, {"weight", "bias"}) or module._buffers or not _width(module):
+    if set(own) not in (set(), {"weight"}, {"weight", "bias"}) or module._buffers:
         return None
     if any(p.ndim != 1 or not p.is_floating_point() for p in own.values()):
         return None
