@@ -211,7 +211,7 @@ def test_depth_costs_no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small_view() -> Any:
-    return shrink(nets.View, CONV, *IMAGE)[0]
+    return shrink(nets.View(), CONV, *IMAGE)[0]
 
 
 def test_the_class_and_its_source_are_untouched() -> None:
@@ -291,7 +291,7 @@ def test_a_traceback_points_to_the_line_in_the_source() -> None:
 
 
 def test_a_repaired_model_is_pruned_again() -> None:
-    small, _, _ = shrink(nets.View, CONV, *IMAGE)
+    small, _, _ = shrink(nets.View(), CONV, *IMAGE)
     smaller, _, plan = shrink(small, {"conv.weight": (1, 2)}, *IMAGE)
     assert smaller.fc.weight.shape == (2, 64) and isinstance(smaller, nets.View)
     assert repaired(plan) == ["torch.Tensor.view: 128: 96 -> 64"]
@@ -498,7 +498,7 @@ def test_the_report_names_what_was_repaired() -> None:
 
 
 def test_a_position_that_is_right_for_shorter_inputs_only_is_not_repaired() -> None:
-    small, masked, plan = shrink(nets.CutFlat, {"conv.weight": (0,)}, 2, 3, 12)
+    small, masked, plan = shrink(nets.CutFlat(), {"conv.weight": (0,)}, 2, 3, 12)
     assert not plan.report.repaired and small.conv.weight.shape == (2, 3, 1)
     for length in (6, 14, 20):
         equal(small, masked, torch.randn(2, 3, length, dtype=torch.float64))
