@@ -256,7 +256,7 @@ def test_a_wrong_fact_is_refused() -> None:
     "target",
     [
         "planning.first_trace", "sizes.infer", "ways.keep_sets", "settle.arrange", "settle.build", "settle.mend",
-        "settle.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_lines", "planning.summarize",
+        "settle.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_indices", "planning.summarize",
         "commit.Transaction._move_into", "planning.run", "planning.compare",
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -62,11 +63,13 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
     if full is None:
         raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
     # Weights last: their sets are products, which are written out only where nothing else has the name.
-    known = [k for k in range(len(layout.operands)) if name in layout.names_of(k)]
+    known = layout.once("with", name, lambda: [k for k in range(len(layout.operands)) if name in layout.names_of(k)])
     weights = [k for k in known if k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source]
     axis = layout.names.index(name)
     for k in (*(k for k in known if k not in weights), *weights):
         named = layout.to_named(k, sets[k])
+        if named.size == named.shape[axis] > 1 and (count := np.count_nonzero(named)):
+            return int(count)
         if named.shape[axis] > 1 and named.any() and is_regular(named):
             if ragged_axis(named) == axis:
                 return int(named.sum(axis=axis).max())

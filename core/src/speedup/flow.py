@@ -258,7 +258,7 @@ def response(
             rows[p] = at
     mixed = [i for i, n in enumerate(names) if n in layout.mixed]
     tensor = tensor.to("cpu")
-    if mask is not None:
+    if mask is not None and not mask.all():
         tensor = tensor * torch.from_numpy(mask)
     tensor = tensor.sum(mixed, dtype=torch.float64) if mixed else tensor.to(torch.float64)
     if mixed:

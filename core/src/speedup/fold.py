@@ -102,7 +102,7 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
         scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
         numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
-        known, offset = (layout.to_named(k, np.broadcast_to(a, a.shape)) for a in numbers)
+        known, offset = (layout.to_named(k, a) for a in numbers)
         terms = tuple(layout.to_named(k, t) for t in combined.terms) if combined is not None else ()
         alike = weight is not None and all(named.shape[a] == 1 for a in scope)
         if alike and terms:
@@ -134,6 +134,11 @@ def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: b
 
 def takes_bias(rule: Rule, node: Node) -> bool:
     """Whether constants can go into the bias of this call, or of a norm that follows."""
+    known: bool = node.once("takes bias", lambda: _takes_bias(rule, node))
+    return known
+
+
+def _takes_bias(rule: Rule, node: Node) -> bool:
     if rule.bias is None or rule.bias not in node.operand_names or not rule.uniform(node):
         return False
     k = node.operand_names.index(rule.bias)
@@ -159,6 +164,11 @@ def is_shifted(node: Node) -> bool:
 
 def _absorber(node: Node) -> Value | None:
     """What is subtracted from the output right after the call, entry for entry of its bias: a running mean."""
+    found: Value | None = node.once("absorber", lambda: _find_absorber(node))
+    return found
+
+
+def _find_absorber(node: Node) -> Value | None:
     (output,) = node.outputs
     if output.is_output or len(output.uses) != 1 or not _called_once(node):
         return None
@@ -266,7 +276,9 @@ class _Rows:
     def inverse(self, kept: Bools) -> Floats:
         """Per group the (pseudo-)inverse of the Gram matrix of the kept rows, without directions that are too weak."""
         rows = np.where(kept[..., None], self.all, 0.0)
-        values, vectors = np.linalg.eigh(np.einsum("gir,gis->grs", rows, rows))
+        gram = np.einsum("gir,gis->grs", rows, rows)
+        one = gram.shape[-1] == 1  # mostly: a number is its own eigenvalue
+        values, vectors = (gram[..., 0], np.ones_like(gram)) if one else np.linalg.eigh(gram)
         largest = (np.square(self.all).sum(-1) * self.gone).max(axis=1)
         strong = values > np.maximum(_WEAK**2 * largest[:, None], np.finfo(np.float64).tiny)
         inverse: Floats = np.einsum(
@@ -332,7 +344,7 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
         shift = response(node, gone.k, gone.weight, constants, kept, tensor) if bias else None
         if gone.terms or not bias:
             rows = _rows(node, gone, keep, bias)
-            new[weight] = moved = _onto_carriers(node, gone, rows, contents(weight))
+            new[weight] = moved = _onto_carriers(node, gone, rows, keep)
             if shift is not None:
                 # The constant part of the carriers came along.
                 carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
@@ -362,45 +374,65 @@ def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor, new: d
 def flat_output(node: Node, shift: Floats) -> Floats:
     """A shift over the output's weight-born names, as the flat vector that a bias is."""
     layout = node.layout
-    weight_names = {n for k in range(layout.n_inputs) for n in layout.names_of(k) if is_own(node, k)}
-    out = layout.operands[layout.n_inputs] or ()
-    names = [n for dim in out for n in dim if n in weight_names]
-    axes = [layout.names.index(n) for n in names]
-    rest = [a for a in range(shift.ndim) if a not in axes]
+    axes, rest = node.once("flat output", lambda: _bias_axes(node))
     wide = np.broadcast_to(
-        shift, [layout.sizes[n] if n in names else s for n, s in zip(layout.names, shift.shape, strict=True)]
+        shift, [layout.sizes[n] if p in axes else shift.shape[p] for p, n in enumerate(layout.names)]
     )
     return wide.transpose(axes + rest).reshape(-1)
 
 
-def _onto_carriers(node: Node, gone: Removed, rows: _Rows, tensor: torch.Tensor) -> torch.Tensor:
-    """The weight with the columns of what goes added onto those of the carriers.
+def _bias_axes(node: Node) -> tuple[list[int], list[int]]:
+    """The axes of the output's weight-born names, in the order of the output; and the others."""
+    layout = node.layout
+    weight_names = {n for k in range(layout.n_inputs) if is_own(node, k) for n in layout.names_of(k)}
+    out = layout.operands[layout.n_inputs] or ()
+    axes = [layout.names.index(n) for dim in out for n in dim if n in weight_names]
+    return axes, [a for a in range(len(layout.names)) if a not in axes]
+
+
+def _onto_carriers(node: Node, gone: Removed, rows: _Rows, keep: NodeKeep) -> torch.Tensor:
+    """The weight with the columns of what goes added onto those of the carriers, in the rows that stay.
 
     x[i] = row[i] · inverse · sum over k of row[k] · x[k], so the way leads through one column per unknown.
     """
     layout = node.layout
     assert gone.weight is not None
-    names = [n for dim in layout.operands[gone.weight] or () for n in dim]
+    weight = node.values[gone.weight]
+    assert weight is not None
+    dims = layout.operands[gone.weight] or ()
+    names = [n for dim in dims for n in dim]
     order = [names.index(n) for n in (*rows.outer, rows.contracted)]
     order += [p for p in range(len(names)) if p not in order]
     sizes = [layout.sizes[n] for n in names]
     groups, axis = prod(layout.sizes[n] for n in rows.outer), len(rows.outer)
-    result = tensor.clone(memory_format=torch.contiguous_format)
-    factored = result.view(sizes).permute(order)
+    whole = contents(weight)
+    shared = weight.tensor is not None and weight.mask is None  # with the model
+    whole = whole.clone(memory_format=torch.contiguous_format) if shared else whole.contiguous()
+    result = whole.view(sizes)
+    staying_rows = [
+        (names.index(dim[0]), np.flatnonzero(line))
+        for a, line in (keep.lines(gone.weight) if weight.is_source else {}).items()
+        if len(dim := dims[a]) == 1 and dim[0] not in (*rows.outer, rows.contracted)
+    ][:1]
+    for p, at in staying_rows:
+        result = take(result, p, at)
+    factored = result.permute(order)
 
     def columns(at: Indices) -> torch.Tensor:
-        found = take(result.view(sizes), order[axis], at).permute(order)
-        return found.to(torch.float64).reshape(groups, len(at), -1)
+        found = take(result, order[axis], at).permute(order)
+        return found.to(torch.float64, memory_format=torch.contiguous_format).reshape(groups, len(at), -1)
 
     def numbers(array: Floats) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(tensor.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(whole.device)
 
     sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
     going = np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ rows.inverse(rows.kept)
     staying = np.where(rows.kept[..., None], rows.all, 0.0)[:, targets]
     # (groups, unknowns, the rest of the weight)
     through = torch.einsum("gir,gio->gro", numbers(going), columns(sources))
-    new = columns(targets) + torch.einsum("gkr,gro->gko", numbers(staying), through)
+    new = columns(targets).add_(torch.einsum("gkr,gro->gko", numbers(staying), through))
     shape = [len(targets) if a == axis else s for a, s in enumerate(factored.shape)]
-    factored.index_copy_(axis, torch.from_numpy(targets).to(tensor.device), new.to(tensor.dtype).reshape(shape))
-    return result
+    factored.index_copy_(axis, torch.from_numpy(targets).to(whole.device), new.to(whole.dtype).reshape(shape))
+    for p, at in staying_rows:
+        whole.view(sizes).index_copy_(p, torch.from_numpy(at).to(whole.device), result)
+    return whole

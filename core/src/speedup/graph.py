@@ -163,6 +163,13 @@ class Node:
         assert self.rule is not None
         return self.rule.layout(self)
 
+    def once(self, key: str, find: Callable[[], Any]) -> Any:
+        """What follows from the call and the graph around it alone, found once the graph is whole."""
+        found = self.__dict__.setdefault("_found", {})
+        if key not in found:
+            found[key] = find()
+        return found[key]
+
     @property
     def output_names(self) -> tuple[str, ...]:
         """How rules call the outputs in what they return."""

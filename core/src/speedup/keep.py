@@ -22,7 +22,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order
-from speedup.regular import cut, cut_lines, kept_shape, varied
+from speedup.regular import Lines, cut, cut_indices, kept_shape, varied
 from speedup.rule import Rule
 from speedup.tie import derive_parts, derived_operands
 
@@ -93,7 +93,7 @@ class KeepSets:
         if old is everything(value.ndim):
             return False
         mask = any_of(mask, self._fixed[value])
-        added = mask & ~old
+        added = mask.copy() if old is nothing(value.ndim) else mask & ~old
         if not added.any():
             return False
         new = old | mask
@@ -105,22 +105,14 @@ class KeepSets:
         self.events[value].append(Event(added, why, node, cause, self._count, kind))
         return True
 
-    def derive(self, value: Value, parts: Sequence[Bools], node: Node) -> None:
-        """Let a weight keep the product of some sets, which is written out only if somebody asks for it.
-
-        Args:
-            parts: arrays that broadcast to the weight's shape.
-        """
-        lines = _lines(parts)
-        if lines is None or self.sets[value].any():
-            product = functools.reduce(np.logical_and, parts, everything(value.ndim))
-            self.grow(value, product if product.any() else everything(value.ndim), _WHY_DERIVED, node)
+    def derive(self, value: Value, product: _Product, node: Node) -> None:
+        """Let a weight keep the product of some sets, which is written out only if somebody asks for it."""
+        if product.lines is None or self.sets[value].any():
+            written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
+            self.grow(value, written if written.any() else everything(value.ndim), _WHY_DERIVED, node)
             return
         self._count += 1
-        lines = {a: line for a, line in lines.items() if not line.all()}
-        if not all(line.any() for line in lines.values()):
-            lines = {}
-        self.sets.write_later(value, lines)
+        self.sets.write_later(value, product.lines)
         self._derived_at[value] = node, self._count
 
     def events_of(self, value: Value) -> list[Event]:
@@ -130,14 +122,14 @@ class KeepSets:
             return [*self.events[value], Event(self.sets[value], _WHY_DERIVED, node, None, order)]
         return self.events[value]
 
-    def lines(self, value: Value) -> dict[int, Bools]:
+    def lines(self, value: Value) -> Lines:
         """Per axis the indices with any kept entry (1-D), for the axes that lose some."""
         known = self.sets.lines.get(value)
         if known is not None:
             return known
         keep = self.sets[value]
         found = {a: along(keep, a) for a in varied(keep)}
-        return {a: line for a, line in found.items() if not line.all()}
+        return Lines({a: line for a, line in found.items() if not line.all()})
 
     def whole(self, value: Value) -> bool:
         """Whether all entries are kept."""
@@ -156,7 +148,8 @@ class KeepSets:
         if value not in self._shapes:
             known = self.sets.lines.get(value)
             if known is not None:
-                shape = tuple(int(known[a].sum()) if a in known else s for a, s in enumerate(value.shape))
+                counts = {a: len(indices) for a, indices in known.indices.items()}
+                shape = tuple([counts.get(a, s) for a, s in enumerate(value.shape)])
             else:
                 shape = kept_shape(self.sets[value], value.shape)
             self._shapes[value] = shape
@@ -184,7 +177,7 @@ class KeepSets:
     def cut(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
         """What is kept of a value's tensor, as it stands in the small model."""
         known = self.sets.lines.get(value)
-        small = cut(tensor, self.sets[value]) if known is None else cut_lines(tensor, known)
+        small = cut(tensor, self.sets[value]) if known is None else cut_indices(tensor, known.indices)
         return in_order(small, self.orders.get(value, {}))
 
     def cut_mask(self, value: Value, mask: torch.Tensor) -> torch.Tensor:
@@ -192,7 +185,7 @@ class KeepSets:
         known = self.sets.lines.get(value)
         if known is None or value in self.orders:
             return self.cut(value, mask.expand(value.shape))
-        return cut_lines(mask, {a: line for a, line in known.items() if mask.shape[a] > 1})
+        return cut_indices(mask, {a: indices for a, indices in known.indices.items() if mask.shape[a] > 1})
 
     def holds(self, lock: Lock) -> bool:
         """Whether a lock would change nothing."""
@@ -225,6 +218,12 @@ class NodeKeep:
         self.drop = keeps.drop
         self.settled = False
         self.changed: set[Value] = set()
+
+    def lines(self, k: int) -> Lines:
+        """Per axis of operand ``k`` the indices with any kept entry, for the axes that lose some."""
+        value = self._node.values[k]
+        assert value is not None
+        return self._keeps.lines(value)
 
     def remembered(self, sets: tuple[Bools, ...], find: Callable[[], Found]) -> Found:
         """What follows from the facts and these sets of the node, found again when a set has grown.
@@ -285,9 +284,9 @@ class _Sets(dict[Value, Bools]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: dict[Value, dict[int, Bools]] = {}
+        self.lines: dict[Value, Lines] = {}
 
-    def write_later(self, value: Value, lines: dict[int, Bools]) -> None:
+    def write_later(self, value: Value, lines: Lines) -> None:
         self.pop(value, None)
         self.lines[value] = lines
 
@@ -316,6 +315,23 @@ class _SetsAt(Sequence[Bools]):
             return [self[j] for j in range(*k.indices(len(self)))]
         value = self._values[k]
         return self._sets[value] if value is not None else nothing(0)
+
+
+class _Product:
+    """What a weight keeps: the product of some sets.
+
+    Attributes:
+        parts: the sets; arrays that broadcast to the weight's shape.
+        lines: the same as one line per axis that loses indices; None where a set varies along several axes.
+    """
+
+    def __init__(self, parts: Sequence[Bools]) -> None:
+        self.parts = parts
+        self.lines: Lines | None = None
+        lines = _lines(parts)
+        if lines is not None:
+            empty = any(not line.any() for line in lines.values())
+            self.lines = Lines({} if empty else {a: line for a, line in lines.items() if not line.all()})
 
 
 def _lines(parts: Iterable[Bools]) -> dict[int, Bools] | None:
@@ -461,8 +477,14 @@ def _derive_weights(keeps: KeepSets) -> None:
         plain = type(node.rule).derive is Rule.derive  # another one may be that of a rule without axes
         own = derived_operands(node) if derived and plain else derived
         sets = keeps.at(node)
+        products: dict[Any, _Product] = {}  # the four vectors of a batch norm keep the same
         for k in sorted(derived):
-            value = node.values[k]
+            value = node.operands[k]
             assert value is not None
-            parts = derive_parts(node, k, own, sets) if plain else [ask(node, "derive", k, sets)]
-            keeps.derive(value, parts, node)
+            if not plain:
+                keeps.derive(value, _Product([ask(node, "derive", k, sets)]), node)
+                continue
+            axes = node.layout.operands[k] if k in own else k
+            if axes not in products:
+                products[axes] = _Product(derive_parts(node, k, own, sets))
+            keeps.derive(value, products[axes], node)

@@ -21,6 +21,7 @@ from speedup.regular import gather, varied
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets, Lock
+    from speedup.rule import Rule
 
 # By axis: for each place in the small tensor, which of the kept indices stands there, counted from 0. An array that
 # broadcasts to the small tensor: the order may differ along another axis, from group to group.
@@ -51,6 +52,9 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
     settled: dict[Value, Orders] = {}
     locks = []
     for node in graph.nodes:
+        if not keeps.orders and (node.rule is None or _takes_all(type(node.rule))):
+            settled |= {v: {} for v in node.operands if v is not None and v.is_source}
+            continue
         values = [v for v in node.values if v is not None]
         given = keeps.orders_of(node)
         found: Sequence[Orders] | None
@@ -70,6 +74,13 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
         why = f"{node.op_name} cannot take fewer indices here ({node.where})"
         locks += [Lock(v.number, None, why) for v in values if not keeps.whole(v) or v in keeps.orders]
     return locks
+
+
+def _takes_all(rule: type[Rule]) -> bool:
+    """Whether calls of these rules fit whatever is kept, as long as all stands in its order."""
+    from speedup.rule import Rule
+
+    return rule.arrange is Rule.arrange and rule.fits is Rule.fits
 
 
 def along_names(node: Node, keep: Sequence[Bools], orders: Sequence[Orders]) -> list[Orders] | None:

@@ -10,6 +10,7 @@ broadcast to the tensor's shape: an axis of size 1 is kept whole, unless the ent
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -137,12 +138,33 @@ def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
     return tensor
 
 
+class Lines(dict[int, Bools]):
+    """A box by the lines (1-D) of the axes that lose indices. Several tensors may share it."""
+
+    @functools.cached_property
+    def indices(self) -> dict[int, Indices]:
+        """By axis, the indices that are kept."""
+        return {axis: line.nonzero()[0] for axis, line in self.items()}
+
+    @functools.cached_property
+    def listed(self) -> dict[int, list[int]]:
+        """The same as lists, not to be changed."""
+        return {axis: indices.tolist() for axis, indices in self.indices.items()}
+
+
 def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:
     """Cut the kept indices of each axis out of a tensor, the axis that loses most first."""
-    kept = [(axis, line.nonzero()[0], len(line)) for axis, line in lines.items()]
-    for axis, indices, size in sorted(kept, key=lambda each: len(each[1]) / max(each[2], 1)):
-        if len(indices) < size:
-            tensor = take(tensor, axis, indices)
+    return cut_indices(tensor, {axis: line.nonzero()[0] for axis, line in lines.items()})
+
+
+def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.Tensor:
+    """As ``cut_lines``, by the indices that are kept."""
+    axes = [*indices]
+    if len(axes) > 1:
+        axes.sort(key=lambda axis: len(indices[axis]) / max(tensor.shape[axis], 1))
+    for axis in axes:
+        if len(indices[axis]) < tensor.shape[axis]:
+            tensor = take(tensor, axis, indices[axis])
     return tensor
 
 

@@ -50,6 +50,11 @@ def rigid_names(layout: Layout, rigid: Sequence[Sequence[bool] | None]) -> froze
 def rigid_outputs(node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
     """Per output and axis, whether it can never lose an index, given the same for the operands."""
     layout = node.layout
+    given = tuple([tuple(flags) for flags in rigid])
+    return [[*flags] for flags in layout.once("rigid", given, lambda: _rigid_outputs(layout, given))]
+
+
+def _rigid_outputs(layout: Layout, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
     fixed = rigid_names(layout, rigid)
     return [
         [all(n in fixed for n in dim) for dim in layout.operands[k] or ()]
@@ -60,9 +65,13 @@ def rigid_outputs(node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool
 def derived_operands(node: Node) -> set[int]:
     """Weights that this call alone reads and whose every name another operand or output has."""
     layout = node.layout
-    own = {k for k, v in enumerate(node.operands) if v is not None and v.is_source and len(v.uses) == 1}
+    own = frozenset([k for k, v in enumerate(node.operands) if v is not None and v.is_source and len(v.uses) == 1])
+    return set(layout.once("derived", own, lambda: _derived_operands(layout, own))) if own else set()
+
+
+def _derived_operands(layout: Layout, own: Collection[int]) -> list[int]:
     known = {n for k in range(len(layout.operands)) if k not in own for n in layout.names_of(k)}
-    return {k for k in own if layout.shared(k) <= known}
+    return [k for k in own if layout.shared(k) <= known]
 
 
 def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
@@ -96,7 +105,11 @@ def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Two operands that share names: how to bring the set of each to these names, and what else they vary along."""
+    """Two operands that share names: how to bring the set of each to these names, and what else they vary along.
+
+    Attributes:
+        apart: they share only names that lose no index.
+    """
 
     p: int
     q: int
@@ -104,41 +117,67 @@ class _Pair:
     away_q: tuple[int, ...]
     extra: frozenset[str]
     spans: bool
+    apart: bool
+
+
+class _Pattern:
+    """How operands are tied, whatever is kept of them: the same for all calls of a layout with the same flags.
+
+    Attributes:
+        fixed, fixed_axes: the names that can never lose an index.
+        present: the operands that are tied.
+        apart: no two of them share a name that loses indices, and there are not enough of them to be joined.
+        alike: they vary along the same names, apart from what loses no index.
+    """
+
+    def __init__(self, layout: Layout, rigid: Sequence[Sequence[bool]], derived: Collection[int]) -> None:
+        self.fixed = rigid_names(layout, rigid)
+        self.fixed_axes = layout.axes(self.fixed)
+        self.present = [k for k in range(len(layout.operands)) if layout.present(k) and k not in derived]
+        self.pairs = self._pairs(layout)
+        self.apart = len(self.present) < 3 and all(pair.apart for pair in self.pairs)
+        free = [{n for n in layout.names_of(k) - self.fixed if layout.sizes[n] > 1} for k in self.present]
+        self.alike = all(names == free[0] for names in free)
+
+    def _pairs(self, layout: Layout) -> list[_Pair]:
+        found = []
+        for p in self.present:
+            for q in self.present:
+                one, other = layout.names_of(p), layout.names_of(q)
+                common = one & other
+                if p != q and common:
+                    aways = layout.axes(one - common), layout.axes(other - common)
+                    own = other - self.fixed
+                    spans = own <= one - self.fixed
+                    found.append(_Pair(p, q, *aways, own - common, spans, common <= self.fixed))
+        return found
+
+    def hold(self, sets: Sequence[Bools]) -> bool:
+        """Whether all ties hold, as far as one look at each set tells."""
+        if any(s.size > max(s.shape, default=1) for s in sets):  # written out along several axes: may be ragged
+            return False
+        if self.apart:
+            return all(s.any() for s in sets)
+        return self.alike and all(s is sets[0] or np.array_equal(s, sets[0]) for s in sets)
 
 
 class _Ties:
     def __init__(self, node: Node, keep: NodeKeep) -> None:
         self.keep = keep
-        self.layout = node.layout
-        rigid = keep.rigid
-        self.fixed, fixed_axes = self.layout.once("fixed", rigid, lambda: self._fixed(rigid))
-        self.present = [k for k in range(len(self.layout.operands)) if self.layout.present(k) and k not in keep.derived]
-        self.sets = {k: any_of(self.layout.to_named(k, keep.sets[k]), fixed_axes) for k in self.present}
+        layout = self.layout = node.layout
+        key = keep.rigid, frozenset(keep.derived)
+        self.pattern: _Pattern = layout.once("ties", key, lambda: _Pattern(layout, *key))
+        self.fixed, self.present = self.pattern.fixed, self.pattern.present
+        self.given = {k: layout.to_named(k, keep.sets[k]) for k in self.present}
+        self.sets = {k: any_of(given, self.pattern.fixed_axes) for k, given in self.given.items()}
         self.grown = dict.fromkeys(self.present, 0)
-        key = (rigid, tuple(self.present))
-        self.pairs: list[_Pair] = self.layout.once("pairs", key, self._pairs)
         self.checked: dict[Any, Any] = {}
-
-    def _fixed(self, rigid: Sequence[Sequence[bool]]) -> tuple[frozenset[str], tuple[int, ...]]:
-        fixed = rigid_names(self.layout, rigid)
-        return fixed, self.layout.axes(fixed)
-
-    def _pairs(self) -> list[_Pair]:
-        found = []
-        for p in self.present:
-            for q in self.present:
-                one, other = self.layout.names_of(p), self.layout.names_of(q)
-                common = one & other
-                if p != q and common:
-                    aways = self.layout.axes(one - common), self.layout.axes(other - common)
-                    own = other - self.fixed
-                    found.append(_Pair(p, q, *aways, own - common, own <= one - self.fixed))
-        return found
 
     def settle(self) -> None:
         for k in self.present:
-            self._grow(k, self.sets[k], "the call reads all of this axis", k, Kind.RIGID)
-        while self._step():
+            if self.sets[k] is not self.given[k]:
+                self._grow(k, self.sets[k], "the call reads all of this axis", k, Kind.RIGID)
+        while not self.pattern.hold([*self.sets.values()]) and self._step():
             pass
 
     def _step(self) -> bool:
@@ -162,7 +201,7 @@ class _Ties:
 
     def _link(self) -> bool:
         grown = False
-        for pair in self.pairs:
+        for pair in self.pattern.pairs:
             p, q = pair.p, pair.q
             if not self._is_new(pair, (p, q)) or not self.sets[p].any():
                 continue

@@ -14,9 +14,11 @@ def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
     if node.rule is None:
         return 0, 0
     full = [v.shape if v is not None else None for v in node.values]
-    small = [keeps.shape(v) if v is not None else None for v in node.values]
     before: int = ask(node, "multiply_accumulates", full)
-    return before, ask(node, "multiply_accumulates", small) if small != full and before else before
+    if not before:
+        return 0, 0
+    small = [keeps.shape(v) if v is not None else None for v in node.values]
+    return before, ask(node, "multiply_accumulates", small) if small != full else before
 
 
 def sizes_of(graph: Graph, keeps: KeepSets) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from functools import partial
 from math import prod
 
-import numpy as np
 from torch import nn
 
 from speedup import walk
@@ -55,4 +54,4 @@ def _total(pairs: list[Pair]) -> Pair:
 
 def _kept(keeps: KeepSets, value: Value) -> dict[int, list[int]]:
     """Per axis the indices with anything kept, where not all are."""
-    return {axis: np.flatnonzero(line).tolist() for axis, line in keeps.lines(value).items()}
+    return keeps.lines(value).listed
