@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,3 +65,22 @@ def test_products_agree_with_the_plain_formula(case: tuple[np.ndarray, np.ndarra
     assert np.allclose(sum_product(left, right, over), whole)
     a, b = left < 0.5, right < 0.5
     assert np.array_equal(any_product(a, b, over), (a & b).any(axis=over, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("line", "shape"),
+    [
+        ([np.nan, np.nan, np.nan], (1, 1, 1)),
+        ([np.nan, 1.0, np.nan], (1, 3, 1)),
+        ([1.0, 1.0, np.nan], (1, 3, 1)),
+        ([1.0, 2.0, 1.0], (1, 3, 1)),
+        ([2.0, 2.0, 2.0], (1, 1, 1)),
+        ([], (1, 0, 1)),
+    ],
+)
+def test_an_array_along_one_axis_is_shortened_where_it_is_the_same_all_along(
+    line: list[float], shape: tuple[int, ...]
+) -> None:
+    (found,) = compact_axes(np.array(line, dtype=np.float64).reshape(1, -1, 1))
+    assert found.shape == shape
+    assert np.array_equal(np.broadcast_to(found, (1, len(line), 1)).ravel(), line, equal_nan=True)

@@ -302,7 +302,7 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
             mask = layout.project_all(k, ~any_product(~named.unused, ~named.zero(other), layout.private(k)))
         elif k in layout.passing and k not in hiding:
             if not named.weights_only and (mask := named.facts.unused(layout.n_inputs)).any():
-                found[node.operand_names[k]] = Unused(mask)
+                found[node.operand_names[k]] = Unused(compact_axes(mask)[0])
             continue
         else:
             idle = named.unused
