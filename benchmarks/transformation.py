@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import itertools
 import statistics
 import time
 import warnings
@@ -22,6 +23,7 @@ import coverage
 import models
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import speedup
 
@@ -46,6 +48,8 @@ def measure(name: str, repeats: int = 3) -> dict[str, Any]:
     models.warm_up()
     # First of all, while no memory of earlier runs is at hand that would hide what is needed.
     peak = _peak(lambda: speedup.ModelSpeedup(copy.deepcopy(model), inputs, masks).speedup_model(), model)
+    subject = copy.deepcopy(model)
+    tensors = _tensor_peak(lambda: speedup.ModelSpeedup(subject, inputs, masks).speedup_model())
     ours, theirs = [], []
     failure = "out of memory" if name in OURS_ONLY else None
     for _ in range(repeats):
@@ -69,6 +73,8 @@ def measure(name: str, repeats: int = 3) -> dict[str, Any]:
         "failure": failure,
         "small_bytes": size,
         "extra_peak_bytes": peak,
+        "extra_tensor_bytes": tensors,
+        "forward_tensor_bytes": _tensor_peak(lambda: models.call(model, inputs)),
     }
 
 
@@ -103,21 +109,33 @@ def _peak(work: Callable[[], Any], model: nn.Module) -> int | None:
     return None
 
 
+def _tensor_peak(work: Callable[[], Any]) -> int:
+    """By how many bytes the tensors that are alive grow at most."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes), default=0)
+
+
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    heads = ("model", "parameters", "kept", "one forward, s", "speedup, s", "Torch-Pruning, s", "ratio", "extra memory")
-    rows = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    heads = ("model", "parameters", "kept", "one forward, s", "speedup, s", "Torch-Pruning, s", "ratio")
+    heads += ("tensors", "of a forward", "resident")
+    rows = [f"| {' | '.join(heads)} |", f"|---{'|---:' * (len(heads) - 1)}|"]
     for r in results:
         ours = f"{r['ours']:.2f}"
         theirs = f"{r['theirs']:.2f}" if r["theirs"] else "fails"
         ratio = f"{r['ours'] / r['theirs']:.2f}" if r["theirs"] else ""
-        memory = "" if r["extra_peak_bytes"] is None else f"{r['extra_peak_bytes'] / r['small_bytes']:.2f}"
+        held = (r[f"{kind}_bytes"] for kind in ("extra_tensor", "forward_tensor", "extra_peak"))
+        memory = ("" if b is None else f"{b / r['small_bytes']:.2f}" for b in held)
         cells = (r["name"], f"{r['parameters'] / 1e6:.1f} M", f"{r['kept']:.3f}", f"{r['forward']:.3f}")
-        rows.append(f"| {' | '.join((*cells, ours, theirs, ratio, memory))} |")
+        rows.append(f"| {' | '.join((*cells, ours, theirs, ratio, *memory))} |")
     return "\n".join(rows)
 
 
@@ -127,4 +145,8 @@ def summary(results: list[dict[str, Any]]) -> str:
     text = f"Median {statistics.median(seconds):.2f} s of CPU time per model."
     if ratios:
         text += f" Ratio to Torch-Pruning: median {statistics.median(ratios):.2f}, worst {ratios[-1]:.2f}."
-    return text
+    tensors = sorted(r["extra_tensor_bytes"] / r["small_bytes"] for r in results)
+    text += f" Extra memory in sizes of the small model: tensors median {statistics.median(tensors):.2f},"
+    text += f" worst {tensors[-1]:.2f}"
+    resident = [r["extra_peak_bytes"] / r["small_bytes"] for r in results if r["extra_peak_bytes"] is not None]
+    return text + (f"; resident median {statistics.median(resident):.2f}." if resident else ".")

@@ -65,8 +65,8 @@ def test_a_masked_column_makes_the_input_unused_all_the_way_up() -> None:
     )
     for node in graph.nodes[:3]:
         assert np.flatnonzero(facts.unused(node.outputs[0])).tolist() == [0, 5]
-    bias = next(v for v in graph.sources if v.names == ("conv.bias",))
-    assert np.flatnonzero(facts.unused(bias)).tolist() == [0, 5]
+    # What a call alone reads is not asked about: it keeps what the other operands keep.
+    assert all(len(v.uses) > 1 for v, _, _ in facts.claims if v.is_source)
 
 
 def test_an_output_of_the_model_is_never_unused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import DEBUG
 from typing import Any
 
 from speedup import rule_log
@@ -23,7 +24,7 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     Raises:
         RuleError: the rule raised anything that is no error of ours, or changed a tensor of the model in place.
     """
-    loud = rule_log.enabled()
+    loud = rule_log.log.isEnabledFor(DEBUG)
     before = rule_log.state(method, args) if loud else None
     versions = _versions(node) if method in _PURE else ()
     try:
@@ -48,5 +49,8 @@ def ask(node: Node, method: str, *args: Any) -> Any:
 
 
 def _versions(node: Node) -> list[int]:
-    tensors = [v.tensor for v in node.tensors if v.tensor is not None]
-    return [0 if t.is_inference() else t._version for t in tensors]
+    try:
+        return [v.tensor._version for v in node.tensors if v.tensor is not None]
+    except RuntimeError:  # inference tensors have none
+        tensors = [v.tensor for v in node.tensors if v.tensor is not None]
+        return [0 if t.is_inference() else t._version for t in tensors]

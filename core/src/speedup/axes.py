@@ -40,7 +40,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from speedup.errors import SignatureError
-from speedup.facts import all_of, any_of
+from speedup.facts import any_of
 
 Shape = tuple[int, ...]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -133,6 +133,10 @@ class Layout:
     def present(self, k: int) -> bool:
         return self.operands[k] is not None
 
+    def ndim(self, k: int) -> int:
+        """How many axes operand ``k`` has."""
+        return len(self.operands[k] or ())
+
     def names_of(self, k: int) -> frozenset[str]:
         """The names that operand ``k`` varies along."""
         return self._names_by_operand[k]
@@ -154,6 +158,23 @@ class Layout:
     def factors(self) -> tuple[int, ...]:
         """The inputs that are multiplied: those with contracted names."""
         return tuple([k for k in range(self.n_inputs) if self.names_of(k) & self.contracted])
+
+    @cached_property
+    def inputs(self) -> tuple[int, ...]:
+        """The inputs that are there."""
+        return tuple([k for k in range(self.n_inputs) if self.operands[k] is not None])
+
+    @cached_property
+    def passing(self) -> frozenset[int]:
+        """The inputs that have the axes of the only output, none of them mixed: entry for entry one belongs to one."""
+        if self.n_outputs != 1 or self.mixed:
+            return frozenset()
+        return frozenset(k for k in range(self.n_inputs) if self.operands[k] == self.operands[-1])
+
+    @cached_property
+    def contracted_axes(self) -> tuple[int, ...]:
+        """The positions of contracted names in named space."""
+        return self.axes(self.contracted)
 
     @cached_property
     def mixed_axes(self) -> tuple[int, ...]:
@@ -182,6 +203,12 @@ class Layout:
             return array.reshape(named)
         return array.reshape(factored).transpose(order).reshape(named)
 
+    def is_even(self, k: int, shape: Shape) -> bool:
+        """Whether an array of this shape, which broadcasts to operand ``k``, has size 1 along all that is mixed."""
+        return not self.mixed or bool(
+            self.once("even", (k, shape), lambda: self.mixed.isdisjoint(self.varying(k, shape)))
+        )
+
     def from_named(self, k: int, array: Array) -> Array:
         """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
         way = self._from.get((k, array.shape))
@@ -203,7 +230,10 @@ class Layout:
 
     def project_all(self, k: int, array: Array) -> Array:
         """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
-        return all_of(array, self._private_by_operand[k])
+        shape = array.shape
+        wide = tuple([a for a in self._private_by_operand[k] if shape[a] != 1])
+        result: Array = np.logical_and.reduce(array, axis=wide, keepdims=True) if wide else array
+        return result
 
     def once(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
         """What follows from the layout and a key alone, found once for all calls of this layout."""

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from speedup.errors import SignatureError
-from speedup.facts import Bools, Floats, compact_axes, nothing
+from speedup.facts import Bools, Floats, alike_shaped, compact_axes, nothing
 from speedup.graph import Node, Ref
 from speedup.recall import Recall, call_key
 from speedup.rule import Rule
@@ -30,11 +31,18 @@ class _Origin:
         source: number of the operand, or -1 for entries that the op fills in.
         coordinates: per axis the index in the operand.
         fill: the value of filled entries.
+        groups: what ``_groups`` has found, for the calls of a deep model that move entries alike.
     """
 
     source: np.ndarray[Any, np.dtype[np.int64]]
     coordinates: tuple[np.ndarray[Any, np.dtype[np.int64]], ...]
     fill: Floats
+    groups: dict[Any, tuple[list[int], Bools]] = field(default_factory=dict)
+
+    @cached_property
+    def only(self) -> int | None:
+        """The operand that all entries come from; None where there are several, or fillers."""
+        return int(self.source.item()) if self.source.size == 1 and self.source.item() != _FILLED else None
 
 
 class CoordinateRule(Rule):
@@ -186,17 +194,14 @@ class CoordinateRule(Rule):
         """Move ``arrays`` that broadcast to the operands of ``node`` to its outputs; ``filler`` goes in between."""
         results = []
         for number, origin in enumerate(self.origins(node)):
-            fill = filler[number] if isinstance(filler, list) else filler
-            out: Any = np.asarray(fill, dtype=arrays[0].dtype)
-            for source, array in enumerate(arrays):
-                at = tuple(
-                    np.where(origin.source == source, c, 0) if s > 1 and len(arrays) > 1 else (c if s > 1 else 0)
-                    for c, s in zip(origin.coordinates, array.shape, strict=False)
-                )
-                moved = array[at] if at else array
-                here = origin.source == source
-                out = moved if here.all() and here.size == 1 else np.where(here, moved, out)
-            out = np.asarray(out)
+            if origin.only is not None:
+                out = _moved(arrays[origin.only], origin.coordinates)
+            else:
+                fill = filler[number] if isinstance(filler, list) else filler
+                out = np.asarray(fill, dtype=arrays[0].dtype)
+                for source, array in enumerate(arrays):
+                    here = origin.source == source
+                    out = np.where(here, _moved(array, origin.coordinates, here), out)
             results.append(out.reshape((1,) * (node.outputs[number].ndim - out.ndim) + out.shape))
         return results
 
@@ -204,23 +209,52 @@ class CoordinateRule(Rule):
         """Move bool ``arrays`` that broadcast to the outputs of ``node`` to its operands: true where any copy is."""
         results = [nothing(v.ndim) for v in node.operands if v is not None]
         for origin, array in zip(self.origins(node), arrays, strict=True):
-            for number, value in enumerate(node.operands):
+            for number in range(len(node.operands)) if origin.only is None else (origin.only,):
+                value = node.operands[number]
                 assert value is not None
-                chosen = (origin.source == number) & array
-                if not chosen.any():
-                    continue
-                results[number] = results[number] | _scattered(chosen, origin.coordinates, value.shape)
+                chosen = array if origin.only is not None else (origin.source == number) & array
+                if chosen.any():
+                    back = _scattered(chosen, origin, value.shape)
+                    results[number] = back if results[number] is nothing(value.ndim) else results[number] | back
         return results
 
 
-def _scattered(chosen: Bools, coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]) -> Bools:
+def _moved(
+    array: np.ndarray[Any, Any], coordinates: Sequence[np.ndarray[Any, Any]], here: Bools | None = None
+) -> np.ndarray[Any, Any]:
+    """The entries at these coordinates of an array that broadcasts to an operand; what is not ``here`` may be any."""
+    at: list[Any] = [0] * array.ndim
+    for axis in [a for a, size in enumerate(array.shape) if size > 1]:
+        at[axis] = coordinates[axis] if here is None else np.where(here, coordinates[axis], 0)
+    return np.asarray(array[tuple(at)]) if at else array
+
+
+def _scattered(chosen: Bools, origin: _Origin, shape: tuple[int, ...]) -> Bools:
     """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape.
 
     Coordinates that vary along other axes of the output than the rest, and than what is chosen, take all their values
     whatever the others are: each such group is written out by itself.
     """
-    first = {a for a, s in enumerate(chosen.shape) if s > 1}
-    groups: list[tuple[set[int], list[int], bool]] = [(first, [], True)]
+    varies = tuple([s > 1 for s in chosen.shape])
+    known = origin.groups.get((varies, shape))
+    if known is None:
+        known = origin.groups[varies, shape] = _groups(varies, origin.coordinates, shape)
+    axes, back = known
+    if axes:
+        part = _written(chosen, axes, origin.coordinates, shape)
+        back = back if part.all() else back & part
+    return back
+
+
+def _groups(
+    first: Sequence[bool], coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]
+) -> tuple[list[int], Bools]:
+    """The axes of an operand whose coordinates depend on what is chosen, and what all others write, whatever is.
+
+    Args:
+        first: along which axes of the output the chosen entries vary.
+    """
+    groups: list[tuple[set[int], list[int], bool]] = [({a for a, varies in enumerate(first) if varies}, [], True)]
     for axis, c in zip(range(len(shape)), coordinates, strict=False):
         varies = {a for a, s in enumerate(c.shape) if s > 1}
         near = [g for g in groups if g[0] & varies]
@@ -228,15 +262,23 @@ def _scattered(chosen: Bools, coordinates: Sequence[np.ndarray[Any, Any]], shape
         groups = [joined, *(g for g in groups if not g[0] & varies)]
     back = np.ones((1,) * len(shape), dtype=bool)
     for _, axes, depends in groups:
-        if not axes:
-            continue
-        part = np.zeros([s if a in axes else 1 for a, s in enumerate(shape)], dtype=bool)
-        here, *index = np.broadcast_arrays(chosen if depends else np.True_, *(coordinates[a] for a in axes))
-        at = dict(zip(axes, (i[here] for i in index), strict=True))
-        part[tuple(at.get(a, 0) for a in range(len(shape)))] = True
-        if not part.all():
-            back = back & part
-    return back
+        if axes and not depends:
+            part = _written(np.True_, axes, coordinates, shape)
+            back = back if part.all() else back & part
+    return next((axes for _, axes, depends in groups if depends), []), back
+
+
+def _written(
+    chosen: Any, axes: Sequence[int], coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]
+) -> Bools:
+    """True where the chosen entries have these coordinates along ``axes``, of size 1 along all others."""
+    part = np.zeros([s if a in axes else 1 for a, s in enumerate(shape)], dtype=bool)
+    here, *index = alike_shaped(np.asarray(chosen), *[coordinates[a] for a in axes])
+    at: list[Any] = [0] * len(shape)
+    for axis, i in zip(axes, index, strict=True):
+        at[axis] = i[here]
+    part[tuple(at)] = True
+    return part
 
 
 def writable(node: Node, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -39,11 +39,16 @@ class Constant:
     mask: Bools
     value: Floats
 
+    @property
+    def numbers(self) -> tuple[Floats, ...]:
+        """What is said beside the mask."""
+        return (self.value,)
+
     @functools.cached_property
     def zero(self) -> Bools:
         """Entries that are constant 0."""
         zero: Bools = np.logical_and(self.mask, self.value == 0)
-        return read_only(zero)
+        return read_only(zero) if zero.any() else nothing(zero.ndim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,11 @@ class Unused:
     """
 
     mask: Bools
+
+    @property
+    def numbers(self) -> tuple[Floats, ...]:
+        """What is said beside the mask: nothing."""
+        return ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +89,11 @@ class Affine:
     offset: Floats
 
     @property
+    def numbers(self) -> tuple[Floats, ...]:
+        """What is said beside the mask."""
+        return (self.offset, *self.terms)
+
+    @property
     def constant(self) -> Bools:
         """Entries that are constants."""
         result: Bools = np.logical_and.reduce(np.broadcast_arrays(self.mask, *(t == 0 for t in self.terms)))
@@ -92,26 +107,48 @@ def compact_axes(*arrays: Bools | Floats) -> tuple[Bools | Floats, ...]:
     """Reduce every axis along which none of the arrays (of one shape) varies to size 1."""
     if not arrays:
         return ()
-    out = list(alike_shaped(*arrays))
+    out = alike_shaped(*arrays)
     shape = out[0].shape
-    for axis in sorted([a for a, size in enumerate(shape) if size != 1], key=lambda a: -shape[a]):
+    long = [a for a, size in enumerate(shape) if size != 1]
+    if len(long) == 1 and shape[long[0]]:  # most facts are of this kind
+        varies = not all([_is_even(a.ravel()) for a in out])
+        return tuple(out if varies else [a.ravel()[:1].reshape((1,) * len(shape)) for a in out])
+    for axis in sorted(long, key=lambda a: -shape[a]):
         before = (slice(None),) * axis
-        head, tail = (*before, slice(0, 1)), (*before, slice(-1, None))  # the last one is mostly enough to tell
-        if all(_same(a[tail], a[head]) for a in out) and all(_same(a, a[head]) for a in out):
-            out = [a[head] for a in out]
+        head, tail = (*before, slice(0, 1)), (*before, slice(-1, None))
+        heads = [a[head] for a in out]
+        # The last entry is mostly enough to tell that not all are the same.
+        if _same([a[tail] for a in out], heads) and _same(out, heads):
+            out = heads
     return tuple(out)
 
 
 def alike_shaped(*arrays: Bools | Floats) -> Sequence[Bools | Floats]:
     """The arrays, broadcast to one shape."""
     shape = arrays[0].shape
-    return arrays if all(a.shape == shape for a in arrays) else np.broadcast_arrays(*arrays)
+    for array in arrays:
+        if array.shape != shape:
+            return np.broadcast_arrays(*arrays)
+    return arrays
 
 
-def _same(a: Bools | Floats, head: Bools | Floats) -> bool:
-    if (a == head).all():
-        return True
-    return a.dtype.kind == "f" and bool(((a == head) | ((a != a) & (head != head))).all())
+def _is_even(line: Bools | Floats) -> bool:
+    """Whether all entries of a 1-D array are the same; NaN is the same as NaN."""
+    first = line[0]
+    if first != first:
+        return bool((line != line).all())
+    return bool(line[-1] == first and (line == first).all())  # the last one is mostly enough to tell
+
+
+def _same(arrays: Sequence[Bools | Floats], heads: Sequence[Bools | Floats]) -> bool:
+    """Whether all entries of each array are the same as its head; NaN is the same as NaN."""
+    for array, head in zip(arrays, heads, strict=True):
+        same = array == head
+        if same.all():
+            continue
+        if array.dtype.kind != "f" or not (same | ((array != array) & (head != head))).all():
+            return False
+    return True
 
 
 def constant(mask: Bools, value: Floats) -> Constant | None:
@@ -137,16 +174,16 @@ def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats) -> A
 
 def any_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     """Where any entry along ``axes`` is true; these axes keep size 1."""
-    axes = (axes,) if isinstance(axes, int) else axes
-    wide = tuple([a for a in axes if array.shape[a] != 1])
+    shape = array.shape
+    wide = tuple([a for a in ((axes,) if isinstance(axes, int) else axes) if shape[a] != 1])
     result: Bools = np.logical_or.reduce(array, axis=wide, keepdims=True) if wide else array
     return result
 
 
 def all_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     """Where every entry along ``axes`` is true; these axes keep size 1."""
-    axes = (axes,) if isinstance(axes, int) else axes
-    wide = tuple([a for a in axes if array.shape[a] != 1])
+    shape = array.shape
+    wide = tuple([a for a in ((axes,) if isinstance(axes, int) else axes) if shape[a] != 1])
     result: Bools = np.logical_and.reduce(array, axis=wide, keepdims=True) if wide else array
     return result
 
@@ -170,7 +207,9 @@ def everything(ndim: int) -> Bools:
 
 def read_only(array: Bools | Floats) -> Bools | Floats:
     """The array as rules see it, who may not write into it: the facts, and a weight in float64, are what is there."""
-    view = np.asarray(array).view()
+    if type(array) is np.ndarray and not array.flags.writeable:
+        return array
+    view = array.view() if type(array) is np.ndarray else np.asarray(array).view()
     view.flags.writeable = False
     return view
 

@@ -36,6 +36,8 @@ class Value:
         names: for parameters and buffers every qualified name that it has in the model (tied ones have several).
         tensor: the tensor itself, for parameters, buffers and attributes only; see ``contents`` for its numbers.
         mask: of the tensor, if it is masked: a bool tensor that broadcasts to it, True = keep.
+        ndim: how many axes it has.
+        is_source: whether it is a parameter or buffer: a tensor that can be cut where it is stored.
     """
 
     number: int
@@ -48,16 +50,12 @@ class Value:
     producer: Node | None = None
     uses: list[tuple[Node, int]] = field(default_factory=list)
     is_output: bool = False
+    ndim: int = field(init=False)
+    is_source: bool = field(init=False)
 
-    @property
-    def ndim(self) -> int:
-        """How many axes it has."""
-        return len(self.shape)
-
-    @property
-    def is_source(self) -> bool:
-        """Whether it is a parameter or buffer: a tensor that can be cut where it is stored."""
-        return self.kind in ("parameter", "buffer")
+    def __post_init__(self) -> None:
+        self.ndim = len(self.shape)
+        self.is_source = self.kind in ("parameter", "buffer")
 
     @property
     def is_known(self) -> bool:
@@ -173,6 +171,11 @@ class Node:
         return found[key]
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """How rules call the outputs in what they return."""
+        return ("output",) if len(self.outputs) == 1 else tuple([f"output{i}" for i in range(len(self.outputs))])
+
+    @property
     def values(self) -> tuple[Value | None, ...]:
         """Operands, then outputs: the order of ``layout.operands``."""
         return (*self.operands, *self.outputs)
@@ -180,8 +183,7 @@ class Node:
     @property
     def others(self) -> tuple[Value, ...]:
         """Tensors that go in and that the signature does not speak of (an index tensor, say)."""
-        named = {id(v) for v in self.operands if v is not None}
-        return tuple(v for v in self.tensors if id(v) not in named)
+        return tuple([v for v in self.tensors if v not in self.operands])
 
     def run(self, tensors: Sequence[torch.Tensor], **changed: Any) -> Any:
         """Call the function again with other tensors in place of the recorded ones, in the order of ``self.tensors``.
@@ -201,7 +203,7 @@ class Node:
         elif changed:
             assert self.rule is not None
             args, kwargs = self.rule.rebind(self, changed)
-        args, kwargs = replaced(Ref, real, (args, kwargs))
+        args, kwargs = replaced(Ref, real, args), replaced(Ref, real, kwargs) if kwargs else {}
         if module is not None:
             held = {name: tensors[number] for name, number in self.attributes.items()}
             # The forward alone is the call; hooks are recorded as calls of their own.

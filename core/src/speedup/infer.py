@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import heapq
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from speedup.facts import (
 )
 from speedup.graph import Graph, Node, Value
 from speedup.masks import compact
-from speedup.rule import Rule
+from speedup.rule import Rule, says_nothing
 
 
 class Facts:
@@ -56,8 +56,8 @@ class Facts:
         for value in graph.sources:
             given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
             if given:
-                mask = given[0] if len(given) == 1 else functools.reduce(np.logical_or, given)
-                self.masked[value] = read_only(compact_axes(mask)[0])
+                mask = given[0] if len(given) == 1 else compact_axes(functools.reduce(np.logical_or, given))[0]
+                self.masked[value] = read_only(mask)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -72,16 +72,17 @@ class Facts:
 
     def value(self, value: Value) -> Floats:
         """The constants, float64; entries that are not constant have no meaning."""
-        if value.tensor is not None and not value.is_known:
+        if value.tensor is None:
+            known = self.constants.get(value)
+            return known.value if known is not None else _zeros(value.ndim)
+        if value.tensor.is_meta:
             return read_only(np.where(self.mask(value), 0.0, np.nan))
-        if value.tensor is not None:
-            if value in self.blind:  # lent for a moment
-                return read_only(value.contents().to("cpu", torch.float64).numpy())
-            if value not in self._numbers:
-                self._numbers[value] = read_only(value.contents().to("cpu", torch.float64).numpy())
-            return self._numbers[value]
-        known = self.constants.get(value)
-        return known.value if known is not None else _zeros(value.ndim)
+        numbers = self._numbers.get(value)
+        if numbers is None:
+            numbers = read_only(value.contents().to("cpu", torch.float64).numpy())
+            if value not in self.blind:  # that is lent for a moment
+                self._numbers[value] = numbers
+        return numbers
 
     def zero(self, value: Value) -> Bools:
         """Entries known to be 0: of parameters only the masked ones, since the others may be trained further."""
@@ -115,7 +116,7 @@ class Facts:
         if value.dtype.is_complex:
             return False
         old = self.constants.get(value)
-        held = self._allowed(value, fact.mask)
+        held = self._allowed(value, fact.mask) if self.denied else fact.mask
         if self.blind:  # numbers made of what is not at hand are none
             held = held & np.isfinite(fact.value)
         new = Constant(_shaped(node, value, held), _shaped(node, value, fact.value))
@@ -170,7 +171,7 @@ class NodeFacts:
 
     def __init__(self, facts: Facts, node: Node) -> None:
         self._facts = facts
-        self._values = node.values
+        self._values = cast(tuple[Value, ...], node.values)  # a rule asks for what is there
 
     def _at(self, k: int) -> Value:
         value = self._values[k]
@@ -192,15 +193,15 @@ class NodeFacts:
 
     def mask(self, k: int) -> Bools:
         """Constant entries of operand ``k``; broadcasts to its shape."""
-        return self._facts.mask(self._at(k))
+        return self._facts.mask(self._values[k])
 
     def value(self, k: int) -> Floats:
         """Values of the constant entries of operand ``k``; broadcasts to its shape."""
-        return self._facts.value(self._at(k))
+        return self._facts.value(self._values[k])
 
     def affine(self, k: int) -> Affine | None:
         """What is known of operand ``k`` as combinations of shared unknowns; None where there are only constants."""
-        fact = self._facts.affine.get(self._at(k))
+        fact = self._facts.affine.get(self._values[k])
         if fact is None:
             return None
         known, value = self.mask(k), self.value(k)
@@ -209,11 +210,11 @@ class NodeFacts:
 
     def zero(self, k: int) -> Bools:
         """Entries of operand ``k`` known to be 0, of weights by a mask; broadcasts to its shape."""
-        return self._facts.zero(self._at(k))
+        return self._facts.zero(self._values[k])
 
     def unused(self, k: int) -> Bools:
         """Entries of ``k``, mostly an output, that no reader needs; broadcasts to its shape."""
-        return self._facts.unused(self._at(k))
+        return self._facts.unused(self._values[k])
 
 
 class _Seeing(NodeFacts):
@@ -252,9 +253,7 @@ def unseen(facts: Facts, value: Value, entries: Bools) -> list[str]:
 
 def _numbered(fact: Fact) -> Bools:
     """Where a fact has numbers: what is made of contents that are not at hand has none."""
-    numbers = [fact.value] if isinstance(fact, Constant) else []
-    numbers = [fact.offset, *fact.terms] if isinstance(fact, Affine) else numbers
-    found: Bools = np.logical_and.reduce(np.broadcast_arrays(fact.mask, *(np.isfinite(n) for n in numbers)))
+    found: Bools = np.logical_and.reduce(np.broadcast_arrays(fact.mask, *(np.isfinite(n) for n in fact.numbers)))
     return found
 
 
@@ -274,73 +273,81 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
         RuleError: a rule raised, returned something that is no fact, or took a fact back.
     """
     facts = Facts(graph, masks, denied)
-    ruled = [n for n in graph.nodes if n.rule is not None]
+    seen = {n: NodeFacts(facts, n) for n in graph.nodes if n.rule is not None}
 
     def forward(node: Node) -> Iterable[Node]:
-        seen = NodeFacts(facts, node)
-        for function in _functions(cast(Hashable, type(node.rule)), "infer_from_input"):
-            for value, _, fact in _returned(node, function, seen):
+        kind: Any = type(node.rule)
+        near: list[Node] = []
+        for function in _functions(kind, "infer_from_input"):
+            for value, _, fact in _returned(node, function, seen[node]):
                 grown = isinstance(fact, Constant) and facts.add_constant(node, value, fact)
                 grown = grown or (isinstance(fact, Affine) and facts.add_affine(node, value, fact))
                 if grown:
-                    yield from (n for n, _ in value.uses if n.rule is not None)
+                    near += [n for n, _ in value.uses if n.rule is not None]
+        return near
 
     def backward(node: Node) -> Iterable[Node]:
-        seen = NodeFacts(facts, node)
-        for function in _functions(cast(Hashable, type(node.rule)), "infer_from_output"):
-            for value, number, fact in _returned(node, function, seen):
+        kind: Any = type(node.rule)
+        near: list[Node] = []
+        for function in _functions(kind, "infer_from_output"):
+            for value, number, fact in _returned(node, function, seen[node]):
                 grown = isinstance(fact, Unused) and facts.add_unused(node, number, value, fact)
                 if grown and value.producer is not None and value.producer.rule is not None:
-                    yield value.producer
+                    near.append(value.producer)
+        return near
 
-    _fixpoint(ruled, forward, lambda n: n.index)
-    _fixpoint(ruled, backward, lambda n: -n.index)
+    _fixpoint(seen, forward, 1)
+    _fixpoint(seen, backward, -1)
     return facts
 
 
 @functools.lru_cache(maxsize=1024)
-def _functions(kind: Hashable, function: str) -> tuple[str, ...]:
+def _functions(kind: Any, function: str) -> tuple[str, ...]:
     """What to ask a rule for one direction. What weights alone say is part of what is derived from all operands."""
-    derived = all(getattr(kind, name) is getattr(Rule, name) for name in ("infer_from_weight", function))
-    return (function,) if derived else ("infer_from_weight", function)
+    derived = kind.infer_from_weight is Rule.infer_from_weight and getattr(kind, function) is getattr(Rule, function)
+    return (function,) if derived or kind.infer_from_weight is says_nothing else ("infer_from_weight", function)
 
 
-def _fixpoint(nodes: Iterable[Node], step: Callable[[Node], Iterable[Node]], order: Callable[[Node], int]) -> None:
-    """Run ``step`` on every node, and again on those it names, until nothing is left to do."""
-    waiting = {order(n): n for n in nodes}
-    heap = list(waiting)
-    heapq.heapify(heap)
+def _fixpoint(nodes: Iterable[Node], step: Callable[[Node], Iterable[Node]], direction: int) -> None:
+    """Run ``step`` on every node, and again on those it names, until nothing is left to do.
+
+    Args:
+        direction: of two nodes that wait, whether the earlier (1) or the later one (-1) comes first.
+    """
+    waiting = {direction * n.index: n for n in nodes}
+    heap = sorted(waiting)  # is a heap
     while heap:
         node = waiting.pop(heapq.heappop(heap))
         for other in step(node):
-            if order(other) not in waiting:
-                waiting[order(other)] = other
-                heapq.heappush(heap, order(other))
+            at = direction * other.index
+            if at not in waiting:
+                waiting[at] = other
+                heapq.heappush(heap, at)
 
 
-def _returned(node: Node, function: str, seen: NodeFacts) -> Iterable[tuple[Value, int, Fact]]:
-    """Call one function of a rule; its facts, resolved to values."""
+def _returned(node: Node, function: str, seen: NodeFacts) -> list[tuple[Value, int, Fact]]:
+    """Call one function of a rule; its facts, resolved to values (with the number of the operand, -1 for outputs)."""
     found = ask(node, function, seen)
-    if not isinstance(found, Mapping):
+    if type(found) is not dict and not isinstance(found, Mapping):
         raise RuleError(f"{culprit(node)}: {function} returned {found!r}, not a dict of facts")
+    resolved: list[tuple[Value, int, Fact]] = []
     for name, fact in found.items():
-        if isinstance(fact, Fact):
-            _check_types(node, function, name, fact)
-        if isinstance(fact, Constant | Affine):
-            names = ["output"] if len(node.outputs) == 1 else [f"output{i}" for i in range(len(node.outputs))]
-            if name in names:
-                yield node.outputs[names.index(name)], -1, fact
-                continue
-        elif isinstance(fact, Unused) and name in node.operand_names:
-            number = node.operand_names.index(name)
-            value = node.operands[number]
-            if value is not None:
-                yield value, number, fact
-                continue
-        raise RuleError(
-            f"{culprit(node)}: {function} returned {fact!r} for {name!r}; return Constant or Affine for outputs "
-            f"and Unused for operands ({', '.join(node.operand_names)})"
-        )
+        names: Sequence[str] = ()
+        values: Sequence[Value | None] = ()
+        if isinstance(fact, Unused):
+            names, values = node.operand_names, node.operands
+        elif isinstance(fact, Constant | Affine):
+            names, values = node.output_names, node.outputs
+        number = names.index(name) if name in names else -1
+        value = values[number] if number >= 0 else None
+        if value is None:
+            raise RuleError(
+                f"{culprit(node)}: {function} returned {fact!r} for {name!r}; return Constant or Affine for outputs "
+                f"and Unused for operands ({', '.join(node.operand_names)})"
+            )
+        _check_types(node, function, name, fact)
+        resolved.append((value, number if values is node.operands else -1, fact))
+    return resolved
 
 
 def _check_types(node: Node, function: str, name: str, fact: Fact) -> None:
@@ -349,13 +356,13 @@ def _check_types(node: Node, function: str, name: str, fact: Fact) -> None:
     Raises:
         RuleError: they are not.
     """
-    numbers = [fact.value] if isinstance(fact, Constant) else []
-    numbers = [fact.offset, *fact.terms] if isinstance(fact, Affine) else numbers
-    for what, array, kinds in [("mask", fact.mask, "b"), *(("value", n, "fiu") for n in numbers)]:
-        kind = array.dtype if isinstance(array, np.ndarray | np.generic) else type(array).__name__
-        if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in kinds:
-            wanted = "a numpy array of bool" if what == "mask" else "a numpy array of float64"
+    what, kinds, wanted = "mask", "b", "a numpy array of bool"
+    for array in (fact.mask, *fact.numbers):
+        is_array = isinstance(array, (np.ndarray, np.generic))
+        if not is_array or array.dtype.kind not in kinds:
+            kind = array.dtype if is_array else type(array).__name__
             raise RuleError(f"{culprit(node)}: {function} returned a {what} of {kind} for {name!r}, not {wanted}")
+        what, kinds, wanted = "value", "fiu", "a numpy array of float64"
 
 
 def _alike(old: Affine, new: Affine) -> bool:
@@ -367,7 +374,9 @@ def _alike(old: Affine, new: Affine) -> bool:
 
 def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:
     array = read_only(array)
-    fits = array.ndim == value.ndim and all(a in (1, s) for a, s in zip(array.shape, value.shape, strict=True))
+    fits = array.ndim == value.ndim
+    for size, whole in zip(array.shape, value.shape, strict=False):
+        fits = fits and size in (1, whole)
     if not fits:
         raise RuleError(
             f"{culprit(node)} gave a fact of shape {array.shape} about {value.label} of shape {value.shape}; every "

@@ -22,6 +22,7 @@ from speedup.kinds import Kind
 from speedup.order import Orders, in_order, reordering
 from speedup.recall import call_key
 from speedup.regular import cut, is_box, regularize, varied
+from speedup.rule import says_nothing
 from speedup.shell import shell_of
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class Movement(CoordinateRule):
 
     # -- inference ------------------------------------------------------------------------------------------------
 
-    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        return {}
+    infer_from_weight = says_nothing
 
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         operands = range(len(node.operands))
@@ -79,15 +79,10 @@ class Movement(CoordinateRule):
         if not any(m.any() for m in masks):
             return {}
         values = [facts.value(k) if a is None else a.offset for k, a in enumerate(combined)]
-        values = [
-            v if facts.is_weight(k) else np.broadcast_to(v, m.shape)
-            for k, (v, m) in enumerate(zip(values, masks, strict=True))
-        ]
         fills = [o.fill for o in self.origins(node)]
         moved = zip(self.gather(node, masks, True), self.gather(node, values, fills), strict=True)
         found: dict[str, Fact] = {}
         for number, (mask, value) in enumerate(moved):
-            mask, value = np.broadcast_arrays(mask, value)
             fact = self._affine(node, number, combined, mask, value) if any(combined) else constant(mask, value)
             if fact is not None:
                 found["output" if len(node.outputs) == 1 else f"output{number}"] = fact

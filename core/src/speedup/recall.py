@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
 from speedup.graph import Node, Ref
 
-_PLAIN = (int, float, bool, str, type(None), type(...), Ref, torch.dtype, torch.device)
+_PLAIN = (int, float, bool, str, type(None), type(...), torch.dtype, torch.device)
 
 Found = TypeVar("Found")
 
@@ -25,10 +25,10 @@ class Recall:
     def get(self, key: Hashable | None, find: Callable[[], Found]) -> Found:
         if key is None:
             return find()
-        if key in self._found:
+        known: Any = self._found.get(key, self)  # one look: keys are long
+        if known is not self:
             self._found.move_to_end(key)
-            known: Found = self._found[key]
-            return known
+            return cast(Found, known)
         found = self._found[key] = find()
         if len(self._found) > self.most:
             self._found.popitem(last=False)
@@ -58,6 +58,8 @@ def _frozen(item: Any) -> Hashable:
         return dict, tuple([(k, _frozen(v)) for k, v in item.items()])
     if isinstance(item, slice):
         return slice, _frozen((item.start, item.stop, item.step))
+    if type(item) is Ref:
+        return Ref, item.number
     if type(item) in _PLAIN:
         return type(item), item
     raise TypeError(f"{item!r} may hide something")

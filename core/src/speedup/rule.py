@@ -39,6 +39,7 @@ from speedup.graph import Node, Ref, Value
 from speedup.groups.labels import Labels, by_signature
 from speedup.order import Orders, along_names
 from speedup.shell import shell_of
+from speedup.trial import run_on_constants
 
 if TYPE_CHECKING:
     from speedup.build import Kept
@@ -294,8 +295,9 @@ class Rule:
         operands: list[Value | None] = []
         for name in self.operands:
             known = held.get(name)
-            is_attribute = node.module is not None and hasattr(node.module, name)
-            operands.append(known if known is not None or is_attribute else (free.pop(0) if free else None))
+            if known is None and free and (node.module is None or not hasattr(node.module, name)):
+                known = free.pop(0)
+            operands.append(known)
         node.operands, node.operand_names = tuple(operands), self.operands
 
     @staticmethod
@@ -410,7 +412,7 @@ class Rule:
             def evaluate(self, node, arrays):
                 return [arrays[0]]
         """
-        return flow.run_on_constants(node, arrays)
+        return run_on_constants(node, arrays)
 
     def uniform(self, node: Node) -> bool:
         """Whether a constant that is the same along the mixed axes comes out so (override where zeros are padded).
@@ -689,3 +691,8 @@ class Rule:
             if hasattr(module, attribute):
                 setattr(module, attribute, keep.size(names))
         return module
+
+
+def says_nothing(self: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+    """The ``infer_from_weight`` of rules that say it all in the other two, and need not be asked."""
+    return {}

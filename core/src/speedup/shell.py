@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from speedup.trees import PLAIN
+
 _COPIED = (dict, list, set)  # an OrderedDict is a dict
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -25,7 +27,7 @@ def shell_of(module: Module, instead: Mapping[str, torch.Tensor] | None = None) 
     shell = module.__class__.__new__(module.__class__)
     held = shell.__dict__
     for name, value in module.__dict__.items():
-        held[name] = value.copy() if isinstance(value, _COPIED) else value
+        held[name] = value if type(value) in PLAIN or not isinstance(value, _COPIED) else value.copy()
     for name, tensor in (instead or {}).items():
         held["_parameters" if name in held["_parameters"] else "_buffers"][name] = tensor
     return shell

@@ -11,6 +11,7 @@ from torch import nn
 
 from speedup.errors import SignatureError
 from speedup.facts import Bools, Unused, along, nothing
+from speedup.flow import follows
 from speedup.graph import Node, Value
 from speedup.infer import Facts, NodeFacts, _returned, infer
 from speedup.inputs import resolve_inputs
@@ -106,7 +107,7 @@ def _at(
             break
     for number, (operand, name) in enumerate(zip(node.operands, node.operand_names, strict=True)):
         place = number_of(node, number) if operand is not None else None
-        if operand is None or place is None or not operand.dtype.is_floating_point:
+        if operand is None or place is None or not operand.dtype.is_floating_point or follows(node, number):
             continue
         fixed = [a or b for a, b in zip(rigid[operand], _mixed(node, number), strict=True)]
         for axis, index in _lines(np.ones(operand.shape, dtype=bool), unused[number], fixed):
