@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import speedup
-from speedup import NodeKeep, Registry, Rule, default_registry
+from speedup import NodeKeep, Registry, Rule, default_registry, tie
 from speedup.testing import Result, check_equal, mask_indices, randomize
 
 
@@ -293,3 +293,30 @@ def test_the_model_shrunk_twice_is_as_small_as_shrunk_once() -> None:
     once = speedup.ModelSpeedup(model, torch.randn(*IMAGE), mask_indices(model, rows(a=(1, 2)))).speedup_model()
     again: Any = speedup.ModelSpeedup(once, torch.randn(*IMAGE), mask_indices(once, rows(a=(0,)))).speedup_model()
     assert again.a.weight.shape[0] == 5 and again.b.weight.shape[1] == 5
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_where_one_look_says_that_all_ties_hold_the_long_way_adds_nothing(
+    monkeypatch: pytest.MonkeyPatch, groups: int
+) -> None:
+    told = []
+    hold = tie._Pattern.hold
+
+    def tell(pattern: tie._Pattern, sets: list[Any]) -> bool:
+        told.append(hold(pattern, sets))
+        return False  # the long way, whatever is said
+
+    def step(ties: tie._Ties) -> bool:
+        grown = steps(ties)
+        assert not (told[-1] and grown)
+        return grown
+
+    monkeypatch.setattr(tie._Pattern, "hold", tell)
+    steps = tie._Ties._step
+    monkeypatch.setattr(tie._Ties, "_step", step)
+    model = Net(
+        lambda m, x: m.c((y := F.relu(m.a(x))) + m.b(y) * m.s(y.mean((2, 3), keepdim=True))),
+        a=conv(3, 8), b=conv(8, 8, groups=groups), s=nn.Conv2d(8, 8, 1), c=conv(8, 4),
+    )  # fmt: skip
+    check(model, rows(a=(0, 1, 2), b=(1, 2, 3), s=(2, 3, 4)), IMAGE)
+    assert True in told and False in told

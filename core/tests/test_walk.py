@@ -29,6 +29,8 @@ def test_modules_and_tensors_are_those_of_torch_in_their_order() -> None:
     assert walk.all_paths(model) == list(model.named_modules(remove_duplicate=False))
     assert walk.named_modules(model) == list(model.named_modules())
     assert walk.modules(model) == list(model.modules())
+    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    assert [(n, id(t)) for n, t in walk.named_tensors(model)] == [(n, id(t)) for n, t in held]
     for each in model.modules():
         assert [id(p) for p in walk.parameters(each)] == [id(p) for p in each.parameters()]
         assert {id(t) for t in walk.tensors(each)} == {id(t) for t in (*each.parameters(), *each.buffers())}

@@ -62,6 +62,8 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
     full = layout.sizes.get(name)
     if full is None:
         raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
+    if full == 1:
+        return full
     # Weights last: their sets are products, which are written out only where nothing else has the name.
     known = layout.once("with", name, lambda: [k for k in range(len(layout.operands)) if name in layout.names_of(k)])
     weights = [k for k in known if k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source]

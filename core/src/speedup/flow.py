@@ -344,4 +344,6 @@ def layout_at(node: Node, shapes: Sequence[tuple[int, ...] | None]) -> Layout:
 
     assert node.rule is not None
     n = len(node.operands)
+    if all(s == (None if v is None else v.shape) for s, v in zip(shapes, node.values, strict=True)):
+        return node.layout
     return parse(node.rule.signature(node)).bind(list(shapes[:n]), [s or () for s in shapes[n:]])

@@ -125,7 +125,10 @@ def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: b
     kept = keep.sets[layout.n_inputs]
     out = layout.to_named(layout.n_inputs, kept if weights_only else kept & ~keep.facts.unused(layout.n_inputs))
     out = layout.project_any(layout.n_inputs, out)
-    read = layout.project_any(k, any_of(out, layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))))
+    own: tuple[int, ...] = layout.once(
+        "output's own", k, lambda: layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))
+    )
+    read = layout.project_any(k, any_of(out, own))
     for j in others:
         reads = ~layout.project_all(j, layout.to_named(j, keep.facts.zero(j)))
         read = read & layout.project_any(k, any_product(reads, out, layout.private(k)))

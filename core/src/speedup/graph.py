@@ -164,7 +164,12 @@ class Node:
         return self.rule.layout(self)
 
     def once(self, key: str, find: Callable[[], Any]) -> Any:
-        """What follows from the call and the graph around it alone, found once the graph is whole."""
+        """What follows from the call and the graph around it alone, found when it is first asked for.
+
+        Args:
+            key: what it is.
+            find: finds it; not to be asked for before the graph is whole.
+        """
         found = self.__dict__.setdefault("_found", {})
         if key not in found:
             found[key] = find()

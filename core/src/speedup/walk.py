@@ -45,6 +45,18 @@ def modules(model: nn.Module) -> list[nn.Module]:
     return list(found)
 
 
+def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """All parameters, then all buffers, under each of their names."""
+    paths = [(path + "." if path else "", module) for path, module in all_paths(model)]
+    found: list[tuple[str, torch.Tensor]] = []
+    for holder in ("_parameters", "_buffers"):
+        for prefix, module in paths:
+            held = getattr(module, holder)
+            if held:
+                found += [(prefix + name, tensor) for name, tensor in held.items() if tensor is not None]
+    return found
+
+
 def parameters(model: nn.Module) -> list[nn.Parameter]:
     """Every parameter once, as ``model.parameters()``."""
     within = modules(model) if model._modules else (model,)

@@ -83,15 +83,16 @@ def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]
     found: dict[str, dict[str, Any]] = {"tensors": {}, "attributes": {}, "unsaved": {}}
     old, now = then.as_it_was(), then.module.__dict__
     for holder in _HOLDERS:
-        for name in {**old[holder], **now[holder]}:
-            shape = shape_of(old[holder].get(name))
-            if shape != shape_of(now[holder].get(name)):
+        was, there = old[holder], now[holder]
+        for name in {**was, **there} if was or there else ():
+            first, last = was.get(name), there.get(name)
+            if first is not last and (shape := shape_of(first)) != shape_of(last):
                 found["tensors"][name] = None if shape is None else list(shape)
     children = {n: c for n, c in now["_modules"].items() if id(c) not in placed}
     if any(old["_modules"].get(n) is not c for n, c in children.items()) or len(old["_modules"]) > len(now["_modules"]):
         found["unsaved"]["children"] = "a rule replaced modules inside the module"
     for name in [n for n in {**old, **now} if n not in INTERNAL]:
-        if name in old and name in now and same(old[name], now[name]):
+        if name in old and name in now and (old[name] is now[name] or same(old[name], now[name])):
             continue
         try:
             before, after = (

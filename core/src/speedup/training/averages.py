@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.errors import InputError
 from speedup.shell import relinked, shell_of
 from speedup.store.record import FIELD, INTERNAL, same
-from speedup.training.transition import Transition, tensors_of
+from speedup.training.transition import Transition
 
 Undo = Callable[[], None]
 
@@ -51,7 +52,7 @@ def follow_average(average: Any, transition: Transition, transaction: Transactio
 
 def _module(average: nn.Module, transition: Transition, transaction: Transaction) -> tuple[Undo, Undo]:
     inner = average
-    while dict(tensors_of(inner)).keys() != transition.old.keys():
+    while dict(walk.named_tensors(inner)).keys() != transition.old.keys():
         below = inner._modules.get("module")
         if below is None:
             raise InputError("the averaged module is no copy of the model: its parameters have other names")
@@ -69,7 +70,7 @@ def _mirror(copied: nn.Module, transition: Transition, transaction: Transaction)
     changed = {id(saved.module): saved for saved in reversed(transaction.saved)}
     paths = {id(m): path for path, m in transition.model.named_modules()}
     made: dict[int, torch.Tensor] = {}
-    own = dict(tensors_of(copied))
+    own = dict(walk.named_tensors(copied))
     for number, then in changed.items():
         now = then.module
         if number not in paths:

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.errors import InputError
 from speedup.keep import KeepSets
 
@@ -21,7 +22,7 @@ class Transition:
 
     def __init__(self, model: nn.Module, keeps: KeepSets, masks: Mapping[str, torch.Tensor]) -> None:
         self.model = model
-        self.old = dict(tensors_of(model))
+        self.old = dict(walk.named_tensors(model))
         # Of a tied parameter all masks are the same, and not every name of it need have one.
         self._masks = {id(self.old[name]): mask for name, mask in masks.items()}
         self._keeps = keeps
@@ -30,7 +31,7 @@ class Transition:
     @cached_property
     def new(self) -> dict[str, torch.Tensor]:
         """The parameters and buffers of the small model, by name; not to be asked for before it is there."""
-        return dict(tensors_of(self.model))
+        return dict(walk.named_tensors(self.model))
 
     def renewed(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """The tensors that others have taken the place of: a name, the old and the new one, each once."""
@@ -75,12 +76,6 @@ class Transition:
             return kept
         shift = new.detach().to(torch.float64) - before.to(torch.float64)
         return (kept + shift.to(kept.device)).to(average.dtype) if bool(shift.any()) else kept
-
-
-def tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """All parameters and buffers, under each of their names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _text(tensor: torch.Tensor) -> str:
