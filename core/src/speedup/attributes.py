@@ -8,22 +8,29 @@ from typing import Any
 from torch import nn
 
 _CONTAINERS = (list, dict, set)
+_MEMBERS = frozenset(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
+# The other containers that torch keeps in every module: hooks, of which most modules have none.
+_HOOKS = frozenset(k for k, v in vars(nn.Module()).items() if isinstance(v, _CONTAINERS)) - _MEMBERS
 
 
 class Attributes:
-    """The attributes and the class of one module, to be put back."""
+    """The attributes and the class of one module, to be put back.
+
+    Attributes:
+        saved: all of them by name.
+        contents: copies of the containers among them, but for hooks where there were none.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.kind = type(module)
         self.saved = dict(module.__dict__)
-        held = [(k, v) for k, v in self.saved.items() if isinstance(v, _CONTAINERS)]
-        self.contents: dict[str, Any] = {k: v.copy() for k, v in held if v}
-        self.empty: dict[str, Any] = {k: v for k, v in held if not v}  # most are: hooks
+        held = [(k, v) for k, v in self.saved.items() if (v if k in _HOOKS else isinstance(v, _CONTAINERS))]
+        self.contents: dict[str, Any] = {k: v.copy() for k, v in held}
 
     def as_it_was(self) -> dict[str, Any]:
-        """All attributes as they were, containers as copies with what was in them."""
-        return {**self.saved, **self.contents, **{k: _emptied(v) for k, v in self.empty.items()}}
+        """All attributes as they were, hooks aside: containers as copies with what was in them."""
+        return {**self.saved, **self.contents}
 
     def restore(self) -> None:
         if type(self.module) is not self.kind:
@@ -33,14 +40,15 @@ class Attributes:
             for name in [n for n in now if n not in self.saved]:
                 del now[name]
         now.update(self.saved)
-        for container in self.empty.values():
-            if container:
-                container.clear()
+        without = _HOOKS.difference(self.contents)
+        if any(map(self.saved.get, without)):
+            for hooks in filter(None, map(self.saved.get, without)):
+                hooks.clear()
         for name, content in self.contents.items():
             value = self.saved[name]
             if isinstance(value, list):
                 value[:] = content
-            elif not identical(value, content):
+            elif (value or content) and not identical(value, content):
                 value.clear()
                 value.update(content)
 
@@ -57,13 +65,6 @@ class Saved(list[Attributes]):
         for attributes in reversed(self[to:]):
             attributes.restore()
         del self[to:]
-
-
-def _emptied(container: Any) -> Any:
-    copied = container.copy()
-    if copied:
-        copied.clear()
-    return copied
 
 
 def identical(a: Any, b: Any) -> bool:

@@ -39,8 +39,10 @@ class Masking:
         self._own: dict[int, torch.Tensor] = {}  # what those that are masked now are without masks
         self._read: set[int] = set()
         self.whole, self.interrupted = whole, False
+        modules = dict(walk.all_paths(model)) if masks else {}
         for name, mask in (masks or {}).items():
-            parameter = model.get_parameter(name)
+            path, _, attribute = name.rpartition(".")
+            parameter = modules[path].get_parameter(attribute)
             key = id(parameter)
             self._parameters[key] = parameter
             small = compact(mask)

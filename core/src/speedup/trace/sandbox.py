@@ -29,7 +29,8 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
     """
     with all_on_meta(model) as stands, undisturbed(model), torch.no_grad(), Masking(model, masks, whole=True).run():
         for module in walk.modules(model):
-            module.training = False
+            if module.training:
+                module.training = False
         yield stands
 
 
