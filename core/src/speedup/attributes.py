@@ -68,7 +68,7 @@ class Saved(list[Attributes]):
 
 
 def identical(a: Any, b: Any) -> bool:
-    """Whether two dicts hold the same objects under the same keys in the same order; equality of other containers."""
+    """Whether two dicts hold the same objects under the same keys, in the same order; equality of other containers."""
     if isinstance(a, dict):
-        return len(a) == len(b) and list(a) == list(b) and all(map(operator.is_, a.values(), b.values()))
+        return len(a) == len(b) and all(map(operator.is_, a, b)) and all(map(operator.is_, a.values(), b.values()))
     return bool(a == b)

@@ -81,12 +81,10 @@ class Transaction:
                 self.substitutes[id(old)] = type(old)
             old.__class__ = type(made)
         held = old.__dict__
-        for name, value in made.__dict__.items():
-            if name in _HOOKS:  # the user may have added or removed some since the plan was made
-                continue
+        # The user may have added or removed hooks since the plan was made.
+        others = [(n, v) for n, v in made.__dict__.items() if n not in _HOOKS and held.get(n) is not v]
+        for name, value in others:
             current = held.get(name)
-            if current is value:
-                continue
             if isinstance(current, dict) and isinstance(value, dict):
                 _update(current, value)
             elif isinstance(current, list) and isinstance(value, list):
