@@ -228,7 +228,7 @@ def test_the_table_of_families_names_the_modules_that_are_claimed(family: str) -
     claimed = {module.__name__ for rule in plugin.rules for module in rule.modules}
     assert claimed <= expanded
     promised = {word for word in expanded if hasattr(torch.nn, word)}
-    assert promised == claimed
+    assert promised == {name for name in claimed if hasattr(torch.nn, name)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

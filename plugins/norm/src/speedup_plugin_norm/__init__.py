@@ -27,6 +27,7 @@ from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, eps_of, form_of
 from speedup_plugin_norm.local import LocalResponseNorm
 from speedup_plugin_norm.response import ResponseNorm
+from speedup_plugin_norm.spectral import SpectralNorm
 from speedup_plugin_norm.weight import WeightNorm
 
 
@@ -387,6 +388,7 @@ def speedup_rules() -> Iterable[Rule]:
         ResponseNorm(),
         LocalResponseNorm(),
         WeightNorm(),
+        SpectralNorm(),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             functions=(F.instance_norm, torch.instance_norm),
