@@ -504,7 +504,7 @@ def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
     return held
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _is_torchs_own(op: Any) -> bool:
     """Whether a function or a module type is part of torch itself."""
     return isinstance(op, _BUILTIN) or (getattr(op, "__module__", None) or "").startswith("torch.nn.")
