@@ -50,6 +50,7 @@ import libraries
 import models
 from pages import part, with_part
 
+SINGLE, THREADS = False, 1  # options of the whole run
 LARGE = 120_000_000
 PER_HEAD = ("relative", "temperature", "logit_scale")  # parameters with an entry per head, not per channel
 EXPERTS = ("gate_up_proj", "down_proj")  # parameters of all experts of a layer: the rows of each are its outputs
@@ -157,7 +158,7 @@ def _entry(module: Any, line: torch.Tensor, axis: int) -> dict[str, torch.Tensor
 
 def measure(name: str) -> dict[str, Any]:
     """Both masks on one model; failures are results too."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     warnings.simplefilter("ignore")
     found: dict[str, Any] = {"name": name}
     try:
@@ -165,7 +166,7 @@ def measure(name: str) -> dict[str, Any]:
             torch.manual_seed(0)
             model, inputs, others = models.make(name)
         found["parameters"] = sum(p.numel() for p in model.parameters())
-        wide = found["parameters"] <= LARGE and not name.startswith(FLOAT32)
+        wide = found["parameters"] <= LARGE and not name.startswith(FLOAT32) and not SINGLE
         found["float64"] = wide
         trained = name.startswith("trained:")
         if not trained:
@@ -186,13 +187,14 @@ def measure(name: str) -> dict[str, Any]:
 
 def _one(model: nn.Module, inputs: Any, others: Any, masks: Masks) -> dict[str, Any]:
     reference = masked_copy(model, masks)
-    start = time.process_time()
+    clock = time.process_time if THREADS == 1 else time.perf_counter
+    start = clock()
     try:
         plan = speedup.plan(model, inputs, masks)
         small = plan.apply()
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()}
-    seconds = time.process_time() - start
+    seconds = clock() - start
     worst = 0.0
     for x in [inputs, *others]:
         worst = max(worst, difference(models.call(reference, x), models.call(small, x)))
@@ -328,9 +330,12 @@ def main() -> None:
     parser.add_argument("--add", type=Path, help="add the rows to the table of this Markdown file")
     parser.add_argument("--libraries", action="store_true", help="the models of other libraries, see libraries.py")
     parser.add_argument("--short", action="store_true", help="models of timm with at most two equal blocks in a row")
+    parser.add_argument("--float32", action="store_true", help="all in float32, as models run in practice")
+    parser.add_argument("--threads", type=int, default=1, help="per model; of several the seconds are those of a clock")
     parser.add_argument("--render", action="store_true", help="run nothing: make the table of what --json holds")
     options = parser.parse_args()
-    models.SHORT = options.short
+    global SINGLE, THREADS
+    models.SHORT, SINGLE, THREADS = options.short, options.float32, options.threads
     names = [*options.names, *(libraries.names() if options.libraries else ())]
     names += [f"{kind}:{n}" for kind in ("timm", "transformers", "trained") for n in getattr(options, kind)]
     names = names or models.torchvision_names()
@@ -351,7 +356,8 @@ def main() -> None:
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1))
     versions = libraries.versions([r["name"] for r in results])
-    machine = f"torch {torch.__version__}{', ' * bool(versions)}{versions}; {platform.machine()}, one thread per model."
+    threads = "one thread" if THREADS == 1 else f"{THREADS} threads"
+    machine = f"torch {torch.__version__}{', ' * bool(versions)}{versions}; {platform.machine()}, {threads} per model."
     text = f"{machine}\n\n{summary(results)}\n\n{table(results)}\n\n{reasons(results)}"
     print(f"\n{text}")
     if options.write:
