@@ -18,7 +18,7 @@ from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
-from speedup.masking import product
+from speedup.masking import memory_of, product
 from speedup.pieces import contents, is_piece, put_back, source_of
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
@@ -166,7 +166,10 @@ def _cut(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torc
     if _is_as_it_was(keeps, value):
         return whole.clone() if mask is None else product(whole, mask)
     small = keeps.cut(value, whole).contiguous()
-    return small if mask is None else small * keeps.cut_mask(value, mask.to(whole.device))
+    if mask is None:
+        return small
+    own = memory_of(small) != memory_of(whole)
+    return torch.mul(small, keeps.cut_mask(value, mask.to(whole.device)), out=small if own else None)
 
 
 def _folds(
