@@ -13,9 +13,10 @@ import copy
 import gc
 import itertools
 import statistics
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import speedup
+from speedup import regular
 
 MODELS = (
     *("resnet18", "resnet50", "resnet152", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "densenet201"),
@@ -112,11 +114,29 @@ def _peak(work: Callable[[], Any], model: nn.Module) -> int | None:
 def _tensor_peak(work: Callable[[], Any]) -> int:
     """By how many bytes the tensors that are alive grow at most."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with _cut_by_torch(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     events = recorded.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(itertools.accumulate(change for _, change in changes), default=0)
+
+
+@contextlib.contextmanager
+def _cut_by_torch() -> Iterator[None]:
+    """speedup cuts tensors by numpy, whose memory the profiler does not see: let torch do it meanwhile."""
+
+    def take(tensor: torch.Tensor, axis: int, indices: Any) -> torch.Tensor:
+        return tensor.index_select(axis, torch.from_numpy(indices))
+
+    by_numpy = regular.take
+    users = [m for name, m in sys.modules.items() if name.startswith("speedup.") and vars(m).get("take") is by_numpy]
+    try:
+        for module in users:
+            module.take = take  # type: ignore[attr-defined]
+        yield
+    finally:
+        for module in users:
+            module.take = by_numpy  # type: ignore[attr-defined]
 
 
 def _status(field: str) -> int:
