@@ -27,7 +27,7 @@ CONV = {"conv.weight": (0, 3)}
 ONE = {"one.weight": (0, 1, 9)}
 
 
-@pytest.fixture(autouse=True, params=[100e6, -1], ids=["by answers", "by calls"])
+@pytest.fixture(autouse=True, params=[float("inf"), -1], ids=["by answers", "by calls"])
 def heavy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How repairs are tried at other sizes, which depends on how much arithmetic there is."""
     monkeypatch.setattr("speedup.repair.steady._HEAVY", request.param)

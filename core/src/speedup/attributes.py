@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 _CONTAINERS = (list, dict, set)
-_MEMBERS = frozenset(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
-# The other containers that torch keeps in every module: hooks, of which most modules have none.
-_HOOKS = frozenset(k for k, v in vars(nn.Module()).items() if isinstance(v, _CONTAINERS)) - _MEMBERS
+# What torch keeps in every module, and the hooks among it, of which most modules have none.
+INTERNAL = frozenset(vars(nn.Module()))
+HOOKS = frozenset(name for name in INTERNAL if "_hooks" in name)
 
 
 class Attributes:
@@ -25,7 +25,7 @@ class Attributes:
         self.module = module
         self.kind = type(module)
         self.saved = dict(module.__dict__)
-        held = [(k, v) for k, v in self.saved.items() if (v if k in _HOOKS else isinstance(v, _CONTAINERS))]
+        held = [(k, v) for k, v in self.saved.items() if (v if k in HOOKS else isinstance(v, _CONTAINERS))]
         self.contents: dict[str, Any] = {k: v.copy() for k, v in held}
 
     def as_it_was(self) -> dict[str, Any]:
@@ -40,10 +40,8 @@ class Attributes:
             for name in [n for n in now if n not in self.saved]:
                 del now[name]
         now.update(self.saved)
-        without = _HOOKS.difference(self.contents)
-        if any(map(self.saved.get, without)):
-            for hooks in filter(None, map(self.saved.get, without)):
-                hooks.clear()
+        for hooks in filter(None, map(self.saved.get, HOOKS.difference(self.contents))):
+            hooks.clear()
         for name, content in self.contents.items():
             value = self.saved[name]
             if isinstance(value, list):

@@ -40,7 +40,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from speedup.errors import SignatureError
-from speedup.facts import any_of
+from speedup.facts import all_of, any_of
 
 Shape = tuple[int, ...]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -230,10 +230,7 @@ class Layout:
 
     def project_all(self, k: int, array: Array) -> Array:
         """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
-        shape = array.shape
-        wide = tuple([a for a in self._private_by_operand[k] if shape[a] != 1])
-        result: Array = np.logical_and.reduce(array, axis=wide, keepdims=True) if wide else array
-        return result
+        return all_of(array, self._private_by_operand[k])
 
     def once(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
         """What follows from the layout and a key alone, found once for all calls of this layout."""

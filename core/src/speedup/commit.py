@@ -14,12 +14,10 @@ import torch
 from torch import nn
 
 from speedup import walk
-from speedup.attributes import Saved, identical
+from speedup.attributes import HOOKS, Saved, identical
 from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.expand import Expanded
-
-_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 
 
 class Transaction:
@@ -82,7 +80,7 @@ class Transaction:
             old.__class__ = type(made)
         held = old.__dict__
         # The user may have added or removed hooks since the plan was made.
-        others = [(n, v) for n, v in made.__dict__.items() if n not in _HOOKS and held.get(n) is not v]
+        others = [(n, v) for n, v in made.__dict__.items() if n not in HOOKS and held.get(n) is not v]
         for name, value in others:
             current = held.get(name)
             if isinstance(current, dict) and isinstance(value, dict):

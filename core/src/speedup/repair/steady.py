@@ -177,7 +177,7 @@ def _answers_the_same(model: nn.Module, inputs: Inputs, graph: Graph, rules: Reg
     transaction = Transaction(model, parts)
     transaction.apply()
     try:
-        alike = all(_factors(model, cases[name], graph, rules) == numbers for name, numbers in given.items())
+        alike = all(_factors(model, cases[name], graph, rules) == factors for name, factors in given.items())
         return alike and bool(compare(wanted, run(model, cases), graph.coarsest, moved))
     except CheckError as error:
         log.debug("at another size: %s", error)

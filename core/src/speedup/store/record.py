@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup import attributes
 from speedup.attributes import Attributes
 from speedup.commit import Transaction
 from speedup.overlay import plain_class
@@ -21,17 +22,17 @@ from speedup.store.plain import NotPlainError, to_json
 
 FIELD = "_speedup_record"
 _HOLDERS = ("_parameters", "_buffers")
-INTERNAL = frozenset(vars(nn.Module())) | {FIELD}
+INTERNAL = attributes.INTERNAL | {FIELD}
 
 
 def note(transaction: Transaction, report: Report, constants: str) -> None:
     """Note what a plan that was put in has changed, and in the model what the plan did as a whole."""
     firsts: dict[int, Attributes] = {}
-    for attributes in transaction.saved:
-        firsts.setdefault(id(attributes.module), attributes)
+    for saved in transaction.saved:
+        firsts.setdefault(id(saved.module), saved)
     placed = {id(made) for _, made in transaction.placed}
-    for attributes in firsts.values():
-        _merge(attributes.module, _difference(attributes, placed))
+    for first in firsts.values():
+        _merge(first.module, _difference(first, placed))
     for old, made in transaction.placed:
         before = Attributes(old)
         before.module = made

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup.attributes import INTERNAL
 from speedup.trace.outputs import is_empty_of_tensors
 
-INTERNAL = frozenset(nn.Module().__dict__)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 

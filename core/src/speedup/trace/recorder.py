@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 
 from speedup import walk
+from speedup.attributes import INTERNAL
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
 from speedup.masking import Masking, memory_of
@@ -33,7 +34,6 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
-from speedup.trace.holdings import INTERNAL
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
 from speedup.trace.source import caller, caller_and_sites, see_through
 from speedup.trace.written import Written
