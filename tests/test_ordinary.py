@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import speedup
 from speedup import testing
@@ -173,3 +174,33 @@ def test_it_is_quantized(name: str) -> None:
         assert any(type(m).__module__.startswith("torch.ao.nn.quantized.dynamic") for m in done.modules())
         wanted = case.masked(case.x)
         assert (done(case.x) - wanted).abs().max() <= 0.1 * wanted.abs().max()
+
+
+class Counting(TorchDispatchMode):
+    """A mode of the model's own, which is to see all ops that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_in_the_forward_sees_its_ops() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            with Counting() as mode:
+                y = self.a(x).relu()
+            assert mode.seen >= 2
+            return self.b(y)
+
+    model = testing.randomize(Net(), 0).double().eval()
+    masks = testing.mask_indices(model, {"a.weight": [0, 1], "a.bias": [0, 1]})
+    small = speedup.ModelSpeedup(model, torch.randn(2, 4).double(), masks, verify=True).speedup_model()
+    assert small.a.weight.shape == (4, 4) and small.b.weight.shape == (3, 4)
