@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from speedup.errors import InputError, PluginConflictError, RuleError
@@ -203,7 +204,8 @@ class Registry:
         """Find the rule that claims a module, or None.
 
         The nearest claimed type among the bases of the module's type counts; only if there is none are the rules asked
-        that claim by structure. A module whose ``forward`` was replaced on the instance belongs to nobody.
+        that claim by structure. A module whose ``forward`` was replaced on the instance belongs to nobody, and so
+        does one of TorchScript, which has no code and no attributes of Python's.
 
         Args:
             module: the module as it is in the model.
@@ -212,7 +214,7 @@ class Registry:
             PluginConflictError: two rules claim the module by its structure.
             RuleError: a rule failed when it was asked.
         """
-        if "forward" in vars(module):
+        if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
             return None
         rule = self.for_type(type(module))
         return self._claim_by_structure(module) if rule is None else rule

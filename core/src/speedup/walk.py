@@ -3,6 +3,8 @@ and a transformation walks through the model a few dozen times."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -61,6 +63,19 @@ def parameters(model: nn.Module) -> list[nn.Parameter]:
     """Every parameter once, as ``model.parameters()``."""
     within = modules(model) if model._modules else (model,)
     return list({id(p): p for m in within for p in m._parameters.values() if p is not None}.values())
+
+
+def parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter of a module itself under a name. (What a module of TorchScript holds them in is no dict.)"""
+    held = module._parameters
+    return held[name] if name in held else None  # noqa: SIM401
+
+
+def scripted(modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The parameters that modules of TorchScript read, by identity, each with the path of such a module. What is
+    compiled can neither be swapped nor be given another parameter."""
+    within = [(path, m) for path, m in modules.items() if isinstance(m, torch.jit.ScriptModule)]
+    return {id(p): path for path, module in within for p in module._parameters.values() if p is not None}
 
 
 def tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -60,7 +60,7 @@ def fused(
     """
     report = Fusing()
     wanted = reference if reference is not None else _answers(model, inputs)
-    training = {id(module) for module in model.modules() if module.training}
+    training = {id(module) for module in model.modules() if getattr(module, "training", False)}
     refused: dict[str, str] = {}
     while True:
         with sandbox(model):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from speedup import walk
 from speedup.errors import InputError, MaskError
 from speedup.masks import hints
 from speedup.masks.names import Names
@@ -63,6 +64,7 @@ def normalize_masks(
     known = names if names is not None else Names(model)
     modules = known.modules
     masks = known.nested(masks)
+    scripted = walk.scripted(modules)
     problems = _Problems()
     keeps: dict[str, torch.Tensor] = {}
     tied: dict[int, list[str]] = {}
@@ -76,7 +78,7 @@ def normalize_masks(
             for name, mask in (entry or {}).items():
                 if mask is None:
                     continue
-                parameter = modules[module_name]._parameters.get(name)
+                parameter = walk.parameter(modules[module_name], name)
                 if parameter is None:
                     problems.add(f"{place}, {name!r}", hints.unknown_parameter, modules, module_name, name)
                     continue
@@ -84,6 +86,9 @@ def normalize_masks(
                     keep = _to_keep(mask, parameter)
                 except Refused as refused:
                     problems.add(f"{place}, {name!r}", refused.say, *refused.arguments)
+                    continue
+                if id(parameter) in scripted and not bool(compact(keep).all()):
+                    problems.add(f"{place}, {name!r}", hints.scripted, scripted[id(parameter)])
                     continue
                 qualified = f"{module_name}.{name}" if module_name else name
                 keeps[qualified] = keep

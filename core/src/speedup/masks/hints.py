@@ -120,6 +120,14 @@ def unknown_parameter(modules: _Modules, module_name: str, name: object) -> str:
     return f"this {kind} has no such parameter. {_suggest(near, owned, 'its parameters')}"
 
 
+def scripted(path: str) -> str:
+    """The parameter belongs to TorchScript."""
+    return (
+        f"{path!r} is compiled (torch.jit.script or torch.jit.trace), and what is compiled cannot be made smaller. "
+        "Leave its masks out (they can be multiplied into its weights), or make the model smaller before it is compiled"
+    )
+
+
 def wrong_shape(shape: Sequence[int], wanted: Sequence[int]) -> str:
     """A mask of `shape` was given for a parameter of shape `wanted`."""
     shape, wanted = tuple(shape), tuple(wanted)

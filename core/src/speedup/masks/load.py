@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.attributes import Attributes
 from speedup.errors import MaskError
 from speedup.masks import files
@@ -174,7 +175,7 @@ def _fits(names: Names, masks: Mapping[str, torch.Tensor]) -> bool:
     found: set[int] = set()
     for name, mask in masks.items():
         path, _, attribute = name.rpartition(".")
-        parameter = names.modules[path]._parameters.get(attribute) if path in names.modules else None
+        parameter = walk.parameter(names.modules[path], attribute) if path in names.modules else None
         if parameter is None or parameter.shape != mask.shape or mask.dtype != torch.bool or id(parameter) in found:
             return False  # of a tied parameter all masks are to be made one
         found.add(id(parameter))

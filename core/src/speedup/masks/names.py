@@ -34,7 +34,7 @@ class Names:
         """The module and the attribute of a parameter; None if the model has none of that name."""
         path, _, attribute = name.rpartition(".")
         for owner in self._alike(path):
-            if self.modules[owner]._parameters.get(attribute) is not None:
+            if walk.parameter(self.modules[owner], attribute) is not None:
                 return owner, attribute
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.errors import MaskError
 
 
@@ -20,7 +21,10 @@ def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
         {'weight': tensor([False,  True])}
     """
     found = {}
+    scripted = walk.scripted(dict(walk.all_paths(model)))
     for name, parameter in model.named_parameters():
+        if id(parameter) in scripted:
+            continue  # stays as it is
         if parameter.is_meta:
             raise MaskError(
                 f"{name} is on the meta device: without contents there are no zeros to find. Pass masks, or the model "

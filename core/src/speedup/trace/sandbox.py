@@ -29,7 +29,7 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
     """
     with all_on_meta(model) as stands, undisturbed(model), torch.no_grad(), Masking(model, masks, whole=True).run():
         for module in walk.modules(model):
-            if module.training:
+            if getattr(module, "training", False):  # what torch.jit has frozen may have no such flag
                 module.training = False
         yield stands
 
