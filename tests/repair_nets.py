@@ -392,6 +392,13 @@ class SplitAttention(nn.Module):
         return self.out(y.view(y.size()[:-2] + (self.all_head_size,)))  # noqa: RUF005
 
 
+class OpenSplitAttention(SplitAttention):
+    """One size of the heads is left open already."""
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1, self.heads, self.head_size).transpose(1, 2)
+
+
 class Blocks(nn.Module):
     def __init__(self, block: type[nn.Module] = Attention, depth: int = 3) -> None:
         super().__init__()

@@ -192,6 +192,26 @@ def test_attention_with_a_method_for_the_heads(dropped: tuple[int, ...], sizes: 
     assert small.out.weight.shape == (8, 8)
 
 
+QK = {f"{m}.{p}": DIMS for m in "qk" for p in ("weight", "bias")}
+
+
+def test_heads_of_several_sizes_are_what_is_left() -> None:
+    small, _, plan = shrink(nets.SplitAttention(), QK, 2, 5, 8)
+    assert small.q.weight.shape == (8, 8) and small.v.weight.shape == (16, 8)
+    assert (small.heads, small.head_size) == (4, 4)
+    assert "torch.Tensor.view: new_shape[3]: 4 -> -1" in repaired(plan)
+
+
+def test_heads_that_cannot_be_repaired_keep_nothing_else() -> None:
+    net = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 8), nets.OpenSplitAttention())
+    small, _, plan = shrink(
+        net, {"0.weight": (1, 5), "0.bias": (1, 5), **{f"2.{n}": d for n, d in QK.items()}}, 2, 5, 8
+    )
+    assert small[1].weight.shape == (8, 10)
+    assert small[2].q.weight.shape == small[2].v.weight.shape
+    assert "invalid for input" in plan.explain("2.q")
+
+
 def test_depth_costs_no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     original = settle.check

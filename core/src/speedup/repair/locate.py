@@ -61,6 +61,13 @@ def places_of(node: Node, module: nn.Module) -> list[Place]:
     return []
 
 
+def sites_within(node: Node, module: nn.Module) -> tuple[Any, ...]:
+    """The sites of a recorded call up to the method of ``module`` that makes it: calls that have these in common come
+    from the same expression. All of them when that is out of reach."""
+    methods = (n for n, (code, _) in enumerate(node.sites) if method_of(type(module), code) is not None)
+    return tuple(node.sites[: next(methods, len(node.sites)) + 1])
+
+
 def _place_in_callee(place: Place, code: types.CodeType, instruction: int) -> Place | None:
     """Where the function that is called at a place makes a call itself."""
     if not isinstance(place.call, ast.Call) or not place.self_name:

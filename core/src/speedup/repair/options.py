@@ -16,7 +16,7 @@ from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 from speedup.repair.arguments import Given, Path, behind, expressions, literals, numbers, others, passed
 from speedup.repair.attributes import held, mentioned, repaired
-from speedup.repair.locate import Place, place_of_method, places_of
+from speedup.repair.locate import Place, place_of_method, places_of, sites_within
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, Via, is_literal, span_of
 from speedup.repair.stale import Stale, missing, stale_numbers, wanted_numbers
@@ -48,7 +48,13 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
                 yield from _guesses(job, node, path, name, repairs)
         return
     stale = stale_numbers(node, job.keeps, found.args, found.kwargs)
-    if not stale or not _agree(job, node, stale):
+    if not stale:
+        return
+    if not _agree(job, node, stale):
+        rest = _left_over(node, stale)
+        if rest is not None:
+            for place in places_of(node, module):
+                yield from _options([(node, place, module, [rest])], repairs, attributes=False)
         return
     for depth, place in enumerate(places_of(node, module)):
         calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale, depth)]
@@ -86,11 +92,24 @@ def _all(calls: Sequence[Call], repair: Callable[[Call], Repair | None]) -> Repa
 
 
 def _agree(job: Job, node: Node, stale: list[Stale]) -> bool:
-    """Whether all runs of one call (a loop, a module that is called twice) want the same numbers."""
+    """Whether all runs of one call want the same numbers: in a loop, in a module that is called twice, in a method that
+    others call."""
     paths = [s.path for s in stale]
     mine = _wanted(job, node, paths)
-    same = [n for n in job.graph.nodes if n.scope == node.scope and n.sites == node.sites and n.op is node.op]
-    return all(_wanted(job, n, paths) == mine for n in same)
+    sites = sites_within(node, job.model.get_submodule(node.scope))
+    alike = (n for n in job.graph.nodes if n.scope == node.scope and n.op is node.op)
+    return all(_wanted(job, n, paths) == mine for n in alike if n.sites[: len(sites)] == sites)
+
+
+def _left_over(node: Node, stale: list[Stale]) -> Stale | None:
+    """Of a call that wants other sizes in other runs, the one that is stale as -1, "what is left". None where that is
+    not possible: it may be no size, or another one is what is left already."""
+    if len(stale) != 1 or node.rule is None or not node.rule.moves or len(node.outputs) != 1:
+        return None
+    shape, path = node.outputs[0].shape, stale[0].path
+    sizes = [(p, n) for p, n in numbers(node.args, node.kwargs) if p[:-1] == path[:-1]][-len(shape) :]
+    spelled = tuple(n for _, n in sizes) == shape and path in dict(sizes)
+    return replace(stale[0], wanted=-1) if spelled else None
 
 
 def _wanted(job: Job, node: Node, paths: list[Path]) -> list[Any]:

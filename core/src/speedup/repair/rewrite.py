@@ -51,7 +51,8 @@ class Edit:
         span: first line, column, last line and column of the argument, lines counted from the definition's first.
         item: which item, where the argument is a tuple or list.
         old, new: what it gives without the edit, and with it. Where it is no literal it is multiplied by the ratio,
-            so that it stays right if it also counts something that varies (``B * C``). ``old`` is None where the call
+            so that it stays right if it also counts something that varies (``B * C``). A size of -1 takes its place:
+            where one call needs another size in every run, it is "what is left". ``old`` is None where the call
             had no such argument, or None for it.
         text: the argument in the source.
         keyword: the name of an argument that the call does not have; the place is then that of the whole call.
@@ -140,8 +141,8 @@ def is_literal(node: ast.expr) -> bool:
 
 
 def scaled(node: ast.expr, old: int | float | None, new: int | float) -> ast.expr:
-    """The expression times ``new / old``; for a literal the new number itself."""
-    if is_literal(node) or not old or isinstance(old, bool):
+    """The expression times ``new / old``; for a literal the new number itself, and for a size that is what is left."""
+    if is_literal(node) or not old or isinstance(old, bool) or old > 0 > new:
         return _number(new)
     if isinstance(old, int) and isinstance(new, int):
         ratio = Fraction(new, old)
