@@ -204,12 +204,15 @@ def _constant_terms(named: Named, factors: Sequence[int], holds: Bools) -> Float
         wanted = holds & any_of(~named.zero(weight), over)  # what masks have made 0 gives 0
         return response(named.node, live[0], weight, named.value(live[0]), wanted)
     whole = [named.value(k).sum(axis=layout.mixed_axes, keepdims=True) for k in factors]
+    if len(factors) == 2:
+        window = layout.axes({n for dim in layout.operands[factors[1]] or () for n in dim} & layout.mixed)
+        whole[1] = whole[1] * _repeats(layout, window, named.value(factors[1]))
     whole += [np.ones((1,) * len(layout.names))] * (2 - len(whole))
     return sum_product(whole[0], whole[1], over) * _repeats(layout, over, *whole)
 
 
 def _repeats(layout: Layout, over: tuple[int, ...], *arrays: Floats) -> int:
-    """How many terms a summed entry stands for along contracted names that no array writes out."""
+    """How many terms a summed entry stands for along names that no array writes out."""
     return prod(layout.sizes[layout.names[p]] for p in over if all(a.shape[p] == 1 for a in arrays))
 
 
