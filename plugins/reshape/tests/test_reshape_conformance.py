@@ -43,6 +43,13 @@ class TestConformance(RuleTests):
             around(lambda m, x: (x[:, 2:6], x[:, 1], x.select(1, 3), x.narrow(1, 2, 3), x[:, [1, 1, 0]]), MAP),
             around(
                 lambda m, x: (
+                    x.index_add(0, torch.tensor([1, 1]), x),
+                    x.scatter_add(2, torch.zeros_like(x).long(), x),
+                ),
+                MAP,
+            ),
+            around(
+                lambda m, x: (
                     x.index_select(1, m.layers[0].order),
                     x.index_select(2, torch.tensor([3, 0])),
                     x[m.weight[:2] > 0],

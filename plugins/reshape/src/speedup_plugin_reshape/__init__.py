@@ -29,6 +29,7 @@ from speedup import (
     variants,
 )
 from speedup_plugin_reshape.lookup import IndexSelect, Lookup, is_data
+from speedup_plugin_reshape.scatter import Scatter, ScatterRows
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -323,5 +324,12 @@ def speedup_rules() -> Iterable[Rule]:
         Index(name="index", functions=variants("getitem")),
         IndexSelect(name="index_select", functions=variants("index_select")),
         SetItem(name="assign", functions=variants("setitem")),
+        ScatterRows(name="scatter rows", functions=variants("index_add", "index_copy", "index_reduce")),
+        Scatter(
+            name="scatter",
+            functions=variants("scatter", "scatter_add", "scatter_reduce"),
+            call="input, dim, index, src, *args, **kwargs",
+            operands=("input", "index", "src"),
+        ),
         Narrow(name="narrow", functions=variants("narrow")),
     ]
