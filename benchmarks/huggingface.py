@@ -11,12 +11,18 @@ from typing import Any
 
 import torch
 from huggingface_configs import CONFIGS, GENERATE
+from huggingface_others import INPUTS, OTHERS
 from torch import nn
 
 # The heads to look for, the first that there is for an architecture. Without one the hidden states come out, whole.
 _HEADS = (
     "Seq2SeqLM", "ObjectDetection", "ImageClassification", "VideoClassification", "SequenceClassification", "CTC",
-    "SpeechSeq2Seq", "AudioClassification", "DepthEstimation",
+    "SpeechSeq2Seq", "AudioClassification", "DepthEstimation", "SemanticSegmentation", "UniversalSegmentation",
+    "InstanceSegmentation", "TimeSeriesPrediction", "ImageToImage",
+)  # fmt: skip
+_ANSWERS = (
+    "logits", "pred_boxes", "predicted_depth", "class_queries_logits", "masks_queries_logits", "reconstruction",
+    "prediction_outputs", "action_preds",
 )  # fmt: skip
 _BARE = ("clip", "siglip", "deit")  # without a head
 
@@ -31,7 +37,7 @@ class Answers(nn.Module):
 
     def forward(self, **given: Any) -> list[torch.Tensor]:
         found = self.model(**given)
-        return [found[name] for name in ("logits", "pred_boxes", "predicted_depth") if name in found]
+        return [found[name] for name in _ANSWERS if name in found]
 
 
 def _model(kind: str, config: Any, bare: bool) -> Any:
@@ -51,7 +57,7 @@ def make(name: str) -> tuple[nn.Module, Any, list[Any]]:
 
     kind, _, masked = name.partition("+")
     kind, _, part = kind.partition(".")
-    small = dict(CONFIGS[kind])
+    small = dict({**CONFIGS, **OTHERS}[kind])
     if kind == "detr":
         small["backbone_config"] = transformers.ResNetConfig(**CONFIGS["resnet"], out_features=["stage4"])
     config = transformers.AutoConfig.for_model(kind, **small)
@@ -86,6 +92,8 @@ def _runs(model: nn.Module, given: dict[str, Any]) -> bool:
 def _inputs(model: Any, batch: int, length: int, more: int) -> dict[str, Any]:
     kind, name, config = model.config.model_type, model.main_input_name, model.config
     given: dict[str, Any] = {}
+    if kind in INPUTS:
+        return INPUTS[kind](batch, more)
     if kind in ("clip", "siglip"):
         given["pixel_values"] = torch.randn(batch, 3, 32, 32)
         name = "input_ids"

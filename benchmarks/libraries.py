@@ -8,9 +8,8 @@ TRANSFORMERS = """
 bert roberta distilbert electra albert deberta-v2 mpnet xlnet gpt2 opt gpt_neox bloom falcon phi llama mistral mixtral
 qwen2 qwen3 gemma gemma2 phi3 mamba mamba2 t5 bart whisper wav2vec2 hubert encodec clip siglip vit deit beit dinov2 swin
 segformer convnext convnextv2 resnet mobilevit detr bert+mask llama+mask t5.encoder whisper.encoder
-hidden_size max_position_embeddings vocab_size decoder_attention_heads hidden_size patch_size hidden_size conv_dim
-num_conv_pos_embeddings hidden_size n_embd vocab_size d_model linear_num_value_heads gptj codegen gpt_neo
-gpt_bigcode openai-gpt ctrl stablelm cohere cohere2 olmo olmo2 granite starcoder2 persimmon nemotron glm glm4
+gptj codegen gpt_neo gpt_bigcode
+openai-gpt ctrl stablelm cohere cohere2 olmo olmo2 granite starcoder2 persimmon nemotron glm glm4
 gemma3_text smollm3 exaone4 helium diffllama seed_oss apertus mpt qwen2_moe qwen3_moe olmoe gpt_oss granitemoe
 phimoe deepseek_v3 qwen3_next qwen3_5_text lfm2 llama4_text longformer big_bird funnel deberta mobilebert
 squeezebert convbert modernbert rembert roformer fnet ibert megatron-bert esm layoutlm lilt xlm-roberta-xl xmod
@@ -21,6 +20,15 @@ audio-spectrogram-transformer sew sew-d wavlm unispeech unispeech-sat wav2vec2-c
 wav2vec2-bert speech_to_text rwkv recurrent_gemma falcon_mamba jamba bamba mt5 umt5 longt5
 switch_transformers mbart pegasus m2m_100 blenderbot blenderbot-small marian plbart bigbird_pegasus led prophetnet
 dac
+arcee cwm doge ernie4_5 eurobert exaone hunyuan_v1_dense olmo3 ministral3 nanochat vaultgemma bitnet gpt_neox_japanese
+modernbert-decoder dots1 ernie4_5_moe flex_olmo hunyuan_v1_moe minimax minimax_m2 afmoe jetmoe granitemoeshared
+glm4_moe exaone_moe cohere2_moe deepseek_v2 minicpm3 glm4_moe_lite deepseek_v32 kimi_linear gemma3n_text gemma4_text
+zamba2 falcon_h1 nemotron_h xlstm camembert data2vec-text ernie roberta-prelayernorm splinter bert-generation
+nomic_bert gte esmc pegasus_x mvp nllb-moe t5gemma hiera bit dinov3_convnext vitdet siglip_vision_model
+mlcd_vision_model pixio internvl_vision imagegpt luke markuplm layoutlmv3 tapas bros nystromformer lxmert visual_bert
+conditional_detr table-transformer deformable_detr rt_detr rt_detr_v2 d_fine mask2former maskformer upernet hgnet_v2
+swin2sr levit mgp-str blip clipseg chinese_clip owlvit git blip_2_qformer moonshine parakeet_ctc patchtst patchtsmixer
+time_series_transformer informer decision_transformer trocr
 """.split()
 
 TIMM = """
