@@ -68,6 +68,11 @@ class Movement(CoordinateRule):
         """Axes that the call ``node`` divides evenly: ``{operand number: (axis, into how many)}`` (override)."""
         return {}
 
+    def copies(self, node: Node) -> frozenset[int]:
+        """Axes of the only output along which the call repeats its entries, as often as a size in its arguments says:
+        fewer copies are as good (override)."""
+        return frozenset()
+
     # -- inference ------------------------------------------------------------------------------------------------
 
     infer_from_weight = says_nothing
@@ -133,7 +138,8 @@ class Movement(CoordinateRule):
         return 0
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-        if all(all(flags) for flags in rigid):
+        copies = self.copies(node)
+        if all(all(flags) for flags in rigid) and not copies:
             return [[True] * v.ndim for v in node.outputs]
         found = []
         for origin, value in zip(self.origins(node), node.outputs, strict=True):
@@ -142,14 +148,14 @@ class Movement(CoordinateRule):
                 if any(axis < len(r) and not r[axis] for r in rigid):
                     for a, size in enumerate(c.shape):
                         flags[a] &= size == 1
-            found.append(flags)
+            found.append([f and a not in copies for a, f in enumerate(flags)])
         return found
 
     def tie(self, node: Node, labels: Labels) -> None:
         by_movement(self, node, labels)
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
-        n = len(node.operands)
+        n, copies = len(node.operands), self.copies(node)
         if all(all(flags) for flags in keep.rigid):
             for k in range(len(keep.sets)):
                 keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k, Kind.RIGID)
@@ -159,6 +165,8 @@ class Movement(CoordinateRule):
         while grown:
             grown = False
             for k, mask in enumerate(self.gather(node, keep.sets[:n], self.fill_stays), n):
+                for axis in copies:
+                    mask = mask & any_of(keep.sets[k], tuple(a for a in range(mask.ndim) if a != axis))
                 grown |= keep.grow(k, mask, "moved from a tensor that keeps it", _asker(keep, k, range(n)))
             for k, mask in enumerate(self.scatter(node, keep.sets[n:])):
                 grown |= keep.grow(

@@ -510,3 +510,41 @@ def test_a_shift_between_aligned_masks_shrinks() -> None:
     # One of each quarter, for the code divides by four again what is left.
     assert result.shape("a.weight")[0] == 4
     assert result.shape("b.weight")[:2] == (6, 4)
+
+
+class Weighted(nn.Module):
+    """As in a mean over the tokens that a mask shows: weights of tokens are spread over the channels."""
+
+    def __init__(self, spread: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.spread = spread
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, weights = self.a(x), x.sum(2, keepdim=True).sigmoid()
+        spread = weights.expand(-1, -1, 8) if self.spread is None else self.spread(weights, h)
+        result: torch.Tensor = self.o((h * spread).sum(1))
+        return result
+
+
+SPREADS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
+    "a number": None,
+    "the size of another tensor": lambda w, h: w.expand(h.size()),
+    "a new axis": lambda w, h: w[0, :, 0].expand(h.shape[2], len(h), -1).permute(1, 2, 0),
+    "broadcast_to": lambda w, h: torch.broadcast_to(w, h.shape),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_as_many_copies_as_are_read(name: str) -> None:
+    model = randomize(Weighted(SPREADS[name]))
+    masks = mask_indices(model, {"a.weight": (0, 2, 5), "a.bias": (0, 2, 5)})
+    result = check_equal(model, torch.randn(2, 5, 4), masks, [torch.randn(3, 7, 4)])
+    assert result.shape("o.weight") == (3, 5)
+
+
+def test_copies_that_are_read_alike_stay() -> None:
+    model = randomize(Weighted(None))
+    masks = mask_indices(model, {"a.weight": (0, 2, 5)})  # the bias is a constant times a weight
+    result = check_equal(model, torch.randn(2, 5, 4), masks, [torch.randn(3, 7, 4)])
+    assert result.shape("o.weight") == (3, 8)

@@ -7,6 +7,7 @@ smaller call has anew (``resize``) and which axes the call divides evenly (``par
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,13 @@ class View(Movement):
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         return {"sizes": (_shape(node, keep, 1),)}
+
+    def copies(self, node: Node) -> frozenset[int]:
+        value, (out,) = node.operands[0], node.outputs
+        if value is None or prod(value.shape) == prod(out.shape):
+            return frozenset()
+        first = out.ndim - value.ndim
+        return frozenset(a for a, s in enumerate(out.shape) if s > 1 and (a < first or value.shape[a - first] == 1))
 
 
 class Unflatten(Movement):
