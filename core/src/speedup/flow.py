@@ -236,7 +236,7 @@ def response(
         contents = source.tensor.detach()
         if contents.is_meta:  # asked where, not what: see ``infer.unseen``
             contents = torch.zeros(()).expand(contents.shape)
-        mask = _by_names(layout, weight, names, source.mask)
+        mask = by_names(layout, weight, names, source.mask)
     tensor = contents.reshape([layout.sizes[n] for n in names])
     # To select rows and columns keeps the work at what is constant and asked for.
     rows: dict[int, Indices] = {}
@@ -275,7 +275,7 @@ def response(
     return result
 
 
-def _by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor | None) -> Bools | None:
+def by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor | None) -> Bools | None:
     """The mask of operand ``k`` with one axis for each of its names."""
     if mask is None:
         return None
