@@ -178,7 +178,7 @@ def _folds(
                     raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
                 folded[value] = kept_of(keeps, value, tensor)
     folded |= {value: kept_of(keeps, value, tensor) for value, tensor in in_pieces.items()}
-    keeps.memo.clear()  # nobody asks again, and a plan lives on
+    keeps.forget()  # nobody asks again, and a plan lives on
     return folded, gained
 
 

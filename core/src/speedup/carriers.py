@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from speedup.facts import Bools, Floats, Indices, any_of
-from speedup.flow import by_names
 from speedup.graph import Node
 from speedup.pieces import contents
 from speedup.regular import take
+from speedup.response import AT_ONCE, by_names
 
 if TYPE_CHECKING:
     from speedup.fold import Removed
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 # weights would grow by its inverse, and rounding with them.
 _WEAK = 1e-3
 _ROUNDING = 1e-10
-# Entries that are computed with at a time in float64.
-_AT_ONCE = 1 << 18
 
 
 class Rows:
@@ -202,7 +200,7 @@ class _Weight:
             return
         first = self.rest[0]
         at = self._at(first)
-        step = max(1, _AT_ONCE * self._whole.shape[first] // self._whole.numel())
+        step = max(1, AT_ONCE * self._whole.shape[first] // self._whole.numel())
         for start in range(0, len(at), step):
             chosen = at[start : start + step]
             yield self._read(rest | {first: chosen}), self.new.narrow(first, start, len(chosen))

@@ -23,10 +23,10 @@ import torch
 
 from speedup.carriers import Rows, carry
 from speedup.facts import Bools, Floats, any_of, any_product
-from speedup.flow import response
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.pieces import contents, is_own
+from speedup.response import response
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep

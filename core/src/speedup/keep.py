@@ -187,6 +187,11 @@ class KeepSets:
             return self.cut(value, mask.expand(value.shape))
         return cut_indices(mask, {a: indices for a, indices in known.indices.items() if mask.shape[a] > 1})
 
+    def forget(self) -> None:
+        """Give back the memory of what was found on the way, and can be found again."""
+        self.memo.clear()
+        self.facts.forget()
+
     def holds(self, lock: Lock) -> bool:
         """Whether a lock would change nothing."""
         keep = self.sets[self.graph.values[lock.value]]
