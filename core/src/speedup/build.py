@@ -18,7 +18,7 @@ from speedup.facts import Bools, along
 from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
-from speedup.masking import memory_of, product
+from speedup.kept import changes, kept_of
 from speedup.pieces import contents, is_piece, put_back, source_of
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
@@ -124,7 +124,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None =
         if not changes(keeps, value) and value not in folded:
             continue
         assert value.tensor is not None
-        tensor = folded.pop(value) if value in folded else _cut(keeps, value)
+        tensor = folded.pop(value) if value in folded else kept_of(keeps, value)
         fresh[value] = _like(value.tensor, tensor)
         for name in value.names:
             if piece is None or name.rpartition(".")[0] in piece.paths:
@@ -137,39 +137,11 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None =
     return parts
 
 
-def changes(keeps: KeepSets, value: Value) -> bool:
-    """Whether a parameter or buffer is another one in the small model, what is folded into it aside."""
-    return not _is_as_it_was(keeps, value) or value in keeps.facts.masked
-
-
-def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:
-    """Whether a parameter or buffer keeps its shape and the order of its entries."""
-    return (keeps.whole(value) or not value.uses) and value not in keeps.orders
-
-
 def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
     """What a call folds into: parameters or pieces of them, and attributes that its module gains."""
     if keeps.drop or node.rule is None or not ask(node, "folds"):
         return []
     return fold.targets(node.rule, node, NodeKeep(keeps, node))
-
-
-def _cut(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torch.Tensor:
-    """What is kept of a parameter or buffer, as a new tensor.
-
-    Args:
-        new: full-size contents, if others than its own.
-    """
-    assert value.tensor is not None
-    whole = value.tensor.detach() if new is None else new
-    mask = value.mask if new is None else None
-    if _is_as_it_was(keeps, value):
-        return whole.clone() if mask is None else product(whole, mask)
-    small = keeps.cut(value, whole).contiguous()
-    if mask is None:
-        return small
-    own = memory_of(small) != memory_of(whole)
-    return torch.mul(small, keeps.cut_mask(value, mask.to(whole.device)), out=small if own else None)
 
 
 def _folds(
@@ -188,7 +160,7 @@ def _folds(
             continue
         for target, tensor in fold.fold(node.rule, node, keep).items():
             if isinstance(target, Value) and target.is_source:
-                folded[target] = _cut(keeps, target, tensor)  # at once: full-size weights would pile up
+                folded[target] = tensor
             elif isinstance(target, Value):
                 whole = source_of(target)
                 in_pieces[whole] = put_back(target, tensor, in_pieces.get(whole, contents(whole)))
@@ -204,9 +176,9 @@ def _folds(
                 value = node.operand(name)
                 if value is None or not value.is_source or len(value.uses) != 1:
                     raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
-                folded[value] = _cut(keeps, value, tensor)
-    folded |= {value: _cut(keeps, value, tensor) for value, tensor in in_pieces.items()}
-    keeps.memo.clear()  # nobody asks again, and a plan lives on
+                folded[value] = kept_of(keeps, value, tensor)
+    folded |= {value: kept_of(keeps, value, tensor) for value, tensor in in_pieces.items()}
+    keeps.forget()  # nobody asks again, and a plan lives on
     return folded, gained
 
 
@@ -226,7 +198,7 @@ def _blank_folds(
         if isinstance(target, Value):
             source = target if target.is_source else source_of(target)
             assert source.tensor is not None
-            folded[source] = _cut(keeps, source, source.tensor.detach().to("meta"))
+            folded[source] = kept_of(keeps, source, source.tensor.detach().to("meta"))
         else:
             count = int(_kept_outputs(node, NodeKeep(keeps, node)).sum())
             (like,) = [v.dtype for v in weights_of(node)][:1]

@@ -20,7 +20,6 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from speedup.axes import Layout
 from speedup.facts import (
@@ -29,10 +28,8 @@ from speedup.facts import (
     Constant,
     Fact,
     Floats,
-    Indices,
     Unused,
     affine,
-    along,
     any_of,
     any_product,
     compact_axes,
@@ -42,7 +39,7 @@ from speedup.facts import (
 )
 from speedup.graph import Node
 from speedup.named import Named
-from speedup.regular import take
+from speedup.response import response
 
 if TYPE_CHECKING:
     from speedup.infer import NodeFacts
@@ -214,78 +211,6 @@ def _constant_terms(named: Named, factors: Sequence[int], holds: Bools) -> Float
 def _repeats(layout: Layout, over: tuple[int, ...], *arrays: Floats) -> int:
     """How many terms a summed entry stands for along names that no array writes out."""
     return prod(layout.sizes[layout.names[p]] for p in over if all(a.shape[p] == 1 for a in arrays))
-
-
-def response(
-    node: Node, k: int, weight: int, values: Floats, wanted: Bools, contents: torch.Tensor | None = None
-) -> Floats:
-    """What a contraction adds to its output for operand ``k`` at these constant values (named space; zero elsewhere).
-
-    Only the columns of the weight with a nonzero value are read, and the rows of the outputs that are asked for.
-
-    Args:
-        wanted: the outputs that are asked for; others may be 0.
-        contents: of the weight, if others than its own.
-    """
-    layout = node.layout
-    source = node.values[weight]
-    assert source is not None
-    names = [n for dim in layout.operands[weight] or () for n in dim]
-    if not values.any() or not wanted.any():
-        return np.zeros((1,) * len(layout.names))
-    mask = None
-    if contents is None:
-        assert source.tensor is not None
-        contents = source.tensor.detach()
-        if contents.is_meta:  # asked where, not what: see ``infer.unseen``
-            contents = torch.zeros(()).expand(contents.shape)
-        mask = _by_names(layout, weight, names, source.mask)
-    tensor = contents.reshape([layout.sizes[n] for n in names])
-    # To select rows and columns keeps the work at what is constant and asked for.
-    rows: dict[int, Indices] = {}
-    for name in names:
-        p = layout.names.index(name)
-        chosen = values != 0 if name in layout.contracted else wanted
-        if name in layout.mixed or chosen.shape[p] == 1:
-            continue
-        at = np.flatnonzero(along(chosen, p))
-        if not len(at):  # all nonzero values are in groups that are not asked for
-            return np.zeros((1,) * len(layout.names))
-        if len(at) == layout.sizes[name]:
-            continue
-        tensor = take(tensor, names.index(name), at)
-        if mask is not None and mask.shape[names.index(name)] > 1:
-            mask = np.take(mask, at, axis=names.index(name))
-        values = np.take(values, at, axis=p) if values.shape[p] > 1 else values
-        if name not in layout.contracted:
-            rows[p] = at
-    mixed = [i for i, n in enumerate(names) if n in layout.mixed]
-    tensor = tensor.to("cpu")
-    if mask is not None and not mask.all():
-        tensor = tensor * torch.from_numpy(mask)
-    tensor = tensor.sum(mixed, dtype=torch.float64) if mixed else tensor.to(torch.float64)
-    if mixed:
-        names = [n for n in names if n not in layout.mixed]
-    matrix = tensor.numpy().transpose([names.index(n) for n in layout.names if n in names])
-    shape = iter(matrix.shape)
-    matrix = matrix.reshape([next(shape) if n in names else 1 for n in layout.names])
-    # The weight writes all its contracted names out, so every term is there once.
-    result = sum_product(matrix, values, layout.contracted_axes)
-    for p, at in rows.items():
-        spread = np.zeros([layout.sizes[layout.names[p]] if q == p else s for q, s in enumerate(result.shape)])
-        spread[(slice(None),) * p + (at,)] = result
-        result = spread
-    return result
-
-
-def _by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor | None) -> Bools | None:
-    """The mask of operand ``k`` with one axis for each of its names."""
-    if mask is None:
-        return None
-    named = layout.to_named(k, mask.cpu().numpy())
-    order = [layout.names.index(n) for n in names]
-    rest = [a for a in range(named.ndim) if a not in order]
-    return np.ascontiguousarray(named.transpose([*order, *rest]).reshape([named.shape[a] for a in order]))
 
 
 # -- unused -----------------------------------------------------------------------------------------------------------

@@ -16,27 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from speedup.facts import Bools, Floats, Indices, any_of, any_product
-from speedup.flow import response
+from speedup.carriers import Rows, carry
+from speedup.facts import Bools, Floats, any_of, any_product
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.pieces import contents, is_own
-from speedup.regular import take
+from speedup.response import response
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep
     from speedup.rule import Rule
-
-# Directions that the kept entries have less of than this, of the largest removed row, are not theirs to carry: the
-# weights would grow by its inverse, and rounding with them.
-_WEAK = 1e-3
-_ROUNDING = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +54,7 @@ class Removed:
     known: Bools
     terms: tuple[Floats, ...]
     offset: Floats
-    rows: dict[bool, _Rows] = field(default_factory=dict, repr=False)
+    rows: dict[bool, Rows] = field(default_factory=dict, repr=False)
 
 
 # -- what goes --------------------------------------------------------------------------------------------------------
@@ -210,101 +204,11 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
             keep.grow(gone.k, mask, why, gone.k, Kind.CARRIER)
 
 
-def _rows(node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> _Rows:
+def _rows(node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> Rows:
     """Made once: who demands carriers and who folds onto them ask for the same."""
     if bias not in gone.rows:
-        gone.rows[bias] = _Rows(node, gone, keep, bias)
+        gone.rows[bias] = Rows(node, gone, keep, bias)
     return gone.rows[bias]
-
-
-class _Rows:
-    """The known entries of an operand as rows of numbers, per group of the weight: arrays (groups, entries, unknowns).
-
-    Attributes:
-        all: every row, 0 where nothing is known.
-        gone, kept: bool (groups, entries): the rows to be represented, and those that can carry them.
-        offset: (groups, entries), the constant part where it goes into a bias.
-    """
-
-    def __init__(self, node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> None:
-        layout = self.layout = node.layout
-        assert gone.weight is not None
-        (self.contracted,) = layout.contracted & layout.names_of(gone.weight)
-        common = layout.names_of(gone.k) & layout.names_of(gone.weight) - {self.contracted}
-        self.outer = [n for n in layout.names if n in common]
-        self.scope = layout.axes(layout.names_of(gone.k) - layout.names_of(gone.weight))
-        self.gone = self._grid(gone.mask).astype(bool)
-        alike = self._alike(gone)
-        # What nobody reads may hold anything; where no output matters that is no harm.
-        live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
-        live = any_of(live, layout.axes(set(layout.names) - {layout.names[p] for p in self.scope}))
-        sound = ~(layout.to_named(gone.k, keep.facts.unused(gone.k)) & live)
-        kept = (layout.to_named(gone.k, keep.sets[gone.k]) & sound).all(self.scope, keepdims=True)
-        self.kept = self._grid(kept & alike).astype(bool)
-        first = tuple(slice(0, 1) if p in self.scope else slice(None) for p in range(len(layout.names)))
-        terms = [np.where(alike, t[first], 0.0) for t in gone.terms]
-        offset = np.where(alike, gone.offset[first], 0.0)
-        self.offset = self._grid(offset)
-        columns = [self._grid(t) for t in (terms if bias else [*terms, offset])]
-        self.all = np.stack(columns, -1) if columns else np.zeros((*self.gone.shape, 0))
-        # Unknowns of different size weigh alike.
-        largest = np.abs(self.all * self.gone[..., None]).max(axis=(0, 1), keepdims=True)
-        self.all = self.all / np.where(largest == 0, 1.0, largest)
-
-    def _alike(self, gone: Removed) -> Bools:
-        """Known, and the same all along the axes that the weight does not have."""
-        alike = gone.known.all(axis=self.scope, keepdims=True)
-        for array in (gone.offset, *gone.terms):
-            array = np.where(gone.known, array, 0.0)
-            same = array.max(axis=self.scope, keepdims=True) == array.min(axis=self.scope, keepdims=True)
-            alike = alike & same
-        return np.asarray(alike)
-
-    def _grid(self, array: Floats | Bools) -> Floats:
-        """A named array as (groups, entries)."""
-        names, sizes = self.layout.names, self.layout.sizes
-        wide = [sizes[n] if n == self.contracted or n in self.outer else 1 for n in names]
-        order = [names.index(n) for n in (*self.outer, self.contracted)]
-        rest = [p for p in range(len(names)) if p not in order]
-        return np.broadcast_to(array, wide).transpose([*order, *rest]).reshape(-1, sizes[self.contracted])
-
-    def named(self, grid: Bools) -> Bools:
-        """The way back."""
-        names, sizes = self.layout.names, self.layout.sizes
-        here = [*self.outer, self.contracted]
-        array = grid.reshape([sizes[n] for n in here])
-        array = array.transpose([here.index(n) for n in names if n in here])
-        return array.reshape([sizes[n] if n in here else 1 for n in names])
-
-    def inverse(self, kept: Bools) -> Floats:
-        """Per group the (pseudo-)inverse of the Gram matrix of the kept rows, without directions that are too weak."""
-        rows = np.where(kept[..., None], self.all, 0.0)
-        gram = np.einsum("gir,gis->grs", rows, rows)
-        one = gram.shape[-1] == 1  # mostly: a number is its own eigenvalue
-        values, vectors = (gram[..., 0], np.ones_like(gram)) if one else np.linalg.eigh(gram)
-        largest = (np.square(self.all).sum(-1) * self.gone).max(axis=1)
-        strong = values > np.maximum(_WEAK**2 * largest[:, None], np.finfo(np.float64).tiny)
-        inverse: Floats = np.einsum(
-            "grk,gk,gsk->grs", vectors, np.where(strong, 1 / np.where(strong, values, 1), 0), vectors
-        )
-        return inverse
-
-    def lacking(self) -> Bools:
-        """The fewest further rows that must be kept so that the kept ones span those that go."""
-        chosen = np.zeros_like(self.gone)
-        for _ in range(self.all.shape[-1]):
-            kept = self.kept | chosen
-            rows = np.where(kept[..., None], self.all, 0.0)
-            gram = np.einsum("gir,gis->grs", rows, rows)
-            rest = self.all - np.einsum("gir,grs,gst->git", self.all, self.inverse(kept), gram)
-            length = np.sqrt(np.square(rest).sum(-1)) * (self.gone & ~chosen)
-            largest = np.sqrt((np.square(self.all).sum(-1) * self.gone).max(axis=1, keepdims=True))
-            best = (length > _ROUNDING * largest) & (length == length.max(axis=1, keepdims=True))
-            best = best & (np.cumsum(best, axis=1) == 1)
-            if not best.any():
-                break
-            chosen = chosen | best
-        return chosen
 
 
 # -- folding ----------------------------------------------------------------------------------------------------------
@@ -327,11 +231,11 @@ def targets(rule: Rule, node: Node, keep: NodeKeep) -> list[Value | str]:
 
 
 def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tensor]:
-    """The new contents of weights and biases that take up what goes, before cutting.
+    """The new contents of weights and biases that take up what goes.
 
     Returns:
-        full-size tensors by value, a parameter or a piece of one; under the key ``rule.bias`` a bias that the module
-        did not have.
+        by value what is kept of a parameter; in full size a piece of a parameter, and under the key ``rule.bias`` a
+        bias that the module did not have.
     """
     new: dict[Value | str, torch.Tensor] = {}
     bias = takes_bias(rule, node)
@@ -341,37 +245,34 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
         assert weight is not None
         # A piece of a parameter is put together; of a parameter itself only what is needed is read.
         tensor = None if weight.is_source else contents(weight)
-        constants = np.where(gone.mask, gone.offset, 0.0)
-        out = node.layout.n_inputs
-        kept = node.layout.to_named(out, keep.sets[out])
-        shift = response(node, gone.k, gone.weight, constants, kept, tensor) if bias else None
+        shift = None
+        if bias:
+            constants = np.where(gone.mask, gone.offset, 0.0)
+            kept = node.layout.to_named(node.layout.n_inputs, keep.sets[node.layout.n_inputs])
+            shift = response(node, gone.k, gone.weight, constants, kept, tensor)
         if gone.terms or not bias:
-            rows = _rows(node, gone, keep, bias)
-            new[weight] = moved = _onto_carriers(node, gone, rows, keep)
+            new[weight], added = carry(node, gone, _rows(node, gone, keep, bias), keep)
             if shift is not None:
-                # The constant part of the carriers came along.
-                carried = rows.named(np.where(rows.kept, rows.offset, 0.0))
-                shift = shift - response(node, gone.k, gone.weight, carried, kept, moved)
-                shift = shift + response(node, gone.k, gone.weight, carried, kept, tensor)
+                shift = shift - added
         if shift is not None:
             like = tensor if weight.tensor is None else weight.tensor
             assert like is not None
-            _into_bias(rule, node, shift, like, new)
+            target, full = _into_bias(rule, node, shift, like)
+            new[target] = keep.cut(target, full) if isinstance(target, Value) and target.is_source else full
     return new
 
 
-def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor, new: dict[Value | str, torch.Tensor]) -> None:
-    """Add a shift of the output to the bias, to what is subtracted next, or to a bias that is new."""
+def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor) -> tuple[Value | str, torch.Tensor]:
+    """The bias, what is subtracted next, or a bias that is new, with a shift of the output added; in full size."""
     assert rule.bias is not None
     flat = torch.from_numpy(flat_output(node, shift).copy())
     bias, sign = node.operand(rule.bias), 1
     if bias is None:
         bias, sign = _absorber(node), -1
     if bias is None:
-        new[rule.bias] = flat.to(like)
-        return
+        return rule.bias, flat.to(like)
     old = contents(bias)
-    new[bias] = (old.to(torch.float64) + sign * flat.to(old.device).reshape(old.shape)).to(old.dtype)
+    return bias, (old.to(torch.float64) + sign * flat.to(old.device).reshape(old.shape)).to(old.dtype)
 
 
 def flat_output(node: Node, shift: Floats) -> Floats:
@@ -391,51 +292,3 @@ def _bias_axes(node: Node) -> tuple[list[int], list[int]]:
     out = layout.operands[layout.n_inputs] or ()
     axes = [layout.names.index(n) for dim in out for n in dim if n in weight_names]
     return axes, [a for a in range(len(layout.names)) if a not in axes]
-
-
-def _onto_carriers(node: Node, gone: Removed, rows: _Rows, keep: NodeKeep) -> torch.Tensor:
-    """The weight with the columns of what goes added onto those of the carriers, in the rows that stay.
-
-    x[i] = row[i] · inverse · sum over k of row[k] · x[k], so the way leads through one column per unknown.
-    """
-    layout = node.layout
-    assert gone.weight is not None
-    weight = node.values[gone.weight]
-    assert weight is not None
-    dims = layout.operands[gone.weight] or ()
-    names = [n for dim in dims for n in dim]
-    order = [names.index(n) for n in (*rows.outer, rows.contracted)]
-    order += [p for p in range(len(names)) if p not in order]
-    sizes = [layout.sizes[n] for n in names]
-    groups, axis = prod(layout.sizes[n] for n in rows.outer), len(rows.outer)
-    whole = contents(weight)
-    shared = weight.tensor is not None and weight.mask is None  # with the model
-    whole = whole.clone(memory_format=torch.contiguous_format) if shared else whole.contiguous()
-    result = whole.view(sizes)
-    staying_rows = [
-        (names.index(dim[0]), np.flatnonzero(line))
-        for a, line in (keep.lines(gone.weight) if weight.is_source else {}).items()
-        if len(dim := dims[a]) == 1 and dim[0] not in (*rows.outer, rows.contracted)
-    ][:1]
-    for p, at in staying_rows:
-        result = take(result, p, at)
-    factored = result.permute(order)
-
-    def columns(at: Indices) -> torch.Tensor:
-        found = take(result, order[axis], at).permute(order)
-        return found.to(torch.float64, memory_format=torch.contiguous_format).reshape(groups, len(at), -1)
-
-    def numbers(array: Floats) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(whole.device)
-
-    sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
-    going = np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ rows.inverse(rows.kept)
-    staying = np.where(rows.kept[..., None], rows.all, 0.0)[:, targets]
-    # (groups, unknowns, the rest of the weight)
-    through = torch.einsum("gir,gio->gro", numbers(going), columns(sources))
-    new = columns(targets).add_(torch.einsum("gkr,gro->gko", numbers(staying), through))
-    shape = [len(targets) if a == axis else s for a, s in enumerate(factored.shape)]
-    factored.index_copy_(axis, torch.from_numpy(targets).to(whole.device), new.to(whole.dtype).reshape(shape))
-    for p, at in staying_rows:
-        whole.view(sizes).index_copy_(p, torch.from_numpy(at).to(whole.device), result)
-    return whole

@@ -84,6 +84,10 @@ class Facts:
                 self._numbers[value] = numbers
         return numbers
 
+    def forget(self) -> None:
+        """Give back the memory of the numbers of parameters, which are read again where somebody asks."""
+        self._numbers.clear()
+
     def zero(self, value: Value) -> Bools:
         """Entries known to be 0: of parameters only the masked ones, since the others may be trained further."""
         if value.is_source:

@@ -371,6 +371,22 @@ def test_every_group_has_its_own_carrier(case: str) -> None:
     assert (result.shape("0.weight")[0], result.model[2].groups) == (left, 2)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_large_weights_take_up_constants_part_by_part(groups: int) -> None:
+    """More entries than are computed with at a time: rows, columns and carriers stay those of their place."""
+    model = randomize(
+        nn.Sequential(
+            nn.Conv2d(3, 128, 1), nn.Sigmoid(), nn.Conv2d(128, 480, 3, padding=1, groups=groups), nn.Sigmoid(),
+            nn.Conv2d(480, 2, 1),
+        ), seed=groups
+    )  # fmt: skip
+    masks = mask_indices(model, {"0.weight": range(0, 128, 3), "2.weight": range(1, 480, 2)})
+    masks["2"]["weight"][:, [0, 5]] = 0
+    result = check_equal(model, image(2), masks, [image(2, 1, 9)])
+    assert result.shape("2.weight")[0] == 240
+    assert result.shape("0.weight")[0] < 96
+
+
 def test_batch_norm_takes_up_constants_of_a_padded_depthwise_chain() -> None:
     """A mobile block: masks of the expansion and of the depthwise conv that are not aligned."""
     block = nn.Sequential(

@@ -17,10 +17,10 @@ import torch
 
 from speedup.ask import ask
 from speedup.facts import Floats, compact_axes
-from speedup.flow import response
 from speedup.fold import flat_output
 from speedup.graph import Node, Value
 from speedup.pieces import contents
+from speedup.response import response
 
 
 @dataclass(frozen=True, eq=False)

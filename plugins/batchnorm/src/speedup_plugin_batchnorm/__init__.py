@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Node, Rule, hookimpl
+from speedup import Floats, Node, Rule, hookimpl
 
 # Where the scale is 0, what was normalised does not matter: the shift comes out.
 _SCALE = {"weight": ("input", "running_mean", "running_var")}
@@ -43,6 +44,16 @@ class BatchNorm(Norm):
             rest = value.ndim - 2 if value is not None else 0
             return f"~batch c ~{rest}, c?, c?, c?, c? -> ~batch c ~{rest}"
         return "n c *, c?, c?, c?, c? -> n c *"
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        """By the formula, which takes a fraction of the time of a call."""
+        x, *of_channels = arrays
+        if x is None or not _has_statistics(node):
+            return super().evaluate(node, arrays)
+        mean, var, *affine = (None if a is None else a.reshape(-1, *[1] * (x.ndim - 2)) for a in of_channels)
+        weight, bias = (default if a is None else a for a, default in zip(affine, (1.0, 0.0), strict=True))
+        with np.errstate(all="ignore"):  # where nothing is constant, or nobody reads, there may be anything
+            return [(x - mean) / np.sqrt(var + node.arg("eps")) * weight + bias]
 
 
 def _has_statistics(node: Node) -> bool:

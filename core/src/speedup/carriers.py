@@ -1,0 +1,240 @@
+"""Carriers: kept entries of an operand that stand for those that go, see ``speedup.fold``.
+
+x[i] = row[i] · inverse · sum over k of row[k] · x[k], with the kept entries k: what the weight has at [.., i] is added
+to its columns of the carriers, by way of one column per unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from speedup.facts import Bools, Floats, Indices, any_of
+from speedup.graph import Node
+from speedup.pieces import contents
+from speedup.regular import take
+from speedup.response import AT_ONCE, by_names
+
+if TYPE_CHECKING:
+    from speedup.fold import Removed
+    from speedup.keep import NodeKeep
+
+# Directions that the kept entries have less of than this, of the largest removed row, are not theirs to carry: the
+# weights would grow by its inverse, and rounding with them.
+_WEAK = 1e-3
+_ROUNDING = 1e-10
+
+
+class Rows:
+    """The known entries of an operand as rows of numbers, per group of the weight: arrays (groups, entries, unknowns).
+
+    Attributes:
+        all: every row, 0 where nothing is known.
+        gone, kept: bool (groups, entries): the rows to be represented, and those that can carry them.
+        offset: (groups, entries), the constant part where it goes into a bias.
+    """
+
+    def __init__(self, node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> None:
+        layout = self.layout = node.layout
+        assert gone.weight is not None
+        (self.contracted,) = layout.contracted & layout.names_of(gone.weight)
+        common = layout.names_of(gone.k) & layout.names_of(gone.weight) - {self.contracted}
+        self.outer = [n for n in layout.names if n in common]
+        self.scope = layout.axes(layout.names_of(gone.k) - layout.names_of(gone.weight))
+        self.gone = self._grid(gone.mask).astype(bool)
+        alike = self._alike(gone)
+        # What nobody reads may hold anything; where no output matters that is no harm.
+        live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
+        live = any_of(live, layout.axes(set(layout.names) - {layout.names[p] for p in self.scope}))
+        sound = ~(layout.to_named(gone.k, keep.facts.unused(gone.k)) & live)
+        kept = (layout.to_named(gone.k, keep.sets[gone.k]) & sound).all(self.scope, keepdims=True)
+        self.kept = self._grid(kept & alike).astype(bool)
+        first = tuple(slice(0, 1) if p in self.scope else slice(None) for p in range(len(layout.names)))
+        terms = [np.where(alike, t[first], 0.0) for t in gone.terms]
+        offset = np.where(alike, gone.offset[first], 0.0)
+        self.offset = self._grid(offset)
+        columns = [self._grid(t) for t in (terms if bias else [*terms, offset])]
+        self.all = np.stack(columns, -1) if columns else np.zeros((*self.gone.shape, 0))
+        # Unknowns of different size weigh alike.
+        largest = np.abs(self.all * self.gone[..., None]).max(axis=(0, 1), keepdims=True)
+        self.all = self.all / np.where(largest == 0, 1.0, largest)
+
+    def _alike(self, gone: Removed) -> Bools:
+        """Known, and the same all along the axes that the weight does not have."""
+        alike = gone.known.all(axis=self.scope, keepdims=True)
+        for array in (gone.offset, *gone.terms):
+            array = np.where(gone.known, array, 0.0)
+            same = array.max(axis=self.scope, keepdims=True) == array.min(axis=self.scope, keepdims=True)
+            alike = alike & same
+        return np.asarray(alike)
+
+    def _grid(self, array: Floats | Bools) -> Floats:
+        """A named array as (groups, entries)."""
+        names, sizes = self.layout.names, self.layout.sizes
+        wide = [sizes[n] if n == self.contracted or n in self.outer else 1 for n in names]
+        order = [names.index(n) for n in (*self.outer, self.contracted)]
+        rest = [p for p in range(len(names)) if p not in order]
+        return np.broadcast_to(array, wide).transpose([*order, *rest]).reshape(-1, sizes[self.contracted])
+
+    def named(self, grid: Bools) -> Bools:
+        """The way back."""
+        names, sizes = self.layout.names, self.layout.sizes
+        here = [*self.outer, self.contracted]
+        array = grid.reshape([sizes[n] for n in here])
+        array = array.transpose([here.index(n) for n in names if n in here])
+        return array.reshape([sizes[n] if n in here else 1 for n in names])
+
+    def inverse(self, kept: Bools) -> Floats:
+        """Per group the (pseudo-)inverse of the Gram matrix of the kept rows, without directions that are too weak."""
+        rows = np.where(kept[..., None], self.all, 0.0)
+        gram = np.einsum("gir,gis->grs", rows, rows)
+        one = gram.shape[-1] == 1  # mostly: a number is its own eigenvalue
+        values, vectors = (gram[..., 0], np.ones_like(gram)) if one else np.linalg.eigh(gram)
+        largest = (np.square(self.all).sum(-1) * self.gone).max(axis=1)
+        strong = values > np.maximum(_WEAK**2 * largest[:, None], np.finfo(np.float64).tiny)
+        inverse: Floats = np.einsum(
+            "grk,gk,gsk->grs", vectors, np.where(strong, 1 / np.where(strong, values, 1), 0), vectors
+        )
+        return inverse
+
+    def lacking(self) -> Bools:
+        """The fewest further rows that must be kept so that the kept ones span those that go."""
+        chosen = np.zeros_like(self.gone)
+        for _ in range(self.all.shape[-1]):
+            kept = self.kept | chosen
+            rows = np.where(kept[..., None], self.all, 0.0)
+            gram = np.einsum("gir,gis->grs", rows, rows)
+            rest = self.all - np.einsum("gir,grs,gst->git", self.all, self.inverse(kept), gram)
+            length = np.sqrt(np.square(rest).sum(-1)) * (self.gone & ~chosen)
+            largest = np.sqrt((np.square(self.all).sum(-1) * self.gone).max(axis=1, keepdims=True))
+            best = (length > _ROUNDING * largest) & (length == length.max(axis=1, keepdims=True))
+            best = best & (np.cumsum(best, axis=1) == 1)
+            if not best.any():
+                break
+            chosen = chosen | best
+        return chosen
+
+
+def carry(node: Node, gone: Removed, rows: Rows, keep: NodeKeep) -> tuple[torch.Tensor, Floats]:
+    """Add the columns of what goes onto those of the carriers.
+
+    Returns:
+        what is kept of the weight, or all of it where that is a piece of a parameter; and what the output gets of the
+        constant part of the carriers, in named space.
+    """
+    assert gone.weight is not None
+    value = node.values[gone.weight]
+    assert value is not None
+    weight = _Weight(node, gone.weight, rows, keep)
+    sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
+    going = weight.numbers(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ rows.inverse(rows.kept))
+    staying = np.where(rows.kept[..., None], rows.all, 0.0)[:, targets]
+    shares, at = weight.numbers(staying), weight.numbers(np.searchsorted(weight.columns, targets))
+    ways = []
+    for part, new in weight.parts():
+        # By way of one column per unknown: (groups, unknowns, the rest of the weight).
+        way = torch.einsum("gir,gio->gro", going, weight.factored(take(part, weight.axis, sources)))
+        part = take(part, weight.axis, weight.columns)
+        sums = weight.factored(part.index_select(weight.axis, at)).add_(torch.einsum("gkr,gro->gko", shares, way))
+        shape = [len(at) if a == weight.axis else part.shape[a] for a in weight.order]
+        part.permute(weight.order).index_copy_(len(rows.outer), at, sums.to(part.dtype).reshape(shape))
+        new.copy_(part)
+        ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
+    made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
+    if value.is_source and not weight.is_cut:
+        made = keep.cut(value, made)
+    offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
+    return made, weight.spread(np.einsum("gr,gr...->g...", offset, np.concatenate(ways, axis=2)))
+
+
+class _Weight:
+    """A weight by its names, of which no more is read at a time than is computed with.
+
+    Attributes:
+        order: its axes as (groups, contracted, the rest), see ``Rows``.
+        axis: that of the contracted name.
+        rest: those of the rest.
+        is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
+        columns: the indices of the contracted name that are made.
+        new: what is made.
+        dims: its sizes by axis of the weight.
+    """
+
+    def __init__(self, node: Node, k: int, rows: Rows, keep: NodeKeep) -> None:
+        layout = self._layout = node.layout
+        value, dims = node.values[k], layout.operands[k]
+        assert value is not None and dims is not None
+        names = self._names = [n for dim in dims for n in dim]
+        outer = [names.index(n) for n in rows.outer]
+        self.axis = names.index(rows.contracted)
+        self.rest = [a for a in range(len(names)) if a != self.axis and a not in outer]
+        self.order = [*outer, self.axis, *self.rest]
+        self._groups = len(rows.gone)
+        lines = keep.box(k) if value.is_source else None
+        long = {a: [names.index(n) for n in dims[a] if layout.sizes[n] > 1] for a in lines or ()}
+        self.is_cut = lines is not None and all(len(axes) == 1 and axes[0] not in outer for axes in long.values())
+        self._kept: dict[int, Indices] = {}
+        if lines is not None and self.is_cut:
+            self._kept = {long[a][0]: indices for a, indices in lines.indices.items()}
+        self._whole = contents(value) if value.tensor is None else value.tensor.detach()
+        self._whole = self._whole.reshape([layout.sizes[n] for n in names])
+        self._mask = by_names(layout, k, names, value.mask if value.is_source else None)
+        self.columns = self._at(self.axis)
+        self.new = self._whole.new_empty([len(self._at(a)) for a in range(len(names))])
+        sizes = iter(self.new.shape)
+        self.dims = [[next(sizes) for _ in dim] for dim in dims]
+
+    def _at(self, axis: int) -> Indices:
+        """The indices of an axis that are made."""
+        return self._kept[axis] if axis in self._kept else np.arange(self._whole.shape[axis])
+
+    def parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All columns of some rows that are made; and where they are made."""
+        rest = {axis: indices for axis, indices in self._kept.items() if axis != self.axis}
+        if not self.rest:
+            yield self._read(rest), self.new
+            return
+        first = self.rest[0]
+        at = self._at(first)
+        step = max(1, AT_ONCE * self._whole.shape[first] // self._whole.numel())
+        for start in range(0, len(at), step):
+            chosen = at[start : start + step]
+            yield self._read(rest | {first: chosen}), self.new.narrow(first, start, len(chosen))
+
+    def _read(self, rows: Mapping[int, Indices]) -> torch.Tensor:
+        part, mask = self._whole, self._mask
+        for axis, indices in rows.items():
+            if len(indices) < part.shape[axis]:
+                part = take(part, axis, indices)
+                if mask is not None and mask.shape[axis] > 1:
+                    mask = mask.take(indices, axis)
+        return part if mask is None or mask.all() else part * self.numbers(mask)
+
+    def numbers(self, array: Floats | Indices | Bools) -> torch.Tensor:
+        """An array as a tensor where the weight is."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
+
+    def factored(self, part: torch.Tensor) -> torch.Tensor:
+        """Some columns of a part as (groups, columns, the rest) in float64."""
+        wide = part.permute(self.order).to(torch.float64, memory_format=torch.contiguous_format)
+        return wide.reshape(self._groups, part.shape[self.axis], -1)
+
+    def spread(self, array: Floats) -> Floats:
+        """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""
+        here = [a for a in self.order if a != self.axis]
+        outer = len(here) - len(self.rest)
+        array = array.reshape([*(self._whole.shape[a] for a in here[:outer]), *array.shape[1:]])
+        for position, axis in enumerate(here):
+            if self._names[axis] in self._layout.mixed:
+                array = array.sum(position, keepdims=True)
+            elif axis in self._kept:
+                full = np.zeros([self._whole.shape[axis] if p == position else s for p, s in enumerate(array.shape)])
+                full[(slice(None),) * position + (self._kept[axis],)] = array
+                array = full
+        at = {self._layout.names.index(self._names[a]): p for p, a in enumerate(here)}
+        shape = [array.shape[at[p]] if p in at else 1 for p in range(len(self._layout.names))]
+        return array.transpose([at[p] for p in sorted(at)]).reshape(shape)

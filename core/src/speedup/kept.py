@@ -1,0 +1,37 @@
+"""What is kept of the parameters and buffers of a model, as new tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from speedup.graph import Value
+from speedup.keep import KeepSets
+from speedup.masking import memory_of, product
+
+
+def changes(keeps: KeepSets, value: Value) -> bool:
+    """Whether a parameter or buffer is another one in the small model, what is folded into it aside."""
+    return not _is_as_it_was(keeps, value) or value in keeps.facts.masked
+
+
+def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torch.Tensor:
+    """What is kept of a parameter or buffer, as a new tensor.
+
+    Args:
+        new: full-size contents, if others than its own.
+    """
+    assert value.tensor is not None
+    whole = value.tensor.detach() if new is None else new
+    mask = value.mask if new is None else None
+    if _is_as_it_was(keeps, value):
+        return whole.clone() if mask is None else product(whole, mask)
+    small = keeps.cut(value, whole).contiguous()
+    if mask is None:
+        return small
+    own = memory_of(small) != memory_of(whole)
+    return torch.mul(small, keeps.cut_mask(value, mask.to(whole.device)), out=small if own else None)
+
+
+def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:
+    """Whether a parameter or buffer keeps its shape and the order of its entries."""
+    return (keeps.whole(value) or not value.uses) and value not in keeps.orders
