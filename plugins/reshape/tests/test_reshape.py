@@ -530,7 +530,7 @@ class Weighted(nn.Module):
 SPREADS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
     "a number": None,
     "the size of another tensor": lambda w, h: w.expand(h.size()),
-    "a new axis": lambda w, h: w[0, :, 0].expand(h.shape[2], len(h), -1).permute(1, 2, 0),
+    "a new axis": lambda w, h: w[:, None, :, 0].expand(-1, h.shape[2], -1).transpose(1, 2),
     "broadcast_to": lambda w, h: torch.broadcast_to(w, h.shape),
 }
 

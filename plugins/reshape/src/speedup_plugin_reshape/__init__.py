@@ -57,8 +57,9 @@ class View(Movement):
         value, (out,) = node.operands[0], node.outputs
         if value is None or prod(value.shape) == prod(out.shape):
             return frozenset()
-        first = out.ndim - value.ndim
-        return frozenset(a for a, s in enumerate(out.shape) if s > 1 and (a < first or value.shape[a - first] == 1))
+        new = out.ndim - value.ndim
+        wide = (a for a, s in enumerate(out.shape) if s > 1 and (a < new or value.shape[a - new] == 1))
+        return frozenset(wide) - {0}  # which counts samples: those that it meets are all there
 
 
 class Unflatten(Movement):
