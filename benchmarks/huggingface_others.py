@@ -76,8 +76,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "hgnet_v2": _HGNET,
     "swin2sr": {"image_size": 16, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4,
                 "upscale": 2},
-    "levit": {"image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
-              "key_dim": [8, 8, 8], "down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]]},
     "mgp-str": {**VIT, "image_size": [32, 64], "max_token_length": 6, "num_character_labels": 10, "num_bpe_labels": 12,
                 "num_wordpiece_labels": 12},
     "blip": {**_BOTH, "image_text_hidden_size": 32},
@@ -145,7 +143,7 @@ INPUTS: dict[str, Inputs] = {
     "visual_bert": _text(lambda b, n: {"visual_embeds": torch.randn(b, 5, 16)}),
     **dict.fromkeys(("blip", "clipseg", "chinese_clip", "owlvit", "git"), _pair),
     **dict.fromkeys(("conditional_detr", "table-transformer", "deformable_detr", "rt_detr", "rt_detr_v2"), _images(64)),
-    **dict.fromkeys(("d_fine", "mask2former", "maskformer", "upernet", "levit", "hgnet_v2"), _images(64)),
+    **dict.fromkeys(("d_fine", "mask2former", "maskformer", "upernet", "hgnet_v2"), _images(64)),
     "swin2sr": _images(16),
     "mgp-str": _images(32, 64),
     "blip_2_qformer": lambda batch, more: {

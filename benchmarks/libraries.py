@@ -27,7 +27,7 @@ zamba2 falcon_h1 nemotron_h xlstm camembert data2vec-text ernie roberta-prelayer
 nomic_bert gte esmc pegasus_x mvp nllb-moe t5gemma hiera bit dinov3_convnext vitdet siglip_vision_model
 mlcd_vision_model pixio internvl_vision imagegpt luke markuplm layoutlmv3 tapas bros nystromformer lxmert visual_bert
 conditional_detr table-transformer deformable_detr rt_detr rt_detr_v2 d_fine mask2former maskformer upernet hgnet_v2
-swin2sr levit mgp-str blip clipseg chinese_clip owlvit git blip_2_qformer moonshine parakeet_ctc patchtst patchtsmixer
+swin2sr mgp-str blip clipseg chinese_clip owlvit git blip_2_qformer moonshine parakeet_ctc patchtst patchtsmixer
 time_series_transformer informer decision_transformer trocr
 """.split()
 
