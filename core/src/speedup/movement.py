@@ -69,8 +69,8 @@ class Movement(CoordinateRule):
         return {}
 
     def copies(self, node: Node) -> frozenset[int]:
-        """Axes of the only output along which the call repeats its entries, as often as a size in its arguments says:
-        fewer copies are as good (override)."""
+        """Axes of the only output along which the call ``node`` repeats its entries, as often as a size in its
+        arguments says: fewer copies are as good (override)."""
         return frozenset()
 
     # -- inference ------------------------------------------------------------------------------------------------
