@@ -140,3 +140,20 @@ def test_a_mean_over_positions_counts_them_as_they_are() -> None:
     result = checked(Net(Pooled()), [0, 3, 5, 6])
     assert result.shape("out.weight") == (3, 4)
     assert "* 0" not in str(result.plan)
+
+
+def test_a_mean_over_positions_of_a_table_is_no_constant() -> None:
+    """How much of the table is read depends on the input."""
+
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Linear(5, 8, bias=False), nn.Linear(8, 3)
+            self.table = nn.Parameter(torch.ones(1, 16, 8))
+            randomize(self)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.out((self.a(x) + self.table[:, : x.shape[1]]).mean(1))
+            return y
+
+    checked(Placed(), [0, 3, 5, 6])

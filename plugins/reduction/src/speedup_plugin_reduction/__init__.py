@@ -75,6 +75,16 @@ class Mean(Choice):
     def neutral(self, node: Node) -> bool:
         return True
 
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        """Equal entries come out as they are; what others come to depends on which there are (positions of a table)."""
+        array, dims = arrays[0], node.layout.operands[0]
+        if array is None or dims is None:
+            return None
+        over = tuple(axis for axis, dim in enumerate(dims) if node.layout.contracted.issuperset(dim))
+        least, most = array.min(over, keepdims=True), array.max(over, keepdims=True)
+        value = np.where(least == most, least, np.nan)
+        return [value if node.outputs[0].ndim == value.ndim else value.squeeze(over)]
+
 
 class Ranked(Choice):
     """topk, kthvalue and quantile: the second argument says which entries; topk keeps the axis."""
@@ -186,7 +196,7 @@ def _unchanged(node: Node, array: Floats | None) -> list[Floats] | None:
     dims = layout.operands[0]
     if array is None or dims is None:
         return None
-    mixed = tuple(axis for axis, dim in enumerate(dims) if dim and (layout.mixed | layout.contracted).issuperset(dim))
+    mixed = tuple(axis for axis, dim in enumerate(dims) if dim and layout.mixed.issuperset(dim))
     if any(array.shape[axis] > 1 for axis in mixed):
         return None
     value = array if node.outputs[0].ndim == array.ndim else array.squeeze(mixed)
