@@ -1,17 +1,15 @@
-"""Keep sets: the smallest kept entries for which every tensor is dense again and every call well-formed.
+"""Keep sets: which entries of every tensor are kept, so that it is dense again and every call well-formed.
 
-A second, growing fixpoint on top of the facts. It starts from what must stay (an entry that is read and not constant)
-and lets every rule add what its call needs. Every addition is noted with its reason, so that ``explain`` can lead the
-user from an index that stayed to the call that made it stay.
+They only grow (see ``speedup.grow``). Every addition is noted with its reason, so that ``explain`` can lead the user
+from an index that stayed to the call that made it stay.
 """
 
 from __future__ import annotations
 
 import functools
-import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,8 +21,8 @@ from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order
 from speedup.regular import Lines, cut, cut_indices, kept_shape, varied
-from speedup.rule import Rule
-from speedup.tie import derive_parts, derived_operands
+from speedup.rigid import rigid_axes
+from speedup.sets import Product, Sets, SetsAt
 
 Found = TypeVar("Found")
 
@@ -66,7 +64,7 @@ class KeepSets:
         self.graph = graph
         self.facts = facts
         self.drop = drop
-        self.sets = _Sets()
+        self.sets = Sets()
         self.rigid = rigid_axes(graph)
         self._fixed = {v: tuple([a for a, r in enumerate(flags) if r]) for v, flags in self.rigid.items()}
         self.events: dict[Value, list[Event]] = {}
@@ -105,7 +103,7 @@ class KeepSets:
         self.events[value].append(Event(added, why, node, cause, self._count, kind))
         return True
 
-    def derive(self, value: Value, product: _Product, node: Node) -> None:
+    def derive(self, value: Value, product: Product, node: Node) -> None:
         """Let a weight keep the product of some sets, which is written out only if somebody asks for it."""
         if product.lines is None or self.sets[value].any():
             written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
@@ -130,6 +128,10 @@ class KeepSets:
         keep = self.sets[value]
         found = {a: along(keep, a) for a in varied(keep)}
         return Lines({a: line for a, line in found.items() if not line.all()})
+
+    def box(self, value: Value) -> Lines | None:
+        """As ``lines``, of a weight that keeps a box of its entries, in their order; else None."""
+        return self.sets.lines.get(value) if value not in self.orders else None
 
     def whole(self, value: Value) -> bool:
         """Whether all entries are kept."""
@@ -157,7 +159,7 @@ class KeepSets:
 
     def at(self, node: Node) -> Sequence[Bools]:
         """The sets of a node's operands and outputs, each to be asked for by its number."""
-        return _SetsAt(self.sets, node.values)
+        return SetsAt(self.sets, node.values)
 
     def derived_at(self, node: Node) -> set[int]:
         """The operands whose sets follow from the others, by number."""
@@ -168,7 +170,7 @@ class KeepSets:
 
     def of(self, values: Sequence[Value]) -> Sequence[Bools]:
         """The sets of some values, each to be asked for by its number."""
-        return _SetsAt(self.sets, values)
+        return SetsAt(self.sets, values)
 
     def orders_of(self, node: Node) -> list[Orders]:
         """The orders of a node's operands and outputs, see ``speedup.order``."""
@@ -230,16 +232,6 @@ class NodeKeep:
         assert value is not None
         return self._keeps.lines(value)
 
-    def box(self, k: int) -> Lines | None:
-        """As ``lines``, of a weight that keeps a box of its entries, in their order; else None."""
-        value = self._node.values[k]
-        assert value is not None
-        return self._keeps.sets.lines.get(value) if value not in self._keeps.orders else None
-
-    def cut(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
-        """What is kept of a tensor in the place of some value."""
-        return self._keeps.cut(value, tensor).contiguous()
-
     def remembered(self, sets: tuple[Bools, ...], find: Callable[[], Found]) -> Found:
         """What follows from the facts and these sets of the node, found again when a set has grown.
 
@@ -288,218 +280,3 @@ class NodeKeep:
             return np.zeros((1,) * len(self.rigid[k]))
         useful = self.facts.mask(k) & ~self.facts.unused(k)
         return np.where(useful, np.abs(self.facts.value(k)), 0.0)
-
-
-class _Sets(dict[Value, Bools]):
-    """The sets by value. Large products are written out when they are asked for.
-
-    Attributes:
-        lines: the factors of the products, per axis that loses indices.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: dict[Value, Lines] = {}
-
-    def write_later(self, value: Value, lines: Lines) -> None:
-        self.pop(value, None)
-        self.lines[value] = lines
-
-    def __missing__(self, value: Value) -> Bools:
-        found = everything(value.ndim)
-        for axis, line in self.lines[value].items():
-            found = found & line.reshape([-1 if a == axis else 1 for a in range(value.ndim)])
-        self[value] = found
-        return found
-
-
-class _SetsAt(Sequence[Bools]):
-    def __init__(self, sets: _Sets, values: Sequence[Value | None]) -> None:
-        self._sets = sets
-        self._values = values
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @overload
-    def __getitem__(self, k: int) -> Bools: ...
-    @overload
-    def __getitem__(self, k: slice) -> list[Bools]: ...
-    def __getitem__(self, k: int | slice) -> Bools | list[Bools]:
-        if isinstance(k, slice):
-            return [self[j] for j in range(*k.indices(len(self)))]
-        value = self._values[k]
-        return self._sets[value] if value is not None else nothing(0)
-
-
-class _Product:
-    """What a weight keeps: the product of some sets.
-
-    Attributes:
-        parts: the sets; arrays that broadcast to the weight's shape.
-        lines: the same as one line per axis that loses indices; None where a set varies along several axes.
-    """
-
-    def __init__(self, parts: Sequence[Bools]) -> None:
-        self.parts = parts
-        self.lines: Lines | None = None
-        lines = _lines(parts)
-        if lines is not None:
-            empty = any(not line.any() for line in lines.values())
-            self.lines = Lines({} if empty else {a: line for a, line in lines.items() if not line.all()})
-
-
-def _lines(parts: Iterable[Bools]) -> dict[int, Bools] | None:
-    """The product of some sets as one line per axis; None where one of them varies along several."""
-    lines: dict[int, Bools] = {}
-    for part in parts:
-        axes = varied(part)
-        if len(axes) > 1:
-            return None
-        line = part.reshape(-1)
-        axis = axes[0] if axes else 0
-        lines[axis] = lines[axis] & line if axis in lines else line
-    return lines
-
-
-def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool = False) -> KeepSets:
-    """Find the smallest keep sets.
-
-    Args:
-        locks: values that must stay whole along some axes.
-        drop: whether removed constants are left out instead of folded.
-
-    Raises:
-        RuleError: a rule raised.
-    """
-    keeps = _begun(graph, facts, drop)
-    for value in graph.values:
-        _require_needed(keeps, value)
-    nodes = {n.index: n for n in graph.nodes if n.rule is not None}
-    by_number = {v.number: v for v in graph.values}
-    held = [(by_number[lock.value], lock) for lock in locks]
-    for value, lock in held:
-        if lock.axes is None:
-            wanted = everything(value.ndim) if lock.entries is None else lock.entries
-            keeps.grow(value, wanted, lock.why, value.producer, None, lock.kind)
-    keeps.patient = True
-    _settle(keeps, nodes, nodes)
-    keeps.patient = False
-    # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
-    more = [v for v, lock in held if lock.axes is not None and _fill(keeps, v, lock.axes, lock.why, lock.kind)]
-    for value in graph.values:
-        if not value.is_source and not keeps.sets[value].any():
-            _fill(keeps, value, (), "a tensor keeps at least one index", Kind.LEAST)
-            more.append(value)
-    _settle(keeps, nodes, keeps.waiting.union(*(_near(v) for v in more)))
-    _derive_weights(keeps)
-    return keeps
-
-
-def rigid_axes(graph: Graph) -> dict[Value, tuple[bool, ...]]:
-    """An axis is rigid when it can never lose an index: the inputs' axes are, and what follows from them."""
-    rigid = {value: (not value.is_source,) * value.ndim for value in graph.values}
-    for node in graph.nodes:
-        if node.rule is not None:
-            found = ask(node, "rigid", [rigid[v] if v is not None else () for v in node.operands])
-            for value, flags in zip(node.outputs, found, strict=True):
-                rigid[value] = tuple(flags)
-    return rigid
-
-
-def bare_keep_sets(graph: Graph) -> KeepSets:
-    """What must stay whatever the masks are: keep sets in which no call has been asked what it needs."""
-    return _begun(graph, Facts(graph, {}))
-
-
-def _begun(graph: Graph, facts: Facts, drop: bool = False) -> KeepSets:
-    keeps = KeepSets(graph, facts, drop)
-    for value in graph.values:
-        keeps.sets[value] = nothing(value.ndim)
-        keeps.events[value] = []
-    for value in graph.values:
-        _require_whole(keeps, value)
-    return keeps
-
-
-def _require_whole(keeps: KeepSets, value: Value) -> None:
-    """What must stay whatever the masks are."""
-    whole = everything(value.ndim)
-    if value.is_output:
-        keeps.grow(value, whole, "an output of the model keeps its shape", value.producer, None, Kind.OUTPUT)
-    elif value.producer is None and not value.is_source:
-        keeps.grow(value, whole, f"{value.kind} of the model: it comes as it is", None, None, Kind.INPUT)
-    elif value.producer is not None and value.producer.rule is None:
-        why = f"made by {value.producer.op_name}, which no rule knows"
-        keeps.grow(value, whole, why, value.producer, None, Kind.BARRIER)
-    branch = keeps.graph.branch
-    if branch is not None and value in keeps.graph.uncertain:
-        keeps.grow(value, whole, branch.why, branch.node, None, Kind.DATA)
-    for node, number in value.uses:
-        if node.rule is None or number < 0:
-            keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node, None, Kind.BARRIER)
-
-
-def _require_needed(keeps: KeepSets, value: Value) -> None:
-    """What is read and cannot be told without the input."""
-    if value.producer is not None:
-        needed = ~(keeps.facts.unused(value) | keeps.facts.known(value))
-        if needed.any():
-            keeps.grow(value, needed, "it is read and not constant", value.producer, None, Kind.NEEDED)
-
-
-def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str, kind: Kind) -> bool:
-    """Keep something at every index of ``axes``: the first entry of each line that keeps nothing."""
-    flexible = [a for a, r in enumerate(keeps.rigid[value]) if not r]
-    shape = tuple(s if a in flexible else 1 for a, s in enumerate(value.shape))
-    rest = tuple(a for a in range(value.ndim) if a not in axes)
-    empty = ~any_of(np.broadcast_to(keeps.sets[value], shape), rest)
-    first = np.ones(shape, dtype=bool)
-    for axis in rest:
-        first = first & (np.arange(shape[axis]) == 0).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
-    return keeps.grow(value, first & empty, why, value.producer, None, kind)
-
-
-def _near(value: Value) -> set[int]:
-    """The calls with a rule that make or read a value."""
-    near = [n for n, _ in value.uses] + ([value.producer] if value.producer is not None else [])
-    return {n.index for n in near if n.rule is not None}
-
-
-def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> None:
-    heap = list(start)
-    waiting = set(heap)
-    heapq.heapify(heap)
-    while heap:
-        index = heapq.heappop(heap)
-        waiting.discard(index)
-        node = nodes[index]
-        assert node.rule is not None
-        keep = NodeKeep(keeps, node)
-        ask(node, "constrain", keep)
-        asked = set().union(*(_near(v) for v in keep.changed)) - ({index} if keep.settled else set())
-        for other in asked - waiting:
-            waiting.add(other)
-            heapq.heappush(heap, other)
-
-
-def _derive_weights(keeps: KeepSets) -> None:
-    """Weights that one call alone reads keep the product of what its other operands keep."""
-    for node in keeps.graph.nodes:
-        if node.rule is None:
-            continue
-        derived = keeps.derived_at(node)
-        plain = type(node.rule).derive is Rule.derive  # another one may be that of a rule without axes
-        own = derived_operands(node) if derived and plain else derived
-        sets = keeps.at(node)
-        products: dict[Any, _Product] = {}  # the four vectors of a batch norm keep the same
-        for k in sorted(derived):
-            value = node.operands[k]
-            assert value is not None
-            if not plain:
-                keeps.derive(value, _Product([ask(node, "derive", k, sets)]), node)
-                continue
-            axes = node.layout.operands[k] if k in own else k
-            if axes not in products:
-                products[axes] = _Product(derive_parts(node, k, own, sets))
-            keeps.derive(value, products[axes], node)

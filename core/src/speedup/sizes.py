@@ -25,8 +25,8 @@ from torch import nn
 
 from speedup.facts import Bools, Floats, everything
 from speedup.graph import Graph, Node, Value
+from speedup.grow import keep_sets
 from speedup.infer import Facts, infer
-from speedup.keep import keep_sets
 from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of

@@ -26,8 +26,9 @@ from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
+from speedup.grow import keep_sets
 from speedup.infer import Facts
-from speedup.keep import KeepSets, Lock, keep_sets
+from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.trace.recorder import EndlessError
 

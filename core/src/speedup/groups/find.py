@@ -16,8 +16,8 @@ from speedup.groups.blocks import Blocks
 from speedup.groups.labels import STAYS, Labels, Numbers
 from speedup.groups.mixing import mixings
 from speedup.groups.result import ChannelGroups
+from speedup.grow import bare_keep_sets
 from speedup.inputs import resolve_inputs
-from speedup.keep import bare_keep_sets
 from speedup.registry import Registry, default_registry
 from speedup.trace import first_trace, sandbox
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from speedup.errors import InputError
 from speedup.graph import Graph
+from speedup.grow import keep_sets
 from speedup.infer import infer
 from speedup.inputs import resolve_inputs
-from speedup.keep import keep_sets
 from speedup.planning import plan
 from speedup.registry import Registry
 from speedup.report.counts import sizes_of

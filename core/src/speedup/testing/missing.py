@@ -15,9 +15,9 @@ from speedup.flow import follows
 from speedup.graph import Node, Value
 from speedup.infer import Facts, NodeFacts, _returned, infer
 from speedup.inputs import resolve_inputs
-from speedup.keep import rigid_axes
 from speedup.masks import normalize_masks
 from speedup.registry import Registry
+from speedup.rigid import rigid_axes
 from speedup.rule import Rule
 from speedup.testing.contents import in_float64
 from speedup.testing.given import Given, Maker

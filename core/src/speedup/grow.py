@@ -1,0 +1,155 @@
+"""The least keep sets: a second, growing fixpoint on top of the facts.
+
+It starts from what must stay, an entry that is read and not constant, and lets every rule add what its call needs,
+until none needs more.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from speedup.ask import ask
+from speedup.facts import any_of, everything, nothing
+from speedup.graph import Graph, Node, Value
+from speedup.infer import Facts
+from speedup.keep import KeepSets, Lock, NodeKeep
+from speedup.kinds import Kind
+from speedup.rule import Rule
+from speedup.sets import Product
+from speedup.tie import derive_parts, derived_operands
+
+
+def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool = False) -> KeepSets:
+    """Find the smallest keep sets.
+
+    Args:
+        locks: values that must stay whole along some axes.
+        drop: whether removed constants are left out instead of folded.
+
+    Raises:
+        RuleError: a rule raised.
+    """
+    keeps = _begun(graph, facts, drop)
+    for value in graph.values:
+        _require_needed(keeps, value)
+    nodes = {n.index: n for n in graph.nodes if n.rule is not None}
+    by_number = {v.number: v for v in graph.values}
+    held = [(by_number[lock.value], lock) for lock in locks]
+    for value, lock in held:
+        if lock.axes is None:
+            wanted = everything(value.ndim) if lock.entries is None else lock.entries
+            keeps.grow(value, wanted, lock.why, value.producer, None, lock.kind)
+    keeps.patient = True
+    _settle(keeps, nodes, nodes)
+    keeps.patient = False
+    # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
+    more = [v for v, lock in held if lock.axes is not None and _fill(keeps, v, lock.axes, lock.why, lock.kind)]
+    for value in graph.values:
+        if not value.is_source and not keeps.sets[value].any():
+            _fill(keeps, value, (), "a tensor keeps at least one index", Kind.LEAST)
+            more.append(value)
+    _settle(keeps, nodes, keeps.waiting.union(*(_near(v) for v in more)))
+    _derive_weights(keeps)
+    return keeps
+
+
+def bare_keep_sets(graph: Graph) -> KeepSets:
+    """What must stay whatever the masks are: keep sets in which no call has been asked what it needs."""
+    return _begun(graph, Facts(graph, {}))
+
+
+def _begun(graph: Graph, facts: Facts, drop: bool = False) -> KeepSets:
+    keeps = KeepSets(graph, facts, drop)
+    for value in graph.values:
+        keeps.sets[value] = nothing(value.ndim)
+        keeps.events[value] = []
+    for value in graph.values:
+        _require_whole(keeps, value)
+    return keeps
+
+
+def _require_whole(keeps: KeepSets, value: Value) -> None:
+    """What must stay whatever the masks are."""
+    whole = everything(value.ndim)
+    if value.is_output:
+        keeps.grow(value, whole, "an output of the model keeps its shape", value.producer, None, Kind.OUTPUT)
+    elif value.producer is None and not value.is_source:
+        keeps.grow(value, whole, f"{value.kind} of the model: it comes as it is", None, None, Kind.INPUT)
+    elif value.producer is not None and value.producer.rule is None:
+        why = f"made by {value.producer.op_name}, which no rule knows"
+        keeps.grow(value, whole, why, value.producer, None, Kind.BARRIER)
+    branch = keeps.graph.branch
+    if branch is not None and value in keeps.graph.uncertain:
+        keeps.grow(value, whole, branch.why, branch.node, None, Kind.DATA)
+    for node, number in value.uses:
+        if node.rule is None or number < 0:
+            keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node, None, Kind.BARRIER)
+
+
+def _require_needed(keeps: KeepSets, value: Value) -> None:
+    """What is read and cannot be told without the input."""
+    if value.producer is not None:
+        needed = ~(keeps.facts.unused(value) | keeps.facts.known(value))
+        if needed.any():
+            keeps.grow(value, needed, "it is read and not constant", value.producer, None, Kind.NEEDED)
+
+
+def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str, kind: Kind) -> bool:
+    """Keep something at every index of ``axes``: the first entry of each line that keeps nothing."""
+    flexible = [a for a, r in enumerate(keeps.rigid[value]) if not r]
+    shape = tuple(s if a in flexible else 1 for a, s in enumerate(value.shape))
+    rest = tuple(a for a in range(value.ndim) if a not in axes)
+    empty = ~any_of(np.broadcast_to(keeps.sets[value], shape), rest)
+    first = np.ones(shape, dtype=bool)
+    for axis in rest:
+        first = first & (np.arange(shape[axis]) == 0).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
+    return keeps.grow(value, first & empty, why, value.producer, None, kind)
+
+
+def _near(value: Value) -> set[int]:
+    """The calls with a rule that make or read a value."""
+    near = [n for n, _ in value.uses] + ([value.producer] if value.producer is not None else [])
+    return {n.index for n in near if n.rule is not None}
+
+
+def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> None:
+    heap = list(start)
+    waiting = set(heap)
+    heapq.heapify(heap)
+    while heap:
+        index = heapq.heappop(heap)
+        waiting.discard(index)
+        node = nodes[index]
+        assert node.rule is not None
+        keep = NodeKeep(keeps, node)
+        ask(node, "constrain", keep)
+        asked = set().union(*(_near(v) for v in keep.changed)) - ({index} if keep.settled else set())
+        for other in asked - waiting:
+            waiting.add(other)
+            heapq.heappush(heap, other)
+
+
+def _derive_weights(keeps: KeepSets) -> None:
+    """Weights that one call alone reads keep the product of what its other operands keep."""
+    for node in keeps.graph.nodes:
+        if node.rule is None:
+            continue
+        derived = keeps.derived_at(node)
+        plain = type(node.rule).derive is Rule.derive  # another one may be that of a rule without axes
+        own = derived_operands(node) if derived and plain else derived
+        sets = keeps.at(node)
+        products: dict[Any, Product] = {}  # the four vectors of a batch norm keep the same
+        for k in sorted(derived):
+            value = node.operands[k]
+            assert value is not None
+            if not plain:
+                keeps.derive(value, Product([ask(node, "derive", k, sets)]), node)
+                continue
+            axes = node.layout.operands[k] if k in own else k
+            if axes not in products:
+                products[axes] = Product(derive_parts(node, k, own, sets))
+            keeps.derive(value, products[axes], node)
