@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +105,14 @@ def test_it_survives_copies(copied: Callable[[nn.Module], nn.Module]) -> None:
     masks = mask_indices(net, {"a.weight": [0, 3, 5, 6]})
     small = speedup.plan(net, x, masks).apply(copy.deepcopy(net))
     torch.testing.assert_close(copied(small)(x), speedup.testing.masked_copy(net, masks)(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_saved_model_goes_on_counting(tmp_path: Path) -> None:
+    net, x = Net(Norms()).double().eval(), tokens(2, 4).double()
+    small = speedup.plan(net, x, mask_indices(net, {"a.weight": [0, 3, 5, 6]})).apply(copy.deepcopy(net))
+    speedup.save(small, tmp_path / "small")
+    loaded = speedup.load(Net(Norms()).double().eval(), tmp_path / "small")
+    assert torch.equal(loaded(x), small(x))
 
 
 def test_gradients_are_those_of_the_masked_model() -> None:
