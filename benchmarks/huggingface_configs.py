@@ -224,6 +224,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
               "use_mamba_kernels": False},
     "bamba": {**_LLAMA, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1,
               "attn_layer_indices": [1], "mamba_chunk_size": 8},
+    "falcon_h1": {**_LLAMA, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64,
+                  "mamba_n_groups": 1, "mamba_chunk_size": 8},
+    "nemotron_h": {**_LLAMA, "hybrid_override_pattern": "M*", "ssm_state_size": 8, "mamba_num_heads": 4,
+                   "mamba_head_dim": 32, "n_groups": 1, "chunk_size": 8, "head_dim": 16},
+    "granitemoehybrid": {**_LLAMA, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1,
+                         "mamba_chunk_size": 8, "layer_types": ["mamba", "attention"], "num_local_experts": 0,
+                         "shared_intermediate_size": 96},
+    "zamba2": {**_LLAMA, "num_key_value_heads": 4, "mamba_d_state": 8, "mamba_headdim": 32, "n_mamba_heads": 4,
+               "mamba_ngroups": 1, "chunk_size": 8, "layers_block_type": ["mamba", "hybrid"], "adapter_rank": 8,
+               "num_mem_blocks": 1},
+    "xlstm": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "num_heads": 4},
+    "minimax": {**_LLAMA, "num_local_experts": 2, "block_size": 8},
     "mt5": _T5,
     "umt5": _T5,
     "longt5": {**_T5, "local_radius": 4},
@@ -286,8 +298,12 @@ gpt2 opt gpt_neox bloom falcon mixtral qwen3 gemma2 phi3 llama mistral qwen2 gem
 gpt_neo gpt_bigcode openai-gpt ctrl stablelm cohere cohere2 olmo olmo2 granite starcoder2 persimmon nemotron glm
 glm4 gemma3_text smollm3 exaone4 helium diffllama seed_oss apertus mpt qwen2_moe qwen3_moe olmoe gpt_oss granitemoe
 phimoe deepseek_v3 qwen3_next qwen3_5_text lfm2 llama4_text biogpt rwkv recurrent_gemma falcon_mamba jamba bamba
+<<<<<<< HEAD
 arcee cwm doge ernie4_5 exaone hunyuan_v1_dense olmo3 ministral3 nanochat vaultgemma bitnet gpt_neox_japanese
 modernbert-decoder dots1 ernie4_5_moe flex_olmo hunyuan_v1_moe minimax minimax_m2 afmoe jetmoe granitemoeshared
 glm4_moe exaone_moe cohere2_moe deepseek_v2 minicpm3 glm4_moe_lite deepseek_v32 kimi_linear gemma3n_text gemma4_text
 zamba2 falcon_h1 nemotron_h xlstm trocr
+=======
+falcon_h1 nemotron_h granitemoehybrid zamba2 xlstm minimax
+>>>>>>> main
 """.split())  # fmt: skip

@@ -17,7 +17,8 @@ roc_bert xlm flaubert yoso biogpt vit_msn yolos data2vec-vision dinov2_with_regi
 swinv2 focalnet pvt pvt_v2 glpn poolformer regnet mobilenet_v1 mobilenet_v2 mobilevitv2 efficientnet swiftformer
 textnet dpt sam_vision_model aimv2_vision_model clip_vision_model timesformer videomae vivit
 audio-spectrogram-transformer sew sew-d wavlm unispeech unispeech-sat wav2vec2-conformer data2vec-audio
-wav2vec2-bert speech_to_text rwkv recurrent_gemma falcon_mamba jamba bamba mt5 umt5 longt5
+wav2vec2-bert speech_to_text rwkv recurrent_gemma falcon_mamba jamba bamba falcon_h1 nemotron_h
+granitemoehybrid zamba2 xlstm minimax mt5 umt5 longt5
 switch_transformers mbart pegasus m2m_100 blenderbot blenderbot-small marian plbart bigbird_pegasus led prophetnet
 dac
 arcee cwm doge ernie4_5 eurobert exaone hunyuan_v1_dense olmo3 ministral3 nanochat vaultgemma bitnet gpt_neox_japanese

@@ -158,7 +158,7 @@ def _folds(
         if not all(v.is_known for v in weights_of(node)):
             _blank_folds(node, keeps, folded, gained)
             continue
-        for target, tensor in fold.fold(node.rule, node, keep).items():
+        for target, tensor in fold.fold(node.rule, node, keep, keeps).items():
             if isinstance(target, Value) and target.is_source:
                 folded[target] = tensor
             elif isinstance(target, Value):

@@ -21,7 +21,7 @@ from speedup.response import AT_ONCE, by_names
 
 if TYPE_CHECKING:
     from speedup.fold import Removed
-    from speedup.keep import NodeKeep
+    from speedup.keep import KeepSets, NodeKeep
 
 # Directions that the kept entries have less of than this, of the largest removed row, are not theirs to carry: the
 # weights would grow by its inverse, and rounding with them.
@@ -119,7 +119,7 @@ class Rows:
         return chosen
 
 
-def carry(node: Node, gone: Removed, rows: Rows, keep: NodeKeep) -> tuple[torch.Tensor, Floats]:
+def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch.Tensor, Floats]:
     """Add the columns of what goes onto those of the carriers.
 
     Returns:
@@ -129,7 +129,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keep: NodeKeep) -> tuple[torch.
     assert gone.weight is not None
     value = node.values[gone.weight]
     assert value is not None
-    weight = _Weight(node, gone.weight, rows, keep)
+    weight = _Weight(node, gone.weight, rows, keeps)
     sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
     going = weight.numbers(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ rows.inverse(rows.kept))
     staying = np.where(rows.kept[..., None], rows.all, 0.0)[:, targets]
@@ -146,7 +146,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keep: NodeKeep) -> tuple[torch.
         ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
     made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
     if value.is_source and not weight.is_cut:
-        made = keep.cut(value, made)
+        made = keeps.cut(value, made).contiguous()
     offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
     return made, weight.spread(np.einsum("gr,gr...->g...", offset, np.concatenate(ways, axis=2)))
 
@@ -164,7 +164,7 @@ class _Weight:
         dims: its sizes by axis of the weight.
     """
 
-    def __init__(self, node: Node, k: int, rows: Rows, keep: NodeKeep) -> None:
+    def __init__(self, node: Node, k: int, rows: Rows, keeps: KeepSets) -> None:
         layout = self._layout = node.layout
         value, dims = node.values[k], layout.operands[k]
         assert value is not None and dims is not None
@@ -174,7 +174,7 @@ class _Weight:
         self.rest = [a for a in range(len(names)) if a != self.axis and a not in outer]
         self.order = [*outer, self.axis, *self.rest]
         self._groups = len(rows.gone)
-        lines = keep.box(k) if value.is_source else None
+        lines = keeps.box(value) if value.is_source else None
         long = {a: [names.index(n) for n in dims[a] if layout.sizes[n] > 1] for a in lines or ()}
         self.is_cut = lines is not None and all(len(axes) == 1 and axes[0] not in outer for axes in long.values())
         self._kept: dict[int, Indices] = {}

@@ -20,9 +20,10 @@ from speedup.decisions import Decisions, is_decision
 from speedup.errors import CheckError, SpeedupError
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Lock
+from speedup.kinds import Kind
 from speedup.order import same_orders
 from speedup.registry import Registry
-from speedup.repair.stale import missing, same_number, stale_numbers
+from speedup.repair.stale import missing, same_number, stale_numbers, wanted_factor
 from speedup.rounding import difference, plain_differences
 from speedup.trace.run import trace
 
@@ -205,6 +206,9 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
         return Mismatch(old, 1, new.args, new.kwargs, numbers, nodes, locks)
 
     for old, new in zip(graph.nodes, nodes, strict=False):
+        if not same_number(new.factor, wanted_factor(old, keeps)):
+            found.append(mismatch(old, new, True, partial(_lock_counted, old)))
+            continue
         changed = _changed_numbers(old, new) if old.module is None and not (old.rule and old.rule.moves) else []
         if changed and stale_numbers(old, keeps, new.args, new.kwargs):
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
@@ -226,6 +230,15 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
     if not found:
         return None
     return replace(found[0], locks=lambda: [lock for each in found for lock in each.locks()])
+
+
+def _lock_counted(node: Node) -> list[Lock]:
+    """Lock what a call takes the mean of, which it divides by how many there are."""
+    value = node.operands[0]
+    assert value is not None
+    over = tuple(a for a, dim in enumerate(node.layout.operands[0] or ()) if node.layout.contracted.intersection(dim))
+    why = f"the code takes a mean over it, which counts what goes ({node.where})"
+    return [Lock(value.number, over, why, kind=Kind.MEAN)]
 
 
 def _lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] | None:

@@ -70,7 +70,9 @@ def from_output(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
 
 
 def _constants(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
-    kind = _chosen if rule.indices else _contracted if named.layout.contracted else _pointwise
+    # A mean of constants is told as what is pointwise is, by running the call.
+    sums = named.layout.contracted and not rule.averaging(node)
+    kind = _chosen if rule.indices else _contracted if sums else _pointwise
     found = kind(rule, named)
     return {name: fact for name, fact in zip(node.output_names, found, strict=False) if fact is not None}
 

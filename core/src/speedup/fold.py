@@ -29,7 +29,7 @@ from speedup.pieces import contents, is_own
 from speedup.response import response
 
 if TYPE_CHECKING:
-    from speedup.keep import NodeKeep
+    from speedup.keep import KeepSets, NodeKeep
     from speedup.rule import Rule
 
 
@@ -230,8 +230,11 @@ def targets(rule: Rule, node: Node, keep: NodeKeep) -> list[Value | str]:
     return list(found)
 
 
-def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tensor]:
+def fold(rule: Rule, node: Node, keep: NodeKeep, keeps: KeepSets) -> dict[Value | str, torch.Tensor]:
     """The new contents of weights and biases that take up what goes.
+
+    Args:
+        keeps: all keep sets, by which what is new is cut.
 
     Returns:
         by value what is kept of a parameter; in full size a piece of a parameter, and under the key ``rule.bias`` a
@@ -251,14 +254,16 @@ def fold(rule: Rule, node: Node, keep: NodeKeep) -> dict[Value | str, torch.Tens
             kept = node.layout.to_named(node.layout.n_inputs, keep.sets[node.layout.n_inputs])
             shift = response(node, gone.k, gone.weight, constants, kept, tensor)
         if gone.terms or not bias:
-            new[weight], added = carry(node, gone, _rows(node, gone, keep, bias), keep)
+            new[weight], added = carry(node, gone, _rows(node, gone, keep, bias), keeps)
             if shift is not None:
                 shift = shift - added
         if shift is not None:
             like = tensor if weight.tensor is None else weight.tensor
             assert like is not None
             target, full = _into_bias(rule, node, shift, like)
-            new[target] = keep.cut(target, full) if isinstance(target, Value) and target.is_source else full
+            new[target] = (
+                keeps.cut(target, full).contiguous() if isinstance(target, Value) and target.is_source else full
+            )
     return new
 
 

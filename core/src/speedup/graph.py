@@ -106,6 +106,7 @@ class Node:
         calls: how often the module is called in the whole run.
         writes: whether the call changed a tensor in place.
         rows: the axis of the first output along which entries are the weights of means, see ``Rule.sums_to_one``.
+        factor: what an edit multiplies the output with, in a run that is compared with another.
     """
 
     index: int
@@ -129,6 +130,7 @@ class Node:
     sites: tuple[tuple[CodeType, int], ...] = ()
     writes: bool = False
     rows: int | None = None
+    factor: float = 1.0
 
     @property
     def label(self) -> str:

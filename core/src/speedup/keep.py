@@ -129,6 +129,10 @@ class KeepSets:
         found = {a: along(keep, a) for a in varied(keep)}
         return Lines({a: line for a, line in found.items() if not line.all()})
 
+    def box(self, value: Value) -> Lines | None:
+        """As ``lines``, of a weight that keeps a box of its entries, in their order; else None."""
+        return self.sets.lines.get(value) if value not in self.orders else None
+
     def whole(self, value: Value) -> bool:
         """Whether all entries are kept."""
         known = self.sets.lines.get(value)
@@ -227,16 +231,6 @@ class NodeKeep:
         value = self._node.values[k]
         assert value is not None
         return self._keeps.lines(value)
-
-    def box(self, k: int) -> Lines | None:
-        """As ``lines``, of a weight that keeps a box of its entries, in their order; else None."""
-        value = self._node.values[k]
-        assert value is not None
-        return self._keeps.sets.lines.get(value) if value not in self._keeps.orders else None
-
-    def cut(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
-        """What is kept of a tensor in the place of some value."""
-        return self._keeps.cut(value, tensor).contiguous()
 
     def remembered(self, sets: tuple[Bools, ...], find: Callable[[], Found]) -> Found:
         """What follows from the facts and these sets of the node, found again when a set has grown.

@@ -15,6 +15,7 @@ class Kind(StrEnum):
         BARRIER: a call without a rule makes or reads it.
         DATA: code that depends on the data of the input may read it.
         SIZE: the code of a call holds a size that could not be repaired.
+        MEAN: the code takes a mean over it and could not be told to go on counting what goes.
         CONTENTS: it would be constant, but of numbers that are not at hand (the model is on the meta device).
         CARRIER: it carries constants that were removed.
         CONSTANT: it is a constant that cannot be folded.
@@ -30,6 +31,7 @@ class Kind(StrEnum):
     BARRIER = "barrier"
     DATA = "data"
     SIZE = "size"
+    MEAN = "mean"
     CONTENTS = "contents"
     CARRIER = "carrier"
     CONSTANT = "constant"

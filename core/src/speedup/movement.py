@@ -164,9 +164,13 @@ class Movement(CoordinateRule):
         grown = True
         while grown:
             grown = False
+<<<<<<< HEAD
             for k, mask in enumerate(self.gather(node, keep.sets[:n], self.fill_stays), n):
                 for axis in copies:
                     mask = mask & any_of(keep.sets[k], tuple(a for a in range(mask.ndim) if a != axis))
+=======
+            for k, mask in enumerate(self._with_fill(node, self.gather(node, keep.sets[:n], False)), n):
+>>>>>>> main
                 grown |= keep.grow(k, mask, "moved from a tensor that keeps it", _asker(keep, k, range(n)))
             for k, mask in enumerate(self.scatter(node, keep.sets[n:])):
                 grown |= keep.grow(
@@ -179,6 +183,15 @@ class Movement(CoordinateRule):
             for k in range(n):
                 grown |= self._keep_untaken(node, k, keep)
         keep.settled = True
+
+    def _with_fill(self, node: Node, moved: Sequence[Bools]) -> Sequence[Bools]:
+        """What is kept of the outputs, with what the op puts in: all along the axes that it puts it along, beside what
+        is kept along the others."""
+        if not (self.fills and self.fill_stays):
+            return moved
+        ones = [np.ones((1,) * v.ndim, dtype=bool) for v in node.operands if v is not None]
+        own = [~mask for mask in self.gather(node, ones, False)]
+        return [mask | (fill & any_of(mask, tuple(varied(fill)))) for mask, fill in zip(moved, own, strict=True)]
 
     def _keep_untaken(self, node: Node, k: int, keep: NodeKeep) -> bool:
         """Keep what no call takes of a parameter, where all that this call takes is kept.

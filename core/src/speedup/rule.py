@@ -88,7 +88,9 @@ class Rule:
         shift: the operand that is subtracted from the input before anything else, which may take up constants that
             the layer in front has no bias for.
         averages: whether an output entry is a weighted mean of entries of the first operand, with the same weights
-            (of sum 1) for all channels: an average pool, a resize, or just the entry itself.
+            (of sum 1) for all channels: an average pool, a resize, or just the entry itself. Along a contracted axis
+            it is the mean of all entries: zeros may go, and what the smaller call gives is multiplied by the share
+            that is left, in the code of the model.
         counts: whether what the call makes of constants depends on how many entries it reads together (a sum, a
             softmax). Such a constant is believed where that number is the same at other sizes of the input.
         scales: whether an output entry is the entry of the first operand at the same place, times a number plus a

@@ -263,11 +263,13 @@ class _Ties:
 
     def _may_be_ragged(self, k: int) -> list[int]:
         """Axes along which operand ``k`` may keep other positions per fibre: every operand that has such an axis must
-        tell the fibres apart (a grouped weight does, a vector that all groups share does not)."""
+        tell the fibres apart (a grouped weight does, a vector that all groups share does not). Groups of one axis keep
+        equal counts, so that it never is the axis of the groups."""
         axes = varied(self.sets[k])
         if len(axes) > 2:
             axes = varied(compact_axes(self.sets[k])[0])  # an axis may be written out and yet be the same all along
         names = {self.layout.names[a] for a in axes}
+        outer = {n for dim in self.layout.operands[k] or () for n in dim[:-1]}
         allowed = []
         for axis in axes:
             name = self.layout.names[axis]
@@ -276,6 +278,6 @@ class _Ties:
                 for q in range(len(self.layout.operands))
                 if q != k and name in self.layout.names_of(q)
             ]
-            if all(names - {name} <= known for known in others):
+            if name not in outer and all(names - {name} <= known for known in others):
                 allowed.append(axis)
         return allowed

@@ -90,6 +90,32 @@ class ResponseNorm(nn.Module):
         return x + torch.addcmul(self.bias.view(1, 1, 1, -1), self.weight.view(1, 1, 1, -1), x * g)
 
 
+class Evo(nn.Module):
+    """EvoNorm S0."""
+
+    def __init__(self, features: int, groups: int) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, 1e-3
+        self.weight, self.bias, self.v = (nn.Parameter(torch.ones(features)) for _ in "wbv")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias, v = (p.view(1, -1, 1, 1) for p in (self.weight, self.bias, self.v))
+        grouped = x.unflatten(1, (self.groups, -1))
+        spread = grouped.var((2, 3, 4), unbiased=False, keepdim=True).expand(grouped.shape).reshape(x.shape)
+        return x * (x * v).sigmoid() / (spread + self.eps).sqrt() * weight + bias
+
+
+class Simple(nn.Module):
+    """Of timm, channels last."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(features)), 1e-3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.var(-1, keepdim=True) + self.eps) * self.weight
+
+
 class TestConformance(RuleTests):
     plugins = ("norm",)
     # They say that entries are unused of which a length, or the size of a product, depends: `refit` makes up for them.
@@ -103,6 +129,9 @@ class TestConformance(RuleTests):
             chain(TOKENS, OtherNorm(8, True), OtherNorm(8, False), OffsetNorm(8)),
             chain(TOKENS, OffsetLayerNorm(8), nn.RMSNorm(8, elementwise_affine=False)),
             chain(MAP, OtherGroupNorm(2, 8)),
+            chain(MAP, Evo(8, 2)),
+            chain(MAP, Evo(8, 1)),
+            chain((2, 6, 7, 8), Simple(8)),
             chain(MAP, GroupNormAct(2, 8)),
             chain(MAP, nn.LocalResponseNorm(3, alpha=0.5)),
             around(lambda m, x: m.layers[0](x.permute(0, 2, 3, 1)), MAP, [ResponseNorm(8)]),

@@ -347,3 +347,23 @@ def test_a_table_of_positions_is_pooled_or_resized(resized: Callable[[Any, Any],
     masks = {**mask_indices(net, {"a.weight": list(MASKED)}), "": {"table": table}}
     result = check_equal(net, image(2, 2, 8), masks, [image(2, 1, 10, 12), image(2, 3, 11, 9)])
     assert result.shape("table")[1] == channels(result)[0] == 8, "a constant under zero padding has to be carried"
+
+
+def test_padding_the_second_of_four_axes_leaves_the_others_free() -> None:
+    """Positions and heads: what is put in stays along the padded axis, and goes along the others."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 12)
+            self.out = nn.Linear(6, 5)
+            randomize(self)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = self.a(x).unflatten(2, (2, 6))
+            return self.out(F.pad(heads, (0, 0, 0, 0, 0, -heads.shape[1] % 4)).relu().sum((1, 2)))
+
+    net = Net()
+    masks = mask_indices(net, {"a.weight": [0, 3, 4, 6, 9, 10], "a.bias": [0, 3, 4, 6, 9, 10]})
+    result = check_equal(net, torch.randn(2, 5, 4), masks, [torch.randn(1, 3, 4), torch.randn(3, 8, 4)])
+    assert (result.shape("a.weight"), result.shape("out.weight")) == ((6, 4), (5, 3))

@@ -15,7 +15,7 @@ from torch import nn
 from speedup.graph import Node
 from speedup.repair.method import called_function, first_parameter, function_inside, innermost, method_of
 from speedup.repair.rewrite import original
-from speedup.repair.source import Definition, definition
+from speedup.repair.source import Definition, definition, nested
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +73,23 @@ def _place_in_callee(place: Place, code: types.CodeType, instruction: int) -> Pl
     if not isinstance(place.call, ast.Call) or not place.self_name:
         return None
     called = called_function(place.function, place.call.func)
-    if called is None or function_inside(called, code) is None:
+    if called is None:
         return None
     for function in innermost(called):
-        if function_inside(function, code) is not function:
+        # Itself, or the copy of it that an earlier edit made.
+        if not any(_is_definition_of(inner, code) for inner in nested(function.__code__)):
             continue
         found = definition(function)
         call = _expression(found.nodes, code, instruction) if found is not None else None
         if found is not None and call is not None:
             return Place(place.method, function, found, call, True, place)
     return None
+
+
+def _is_definition_of(one: types.CodeType, other: types.CodeType) -> bool:
+    """Whether two codes are of one definition, one of them perhaps with edits."""
+    names = (one.co_filename, one.co_qualname, one.co_firstlineno)
+    return names == (other.co_filename, other.co_qualname, other.co_firstlineno)
 
 
 def place_of_method(module: nn.Module, name: str) -> Place | None:

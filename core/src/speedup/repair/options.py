@@ -19,7 +19,7 @@ from speedup.repair.attributes import held, mentioned, repaired
 from speedup.repair.locate import Place, place_of_method, places_of, sites_within
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, Via, is_literal, span_of
-from speedup.repair.stale import Stale, missing, stale_numbers, wanted_numbers
+from speedup.repair.stale import RESULT, Stale, missing, stale_numbers, wanted_factor, wanted_numbers
 
 Call = tuple[Node, Place, nn.Module, list[Stale]]
 
@@ -47,6 +47,7 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
             for path, name in dict.fromkeys((*found.raised, (node.scope, "forward"))):
                 yield from _guesses(job, node, path, name, repairs)
         return
+<<<<<<< HEAD
     stale = stale_numbers(node, job.keeps, found.args, found.kwargs)
     if not stale:
         return
@@ -55,6 +56,11 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
         if rest is not None:
             for place in places_of(node, module):
                 yield from _options([(node, place, module, [rest])], repairs, attributes=False)
+=======
+    ran = found.nodes[node.index] if node.index < len(found.nodes) else node
+    stale = stale_numbers(node, job.keeps, found.args, found.kwargs, ran.factor)
+    if not stale or not _agree(job, node, stale):
+>>>>>>> main
         return
     for depth, place in enumerate(places_of(node, module)):
         calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale, depth)]
@@ -69,9 +75,11 @@ def _options(calls: Sequence[Call], repairs: Repairs, attributes: bool) -> Itera
     """
     node, place, _, stale = calls[0]
     if attributes:
-        first = _all(calls, partial(_by_attributes, repairs=repairs))
-        if any(r.attributes for r in first.values()):
-            yield first
+        alone, first = (_all(calls, partial(_by_attributes, repairs=repairs, rest=rest)) for rest in (False, True))
+        # A number that is made of the attribute follows it.
+        for option in (alone, first) if alone != first else (first,):
+            if any(r.attributes for r in option.values()):
+                yield option
     choices = max(len(_given(place, s, node)) for s in stale)
     for choice in range(choices):
         by_edits = _all(calls, partial(_by_edits, choice=choice))
@@ -116,6 +124,7 @@ def _wanted(job: Job, node: Node, paths: list[Path]) -> list[Any]:
     places = [path for path, _ in numbers(node.args, node.kwargs)]
     wanted = dict(zip(places, wanted_numbers(node, job.keeps), strict=True))
     wanted.update({(name,): value for name, value in missing(node, job.keeps).items()})
+    wanted[RESULT] = wanted_factor(node, job.keeps)
     return [wanted.get(path) for path in paths]
 
 
@@ -135,7 +144,8 @@ def _alike(job: Job, found: Mismatch, stale: list[Stale], depth: int) -> Iterato
         elif ran is None and not _foreseen(job, node, other, stale):
             continue
         else:
-            more = [s for s in stale_numbers(other, job.keeps, args, kwargs) if s.path in paths]
+            factor = ran.factor if ran is not None else 1.0
+            more = [s for s in stale_numbers(other, job.keeps, args, kwargs, factor) if s.path in paths]
         module = job.model.get_submodule(other.scope)
         places = places_of(other, module)
         if more and depth < len(places) and _agree(job, other, more):
@@ -146,7 +156,8 @@ def _twins(job: Job, node: Node, other: Node) -> bool:
     """Whether two calls had and should have the same numbers."""
     old = numbers(node.args, node.kwargs) == numbers(other.args, other.kwargs)
     same = wanted_numbers(node, job.keeps) == wanted_numbers(other, job.keeps)
-    return old and same and missing(node, job.keeps) == missing(other, job.keeps)
+    factors = wanted_factor(node, job.keeps), wanted_factor(other, job.keeps)
+    return old and same and factors[0] == factors[1] and missing(node, job.keeps) == missing(other, job.keeps)
 
 
 def _foreseen(job: Job, node: Node, other: Node, stale: list[Stale]) -> bool:
@@ -154,7 +165,7 @@ def _foreseen(job: Job, node: Node, other: Node, stale: list[Stale]) -> bool:
 
     It does where both forwards are given as much as before, or where both are given equally less.
     """
-    held = dict(numbers(node.args, node.kwargs))
+    held = {**dict(numbers(node.args, node.kwargs)), RESULT: 1.0}
     return all(held.get(s.path) == s.now for s in stale) and _given_less(job, node) == _given_less(job, other)
 
 
@@ -171,6 +182,8 @@ def _given_less(job: Job, node: Node) -> list[tuple[Fraction, ...]]:
 
 def _given(place: Place, stale: Stale, node: Node) -> list[Given]:
     """The expressions that may give a stale number."""
+    if stale.path == RESULT:
+        return [Given(place, place.call, ())] if place.direct and isinstance(place.call, ast.Call) else []
     known = [Given(place, e, rest) for e, rest in expressions(place, stale.path, node.op_name, node.args)]
     if stale.now is None and not known and place.direct and isinstance(place.call, ast.Call):
         return [Given(place, place.call, ())]
@@ -231,8 +244,8 @@ def _by_edits(call: Call, choice: int = 0) -> Repair | None:
     return Repair(edits=tuple((e, node.op_name, node.where) for e in edits.values()))
 
 
-def _by_attributes(call: Call, repairs: Repairs) -> Repair | None:
-    """Attributes where they give the stale numbers, edits for the rest."""
+def _by_attributes(call: Call, repairs: Repairs, rest: bool) -> Repair | None:
+    """Attributes where they give the stale numbers, edits for the rest if it is asked for."""
     node, place, module, stale = call
     changed = dict(repairs[node.scope].attributes) if node.scope in repairs else {}
     found: dict[str, Any] = {}
@@ -246,8 +259,8 @@ def _by_attributes(call: Call, repairs: Repairs) -> Repair | None:
             found.update(made)
     if not found:
         return _by_edits(call)
-    rest = _by_edits((node, place, module, left)) if left else Repair()
-    return None if rest is None else replace(rest, attributes=found, before={n: held(module, n, {}) for n in found})
+    edits = _by_edits((node, place, module, left)) if left and rest else Repair()
+    return None if edits is None else replace(edits, attributes=found, before={n: held(module, n, {}) for n in found})
 
 
 def _guesses(job: Job, node: Node, path: str, method: str, repairs: Repairs) -> Iterator[Repairs]:

@@ -72,6 +72,8 @@ class Edit:
     def __str__(self) -> str:
         if self.keyword is not None:
             return f"{self.keyword}={_shown(self.new)}"
+        if self.old == 1.0 and isinstance(self.old, float):
+            return f"{self.text} * {_shown(self.new)}"
         if self.text == str(self.old):
             return f"{self.old} -> {self.new}"
         item = "" if self.item is None else f"[{self.item}]"

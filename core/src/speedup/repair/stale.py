@@ -15,13 +15,15 @@ from speedup.graph import Node, Value
 from speedup.keep import KeepSets
 from speedup.repair.arguments import Path, numbers
 
+RESULT: Path = ("",)  # the way to a factor of what comes out
+
 
 @dataclass(frozen=True)
 class Stale:
     """A number of a call.
 
     Attributes:
-        path: the way to it in the arguments, see ``locate.numbers``.
+        path: the way to it in the arguments, see ``locate.numbers``; ``RESULT`` for a factor of what comes out.
         now, wanted: what the small model's call has, None where it has no such argument, and what it should have.
     """
 
@@ -30,22 +32,40 @@ class Stale:
     wanted: int | float
 
 
-def stale_numbers(node: Node, keeps: KeepSets, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Stale]:
+def stale_numbers(
+    node: Node, keeps: KeepSets, args: Sequence[Any], kwargs: dict[str, Any], factor: float = 1.0
+) -> list[Stale]:
     """Sizes and positions that differ from those of the plan, and other numbers that are not what they were.
 
     Args:
         args, kwargs: of the call as the small model makes it.
+        factor: what it multiplies the output with already.
     """
     given, wanted = numbers(args, kwargs), wanted_numbers(node, keeps)
     if len(given) != len(wanted):
         return []
     present = dict(given)
-    found = [Stale((n,), None, v) for n, v in missing(node, keeps).items() if present.get((n,)) is None]
+    share = wanted_factor(node, keeps)
+    found = [] if same_number(factor, share) else [Stale(RESULT, 1.0, share / factor)]
+    found += [Stale((n,), None, v) for n, v in missing(node, keeps).items() if present.get((n,)) is None]
     for (path, now), number in zip(given, wanted, strict=True):
         open_end = now == -1 and path[-1] not in ("lower", "upper")  # "what is left", as it was
         if now is not None and number is not None and not open_end and not same_number(now, number):
             found.append(Stale(path, now, number))
     return found
+
+
+def wanted_factor(node: Node, keeps: KeepSets) -> float:
+    """What the output of the smaller call must be multiplied with: a mean of what is left is divided by too little."""
+    rule = node.rule
+    if rule is None or node.module is not None or not node.operands or not rule.averaging(node):
+        return 1.0
+    layout, value = node.layout, node.operands[0]
+    if value is None or not layout.contracted or keeps.whole(value):
+        return 1.0
+    over = [a for a, dim in enumerate(layout.operands[0] or ()) if layout.contracted.intersection(dim)]
+    kept = keeps.shape(value)
+    return math.prod(kept[a] for a in over) / math.prod(value.shape[a] for a in over)
 
 
 def same_number(a: int | float, b: int | float) -> bool:

@@ -98,6 +98,15 @@ def _size(group: Sequence[Kept]) -> str:
     )
 
 
+def _mean(group: Sequence[Kept]) -> str:
+    place = short_path(group[0].where)
+    at = f" at {place}" if place else ""
+    return (
+        f"The code{at} takes a mean over these, and what is left would be divided by too little. Take the mean in the "
+        "forward of a module, or in a function that the forward calls by name: there it is repaired."
+    )
+
+
 def _contents(group: Sequence[Kept]) -> str:
     return (
         "Masks alone do not tell what these numbers are. Mask the same indices of them too (a bias, the weight and "
@@ -130,6 +139,7 @@ _ADVICE: dict[Kind, Callable[[Sequence[Kept]], str]] = {
     Kind.NEEDED: _needed,
     Kind.BARRIER: _barrier,
     Kind.SIZE: _size,
+    Kind.MEAN: _mean,
     Kind.CONTENTS: _contents,
     Kind.CARRIER: _carrier,
     Kind.CONSTANT: _constant,

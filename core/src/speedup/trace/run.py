@@ -116,6 +116,7 @@ def trace(
             recorder.answers, recorder.place = answers, made_there(model)
             if compared is not None:
                 recorder.compared, recorder.claims = True, dict(compared.claims)
+                recorder.expected = compared.nodes
             recorder.watch, recorder.log = watch, log if watch is None else watch.got
             try:
                 return _run(model, own_args, own_kwargs, recorder, expanded)

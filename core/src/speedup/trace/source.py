@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterable
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 
@@ -64,3 +66,15 @@ def caller_and_sites() -> tuple[str, tuple[tuple[CodeType, int], ...]]:
             break
         frame = frame.f_back
     return where or caller(frame), tuple(found)
+
+
+def ends_at(sites: tuple[tuple[CodeType, int], ...]) -> tuple[Any, ...] | None:
+    """Where in the source the expression of a call ends; None where that is not known.
+
+    A call and what an edit wraps around it end at the same place, whoever made the code anew.
+    """
+    if not sites:
+        return None
+    code, instruction = sites[0]
+    at = next(itertools.islice(code.co_positions(), instruction // 2, None), None)
+    return None if at is None or None in at else (code.co_filename, code.co_name, at[1], at[3])

@@ -25,6 +25,7 @@ from speedup_plugin_norm.compensated import (
 )
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import Form, eps_of, form_of
+from speedup_plugin_norm.deviation import DeviationNorm
 from speedup_plugin_norm.local import LocalResponseNorm
 from speedup_plugin_norm.response import ResponseNorm
 from speedup_plugin_norm.spectral import SpectralNorm
@@ -387,6 +388,7 @@ def speedup_rules() -> Iterable[Rule]:
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
         ResponseNorm(),
         LocalResponseNorm(),
+        DeviationNorm(),
         WeightNorm(),
         SpectralNorm(),
         InstanceNorm(

@@ -51,7 +51,7 @@ def form_of(module: nn.Module) -> Form | None:
         return None
     if any(p.ndim != 1 or not p.is_floating_point() for p in own.values()):
         return None
-    if not _takes_one(module) or _tail(module) is None:
+    if not takes_one(module) or tail_of(module) is None:
         return None
     if module not in _known:
         _known[module] = _recognise(module)
@@ -62,7 +62,7 @@ def _recognise(module: nn.Module) -> Form | None:
     numbers = torch.Generator().manual_seed(0)
     probe = _with_contents(module, numbers)
     width, like = _width(module), _like(probe)
-    tail = _tail(module) or ()
+    tail = tail_of(module) or ()
     if tail and not _is_pointwise(probe, tail):
         return None
     named = [n for n, v in vars(module).items() if isinstance(v, float) and 0 < v < 1]
@@ -104,7 +104,7 @@ def _like(module: nn.Module) -> torch.Tensor:
     return torch.empty(0) if weight is None else weight
 
 
-def _tail(module: nn.Module) -> tuple[str, ...] | None:
+def tail_of(module: nn.Module) -> tuple[str, ...] | None:
     """The children that do something, None where one of them has parameters, buffers or hooks of its own."""
     found = []
     for name, child in module._modules.items():
@@ -143,7 +143,7 @@ def _with_contents(module: nn.Module, numbers: torch.Generator) -> Any:
     return other
 
 
-def _takes_one(module: nn.Module) -> bool:
+def takes_one(module: nn.Module) -> bool:
     """Whether the forward takes one argument. A second one, such as a gate, would change what is computed."""
     return len(inspect.signature(module.forward).parameters) == 1
 

@@ -1,6 +1,7 @@
 """speedup rules for reductions over any axes, and for ops that run along an axis.
 
-Where removing zeros changes nothing (sum, norm), the reduced axes are contracted; elsewhere (mean) they stay whole.
+Where removing zeros changes nothing (sum, norm), or no more than a factor (mean), the reduced axes are contracted;
+elsewhere (max, variance) they stay whole.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Reduction(OverAxes):
 
 
 class Choice(Reduction):
-    """The result is one of the entries (max, median) or between them (mean): what they are when they are equal.
+    """The result is one of the entries (max, median) or between them (nanmean): what they are when they are equal.
 
     A second output says where it was found, and is no constant: which of equal entries is taken may depend on how many
     there are. ``torch.max(x, y)`` is something else, the larger of two entries.
@@ -64,6 +65,25 @@ class Choice(Reduction):
 
     def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
         return _unchanged(node, arrays[0]) or super().evaluate(node, arrays)
+
+
+class Mean(Choice):
+    """Zeros may go, as the smaller call is multiplied with the share of what it is left to count."""
+
+    averages = True
+
+    def neutral(self, node: Node) -> bool:
+        return True
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        """Equal entries come out as they are; what others come to depends on which there are (positions of a table)."""
+        array, dims = arrays[0], node.layout.operands[0]
+        if array is None or dims is None:
+            return None
+        over = tuple(axis for axis, dim in enumerate(dims) if node.layout.contracted.issuperset(dim))
+        least, most = array.min(over, keepdims=True), array.max(over, keepdims=True)
+        value = np.where(least == most, least, np.nan)
+        return [value if node.outputs[0].ndim == value.ndim else value.squeeze(over)]
 
 
 class Ranked(Choice):
@@ -197,7 +217,7 @@ def speedup_rules() -> Iterable[Rule]:
     return [
         Sum(name="sum", functions=variants("sum", "nansum")),
         OfZeros(name="count", functions=variants("count_nonzero")),
-        Choice(name="mean", functions=variants("mean"), averages=True),
+        Mean(name="mean", functions=variants("mean")),
         Choice(
             name="choice",
             functions=variants("nanmean", "amax", "amin", "max", "min", "median", "nanmedian", "mode", missing_ok=True),
