@@ -256,7 +256,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("arcee", "cwm", "doge", "ernie4_5", "eurobert", "exaone", "hunyuan_v1_dense", "olmo3",
                      "ministral3", "nanochat", "vaultgemma", "bitnet", "gpt_neox_japanese", "modernbert-decoder"),
                     _DECODER),
-    **dict.fromkeys(("dots1", "ernie4_5_moe", "flex_olmo", "hunyuan_v1_moe", "minimax", "minimax_m2", "afmoe",
+    **dict.fromkeys(("dots1", "ernie4_5_moe", "flex_olmo", "hunyuan_v1_moe", "minimax_m2", "afmoe",
                      "jetmoe", "granitemoeshared", "glm4_moe", "exaone_moe", "cohere2_moe"), _EXPERTS),
     **dict.fromkeys(("deepseek_v2", "minicpm3", "glm4_moe_lite", "deepseek_v32", "kimi_linear"), _LATENT),
     "gemma3n_text": {**_DECODER, "sliding_window": 6, "laurel_rank": 8, "vocab_size_per_layer_input": 100,
@@ -264,15 +264,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
                      "activation_sparsity_pattern": [0.95, 0.0]},
     "gemma4_text": {**_DECODER, "sliding_window": 6, "global_head_dim": 16, "hidden_size_per_layer_input": 16,
                     "vocab_size_per_layer_input": 100, "num_kv_shared_layers": 0},
-    "zamba2": {**_DECODER, "num_hidden_layers": 3, "mamba_d_state": 8, "n_mamba_heads": 4, "mamba_headdim": 32,
-               "mamba_ngroups": 1, "chunk_size": 8, "num_mem_blocks": 1, "hybrid_layer_ids": [1],
-               "layers_block_type": ["mamba", "hybrid", "mamba"], "adapter_rank": 8, "attention_head_dim": 32},
-    "falcon_h1": {**_DECODER, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1,
-                  "mamba_d_state": 8, "mamba_chunk_size": 8},
-    "nemotron_h": {**_EXPERTS, "hybrid_override_pattern": "M-*", "num_hidden_layers": 3, "mamba_num_heads": 4,
-                   "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
-    "xlstm": {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4, "chunk_size": 8,
-              "mode": "inference"},
     **dict.fromkeys(("camembert", "data2vec-text", "ernie", "roberta-prelayernorm", "splinter", "bert-generation",
                      "nomic_bert", "gte", "esmc"), BERT),
     "pegasus_x": {**BART, "block_size": 4, "num_global_tokens": 2},
@@ -298,12 +289,8 @@ gpt2 opt gpt_neox bloom falcon mixtral qwen3 gemma2 phi3 llama mistral qwen2 gem
 gpt_neo gpt_bigcode openai-gpt ctrl stablelm cohere cohere2 olmo olmo2 granite starcoder2 persimmon nemotron glm
 glm4 gemma3_text smollm3 exaone4 helium diffllama seed_oss apertus mpt qwen2_moe qwen3_moe olmoe gpt_oss granitemoe
 phimoe deepseek_v3 qwen3_next qwen3_5_text lfm2 llama4_text biogpt rwkv recurrent_gemma falcon_mamba jamba bamba
-<<<<<<< HEAD
 arcee cwm doge ernie4_5 exaone hunyuan_v1_dense olmo3 ministral3 nanochat vaultgemma bitnet gpt_neox_japanese
 modernbert-decoder dots1 ernie4_5_moe flex_olmo hunyuan_v1_moe minimax minimax_m2 afmoe jetmoe granitemoeshared
 glm4_moe exaone_moe cohere2_moe deepseek_v2 minicpm3 glm4_moe_lite deepseek_v32 kimi_linear gemma3n_text gemma4_text
-zamba2 falcon_h1 nemotron_h xlstm trocr
-=======
-falcon_h1 nemotron_h granitemoehybrid zamba2 xlstm minimax
->>>>>>> main
+zamba2 falcon_h1 nemotron_h xlstm trocr granitemoehybrid
 """.split())  # fmt: skip

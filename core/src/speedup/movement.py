@@ -164,13 +164,9 @@ class Movement(CoordinateRule):
         grown = True
         while grown:
             grown = False
-<<<<<<< HEAD
-            for k, mask in enumerate(self.gather(node, keep.sets[:n], self.fill_stays), n):
+            for k, mask in enumerate(self._with_fill(node, self.gather(node, keep.sets[:n], False)), n):
                 for axis in copies:
                     mask = mask & any_of(keep.sets[k], tuple(a for a in range(mask.ndim) if a != axis))
-=======
-            for k, mask in enumerate(self._with_fill(node, self.gather(node, keep.sets[:n], False)), n):
->>>>>>> main
                 grown |= keep.grow(k, mask, "moved from a tensor that keeps it", _asker(keep, k, range(n)))
             for k, mask in enumerate(self.scatter(node, keep.sets[n:])):
                 grown |= keep.grow(

@@ -47,8 +47,8 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
             for path, name in dict.fromkeys((*found.raised, (node.scope, "forward"))):
                 yield from _guesses(job, node, path, name, repairs)
         return
-<<<<<<< HEAD
-    stale = stale_numbers(node, job.keeps, found.args, found.kwargs)
+    ran = found.nodes[node.index] if node.index < len(found.nodes) else node
+    stale = stale_numbers(node, job.keeps, found.args, found.kwargs, ran.factor)
     if not stale:
         return
     if not _agree(job, node, stale):
@@ -56,11 +56,6 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
         if rest is not None:
             for place in places_of(node, module):
                 yield from _options([(node, place, module, [rest])], repairs, attributes=False)
-=======
-    ran = found.nodes[node.index] if node.index < len(found.nodes) else node
-    stale = stale_numbers(node, job.keeps, found.args, found.kwargs, ran.factor)
-    if not stale or not _agree(job, node, stale):
->>>>>>> main
         return
     for depth, place in enumerate(places_of(node, module)):
         calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale, depth)]
