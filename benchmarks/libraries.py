@@ -22,9 +22,9 @@ granitemoehybrid zamba2 xlstm minimax mt5 umt5 longt5
 switch_transformers mbart pegasus m2m_100 blenderbot blenderbot-small marian plbart bigbird_pegasus led prophetnet
 dac
 arcee cwm doge ernie4_5 eurobert exaone hunyuan_v1_dense olmo3 ministral3 nanochat vaultgemma bitnet gpt_neox_japanese
-modernbert-decoder dots1 ernie4_5_moe flex_olmo hunyuan_v1_moe minimax minimax_m2 afmoe jetmoe granitemoeshared
+modernbert-decoder dots1 ernie4_5_moe flex_olmo hunyuan_v1_moe minimax_m2 afmoe jetmoe granitemoeshared
 glm4_moe exaone_moe cohere2_moe deepseek_v2 minicpm3 glm4_moe_lite deepseek_v32 kimi_linear gemma3n_text gemma4_text
-zamba2 falcon_h1 nemotron_h xlstm camembert data2vec-text ernie roberta-prelayernorm splinter bert-generation
+camembert data2vec-text ernie roberta-prelayernorm splinter bert-generation
 nomic_bert gte esmc pegasus_x mvp nllb-moe t5gemma hiera bit dinov3_convnext vitdet siglip_vision_model
 mlcd_vision_model pixio internvl_vision imagegpt luke markuplm layoutlmv3 tapas bros nystromformer lxmert visual_bert
 conditional_detr table-transformer deformable_detr rt_detr rt_detr_v2 d_fine mask2former maskformer upernet hgnet_v2
