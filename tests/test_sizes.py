@@ -178,3 +178,34 @@ def test_a_constant_made_with_a_size_that_nothing_needs_to_know(monkeypatch: pyt
     images = [torch.randn(2, 3, s, 8) for s in (6, 9)]
     result = check_equal(net, images[0], mask_indices(net, {"a.weight": [1, 2, 3]}), images[1:])
     assert result.shape("a.weight")[0] == 5
+
+
+class Several(nn.Module):
+    """An image, what belongs to its pixels, and tokens; of the image and of the tokens constants depend on the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 8, 1), nn.Linear(4, 8), nn.Linear(16, 3)
+
+    def forward(self, image: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        x = torch.log_softmax(self.a(image), 3)
+        if valid is not None:
+            x = x * valid[:, None]
+        y = torch.log_softmax(self.b(tokens), 1)
+        result: torch.Tensor = self.out(torch.cat([x.mean((2, 3)), y.mean(1)], 1))
+        return result
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask of pixels", "mask of pixels"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_several_inputs_have_sizes_of_their_own(name: str, masked: bool) -> None:
+    def inputs(batch: int, side: int, length: int) -> tuple[torch.Tensor, ...]:
+        valid = (torch.arange(side) < side - 1).expand(batch, side, side).double()
+        image = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(side))
+        return (image, tokens(batch, length), valid)[: 2 + masked]
+
+    net = randomize(Several())
+    masks = mask_indices(net, {f"{name}.weight": range(8), f"{name}.bias": range(8)})
+    others = [inputs(1, 4, 5), inputs(3, 7, 5), inputs(2, 4, 9), inputs(2, 9, 3)]
+    with pytest.warns(UserWarning, match="masked whole"):
+        check_equal(net, inputs(2, 4, 5), masks, others)
