@@ -253,7 +253,8 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
         assert node.rule.signature(node) == signature, call
         used.add(default_registry().plugin_of(node.rule))
         shown.add(rule_name)
-    # recurrent has no signatures: time makes a fixpoint. Of reshape, fold alone has one: the others run on coordinates.
+    # recurrent has no signatures: time makes a fixpoint. Of reshape, fold and scatter have one, the others run on
+    # coordinates.
     ruled = {plugin.name for plugin in default_registry().plugins if plugin.rules}
     assert {plugin.name for plugin in used if plugin} == ruled.intersection(FAMILIES) - {"recurrent"}
     plain = [r for r in default_registry().rules if not isinstance(r, speedup.Movement | speedup.Expansion)]

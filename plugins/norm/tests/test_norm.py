@@ -165,7 +165,7 @@ STREAMS: dict[str, tuple[Callable[[int], nn.Module], int, int]] = {
     "RMS norm with eps": (lambda d: nn.RMSNorm(d, eps=1e-2), 7, 8),
     "RMS norm of a language model": (LanguageRMSNorm, 7, 8),
     "RMS norm that scales by one more": (OffsetRMSNorm, 7, 8),
-    "RMS norm with a gate that is not given": (GatedRMSNorm, 7, 12),
+    "RMS norm with a gate that is not given": (GatedRMSNorm, 12, 12),  # its mean is behind `super()`
     "RMS norm without weight": (lambda d: nn.RMSNorm(d, elementwise_affine=False), 7, 8),
     "RMS norm without weight in code": (PlainRMSNorm, 7, 8),
     "layer norm without weight in code": (PlainLayerNorm, 8, 9),
