@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from speedup import Bools, Constant, Fact, Kept, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup import Bools, Kept, Node, NodeFacts
 from speedup_plugin_norm.compensated import Compensated, compensate
 from speedup_plugin_norm.custom import tail_of, takes_one
+from speedup_plugin_norm.zeros import ZerosGo
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -176,13 +177,14 @@ def _is_close(module: nn.Module, x: torch.Tensor, got: torch.Tensor | None, form
 # -- the rule ---------------------------------------------------------------------------------------------------------
 
 
-class DeviationNorm(Rule):
+class DeviationNorm(ZerosGo):
     """Channels that are 0 can go; all others are counted with those of their group."""
 
     name = "deviation_norm"
     makes = (DeviationForward,)
     operands = ("input", "weight", "bias", "v")
     sizes = {"groups": "g"}  # noqa: RUF012
+    counts_it = "the deviation counts it"
 
     def claims(self, module: nn.Module) -> bool:
         return deviation_of(module) is not None
@@ -196,43 +198,8 @@ class DeviationNorm(Rule):
         inner = f"n (g={form.groups} c) ~{value.ndim - 2}"
         return f"{inner}, (g c), (g c)?, (g c)? -> {inner}"
 
-    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        return {}
-
-    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """A channel that is 0 gives its bias."""
-        layout, zero = node.layout, self._zero(node, facts)
-        if not zero.any():
-            return {}
-        bias = layout.to_named(2, facts.value(2)) if facts.present(2) else np.zeros((1,) * len(layout.names))
-        mask, bias = np.broadcast_arrays(zero, bias)
-        return {"output": Constant(layout.from_named(4, mask), layout.from_named(4, np.where(mask, bias, 0.0)))}
-
-    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """An input is read by every output that counts it; parameters by their own."""
-        layout = node.layout
-        unused = layout.project_all(4, layout.to_named(4, facts.unused(4)))
-        found: dict[str, Fact] = {}
-        for k, name in enumerate(self.operands):
-            if facts.present(k):
-                idle = np.all(unused, axis=layout.axes({"c"}), keepdims=True) if k == 0 else unused
-                mask = layout.from_named(k, layout.project_all(k, idle))
-                if mask.any():
-                    found[name] = Unused(mask)
-        return found
-
     def derived(self, node: Node) -> set[int]:
         return super().derived(node) - {0}
-
-    def constrain(self, node: Node, keep: NodeKeep) -> None:
-        super().constrain(node, keep)
-        layout = node.layout
-        own = all(v is None or len(v.uses) == 1 for v in node.operands[1:])
-        zero = self._zero(node, keep.facts) if own and node.calls == 1 else np.zeros((1,) * len(layout.names), bool)
-        counted = np.any(layout.to_named(4, keep.sets[4]), axis=layout.axes({"c"}), keepdims=True)
-        read = counted & ~zero & ~layout.to_named(0, keep.sets[0])
-        if read.any():
-            keep.grow(0, layout.from_named(0, layout.project_any(0, read)), "the deviation counts it", 0)
 
     def replace(self, node: Node, keep: Kept) -> nn.Module:
         module, form, layout = super().replace(node, keep), self._form(node), node.layout
@@ -243,7 +210,7 @@ class DeviationNorm(Rule):
         eps = float(getattr(keep.module, form.eps))
         return compensate(module, DeviationForward, stat_form=now, stat_eps=eps, removed=layout.sizes["c"] - left)
 
-    def _zero(self, node: Node, facts: NodeFacts) -> Bools:
+    def zero(self, node: Node, facts: NodeFacts) -> Bools:
         """The channels that are 0 at all positions, in named space."""
         layout, zero = node.layout, facts.zero(0)
         over = tuple(a for a in range(zero.ndim) if a != self._form(node).axis % zero.ndim)

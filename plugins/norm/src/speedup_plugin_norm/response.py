@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import nn
 
-from speedup import Constant, Fact, Kept, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup import Kept, Node
 from speedup_plugin_norm.compensated import Compensated, compensate
+from speedup_plugin_norm.zeros import ZerosGo
 
 _EPS = 1e-6  # where a module has it in its code, and not in an attribute
 
@@ -93,12 +93,13 @@ def _computes(module: nn.Module, x: torch.Tensor, axis: int, eps: float) -> bool
     return torch.allclose(got, wanted, rtol=1e-2 if x.dtype.itemsize == 2 else 1e-4, atol=1e-4 * float(x.abs().amax()))
 
 
-class ResponseNorm(Rule):
+class ResponseNorm(ZerosGo):
     """Channels that are 0 can go; all others are counted with each other."""
 
     name = "global_response_norm"
     makes = (ResponseNormForward,)
     operands = ("input", "weight", "bias")
+    counts_it = "the mean over channels counts it"
 
     def claims(self, module: nn.Module) -> bool:
         return response_of(module) is not None
@@ -109,41 +110,6 @@ class ResponseNorm(Rule):
         weight = node.operand("weight")
         one = "1 1 1 c" if weight is not None and weight.ndim == 4 else "c"
         return f"n ~2 c, {one}, {one} -> n ~2 c"
-
-    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        return {}
-
-    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """A channel that is 0 gives its bias."""
-        layout = node.layout
-        zero = layout.project_all(0, layout.to_named(0, facts.zero(0)))
-        if not zero.any():
-            return {}
-        mask, bias = np.broadcast_arrays(zero, layout.to_named(2, facts.value(2)))
-        return {"output": Constant(layout.from_named(3, mask), layout.from_named(3, np.where(mask, bias, 0.0)))}
-
-    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """An input is read by every output; weight and bias entries by their own."""
-        layout = node.layout
-        unused = layout.project_all(3, layout.to_named(3, facts.unused(3)))
-        found: dict[str, Fact] = {}
-        for k, name in enumerate(self.operands):
-            idle = np.all(unused, axis=layout.axes({"c"}), keepdims=True) if k == 0 else unused
-            mask = layout.from_named(k, layout.project_all(k, idle))
-            if mask.any():
-                found[name] = Unused(mask)
-        return found
-
-    def constrain(self, node: Node, keep: NodeKeep) -> None:
-        super().constrain(node, keep)
-        layout = node.layout
-        own = all(v is not None and len(v.uses) == 1 for v in node.operands[1:])
-        zero = layout.project_all(0, layout.to_named(0, keep.facts.zero(0)))
-        if not own or node.calls > 1:
-            zero = np.zeros_like(zero)
-        read = ~zero & ~layout.to_named(0, keep.sets[0])
-        if read.any() and keep.sets[3].any():
-            keep.grow(0, layout.from_named(0, layout.project_any(0, read)), "the mean over channels counts it", 0)
 
     def replace(self, node: Node, keep: Kept) -> nn.Module:
         module = super().replace(node, keep)
