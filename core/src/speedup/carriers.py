@@ -17,7 +17,7 @@ from speedup.facts import Bools, Floats, Indices, any_of
 from speedup.graph import Node
 from speedup.pieces import contents
 from speedup.regular import take
-from speedup.response import AT_ONCE, by_names
+from speedup.response import AT_ONCE, by_names, spread
 
 if TYPE_CHECKING:
     from speedup.fold import Removed
@@ -148,7 +148,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch
     if value.is_source and not weight.is_cut:
         made = keeps.cut(value, made).contiguous()
     offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
-    return made, weight.spread(np.einsum("gr,gr...->g...", offset, np.concatenate(ways, axis=2)))
+    return made, weight.named(np.einsum("gr,gr...->g...", offset, np.concatenate(ways, axis=2)))
 
 
 class _Weight:
@@ -223,7 +223,7 @@ class _Weight:
         wide = part.permute(self.order).to(torch.float64, memory_format=torch.contiguous_format)
         return wide.reshape(self._groups, part.shape[self.axis], -1)
 
-    def spread(self, array: Floats) -> Floats:
+    def named(self, array: Floats) -> Floats:
         """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""
         here = [a for a in self.order if a != self.axis]
         outer = len(here) - len(self.rest)
@@ -232,9 +232,7 @@ class _Weight:
             if self._names[axis] in self._layout.mixed:
                 array = array.sum(position, keepdims=True)
             elif axis in self._kept:
-                full = np.zeros([self._whole.shape[axis] if p == position else s for p, s in enumerate(array.shape)])
-                full[(slice(None),) * position + (self._kept[axis],)] = array
-                array = full
+                array = spread(array, position, self._kept[axis], self._whole.shape[axis])
         at = {self._layout.names.index(self._names[a]): p for p, a in enumerate(here)}
         shape = [array.shape[at[p]] if p in at else 1 for p in range(len(self._layout.names))]
         return array.transpose([at[p] for p in sorted(at)]).reshape(shape)

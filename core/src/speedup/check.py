@@ -23,7 +23,7 @@ from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.order import same_orders
 from speedup.registry import Registry
-from speedup.repair.stale import missing, same_number, stale_numbers, wanted_factor
+from speedup.repair.stale import counted_axes, missing, same_number, stale_numbers, wanted_factor
 from speedup.rounding import difference, plain_differences
 from speedup.trace.run import trace
 
@@ -236,9 +236,8 @@ def _lock_counted(node: Node) -> list[Lock]:
     """Lock what a call takes the mean of, which it divides by how many there are."""
     value = node.operands[0]
     assert value is not None
-    over = tuple(a for a, dim in enumerate(node.layout.operands[0] or ()) if node.layout.contracted.intersection(dim))
     why = f"the code takes a mean over it, which counts what goes ({node.where})"
-    return [Lock(value.number, over, why, kind=Kind.MEAN)]
+    return [Lock(value.number, counted_axes(node), why, kind=Kind.MEAN)]
 
 
 def _lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] | None:

@@ -69,11 +69,15 @@ def response(
         results = [_product(layout, names, tensor, mask, part, values) for part in parts]
         result = np.concatenate(results, layout.names.index(split))
     for name, at in rows.items():
-        p = layout.names.index(name)
-        spread = np.zeros([layout.sizes[name] if q == p else s for q, s in enumerate(result.shape)])
-        spread[(slice(None),) * p + (at,)] = result
-        result = spread
+        result = spread(result, layout.names.index(name), at, layout.sizes[name])
     return result
+
+
+def spread(array: Floats, axis: int, at: Indices, size: int) -> Floats:
+    """The array with its entries at these indices of an axis of ``size``, 0 elsewhere."""
+    full = np.zeros([size if a == axis else s for a, s in enumerate(array.shape)])
+    full[(slice(None),) * axis + (at,)] = array
+    return full
 
 
 def _product(

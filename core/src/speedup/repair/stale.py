@@ -63,9 +63,14 @@ def wanted_factor(node: Node, keeps: KeepSets) -> float:
     layout, value = node.layout, node.operands[0]
     if value is None or not layout.contracted or keeps.whole(value):
         return 1.0
-    over = [a for a, dim in enumerate(layout.operands[0] or ()) if layout.contracted.intersection(dim)]
-    kept = keeps.shape(value)
+    over, kept = counted_axes(node), keeps.shape(value)
     return math.prod(kept[a] for a in over) / math.prod(value.shape[a] for a in over)
+
+
+def counted_axes(node: Node) -> tuple[int, ...]:
+    """The axes of the first operand that a call takes a mean or a sum over."""
+    layout = node.layout
+    return tuple([a for a, dim in enumerate(layout.operands[0] or ()) if layout.contracted.intersection(dim)])
 
 
 def same_number(a: int | float, b: int | float) -> bool:
