@@ -38,7 +38,7 @@ log = logging.getLogger("speedup")
 
 # Multiply-accumulates times bytes of a number, per call, from which arithmetic takes longer than a call without
 # contents, whose shape torch computes in Python.
-_HEAVY = 100e6
+_HEAVY = 20e6
 
 
 def steady(
