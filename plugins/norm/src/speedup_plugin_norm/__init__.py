@@ -103,7 +103,7 @@ class RMSNorm(Counting):
 
     name = "rms_norm"
     makes = (RMSNormForward,)
-    operands = ("input", "weight")
+    operands: tuple[str, ...] = ("input", "weight")
     call = "input, normalized_shape, weight=None, eps=None"
 
     def signature(self, node: Node) -> str:
