@@ -64,6 +64,7 @@ levit_conv_128s levit_256d vit_base_patch32_clip_224 vit_base_patch16_siglip_224
 mobilenetv5_base gemma4_vit_167m vit_small_patch16_18x2_224 test_vit4 beit3_base_patch16_224 nasnetalarge test_nfnet
 resnetv2_50d_gn efficientnet_b0_gn efficientnet_b0_g8_gn eca_nfnet_l0 nf_ecaresnet26 nf_resnet26 skresnext50_32x4d
 vit_small_r26_s32_224 vit_tiny_r_s16_p8_224 qwen3_vit_88m hieradet_small ghostnetv3_050 halonet26t efficientvit_m1
+pnasnet5large deepseek_vit_412m
 """.split()
 
 

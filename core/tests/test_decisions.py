@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup import Floats, Node, Registry, Rule, default_registry
+from speedup import CheckError, Floats, Node, Registry, Rule, default_registry
 from speedup.testing import mask_indices, randomize
 
 
@@ -89,3 +89,22 @@ def test_a_count_that_rounding_tips_locks_nothing() -> None:
     net.__class__ = Kept
     plan = speedup.plan(net, X, mask_indices(net, {"a.weight": [0, 8, 3, 11], "a.bias": [0, 3, 8, 11]}))
     assert plan.apply().a.weight.shape == (12, 4)  # type: ignore[union-attr]
+
+
+def test_a_refusal_says_where_the_masked_model_first_computes_nan() -> None:
+    class Ratio(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.out(self.a(x) / self.b(x))
+            return made
+
+    model = randomize(Ratio()).eval()
+    masks = mask_indices(model, {"b.weight": (1,), "b.bias": (1,)})
+    masks["out"] = mask_indices(model, {"out.weight": (1,)}, axis=1)["out"]  # 0 times infinity
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    with pytest.raises(CheckError, match=r"the model computes NaN, first at out \(torch\.nn\.Linear\)"):
+        speedup.plan(model, torch.randn(3, 4), masks).apply()
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())

@@ -471,3 +471,34 @@ def test_a_named_source_does_not_go_with_another(source: Any, given: Any) -> Non
     """Else what was given would be passed over in silence."""
     with pytest.raises(MaskError, match=f"source='{source}' goes with .*, not with"):
         masks.load(pruned(masked(net())), given, source=source)
+
+
+class Tied(nn.Module):
+    """An embedding and a head with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.head(self.table(tokens).tanh())
+        return made
+
+
+@pytest.mark.parametrize("other", ["none", "different", "the same"])
+def test_a_tied_weight_that_is_pruned_in_one_place_is_two_weights(other: str) -> None:
+    model = randomize(Tied()).eval()
+    mask = torch.ones(7, 4)
+    mask[:, 1] = 0
+    prune.custom_from_mask(model.head, "weight", mask)  # type: ignore[no-untyped-call]
+    if other != "none":
+        prune.custom_from_mask(model.table, "weight", mask if other == "the same" else mask.flip(1))  # type: ignore[no-untyped-call]
+    tokens = torch.tensor([[0, 3, 6]])
+    before = model(tokens)
+    if other == "the same":
+        torch.testing.assert_close(speedup.plan(model, tokens, None).apply()(tokens), before)
+        return
+    with pytest.raises(MaskError, match="are one parameter, and"):
+        speedup.ModelSpeedup(model, tokens, None).speedup_model()
+    assert torch.equal(model(tokens), before) and "weight_mask" in dict(model.head.named_buffers())

@@ -489,3 +489,23 @@ def test_a_file_must_hold_a_dict(tmp_path: Path, content: Any) -> None:
 def test_a_source_must_be_something_known(source: Any) -> None:
     with pytest.raises(MaskError, match=f"None, not {type(source).__name__}"):
         load(Net(), source)
+
+
+@pytest.mark.parametrize("other", ["0.weight", "module.0"])
+def test_two_names_of_one_parameter_are_not_settled_in_silence(other: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    one, two = torch.ones(3, 2), torch.ones(3, 2)
+    one[0], two[1] = 0, 0
+
+    def both(second: torch.Tensor | None) -> dict[str, Any]:
+        return {"0": {"weight": one}, other: second if other == "0.weight" else {"weight": second}}
+
+    with pytest.raises(MaskError, match="two entries of the masks mean this parameter"):
+        normalize_masks(model, both(two))
+    for same in (one.clone(), one.bool(), one.numpy()):
+        assert normalize_masks(model, both(same))["0.weight"].tolist() == one.bool().tolist()
+
+
+def test_what_is_nearly_1_is_shown_in_all_its_digits() -> None:
+    with pytest.raises(MaskError, match=r"such as 0\.99999988"):
+        normalize_masks(nn.Linear(2, 3), {"": {"weight": torch.full((3, 2), 1 - 1e-7)}})

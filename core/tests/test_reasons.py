@@ -206,3 +206,25 @@ def test_every_kind_has_advice(kind: Kind) -> None:
 
     (reason,) = ranked([Kept("a.weight", [0], "why", "file.py:1", 4, kind, "a (torch.nn.Linear)", "torch.nn.Linear")])
     assert len(reason.advice) > 20 and reason.to_dict()["kind"] == kind.value
+
+
+@pytest.mark.parametrize(
+    ("layer", "given"),
+    [
+        (nn.Embedding(7, 6), torch.tensor([[0, 3, 5]])),
+        (nn.ConvTranspose1d(3, 6, 2), torch.ones(2, 3, 4)),
+        (nn.Linear(6, 6), torch.ones(2, 6)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_columns_that_make_the_output_are_told_of(layer: nn.Module, given: torch.Tensor) -> None:
+    """A masked column of a linear layer only reads: it goes or stays in silence, as its input does."""
+    model = randomize(Net(lambda m, x: m.layer(x), layer=layer)).eval()
+    plan = speedup.plan(model, given, mask_indices(model, {"layer.weight": (1, 4)}, axis=1))
+    if isinstance(layer, nn.Linear):
+        assert not plan.report.stays
+        return
+    (kept,) = plan.report.stays
+    assert (kept.name, kept.indices, kept.axis, kept.kind) == ("layer.weight", [1, 4], 1, Kind.OUTPUT)
+    assert "2 masked indices stay along axis 1 [1, 4]" in plan.explain("layer")
+    assert plan.report.reasons[0].parameters == 2 * layer.weight.numel() // 6  # type: ignore[union-attr, operator]

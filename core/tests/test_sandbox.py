@@ -209,6 +209,18 @@ def test_planning_works_inside_inference_mode_and_without_gradients() -> None:
         assert plan.apply()[0].weight.shape == (6, 4)  # type: ignore[index]
 
 
+def test_a_model_that_was_made_in_inference_mode() -> None:
+    """Its parameters count no versions, not even with other contents in them."""
+    with torch.inference_mode():
+        model = randomize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1))).eval()
+        masked = masked_copy(model, mask_indices(model, {"0.weight": (1, 4)}))
+    x = torch.randn(2, 3, 5, 5)
+    small = speedup.plan(model, x, mask_indices(model, {"0.weight": (1, 4)})).apply()
+    with torch.inference_mode():
+        assert torch.allclose(small(x), masked(x), atol=1e-5)
+    assert small[0].weight.shape == (6, 3, 3, 3)  # type: ignore[index]
+
+
 def test_a_buffer_with_nan_is_put_back_too() -> None:
     model = randomize(Busy())
     model.seen[3] = float("nan")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from logging import DEBUG
 from typing import Any
 
-from speedup import rule_log
+from speedup import rule_log, walk
 from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.graph import Node
 
@@ -48,9 +48,5 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     return answer
 
 
-def _versions(node: Node) -> list[int]:
-    try:
-        return [v.tensor._version for v in node.tensors if v.tensor is not None]
-    except RuntimeError:  # inference tensors have none
-        tensors = [v.tensor for v in node.tensors if v.tensor is not None]
-        return [0 if t.is_inference() else t._version for t in tensors]
+def _versions(node: Node) -> list[int | None]:
+    return [walk.version_of(v.tensor) for v in node.tensors if v.tensor is not None]

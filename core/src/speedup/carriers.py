@@ -148,7 +148,8 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch
     if value.is_source and not weight.is_cut:
         made = keeps.cut(value, made).contiguous()
     offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
-    return made, weight.named(np.einsum("gr,gr...->g...", offset, np.concatenate(ways, axis=2)))
+    joined = np.concatenate(ways, axis=2) if weight.rest else ways[0]  # a vector has no rest, and is one part
+    return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))
 
 
 class _Weight:

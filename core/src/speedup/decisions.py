@@ -118,6 +118,17 @@ class Decisions:
                     return f"first at {place_of(node)}: {worst}"
         return ""
 
+    def first_without_number(self) -> str:
+        """Where the masked model itself first makes NaN of numbers, for the message of a refusal; '' where nowhere."""
+        for node, made in zip(self.graph.nodes, self.wanted, strict=False):
+            if any(bool(t.isnan().any()) for t in made if t.is_floating_point() and not t.is_meta):
+                return (
+                    f"With these masks the model computes NaN, first at {place_of(node)}: they may leave a length or "
+                    "a sum of 0 to divide by, and 0 times what is infinite is NaN, so that constants are none any "
+                    "more. Leave out the masks that lead there. "
+                )
+        return ""
+
 
 def place_of(node: Node) -> str:
     """A call, its rule and where it stands, for messages."""

@@ -17,6 +17,8 @@ from torch import nn
 from speedup import walk
 from speedup.masks import compact
 
+State = tuple[int | None, int]  # of a tensor: its version and where it lies
+
 
 class MaskingInterruptedError(Exception):
     """A run in which parameters cannot be masked call by call; it is to be made again with all of them masked."""
@@ -68,9 +70,9 @@ class Masking:
             self._put_back(list(self._own))
             self._read.clear()
 
-    def mask(self, tensors: Iterable[torch.Tensor], module: nn.Module | None = None) -> dict[int, tuple[int, int]]:
+    def mask(self, tensors: Iterable[torch.Tensor], module: nn.Module | None = None) -> dict[int, State]:
         """Mask the parameters among these tensors and those of a module; what ``unmask`` needs to know."""
-        states: dict[int, tuple[int, int]] = {}
+        states: dict[int, State] = {}
         if not self._masks:
             return states
         for tensor in (*tensors, *(() if module is None else walk.parameters(module))):
@@ -96,7 +98,7 @@ class Masking:
             self.interrupted = True
             raise MaskingInterruptedError
 
-    def unmask(self, states: Mapping[int, tuple[int, int]], left: Iterable[torch.Tensor] = ()) -> None:
+    def unmask(self, states: Mapping[int, State], left: Iterable[torch.Tensor] = ()) -> None:
         """The call is over that parameters were masked for; ``left`` are the tensors that it gave."""
         if not states:
             return
@@ -122,9 +124,9 @@ def product(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.mul(tensor, mask.to(tensor.device), out=made)
 
 
-def _state(tensor: torch.Tensor) -> tuple[int, int]:
+def _state(tensor: torch.Tensor) -> State:
     """Changes when the tensor is written to."""
-    return (0 if tensor.is_inference() else tensor._version), memory_of(tensor)
+    return walk.version_of(tensor), memory_of(tensor)
 
 
 def memory_of(tensor: torch.Tensor) -> int:

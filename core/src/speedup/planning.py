@@ -260,9 +260,9 @@ def _small_shapes(graph: Graph, parts: Parts) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _state_of(model: nn.Module) -> list[tuple[int, int, int]]:
+def _state_of(model: nn.Module) -> list[tuple[int, int, int | None]]:
     """Changes when a parameter or buffer is written to or replaced."""
-    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in walk.tensors(model)]
+    return [(id(t), t.data_ptr(), walk.version_of(t)) for t in walk.tensors(model)]
 
 
 def plan(

@@ -137,6 +137,7 @@ def _try(
     except CheckError as still:
         where = decisions.first_difference()
         wrong = f"the small model does not give the same answers, nothing was changed: {error or still}. "
+        wrong += decisions.first_without_number()
         if not isinstance(still, AnswersError):
             raise CheckError(wrong + where) from still
         decisions.got = None  # copies of all activations

@@ -82,3 +82,14 @@ def tensors(model: nn.Module) -> list[torch.Tensor]:
     """Every parameter and buffer once."""
     held = (t for m in modules(model) for of in (m._parameters, m._buffers) for t in of.values())
     return list({id(t): t for t in held if t is not None}.values())
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """Changes when a tensor is written to; None for those of ``torch.inference_mode``, which do not count.
+
+    A parameter made there says so no more once other contents were put into it, and counts as little as before.
+    """
+    try:
+        return tensor._version
+    except RuntimeError:
+        return None

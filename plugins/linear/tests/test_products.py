@@ -270,3 +270,38 @@ def test_a_matrix_per_group_loses_rows_and_columns_of_its_own() -> None:
     masks[""] = {"weight": weight, "bias": weight[:, 0]}
     result = check_equal(model, batch(4, 5), masks, [batch(2, 5)])
     assert [result.shape(n) for n in ("first.weight", "weight", "last.weight")] == [(9, 5), (3, 3, 3), (3, 9)]
+
+
+# -- products with a vector -------------------------------------------------------------------------------------------
+
+
+class Weighing(nn.Module):
+    """What a layer gives is multiplied with a parameter of one axis (the scores of additive attention)."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function, self.layer, self.v = function, nn.Linear(4, 6), nn.Parameter(torch.empty(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.function(self.layer(x)) @ self.v
+        return made
+
+
+@pytest.mark.parametrize("given", [(5, 4), (2, 5, 4)], ids=["mv", "batch"])
+@pytest.mark.parametrize("function", [torch.tanh, nn.Identity()], ids=["constants", "affine"])
+def test_a_vector_takes_up_the_constants_of_what_goes(
+    function: Callable[[torch.Tensor], torch.Tensor], given: tuple[int, ...]
+) -> None:
+    model = Weighing(function)
+    randomize(model, 0)
+    masks = mask_indices(model, {"layer.weight": [1, 3, 4]})
+    result = check_equal(model, batch(*given), masks, [batch(3, *given[1:])])
+    assert result.shape("layer.weight") == (4, 4)  # one carries the constants of the other two
+    assert result.shape("v") == (4,)
+
+
+def test_weights_of_means_times_a_vector() -> None:
+    """A vector is a constant where nothing is masked, and no reason for an error."""
+    model = Weighing(nn.Softmax(-1))
+    randomize(model, 0)
+    check_equal(model, batch(2, 5, 4), mask_indices(model, {"layer.weight": [1, 3]}))

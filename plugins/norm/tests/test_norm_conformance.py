@@ -8,6 +8,7 @@ from torch import nn
 
 from speedup.testing import Case, RuleTests, around, chain
 from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, RMSNormForward, compensate
+from speedup_plugin_norm.custom import NAMES
 
 MAP = (2, 8, 6, 6)
 TOKENS = (2, 6, 8)
@@ -116,6 +117,27 @@ class Simple(nn.Module):
         return x * torch.rsqrt(x.var(-1, keepdim=True) + self.eps) * self.weight
 
 
+class Named(nn.Module):
+    """A layer norm as people write it, with names and shapes of their own."""
+
+    def __init__(self, names: tuple[str, str], shape: tuple[int, ...] = (8,), axis: int = -1) -> None:
+        super().__init__()
+        self.names, self.axis, self.eps = names, axis, 1e-5
+        setattr(self, names[0], nn.Parameter(torch.ones(shape)))
+        setattr(self, names[1], nn.Parameter(torch.zeros(shape)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        centered = x - x.mean(self.axis, keepdim=True)
+        deviation = (centered.pow(2).mean(self.axis, keepdim=True) + self.eps).sqrt()
+        return getattr(self, self.names[0]) * centered / deviation + getattr(self, self.names[1])
+
+
+def smaller(names: tuple[str, str]) -> nn.Module:
+    """What an earlier round left of it."""
+    lost = {"removed": 3, "removed_mean": 0.2, "removed_spread": 0.7}
+    return compensate(Named(names), LayerNormForward, stat_axis=-1, stat_eps=1e-5, stat_names=names, **lost)
+
+
 class TestConformance(RuleTests):
     plugins = ("norm",)
     # They say that entries are unused of which a length, or the size of a product, depends: `refit` makes up for them.
@@ -138,6 +160,9 @@ class TestConformance(RuleTests):
             chain(TOKENS, earlier()[0]),
             chain(MAP, earlier()[1]),
             chain(TOKENS, earlier()[2]),
+            chain(MAP, Named(NAMES[0], (1, 8, 1, 1), 1)),
+            *(chain(TOKENS, Named(names)) for names in NAMES),
+            *(chain(TOKENS, smaller(names)) for names in NAMES),
             around(lambda m, x: F.layer_norm(x, (8,), m.scale, m.scale) + F.rms_norm(x, (8,), m.scale), TOKENS),
             around(lambda m, x: F.group_norm(x, 4, m.scale, m.scale) + F.instance_norm(x, weight=m.scale), MAP),
         ]

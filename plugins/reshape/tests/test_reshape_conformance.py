@@ -26,6 +26,17 @@ class Order(nn.Module):
         self.order = torch.tensor([3, 0])
 
 
+class Named(nn.Module):
+    """A layer with a pattern, as einops has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pattern, self.axes_lengths = "b (g c) y x -> b c y x g", {"g": 2}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(1, (self.axes_lengths["g"], -1)).movedim(1, -1)
+
+
 class TestConformance(RuleTests):
     plugins = ("reshape",)
 
@@ -67,6 +78,7 @@ class TestConformance(RuleTests):
                 [Order()],
             ),
             around(lambda m, x: (*x.unbind(1), x.expand(3, -1, -1, -1, -1), x.tril()), MAP),
+            chain(MAP, Named()),
             chain(MAP, nn.ChannelShuffle(2), nn.Flatten(2), nn.Unflatten(1, (2, 4))),
             around(lambda m, x: F.channel_shuffle(x, 4) + x.view_as(x) + x.flatten(1).reshape(x.shape), MAP),
             around(assigned, MAP),

@@ -25,6 +25,9 @@ class Unwrapped:
 
     Attributes:
         masks: what the model carried, by qualified parameter name.
+
+    Raises:
+        MaskError: a parameter has several owners, which mask it differently.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,6 +44,7 @@ class Unwrapped:
                 if masked:
                     for name, mask in _unparametrize(module, masked).items():
                         self.masks[prefix + name] = mask
+            _check_tied(model, self.masks)
         except BaseException:
             self.undo()
             raise
@@ -51,6 +55,28 @@ class Unwrapped:
 
     def __bool__(self) -> bool:
         return bool(self._saved)
+
+
+def _check_tied(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
+    """Refuse what one parameter cannot hold: each owner of a tied one computes its weight with a mask of its own."""
+    owners: dict[int, list[str]] = {}
+    for path, module in walk.named_modules(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
+    for names in owners.values():
+        first = next((n for n in names if n in masks), None)
+        if first is None:
+            continue
+        for other in names:
+            mask = masks.get(other)
+            if not (bool(masks[first].bool().all()) if mask is None else torch.equal(mask.bool(), masks[first].bool())):
+                how = "has no mask" if mask is None else "has another mask"
+                raise MaskError(
+                    f"{first!r} and {other!r} are one parameter, and {other!r} {how}: in the pruned model they are two "
+                    "weights. Prune both with the same mask, or give one a parameter of its own first, for example "
+                    "layer.weight = nn.Parameter(layer.weight.detach().clone())"
+                )
 
 
 def _pruned(module: nn.Module) -> Iterator[tuple[int, Any]]:

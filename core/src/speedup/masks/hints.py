@@ -19,6 +19,7 @@ from torch import nn
 _Modules = Mapping[str, nn.Module]
 _SHOWN = 8
 _PIECE = 1 << 20
+_LARGEST = 1 << 31  # entries of masks that are compared; sparse ones can say that they have any number
 
 _ACCEPTED = (
     "Only tensors, dicts and numbers are accepted in a mask file, because unpickling anything else can run any code "
@@ -147,6 +148,35 @@ def wrong_shape(shape: Sequence[int], wanted: Sequence[int]) -> str:
     return f"{text} {'. '.join(hints)}"
 
 
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two masks of one parameter say the same, as far as they are masks."""
+    if one is other:
+        return True
+    one, other = (torch.as_tensor(m) if isinstance(m, np.ndarray) else m for m in (one, other))
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)) or one.shape != other.shape:
+        return False
+    if one.is_meta or other.is_meta or one.numel() > _LARGEST:
+        return False
+    one, other = (
+        m.detach().to("cpu").to_dense() if m.layout is not torch.strided else m.detach().cpu() for m in (one, other)
+    )
+    return bool((one == other).all())
+
+
+def two_masks(module: str, parameter: str) -> str:
+    return (
+        f"module {module!r}, {parameter!r}: two entries of the masks mean this parameter (a flat name beside a nested "
+        "one, or a name with the prefix of a wrapper beside one without), and they differ: leave one of them out. "
+        "To drop what either drops, pass the product of both"
+    )
+
+
+def _number(value: float) -> str:
+    """A number in six digits, or in all where it would read as 0 or 1."""
+    short = f"{value:.6g}"
+    return repr(value) if short in ("0", "1") else short
+
+
 def not_binary(mask: torch.Tensor) -> str:
     """The dense `mask` has entries that are neither 0 nor 1 (read in pieces: it may be large)."""
     bad = nans = odd = ones = 0
@@ -175,11 +205,11 @@ def not_binary(mask: torch.Tensor) -> str:
         )
     if odd:
         parts.append(
-            f"{odd} of {mask.numel()} entries are neither 0 nor 1 (such as {', '.join(f'{v:.6g}' for v in examples)}; "
-            f"from {low:.6g} to {high:.6g})"
+            f"{odd} of {mask.numel()} entries are neither 0 nor 1 (such as {', '.join(_number(v) for v in examples)}; "
+            f"from {_number(low)} to {_number(high)})"
         )
         if low == high and not ones and not bad:
-            parts.append(f"Only 0 and {low:.6g} occur: if 0 means drop, pass (mask != 0)")
+            parts.append(f"Only 0 and {_number(low)} occur: if 0 means drop, pass (mask != 0)")
         else:
             parts.append(
                 "A mask says keep (1) or drop (0). Other values are importance scores or a soft mask: "

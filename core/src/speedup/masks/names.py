@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from speedup import walk
+from speedup.errors import MaskError
 from speedup.masks import hints
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -44,7 +45,11 @@ class Names:
         return [path, *(p for p in alike if p != path)] if path in self.modules else alike
 
     def nested(self, masks: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Masks by the names of this model, `{module: {parameter: mask}}`; what is not known stays as it is."""
+        """Masks by the names of this model, `{module: {parameter: mask}}`; what is not known stays as it is.
+
+        Raises:
+            MaskError: two names mean one parameter (`0.weight` beside `0`, `module.0`), and their masks differ.
+        """
         result: dict[Any, Any] = {}
         for name, entry in masks.items():
             if not isinstance(name, str):
@@ -69,7 +74,11 @@ class Names:
     def _put(result: dict[Any, Any], name: str, entry: Any) -> None:
         known = result.get(name)
         if isinstance(known, dict) and isinstance(entry, Mapping):
-            known.update(entry)
+            for key, mask in entry.items():
+                if known.get(key) is None or mask is None:
+                    known[key] = mask if known.get(key) is None else known[key]
+                elif not hints.is_same(known[key], mask):
+                    raise MaskError(hints.two_masks(name, key))
         else:
             result[name] = dict(entry) if isinstance(entry, Mapping) else entry
 

@@ -59,7 +59,7 @@ class Kept:
 
     Attributes:
         name: the parameter.
-        indices: along its first axis.
+        indices: along ``axis``.
         why: what keeps them.
         where: ``file:line`` of the call that does.
         parameters: how many numbers of the parameter they are.
@@ -69,6 +69,7 @@ class Kept:
         partners: the layers that would have to be masked alike, where masks do not line up.
         note: why a rule did not take the call, where one claims its op.
         command: what begins a plugin for the op, where none claims it.
+        axis: the first one, or another that makes an axis of the output (the columns of a table of embeddings).
     """
 
     name: str
@@ -82,6 +83,7 @@ class Kept:
     partners: tuple[str, ...] = ()
     note: str = ""
     command: str = ""
+    axis: int = 0
 
 
 @dataclass(frozen=True)

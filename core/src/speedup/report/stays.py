@@ -31,7 +31,7 @@ class Root:
         event: the addition that has no cause.
         value: the value that it was made to.
         entries: the entries of the value that are meant, None when they cannot be followed there.
-        part: the leading indices of the weight that stay for it.
+        part: the indices of the weight that stay for it.
         join: the first call on the way there that joins several tensors.
     """
 
@@ -43,31 +43,52 @@ class Root:
 
 
 def find_stays(graph: Graph, keeps: KeepSets) -> list[Kept]:
-    """Masked leading indices of parameters that are kept all the same, with the root of the reason."""
+    """Masked indices of parameters that are kept all the same, with the root of the reason.
+
+    Along the first axis, and along others that make an axis of the output (the columns of a table of embeddings).
+    """
     found = []
     for value in keeps.facts.masked:
-        stay = staying(keeps, value)
-        if not stay.any():
-            continue
-        each = prod(keeps.shape(value)[1:])
-        for root in _merged(roots(value, stay, keeps)):
-            indices = [int(i) for i in np.flatnonzero(root.part)]
-            found.append(_kept(value.names[0], indices, each * len(indices), root, keeps))
+        seen = 0
+        for axis in _axes(value):
+            stay = staying(keeps, value, axis)
+            if not stay.any() or (seen and stay.all()):  # a weight that is masked whole is told of once
+                continue
+            seen += 1
+            each = prod(s for a, s in enumerate(keeps.shape(value)) if a != axis)
+            for root in _merged(roots(value, stay, keeps, axis)):
+                indices = [int(i) for i in np.flatnonzero(root.part)]
+                found.append(_kept(value.names[0], indices, each * len(indices), root, keeps, axis))
     return found
 
 
-def staying(keeps: KeepSets, value: Value) -> Bools:
-    """Which leading indices of a parameter are masked whole and have anything kept."""
+def _axes(value: Value) -> list[int]:
+    """The first axis of a parameter, and all others of which the indices come out."""
+    others: list[int] = []
+    node = value.uses[0][0] if value.uses else None
+    if value.ndim > 1 and node is not None and node.rule is not None and value in node.operands:
+        try:
+            layout = node.layout
+        except SignatureError:
+            return [0]
+        dims = layout.operands[node.operands.index(value)]
+        out = {n for n in layout.names_of(layout.n_inputs) if layout.sizes[n] > 1}
+        others = [a for a, dim in enumerate(dims or ()) if a > 0 and out.intersection(dim)]
+    return [0, *others]
+
+
+def staying(keeps: KeepSets, value: Value, axis: int = 0) -> Bools:
+    """Which indices of a parameter along an axis are masked whole and have anything kept."""
     masked = keeps.facts.masked.get(value)
     if masked is None or value.ndim < 1 or not value.uses:
-        return np.zeros(value.shape[:1] or (1,), dtype=bool)
-    inner = tuple(range(1, value.ndim))
+        return np.zeros(value.shape[axis : axis + 1] or (1,), dtype=bool)
+    inner = tuple(a for a in range(value.ndim) if a != axis)
     whole = all_of(masked, inner).reshape(-1)
-    stay = whole & keeps.lines(value).get(0, np.True_) if whole.any() else whole
-    return np.broadcast_to(stay, (value.shape[0],))
+    stay = whole & keeps.lines(value).get(axis, np.True_) if whole.any() else whole
+    return np.broadcast_to(stay, (value.shape[axis],))
 
 
-def _kept(name: str, indices: list[int], parameters: int, root: Root, keeps: KeepSets) -> Kept:
+def _kept(name: str, indices: list[int], parameters: int, root: Root, keeps: KeepSets, axis: int) -> Kept:
     event, node, why, kind = root.event, root.event.node, root.event.why, root.event.kind
     if kind is Kind.RIGID and node is not None:
         kind, why, node = _rigid(node, keeps) or (kind, why, node)
@@ -91,6 +112,7 @@ def _kept(name: str, indices: list[int], parameters: int, root: Root, keeps: Kee
         apart,
         barrier.note if barrier is not None else "",
         (command_for(barrier) or "") if barrier is not None else "",
+        axis,
     )
 
 
@@ -143,9 +165,9 @@ class _Question:
     join: Node | None = None
 
 
-def roots(weight: Value, stay: Bools, keeps: KeepSets) -> Iterator[Root]:
-    """Split leading indices of a weight by the reason that they stay for, followed to where it starts."""
-    start = stay.reshape([-1] + [1] * (weight.ndim - 1))
+def roots(weight: Value, stay: Bools, keeps: KeepSets, axis: int = 0) -> Iterator[Root]:
+    """Split indices of a weight along an axis by the reason that they stay for, followed to where it starts."""
+    start = stay.reshape([-1 if a == axis else 1 for a in range(weight.ndim)])
     out, named = _made_by(weight.uses[0][0], weight)
     queue = [_Question(out, named(start), stay) if out is not None else _Question(weight, start, stay)]
     while queue:

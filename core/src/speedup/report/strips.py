@@ -34,10 +34,10 @@ class Strips:
         self._keeps = keeps
         self._known: dict[str, int] = {}
         self._said: dict[str, int] = {}
-        self._held: dict[str, list[tuple[list[int], str, bool]]] = {}
+        self._held: dict[tuple[str, int], list[tuple[list[int], str, bool]]] = {}
         for kept in report.stays:
             text = f"{kept.why} ({kept.call})" if kept.call else kept.why
-            self._held.setdefault(kept.name, []).append((kept.indices, text, kept.kind is Kind.CARRIER))
+            self._held.setdefault((kept.name, kept.axis), []).append((kept.indices, text, kept.kind is Kind.CARRIER))
 
     def of(self, value: Value) -> list[list[Any]]:
         """Per axis along which something is to be said: the axis, the number of its pattern, then why indices are held.
@@ -58,11 +58,10 @@ class Strips:
         masked = _whole(given, axis, size) if given is not None else np.zeros(size, dtype=bool)
         letters = [KEPT if k else MASKED if m else FOLLOWS for k, m in zip(kept, masked, strict=True)]
         held: dict[str, list[int]] = {}
-        if axis == 0:
-            for indices, why, carries in self._held.get(value.names[0], []):
-                for i in indices:
-                    letters[i] = CARRIER if carries else HELD
-                held.setdefault(why, []).extend(indices)
+        for indices, why, carries in self._held.get((value.names[0], axis), []):
+            for i in indices:
+                letters[i] = CARRIER if carries else HELD
+            held.setdefault(why, []).extend(indices)
         return letters, held
 
     def _activation(self, value: Value, axis: int) -> tuple[list[str], dict[str, list[int]]]:

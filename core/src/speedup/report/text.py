@@ -71,7 +71,8 @@ def _explain(report: Report, name: str) -> list[str]:
 def _kept_line(k: Kept) -> str:
     why = f"{k.why} ({k.call})" if k.call else k.why
     alike = f"; mask {some(k.partners, 4)} alike" if k.partners else ""
-    return f"{k.name}: {_indices(len(k.indices), 'masked ')} {k.indices}: {place(why, k.where)}{alike}"
+    along = f" along axis {k.axis}" if k.axis else ""
+    return f"{k.name}: {_indices(len(k.indices), 'masked ')}{along} {k.indices}: {place(why, k.where)}{alike}"
 
 
 def _indices(count: int, kind: str = "") -> str:

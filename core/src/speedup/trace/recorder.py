@@ -567,8 +567,9 @@ def _transformed() -> bool:
 
 def _state(tensor: torch.Tensor) -> Any:
     """What an in-place op changes of a tensor, one that gives it another shape included."""
-    if not tensor.is_inference():
-        return tensor._version
+    version = walk.version_of(tensor)
+    if version is not None:
+        return version
     return tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()
 
 

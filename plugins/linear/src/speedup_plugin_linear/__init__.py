@@ -68,7 +68,7 @@ def _alike_along(node: Node, facts: NodeFacts, k: int, name: str) -> tuple[Bools
     layout = node.layout
     over = layout.axes({name})
     mask = layout.to_named(k, facts.mask(k))
-    value = np.where(mask, layout.to_named(k, np.broadcast_to(facts.value(k), facts.mask(k).shape)), 0.0)
+    value = np.where(mask, layout.to_named(k, facts.value(k)), 0.0)
     low, high = value.min(axis=over, keepdims=True), value.max(axis=over, keepdims=True)
     mask = mask.all(axis=over, keepdims=True) & (low == high)
     out = layout.n_inputs

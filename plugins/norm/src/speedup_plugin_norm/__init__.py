@@ -16,6 +16,7 @@ from torch import nn
 
 from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, SignatureError, hookimpl
 from speedup_plugin_norm.compensated import (
+    PLAIN,
     REMOVED,
     Compensated,
     GroupNormForward,
@@ -24,7 +25,7 @@ from speedup_plugin_norm.compensated import (
     compensate,
 )
 from speedup_plugin_norm.counting import Counting
-from speedup_plugin_norm.custom import Form, eps_of, form_of
+from speedup_plugin_norm.custom import NAMES, Form, eps_of, form_of
 from speedup_plugin_norm.deviation import DeviationNorm
 from speedup_plugin_norm.local import LocalResponseNorm
 from speedup_plugin_norm.response import ResponseNorm
@@ -88,6 +89,8 @@ class LayerNorm(Counting):
             removed_spread=float(spread[0]),
             stat_tail=self.tail(node),
             stat_offset=self.added(node),
+            stat_names=self.operands[1:],
+            stat_spread=self.spread(node),
         )
 
 
@@ -100,7 +103,7 @@ class RMSNorm(Counting):
 
     name = "rms_norm"
     makes = (RMSNormForward,)
-    operands = ("input", "weight")
+    operands: tuple[str, ...] = ("input", "weight")
     call = "input, normalized_shape, weight=None, eps=None"
 
     def signature(self, node: Node) -> str:
@@ -145,17 +148,19 @@ class RMSNorm(Counting):
             )
         if total > n:
             setattr(module, self.eps_name(node), (squares + total * self.eps(node)) / n)
-            weight = keep.tensors["weight"]
+            weight = keep.tensors[self.operands[1]]
             scaled = (weight.detach() + self.added(node)) * (total / n) ** 0.5 - self.added(node)
             scaled = nn.Parameter(scaled, requires_grad=weight.requires_grad)
-            module.register_parameter("weight", scaled)
+            module.register_parameter(self.operands[1], scaled)
         return module
 
 
-def _over(axis: int, parameters: str) -> str:
-    """The signature of a norm over the last axis or the second."""
+def _over(node: Node, axis: int) -> str:
+    """The signature of a norm over the last axis or the second, with parameters that may have axes of size 1."""
     value = "* c" if axis == -1 else "n c *"
-    return f"{value}, {parameters} -> {value}"
+    parameters = (v.shape if v is not None and v.ndim > 1 else () for v in node.operands[1:])
+    lines = (" ".join("c" if s > 1 else "1" for s in shape) or "c?" for shape in parameters)
+    return f"{value}, {', '.join(lines)} -> {value}"
 
 
 class _Recognised:
@@ -163,6 +168,7 @@ class _Recognised:
 
     kind = ""
     channels_last = True
+    operands: tuple[str, ...]
 
     def form(self, node: Node) -> Form:
         assert node.module is not None
@@ -171,8 +177,11 @@ class _Recognised:
         return form
 
     def claims(self, module: nn.Module) -> bool:
+        names = self.operands[1:]
+        if names[0] != PLAIN[0] and names[0] not in module._parameters:
+            return False
         form = form_of(module)
-        return form is not None and form.kind == self.kind
+        return form is not None and form.kind == self.kind and form.names[: len(names)] == names
 
     def channel(self, node: Node) -> int:
         return self.form(node).axis
@@ -186,13 +195,16 @@ class _Recognised:
     def tail(self, node: Node) -> tuple[str, ...]:
         return self.form(node).tail
 
+    def spread(self, node: Node) -> str:
+        return self.form(node).spread
+
 
 class OtherLayerNorm(_Recognised, LayerNorm):
     name = "other layer_norm"
     kind = "layer"
 
     def signature(self, node: Node) -> str:
-        return _over(self.channel(node), "c?, c?")
+        return _over(node, self.channel(node))
 
 
 class OffsetLayerNorm(OtherLayerNorm):
@@ -208,7 +220,7 @@ class OtherRMSNorm(_Recognised, RMSNorm):
     kind = "rms"
 
     def signature(self, node: Node) -> str:
-        return _over(self.channel(node), "c?")
+        return _over(node, self.channel(node))
 
 
 class OffsetRMSNorm(OtherRMSNorm):
@@ -292,10 +304,12 @@ class _Compensated(Counting):
 class _CompensatedChannels(_Compensated):
     """One over a single axis."""
 
-    parameters = "c?, c?"
+    def claims(self, module: nn.Module) -> bool:
+        names = self.operands[1:]
+        return isinstance(module, self.forward) and tuple(module.stat_names[: len(names)]) == names
 
     def signature(self, node: Node) -> str:
-        return _over(self.channel(node), self.parameters)
+        return _over(node, self.channel(node))
 
     def channel(self, node: Node) -> int:
         return int(node.arg("stat_axis"))
@@ -311,11 +325,13 @@ class CompensatedLayerNorm(_CompensatedChannels, LayerNorm):
     def added(self, node: Node) -> float:
         return float(node.arg("stat_offset"))
 
+    def spread(self, node: Node) -> str:
+        return str(node.arg("stat_spread"))
+
 
 class CompensatedRMSNorm(_CompensatedChannels, RMSNorm):
     name = "compensated rms_norm"
     forward = RMSNormForward
-    parameters = "c?"
 
 
 class CompensatedGroupNorm(_Compensated, GroupNorm):
@@ -391,6 +407,11 @@ def speedup_rules() -> Iterable[Rule]:
         DeviationNorm(),
         WeightNorm(),
         SpectralNorm(),
+        *(
+            rule(name=f"{rule.name}, {' and '.join(names)}", operands=("input", *names))
+            for names in NAMES
+            for rule in (OtherLayerNorm, CompensatedLayerNorm)
+        ),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             functions=(F.instance_norm, torch.instance_norm),

@@ -24,6 +24,7 @@ from torch import nn
 
 from speedup import Overlay, overlaid
 
+PLAIN = ("weight", "bias")
 REMOVED = ("removed", "removed_mean", "removed_spread")
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -36,6 +37,8 @@ class Compensated(Overlay):
         stat_eps: the eps of the original.
         stat_tail: the children that are called on the result: activations.
         stat_offset: what is added to the weight.
+        stat_names: the names of weight and bias.
+        stat_spread: how the original divides, see ``divisor``.
     """
 
     label = "Compensated{}"
@@ -47,6 +50,8 @@ class Compensated(Overlay):
     stat_eps: float
     stat_tail: tuple[str, ...] = ()
     stat_offset: float = 0.0
+    stat_names: tuple[str, ...] = PLAIN
+    stat_spread: str = "var"
 
     def finish(self, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
         """Scale, shift, and what the original calls after it."""
@@ -59,7 +64,7 @@ class Compensated(Overlay):
         return y
 
     def normalize(self, x: torch.Tensor, axes: tuple[int, ...], positions: int = 1) -> torch.Tensor:
-        """(x - mean) / sqrt(var + eps) over ``axes`` and what was removed, which counts once at each position."""
+        """(x - mean) / deviation over ``axes`` and what was removed, which counts once at each position."""
         here, gone = 1, self.removed * positions
         for axis in axes:
             here = here * x.shape[axis]
@@ -68,7 +73,7 @@ class Compensated(Overlay):
         overall = (here * mean + gone * self.removed_mean) / total
         spread = here * (var + (mean - overall) ** 2) + gone * (self.removed_mean - overall) ** 2
         spread = spread + self.removed_spread * positions
-        result: torch.Tensor = (x - overall) * torch.rsqrt(spread / total + self.stat_eps)
+        result: torch.Tensor = (x - overall) / divisor(spread, total, self.stat_eps, self.stat_spread)
         return result
 
 
@@ -78,7 +83,7 @@ class LayerNormForward(Compensated):
     stat_axis: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        last = self.stat_eps > 0 and self.stat_axis in (-1, x.ndim - 1)
+        last = self.stat_eps > 0 and self.stat_axis in (-1, x.ndim - 1) and self.stat_spread == "var"
         # A compiler fuses the plain calls better by itself.
         if last and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self.behind(self.corrected(x))
@@ -92,7 +97,8 @@ class LayerNormForward(Compensated):
 
         With w = whole: y = kernel(x) · w / inverse + weight · w · q · away + bias, in few passes and few small calls.
         """
-        weight, bias, dtype = _scale_of(self), getattr(self, "bias", None), x.dtype
+        weight, bias = (None if t is None else t.reshape(-1) for t in _scale_of(self))
+        dtype = x.dtype
         if dtype in _HALF:
             dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
             x = x.float()
@@ -141,17 +147,30 @@ class GroupNormForward(Compensated):
         return self.finish(y, [1, -1] + [1] * (x.ndim - 2))
 
 
-def scale(module: Any, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    """Scale and shift with the parameters that the module has."""
-    weight, bias = _scale_of(module), getattr(module, "bias", None)
+def scale(module: Any, y: torch.Tensor, shape: list[int], names: tuple[str, ...] | None = None) -> torch.Tensor:
+    """Scale and shift with the parameters that the module has, of these names."""
+    weight, bias = _scale_of(module, names)
     if weight is not None:
         y = y * weight.reshape(shape)
     return y if bias is None else y + bias.reshape(shape)
 
 
-def _scale_of(module: Any) -> Any:
-    weight, offset = getattr(module, "weight", None), getattr(module, "stat_offset", 0.0)
-    return weight + offset if weight is not None and offset else weight
+def _scale_of(module: Any, names: tuple[str, ...] | None = None) -> tuple[Any, Any]:
+    used: tuple[str, ...] = getattr(module, "stat_names", PLAIN) if names is None else names
+    weight, bias = (getattr(module, name, None) for name in used)
+    offset = getattr(module, "stat_offset", 0.0)
+    return (weight + offset if weight is not None and offset else weight), bias
+
+
+def divisor(squares: Any, total: Any, eps: float, spread: str = "var") -> Any:
+    """What is divided by, of the sum of squared deviations of ``total`` numbers.
+
+    Args:
+        spread: ``var``, sqrt(var + eps), or ``std``, sqrt(var) + eps; ``var1`` and ``std1`` divide by one less than
+            the total, as torch's ``var`` and ``std`` do by themselves.
+    """
+    var = squares / (total - 1 if spread.endswith("1") else total)
+    return (var + eps) ** 0.5 if spread.startswith("var") else var**0.5 + eps
 
 
 def compensate(module: nn.Module, kind: type[Compensated], **numbers: Any) -> nn.Module:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from speedup import Affine, Bools, Constant, Fact, Floats, Kept, Labels, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup_plugin_norm.compensated import divisor
 from speedup_plugin_norm.custom import run_tail
 
 
@@ -39,17 +40,21 @@ class Counting(Rule):
         return nothing, nothing, nothing
 
     def standardized(self, node: Node, constants: Floats, axes: tuple[int, ...], eps: float) -> Floats:
-        """(c - mean) / sqrt(var + eps) of constants over ``axes`` and what went in earlier rounds."""
+        """(c - mean) / deviation of constants over ``axes`` and what went in earlier rounds."""
         gone, gone_mean, gone_spread = self.before(node)
         total = np.prod([constants.shape[a] for a in axes]) + gone
         mean = (constants.sum(axis=axes, keepdims=True) + gone * gone_mean) / total
         spread = np.square(constants - mean).sum(axis=axes, keepdims=True)
         spread = spread + gone_spread + gone * (gone_mean - mean) ** 2
-        return np.asarray((constants - mean) / np.sqrt(spread / total + eps))
+        return np.asarray((constants - mean) / divisor(spread, total, eps, self.spread(node)))
 
     def channel(self, node: Node) -> int:
         """The axis of the channels."""
         return -1
+
+    def spread(self, node: Node) -> str:
+        """How the deviation is made, see ``compensated.divisor``."""
+        return "var"
 
     def tail(self, node: Node) -> tuple[str, ...]:
         """The children of the module that are called on the result: activations, entry by entry."""

@@ -1,9 +1,9 @@
 """Norm layers of other libraries, recognised by what they compute.
 
 Every vision or language library has a LayerNorm over the second axis, an RMSNorm, or a GroupNorm with a forward of its
-own. A module without buffers whose only parameters are a ``weight`` and perhaps a ``bias`` of one axis (or none, where
-it says how many channels it has) is run on random numbers and compared with the formulas. It may have an activation for
-a child, which it calls last (``GroupNormAct``).
+own. A module whose only parameters are a ``weight`` and perhaps a ``bias`` of one axis, or what ``NAMES`` calls them
+(or none, where it says how many channels it has), is run on random numbers and compared with the formulas. It may have
+an activation for a child, which it calls last (``GroupNormAct``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup_plugin_norm.compensated import Compensated, scale
+from speedup_plugin_norm.compensated import PLAIN, Compensated, divisor, scale
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,24 @@ class Form:
     Attributes:
         eps: the name of the attribute, or the number that its code holds.
         tail: the children that are called on the result, in this order: activations, entry by entry.
+        names: of weight and bias.
+        spread: how it divides, see ``compensated.divisor``.
     """
 
     kind: str
     axis: int
     eps: str | float
     tail: tuple[str, ...] = ()
+    names: tuple[str, str] = PLAIN
+    spread: str = "var"
 
 
+# What people call weight and bias. Where there is one of them only, it is the first.
+NAMES = (
+    ("g", "b"), ("gamma", "beta"), ("a_2", "b_2"), ("scale", "shift"), ("scale", "bias"), ("gain", "bias"),
+    ("alpha", "beta"), ("alpha", "bias"), ("gamma", "bias"), ("g", "bias"),
+)  # fmt: skip
+_SPREADS = ("var", "var1", "std", "std1")
 _EPS = (1e-5, 1e-6, 1e-8, 1e-12)  # where a module has it in its code, and not in an attribute
 _known: WeakKeyDictionary[nn.Module, Form | None] = WeakKeyDictionary()
 
@@ -46,10 +56,10 @@ def form_of(module: nn.Module) -> Form | None:
     """The form of a module, None when it is none of those that are known."""
     if not _width(module) or isinstance(module, Compensated):
         return None  # the latter is another sort, which scales by 0 may hide
-    own = {n: p for n, p in module._parameters.items() if p is not None}
-    if set(own) not in (set(), {"weight"}, {"weight", "bias"}) or module._buffers:
+    own = _own(module)
+    if _names(module) is None or (module._buffers and set(module._buffers) != {"beta"}):
         return None
-    if any(p.ndim != 1 or not p.is_floating_point() for p in own.values()):
+    if any(not _is_line(p) or not p.is_floating_point() for p in own.values()):
         return None
     if not takes_one(module) or tail_of(module) is None:
         return None
@@ -58,9 +68,30 @@ def form_of(module: nn.Module) -> Form | None:
     return _known[module]
 
 
+def _own(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a module; a shift that is no parameter (``beta``, 0) is one of them."""
+    both = {**module._parameters, **module._buffers}
+    return {n: t for n, t in both.items() if t is not None}
+
+
+def _names(module: nn.Module) -> tuple[str, str] | None:
+    """What weight and bias of a module are called, if the module has no other tensors."""
+    own = set(_own(module))
+    if own <= {"weight", "bias"}:
+        return PLAIN if own != {"bias"} else None
+    return next((both for both in NAMES if both[0] in own and own <= set(both)), None)
+
+
+def _is_line(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has one axis, others of size 1 aside."""
+    return tensor.ndim > 0 and (tensor.ndim == 1 or tensor.numel() == max(tensor.shape) > 1)
+
+
 def _recognise(module: nn.Module) -> Form | None:
     numbers = torch.Generator().manual_seed(0)
-    probe = _with_contents(module, numbers)
+    names = _names(module)
+    assert names is not None
+    probe = _with_contents(module, numbers, names)
     width, like = _width(module), _like(probe)
     tail = tail_of(module) or ()
     if tail and not _is_pointwise(probe, tail):
@@ -76,15 +107,19 @@ def _recognise(module: nn.Module) -> Form | None:
             continue
         kinds = ("layer", "rms", "rms+1", "layer+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
-            for eps in (*named, *(() if kind.startswith("rms") else _EPS)):  # that of an RMS norm must be set anew
-                if _computes(probe, x, got, Form(kind, axis, eps, tail)):
-                    return Form(kind, axis, eps, tail)
+            # The eps of an RMS norm must be set anew.
+            for eps in (*named, *(() if kind.startswith("rms") else _EPS)):
+                for spread in _SPREADS if kind == "layer" else ("var",):
+                    form = Form(kind, axis, eps, tail, names, spread)
+                    if _computes(probe, x, got, form):
+                        return form
     return None
 
 
 def _width(module: nn.Module) -> int:
     """How many channels there are, 0 where nothing says so."""
-    weight = module._parameters.get("weight")
+    names = _names(module)
+    weight = module._parameters.get(names[0]) if names is not None else None
     if weight is not None:
         return weight.numel()
     shape = vars(module).get("normalized_shape")
@@ -100,7 +135,7 @@ def _width(module: nn.Module) -> int:
 
 def _like(module: nn.Module) -> torch.Tensor:
     """A tensor of the type that the module computes in."""
-    weight = module._parameters.get("weight")
+    weight = next((p for p in module._parameters.values() if p is not None), None)
     return torch.empty(0) if weight is None else weight
 
 
@@ -132,14 +167,19 @@ def run_tail(module: nn.Module, tail: tuple[str, ...], x: torch.Tensor) -> torch
     return x
 
 
-def _with_contents(module: nn.Module, numbers: torch.Generator) -> Any:
-    """The module, or where its parameters are on the meta device a copy with some numbers: any tell the formula."""
-    if not any(p.is_meta for p in module.parameters()):
+def _with_contents(module: nn.Module, numbers: torch.Generator, names: tuple[str, str]) -> Any:
+    """The module, or a copy with some numbers in it: where there are none (meta), and where names alone do not tell
+    that one scales and the other shifts (new ones are 1 and 0)."""
+    if names == PLAIN and not any(p.is_meta for p in module.parameters()):
         return module
     other = copy.copy(module)
-    own = {n: p for n, p in module._parameters.items() if p is not None}
-    made = {n: nn.Parameter(torch.randn(p.shape, generator=numbers).to(p.dtype)) for n, p in own.items()}
-    other.__dict__ = {**module.__dict__, "_parameters": {**module._parameters, **made}}
+    made = {n: torch.randn(t.shape, generator=numbers).to(_like(module)) for n, t in _own(module).items()}
+    parameters = {n: nn.Parameter(made[n]) for n in module._parameters if n in made}
+    other.__dict__ = {
+        **module.__dict__,
+        "_parameters": {**module._parameters, **parameters},
+        "_buffers": {n: made[n] for n in module._buffers if n in made},
+    }
     return other
 
 
@@ -187,12 +227,14 @@ def formula(module: nn.Module, x: torch.Tensor, form: Form) -> torch.Tensor:
         y = F.group_norm(wide, _groups(module), eps=eps)
     elif form.kind.startswith("layer"):
         var, mean = torch.var_mean(wide, form.axis, correction=0, keepdim=True)
-        y = (wide - mean) * torch.rsqrt(var + eps)
+        count = wide.shape[form.axis]
+        y = (wide - mean) / divisor(var * count, count, eps, form.spread)
     else:
         y = wide * torch.rsqrt(wide.square().mean(form.axis, keepdim=True) + eps)
     shape = [-1 if a == form.axis % x.ndim else 1 for a in range(x.ndim)]
     y = y.to(x.dtype)
-    return run_tail(module, form.tail, scale(module, y, shape) + (y if form.kind.endswith("+1") else 0))
+    scaled = scale(module, y, shape, form.names) + (y if form.kind.endswith("+1") else 0)
+    return run_tail(module, form.tail, scaled)
 
 
 def eps_of(module: nn.Module | None, form: Form) -> float:

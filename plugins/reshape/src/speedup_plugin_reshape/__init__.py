@@ -30,6 +30,7 @@ from speedup import (
     variants,
 )
 from speedup_plugin_reshape.lookup import IndexSelect, Lookup, is_data
+from speedup_plugin_reshape.pattern import Pattern
 from speedup_plugin_reshape.scatter import Scatter, ScatterRows
 
 
@@ -341,4 +342,5 @@ def speedup_rules() -> Iterable[Rule]:
             operands=("input", "index", "src"),
         ),
         Narrow(name="narrow", functions=variants("narrow")),
+        Pattern(),
     ]
