@@ -29,7 +29,8 @@ from speedup import (
     kept_shape,
     variants,
 )
-from speedup_plugin_reshape.lookup import IndexSelect, Lookup, is_data
+from speedup_plugin_reshape.lookup import Gather, IndexSelect, Lookup, TakeAlong, is_data
+from speedup_plugin_reshape.repeat import Repeat, RepeatInterleave
 from speedup_plugin_reshape.scatter import Scatter, ScatterRows
 
 
@@ -294,8 +295,8 @@ class Fold(Rule):
 
 _AS_THEY_ARE = (
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
-    "repeat tile repeat_interleave unbind hsplit vsplit dsplit tensor_split roll flip fliplr flipud rot90 "
-    "diagonal pixel_shuffle pixel_unshuffle take_along_dim gather unfold"
+    "unbind hsplit vsplit dsplit tensor_split roll flip fliplr flipud rot90 diagonal "
+    "pixel_shuffle pixel_unshuffle unfold"
 ).split()
 
 
@@ -318,6 +319,8 @@ def speedup_rules() -> Iterable[Rule]:
             operands=("input",),
         ),
         Fold(name="fold", modules=(nn.Fold,), functions=(F.fold,)),
+        Repeat(name="repeat", functions=variants("repeat", "tile")),
+        RepeatInterleave(name="repeat_interleave", functions=variants("repeat_interleave")),
         View(name="view", functions=variants("view", "reshape", "expand", "broadcast_to")),
         Unflatten(name="unflatten", modules=(nn.Unflatten,), functions=variants("unflatten")),
         Split(name="split", functions=(torch.split, torch.split_with_sizes, torch.Tensor.split_with_sizes)),
@@ -332,6 +335,8 @@ def speedup_rules() -> Iterable[Rule]:
         Select(name="select", functions=variants("select")),
         Index(name="index", functions=variants("getitem")),
         IndexSelect(name="index_select", functions=variants("index_select")),
+        Gather(name="gather", functions=variants("gather")),
+        TakeAlong(name="take_along_dim", functions=variants("take_along_dim")),
         SetItem(name="assign", functions=variants("setitem")),
         ScatterRows(name="scatter rows", functions=variants("index_add", "index_copy", "index_reduce")),
         Scatter(

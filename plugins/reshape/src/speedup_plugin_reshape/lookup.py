@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from speedup import Movement, Node, Ref, Rule, SignatureError
+from speedup import Affine, Constant, Fact, Movement, Node, NodeFacts, Ref, Rule, SignatureError
 
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -81,6 +81,65 @@ class IndexSelect(Movement):
 
     def claim(self, node: Node) -> None:
         self.lookup.claim(node) if is_data(node) else super().claim(node)
+
+
+class EntryByEntry(Rule):
+    """gather, take_along_dim: an index of its own for every entry, along one axis. It comes with its entry."""
+
+    call = "input, dim, index, **more"
+    operands = ("input", "index")
+    indices = ("index",)
+    broadcasts = False
+
+    def signature(self, node: Node) -> str:
+        source, index = node.operands
+        dim = node.arg("dim")
+        if source is None or index is None or not isinstance(dim, int) or source.ndim != index.ndim or not source.ndim:
+            raise SignatureError("no axis of a tensor")
+        dim = dim % source.ndim
+        others = [(a, b) for k, (a, b) in enumerate(zip(source.shape, index.shape, strict=True)) if k != dim]
+        if any(a != b and not (self.broadcasts and 1 in (a, b)) for a, b in others):
+            raise SignatureError("an index with fewer entries than the tensor along another axis")
+        axes = [f"a{n}" for n in range(source.ndim)]
+        before, after = axes[:dim], axes[dim + 1 :]
+        out = " ".join([*before, "n", *after])
+        return f"{' '.join([*before, '~v', *after])}, {out} -> {out}"
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """What is a multiple of one unknown at every position still is where all channels have one index."""
+        found = super().infer_from_input(node, facts)
+        fact, index = found.get("output"), node.operands[1]
+        assert index is not None
+        if isinstance(fact, Affine) and index.shape[fact.axis] > 1:
+            return {"output": Constant(fact.constant, fact.offset)} if fact.constant.any() else {}
+        return found
+
+
+class Gather(Movement):
+    """Entries along one axis by an index for each, which the model holds or which is data."""
+
+    call = "input, dim, index, **more"
+    operands = ("input",)
+    of_data: type[EntryByEntry] = EntryByEntry
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.lookup = self.of_data(name=f"{self.name} of data")
+
+    def claim(self, node: Node) -> None:
+        self.lookup.claim(node) if is_data(node) else super().claim(node)
+
+
+class EntryAlong(EntryByEntry):
+    """take_along_dim: the tensors broadcast to each other along the other axes."""
+
+    call = "input, index, dim=None"
+    broadcasts = True
+
+
+class TakeAlong(Gather):
+    call = "input, indices, dim=None"
+    of_data = EntryAlong
 
 
 def is_data(node: Node) -> bool:
