@@ -21,6 +21,7 @@ from speedup import (
     Movement,
     Node,
     NodeKeep,
+    Ref,
     Rule,
     TiedMovement,
     Value,
@@ -31,7 +32,7 @@ from speedup import (
 )
 from speedup_plugin_reshape.lookup import Gather, IndexSelect, Lookup, TakeAlong, is_data
 from speedup_plugin_reshape.repeat import Repeat, RepeatInterleave
-from speedup_plugin_reshape.scatter import Scatter, ScatterRows
+from speedup_plugin_reshape.scatter import Assign, Scatter, ScatterRows
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -220,21 +221,31 @@ class SetItem(TiedMovement, Index):
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
         self.where = Where(name=f"{self.name} where", axes="*, ... -> *")
+        self.at_data = Assign(name=f"{self.name} at data")
 
     def claim(self, node: Node) -> None:
         if _is_masked(node):
             self.where.claim(node)
+        elif _is_at_data(node):
+            self.at_data.claim(node)
         else:
             Movement.claim(self, node)
 
 
 def _is_masked(node: Node) -> bool:
     """Whether one number is assigned where a computed mask of the same shape says so."""
-    if len(node.args) != 3 or not hasattr(node.args[1], "number") or len(node.tensors) < 2:
+    if len(node.args) != 3 or not isinstance(node.args[1], Ref) or len(node.tensors) < 2:
         return False
     x, mask, *more = node.tensors
     one = more[0].ndim == 0 if more else isinstance(node.args[2], int | float)
     return one and mask.dtype == torch.bool and mask.shape == x.shape and mask.tensor is None
+
+
+def _is_at_data(node: Node) -> bool:
+    """Whether a tensor is assigned to at an index of which the model holds not all parts."""
+    items = node.args[1] if len(node.args) == 3 else ()
+    parts = items if isinstance(items, tuple) else (items,)
+    return not all(node.tensors[i.number].is_known for i in parts if isinstance(i, Ref))
 
 
 class Where(Rule):
