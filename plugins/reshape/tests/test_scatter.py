@@ -66,9 +66,7 @@ PASSES: dict[str, Callable[..., Tensor]] = {
     "x[ids] = a row": lambda m, x, to: assigned(x, to, x.mean(0)),
     "x[ids] = 0": lambda m, x, to: assigned(x, to, 0.0),
     "x[:, ids] = y": lambda m, x, to: assigned(x[None], (slice(None), to), x[None].tanh())[0],
-    "x[rows, columns] = y": lambda m, x, to: assigned(
-        x.new_zeros(2, len(x), x.shape[1]), (to % 2, torch.arange(len(x))), x
-    ).sum(0),
+    "x[rows, columns] = y": lambda m, x, to: assigned(x.new_zeros(2, len(x), x.shape[1]), (to % 2, to), x[to]).sum(0),
     "x[mask] = y": lambda m, x, to: assigned(x, to > 1, x[to > 1].tanh()),
     "x[mask of two axes] = y": lambda m, x, to: assigned(torch.stack([x, x]), torch.stack([to, to]) > 1, x.mean(0))[0],
 }

@@ -17,8 +17,8 @@ from speedup_plugin_reshape.lookup import indexed
 class Scatter(Rule):
     """Into the entries of ``input`` along ``dim`` go those of ``source``: they are added, take their place, ..."""
 
-    call = "input, dim, index, source, *args, **kwargs"
-    operands = ("input", "index", "source")
+    call: str | None = "input, dim, index, source, *args, **kwargs"
+    operands: tuple[str, ...] = ("input", "index", "source")
 
     def signature(self, node: Node) -> str:
         value, index, source = node.operands
