@@ -36,6 +36,7 @@ class LayerNorm(Counting):
     """out[c] = (x[c] - mean) / sqrt(var + eps) * weight[c] + bias[c], over all channels c of the last axis."""
 
     name = "layer_norm"
+    knows_width = True
     makes = (LayerNormForward,)
     call = "input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True"
 
@@ -88,6 +89,7 @@ class LayerNorm(Counting):
             removed_spread=float(spread[0]),
             stat_tail=self.tail(node),
             stat_offset=self.added(node),
+            stat_total=self.total(node),
         )
 
 
@@ -99,6 +101,7 @@ class RMSNorm(Counting):
     """
 
     name = "rms_norm"
+    knows_width = True
     makes = (RMSNormForward,)
     operands = ("input", "weight")
     call = "input, normalized_shape, weight=None, eps=None"
@@ -142,6 +145,7 @@ class RMSNorm(Counting):
                 removed_mean=0.0,
                 removed_spread=squares,
                 stat_tail=self.tail(node),
+                stat_total=self.total(node),
             )
         if total > n:
             setattr(module, self.eps_name(node), (squares + total * self.eps(node)) / n)
@@ -369,6 +373,8 @@ class InstanceNorm(Rule):
 def _numbers(node: Node) -> tuple[Floats, Floats, Floats]:
     """What a compensated module lost in earlier rounds."""
     count, mean, spread = (np.full((1,) * len(node.layout.names), float(node.arg(n))) for n in REMOVED)
+    if node.arg("stat_total") is not None:
+        count = np.full_like(count, node.arg("stat_total") - node.layout.sizes["c"])
     return count, mean, spread
 
 
