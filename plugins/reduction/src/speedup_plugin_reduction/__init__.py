@@ -1,7 +1,7 @@
 """speedup rules for reductions over any axes, and for ops that run along an axis.
 
 Where removing zeros changes nothing (sum, norm), or no more than a factor (mean), the reduced axes are contracted;
-elsewhere (max, variance) they stay whole.
+elsewhere (median, variance) they stay whole. Of constants a maximum keeps the largest (``extremes``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from speedup import Floats, Node, Rule, hookimpl, variants
+from speedup_plugin_reduction.extremes import ExtremeOver
 
 
 class OverAxes(Rule):
@@ -65,6 +66,19 @@ class Choice(Reduction):
 
     def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
         return _unchanged(node, arrays[0]) or super().evaluate(node, arrays)
+
+
+class Extreme(ExtremeOver, Choice):
+    """max, amax: of the constants among the entries the largest one stays, for all of them."""
+
+    def neutral(self, node: Node) -> bool:
+        return True
+
+
+class Least(Extreme):
+    """min, amin."""
+
+    largest = False
 
 
 class Mean(Choice):
@@ -220,8 +234,10 @@ def speedup_rules() -> Iterable[Rule]:
         Mean(name="mean", functions=variants("mean")),
         Choice(
             name="choice",
-            functions=variants("nanmean", "amax", "amin", "max", "min", "median", "nanmedian", "mode", missing_ok=True),
+            functions=variants("nanmean", "median", "nanmedian", "mode", missing_ok=True),
         ),
+        Extreme(name="max", functions=variants("amax", "max")),
+        Least(name="min", functions=variants("amin", "min")),
         Ranked(name="ranked", functions=variants("topk", "kthvalue")),
         Quantile(name="quantile", functions=variants("quantile", "nanquantile")),
         Extremes(name="aminmax", functions=variants("aminmax")),
