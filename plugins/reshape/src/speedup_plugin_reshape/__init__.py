@@ -23,6 +23,7 @@ from speedup import (
     NodeKeep,
     Ref,
     Rule,
+    SignatureError,
     TiedMovement,
     Value,
     along,
@@ -31,6 +32,7 @@ from speedup import (
     variants,
 )
 from speedup_plugin_reshape.lookup import Gather, IndexSelect, Lookup, TakeAlong, is_data
+from speedup_plugin_reshape.parts import is_put_back
 from speedup_plugin_reshape.repeat import Repeat, RepeatInterleave
 from speedup_plugin_reshape.scatter import Assign, Scatter, ScatterRows
 
@@ -222,10 +224,13 @@ class SetItem(TiedMovement, Index):
         super().__init__(**fields)
         self.where = Where(name=f"{self.name} where", axes="*, ... -> *")
         self.at_data = Assign(name=f"{self.name} at data")
+        self.back = PutBack(name=f"{self.name} back")
 
     def claim(self, node: Node) -> None:
         if _is_masked(node):
             self.where.claim(node)
+        elif is_put_back(node):
+            self.back.claim(node)
         elif _is_at_data(node):
             self.at_data.claim(node)
         else:
@@ -246,6 +251,25 @@ def _is_at_data(node: Node) -> bool:
     items = node.args[1] if len(node.args) == 3 else ()
     parts = items if isinstance(items, tuple) else (items,)
     return not all(node.tensors[i.number].is_known for i in parts if isinstance(i, Ref))
+
+
+class PutBack(Index):
+    """What Python does last for ``x[index] += y``: it assigns a part of x, a view that was changed in place, to itself.
+
+    Both tensors count as changed, and come out as they are.
+    """
+
+    call = "input, index, value"
+    operands = ("input", "value")
+
+    def claim(self, node: Node) -> None:
+        Movement.claim(self, node)
+
+    def perform(self, node: Node, tensors: Sequence[torch.Tensor], **changed: Any) -> Any:
+        whole, part = tensors
+        if whole[changed.get("index", node.args[1])].shape != part.shape:
+            raise SignatureError("the part has another size")
+        return whole, part
 
 
 class Where(Rule):
