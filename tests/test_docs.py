@@ -300,8 +300,9 @@ def _traced(call: str) -> speedup.Node:
 
 
 def _filled(text: str) -> torch.Tensor:
-    shape = ast.literal_eval(text.removeprefix("ids "))
-    return torch.ones(shape, dtype=torch.long) if text.startswith("ids ") else torch.rand(shape)
+    kind, shape = re.fullmatch(r"(ids |bools )?(.*)", text).groups()  # type: ignore[union-attr]
+    dtype = {"ids ": torch.long, "bools ": torch.bool}.get(kind)
+    return torch.rand(ast.literal_eval(shape)) if dtype is None else torch.ones(ast.literal_eval(shape), dtype=dtype)
 
 
 class _Wrapped(torch.nn.Module):
