@@ -265,6 +265,7 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
         *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
         *("tensordot", "outer", "multi_dot"),  # taken apart into calls of others
         *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d
+        *("real", "view_as_real"),  # of complex numbers, which no row makes
         "spectral_norm",  # stands inside of the layer whose weight it makes
     }
 

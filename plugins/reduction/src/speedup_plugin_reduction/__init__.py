@@ -6,13 +6,14 @@ elsewhere (median, variance) they stay whole. Of constants a maximum keeps the l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 
 from speedup import Floats, Node, Rule, hookimpl, variants
 from speedup_plugin_reduction.extremes import ExtremeOver
+from speedup_plugin_reduction.fourier import Complex, Fourier, FourierOfImages, FourierOfMany, Part, Real, Shifted
 
 
 class OverAxes(Rule):
@@ -226,6 +227,10 @@ def _axes(dim: int | Sequence[int] | None, axis: int | Sequence[int] | None, ndi
     return {d % ndim for d in ((chosen,) if isinstance(chosen, int) else chosen)} if ndim else set()
 
 
+def _fft(names: str) -> tuple[Callable[..., torch.Tensor], ...]:
+    return tuple(getattr(torch.fft, name) for name in names.split())
+
+
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
     return [
@@ -247,4 +252,11 @@ def speedup_rules() -> Iterable[Rule]:
         AnyNorm(name="norm", functions=(torch.linalg.norm,)),
         Along(name="along", functions=variants("cumsum", "cumprod", "logcumsumexp", "argsort")),
         Order(name="order", functions=variants("cummax", "cummin", "sort")),
+        Fourier(name="fft", functions=_fft("fft ifft rfft irfft hfft ihfft")),
+        FourierOfImages(name="fft2", functions=_fft("fft2 ifft2 rfft2 irfft2 hfft2 ihfft2")),
+        FourierOfMany(name="fftn", functions=_fft("fftn ifftn rfftn irfftn hfftn ihfftn")),
+        Shifted(name="fftshift", functions=_fft("fftshift ifftshift")),
+        Complex(name="view_as_complex", functions=(torch.view_as_complex,)),
+        Part(name="real", functions=variants("real", "imag")),
+        Real(name="view_as_real", functions=(torch.view_as_real,)),
     ]
