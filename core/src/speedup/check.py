@@ -214,10 +214,10 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
             found.append(mismatch(old, new, True, partial(_lock_scope, old, graph, keeps, why)))
             continue
-        if old.rule is None or new.rule is None or old.module is not None:
+        if old.rule is None or old.module is not None:
             continue
         values, orders = [v for v in old.values if v is not None], keeps.orders_of(old)
-        if all(map(keeps.whole, values)) and not any(orders):
+        if (all(map(keeps.whole, values)) and not any(orders)) or new.claimed().rule is None:
             continue
         sets = [keeps.sets[v] for v in values]
         found_orders = ask(
@@ -269,7 +269,17 @@ def _returned_mismatch(graph: Graph, keeps: KeepSets, again: Graph, effects: Seq
 
 def _changed_numbers(old: Node, new: Node) -> list[tuple[float, float]]:
     """Numbers of a call that differ by more than rounding."""
+    if _alike(old.args, new.args) and _alike(old.kwargs, new.kwargs):
+        return []
+    new.claimed()
     return [(a, b) for a, b in zip(_numbers(old), _numbers(new), strict=False) if not same_number(a, b)]
+
+
+def _alike(old: Any, new: Any) -> bool:
+    try:
+        return bool(old == new)
+    except (RuntimeError, ValueError):  # arrays among them
+        return False
 
 
 def _numbers(node: Node) -> list[int | float]:

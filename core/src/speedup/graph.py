@@ -107,6 +107,7 @@ class Node:
         writes: whether the call changed a tensor in place.
         rows: the axis of the first output along which entries are the weights of means, see ``Rule.sums_to_one``.
         factor: what an edit multiplies the output with, in a run that is compared with another.
+        claimant: the rule that would claim it, in such a run, where few calls need to be claimed: see ``claimed``.
     """
 
     index: int
@@ -131,6 +132,14 @@ class Node:
     writes: bool = False
     rows: int | None = None
     factor: float = 1.0
+    claimant: Rule | None = None
+
+    def claimed(self) -> Node:
+        """Itself, claimed by now if a rule claims it."""
+        if self.claimant is not None:
+            rule, self.claimant = self.claimant, None
+            rule.claim(self)
+        return self
 
     @property
     def label(self) -> str:

@@ -44,20 +44,25 @@ def call_key(node: Node) -> Hashable | None:
         return None
     shapes = tuple([(v.shape, v.dtype) for v in (*node.tensors, *node.outputs)])
     try:
-        key = (node.op, _frozen(node.args), _frozen(node.kwargs), shapes, len(node.outputs), node.writes)
+        key = (node.op, frozen(node.args), frozen(node.kwargs), shapes, len(node.outputs), node.writes)
         hash(key)
     except TypeError:
         return None
     return key
 
 
-def _frozen(item: Any) -> Hashable:
+def frozen(item: Any) -> Hashable:
+    """An argument as a key, the same for arguments that a call cannot tell apart.
+
+    Raises:
+        TypeError: it may hide something.
+    """
     if isinstance(item, tuple | list):
-        return type(item), tuple([_frozen(i) for i in item])
+        return type(item), tuple([frozen(i) for i in item])
     if isinstance(item, dict):
-        return dict, tuple([(k, _frozen(v)) for k, v in item.items()])
+        return dict, tuple([(k, frozen(v)) for k, v in item.items()])
     if isinstance(item, slice):
-        return slice, _frozen((item.start, item.stop, item.step))
+        return slice, frozen((item.start, item.stop, item.step))
     if type(item) is Ref:
         return Ref, item.number
     if type(item) in _PLAIN:

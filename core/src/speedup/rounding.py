@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     wide = torch.complex128 if a.is_complex() else torch.float64
     a, b = a.detach().to("cpu", wide), b.detach().to("cpu", wide)
+    error = float((a - b).abs().max())
+    if math.isfinite(error):  # as nearly always: all entries are finite
+        return error, float(a.abs().max())
     same = (a == b) | (torch.isnan(a) & torch.isnan(b))
     gap = torch.where(same, torch.zeros((), dtype=wide), a - b).abs()
     finite = torch.where(torch.isfinite(a), a, torch.zeros((), dtype=wide)).abs()
@@ -138,4 +142,8 @@ def _as_tensor(leaf: Any) -> torch.Tensor | None:
 
 def largest_entry(tensor: torch.Tensor) -> float:
     """The largest finite absolute entry of a floating-point tensor, else 0."""
-    return distance(tensor, tensor)[1] if tensor.is_floating_point() else 0.0
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return 0.0
+    low, high = map(float, tensor.detach().aminmax()) if tensor.dtype in _TOLERANCE else (math.nan, math.nan)
+    largest = max(-low, high)
+    return largest if math.isfinite(largest) else distance(tensor, tensor)[1]

@@ -31,7 +31,7 @@ from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
-from speedup.repair.vary import Inputs, comparable, varied
+from speedup.repair.vary import Case, Inputs, at_other_sizes
 from speedup.trace import trace
 from speedup.ways import Way
 
@@ -85,16 +85,19 @@ def _following(
         look: runs the model on other inputs and infers what is known there; raises where they do not fit.
     """
     found: dict[Value, Bools] = {}
-    for alternatives in varied(inputs):
-        for name, case in alternatives.items():
-            try:
-                other, known = look(case)
-            except Exception:  # whatever a model says to a size that it does not take
-                continue
-            if comparable(name, other.reference, graph.reference):
-                for value, entries in _differing(graph, facts, other, known, doubtful):
-                    found[value] = found[value] | entries if value in found else entries
-                break
+
+    def takes(case: Case) -> bool:
+        try:
+            other, known = look(case.inputs)
+        except Exception:  # whatever a model says to a size that it does not take
+            return False
+        if not case.comparable(other.reference, graph.reference):
+            return False
+        for value, entries in _differing(graph, facts, other, known, doubtful):
+            found[value] = found[value] | entries if value in found else entries
+        return True
+
+    at_other_sizes(inputs, takes)
     return found
 
 

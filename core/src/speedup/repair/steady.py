@@ -25,11 +25,12 @@ from speedup.keep import KeepSets
 from speedup.registry import Registry
 from speedup.repair.arguments import numbers
 from speedup.repair.stale import same_number
-from speedup.repair.vary import Inputs, comparable, varied
+from speedup.repair.vary import Case, Inputs, at_other_sizes
 from speedup.report.counts import sizes_of
 from speedup.trace.meta import all_on_meta, on_meta, to_meta
 from speedup.trace.run import trace
 from speedup.trace.sandbox import undisturbed
+from speedup.trace.shapes import Shapes
 from speedup.verification import Returned, compare, effects_on, run
 
 log = logging.getLogger("speedup")
@@ -67,22 +68,27 @@ def _makes_the_same_calls(
     model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry, parts: Parts, small: Graph
 ) -> bool:
     """Whether the calls at other sizes prove it; False where they do not, or cannot be had."""
-    found: dict[str, tuple[Inputs, Graph]] = {}
+    found: list[tuple[Case, Graph]] = []
+    shapes = Shapes()
+
+    def takes(case: Case) -> bool:
+        elsewhere = _calls(model, case.inputs, graph, rules, shapes)
+        if elsewhere is None or not case.comparable(elsewhere.reference, graph.reference):
+            return False
+        found.append((case, elsewhere))
+        return True
+
     transaction = Transaction(model, parts)
     try:
         with all_on_meta(model, always=True):
-            for alternatives in varied(to_meta(inputs)):
-                for name, case in alternatives.items():
-                    elsewhere = _calls(model, case, graph, rules)
-                    if elsewhere is not None and comparable(name, elsewhere.reference, graph.reference):
-                        found[name] = case, elsewhere
-                        break
+            at_other_sizes(to_meta(inputs), takes)
         transaction.apply()
         with all_on_meta(model, always=True):
-            for name, (case, elsewhere) in found.items():
-                other = trace(model, *case, rules, substitutes=transaction.substitutes, compared=graph)
+            for case, elsewhere in found:
+                stands = transaction.substitutes
+                other = trace(model, *case.inputs, rules, substitutes=stands, compared=graph, shapes=shapes)
                 if not _corresponds(graph, elsewhere, small, other):
-                    log.debug("without contents, %s: other calls", name)
+                    log.debug("without contents, %s: other calls", case.name)
                     return False
     except Exception as error:
         log.debug("without contents: %r", error)
@@ -92,14 +98,14 @@ def _makes_the_same_calls(
     return True
 
 
-def _calls(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Graph | None:
+def _calls(model: nn.Module, case: Inputs, graph: Graph, rules: Registry, shapes: Shapes) -> Graph | None:
     """What a model calls for other inputs; None where it does not take them.
 
     Raises:
         Exception: it does not run without contents.
     """
     try:
-        return trace(model, *case, rules, compared=graph)
+        return trace(model, *case, rules, compared=graph, shapes=shapes)
     except Exception as error:
         if isinstance(error, NotImplementedError) or "meta" in str(error):
             raise
@@ -162,14 +168,17 @@ def _answers_the_same(model: nn.Module, inputs: Inputs, graph: Graph, rules: Reg
     cases: dict[str, Inputs] = {}
     wanted: dict[str, Returned | Exception] = {}
     given: dict[str, list[float]] = {}
-    for alternatives in varied(inputs):
-        for name, case in alternatives.items():
-            outputs = _masked(model, case, graph, rules)
-            if outputs is not None and comparable(name, outputs.tensors, graph.reference):
-                cases[name], wanted[name] = case, outputs
-                if on_meta(model):
-                    given[name] = _factors(model, case, graph, rules)
-                break
+
+    def takes(case: Case) -> bool:
+        outputs = _masked(model, case.inputs, graph, rules)
+        if outputs is None or not case.comparable(outputs.tensors, graph.reference):
+            return False
+        cases[case.name], wanted[case.name] = case.inputs, outputs
+        if on_meta(model):
+            given[case.name] = _factors(model, case.inputs, graph, rules)
+        return True
+
+    at_other_sizes(inputs, takes)
     if not cases:
         return True
     # Only what the plan itself needed an excuse for is excused here.

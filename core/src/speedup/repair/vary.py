@@ -1,8 +1,21 @@
-"""Does a repaired model hold at other sizes? Inputs like the dummy input with more samples, smaller, or larger."""
+"""Does a repaired model hold at other sizes? Inputs like the dummy input with more samples, smaller, or larger.
+
+A position that the code holds may be right for all that is smaller, or larger: both are tried, and more samples. As few
+runs as can be say so, on inputs as small as can be:
+
+1. more samples of a smaller size; where the model does not take that, each for itself;
+2. one side larger while the others are smaller: to a model that takes smaller images that is one more size. To another
+   it would be the same number of entries, which a literal ``view(-1, 512)`` takes for what it knows: there one side is
+   larger while the others stay, or all of them are.
+
+Images vary for themselves, and all that is no image (tokens, waves) for itself: what depends on the one size alone must
+not be believed since it stays when both vary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,89 +25,134 @@ from speedup.trace.outputs import tensors_in
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
-Axes = Callable[[torch.Tensor], tuple[int, ...]]
-
-_BATCH = "more samples"
 _IMAGE = 4  # axes of a batch of images, at least
 
 
-def varied(inputs: Inputs) -> list[dict[str, Inputs]]:
-    """Inputs of other sizes by name, made of entries of the given ones: of each group the first that works is enough.
+@dataclass(frozen=True)
+class Case:
+    """Inputs of other sizes, made of entries of the given ones.
 
-    A position that the code holds may be right for all that is smaller, or larger: both are tried. Of an image one side
-    is doubled first, which is cheaper.
+    Attributes:
+        name: in words, for messages.
+        samples: by how many times there are more of them.
+        resized: whether other sizes differ too.
+    """
+
+    name: str
+    inputs: Inputs
+    samples: int = 1
+    resized: bool = True
+
+    def comparable(self, outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> bool:
+        """Whether the model takes this input as it takes the dummy input, by what it returns for both.
+
+        A literal ``view(-1, 512)`` may take a larger image for more samples: what it gives then has no meaning.
+        """
+        if len(outputs) != len(reference):
+            return False
+        if not self.resized:
+            return True
+        return all(a.shape[:1] == self._scaled(b.shape[:1]) for a, b in zip(outputs, reference, strict=True))
+
+    def _scaled(self, first: torch.Size) -> tuple[int, ...]:
+        return tuple(self.samples * size for size in first)
+
+
+Takes = Callable[[Case], bool]
+
+
+def at_other_sizes(inputs: Inputs, takes: Takes) -> None:
+    """Vary the sizes of inputs.
+
+    Args:
+        takes: looks at one case, and says whether the model takes it: where not, others are tried in its place.
     """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
-    found = []
-    if tensors and len({t.shape[0] for t in tensors}) == 1:
-        found.append({_BATCH: _doubled(inputs, lambda _: (0,))})
-    images = [t for t in tensors if t.ndim >= _IMAGE]
-    if images:
-        sides = tuple(range(2, min(t.ndim for t in images)))
-        found.append({f"smaller {sides}": _halved(inputs, _of_images(images, sides))})
-        some = dict.fromkeys((sides[-1:], sides))
-        found.append({f"larger {axes}": _doubled(inputs, _of_images(images, axes)) for axes in some})
-    sequences = [t for t in tensors if t.ndim > 1 and t.ndim < _IMAGE and not any(_is_over(t, i) for i in images)]
-    for axis in range(1, min((t.ndim for t in sequences), default=0)):
-        found.append({f"shorter {axis}": _halved(inputs, _of_sequences(images, axis))})
-        found.append({f"longer {axis}": _doubled(inputs, _of_sequences(images, axis))})
-    return found
+    more = bool(tensors) and len({t.shape[0] for t in tensors}) == 1
+    for kind in _kinds(tensors):
+        more = _vary(inputs, kind, takes, more)
+    if more:
+        takes(_case(inputs, None, samples=2))
 
 
-def comparable(name: str, outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> bool:
-    """Whether the masked model takes this input as it takes the dummy input.
+@dataclass(frozen=True)
+class _Kind:
+    """Tensors whose sizes vary together.
 
-    A literal ``view(-1, 512)`` may take a larger image for more samples: what it gives then has no meaning.
+    Attributes:
+        axes: those axes of a tensor that are among the given ones.
+        sides: the axes of a tensor of this kind that may vary.
+        one_by_one: whether these may be of several sorts: channels among them, say.
     """
-    if len(outputs) != len(reference):
-        return False
-    if name == _BATCH:
-        return True
-    return all(a.shape[:1] == b.shape[:1] for a, b in zip(outputs, reference, strict=True))
+
+    name: str
+    axes: Callable[[torch.Tensor, tuple[int, ...]], tuple[int, ...]]
+    sides: tuple[int, ...]
+    one_by_one: bool
 
 
-def _is_over(tensor: torch.Tensor, image: torch.Tensor) -> bool:
-    """Whether a tensor has an entry for every pixel of an image, and no channels: a mask."""
-    return tensor.shape == image.shape[:1] + image.shape[2:]
+def _kinds(tensors: Sequence[torch.Tensor]) -> list[_Kind]:
+    images = [t for t in tensors if t.ndim >= _IMAGE]
 
+    def is_mask(tensor: torch.Tensor) -> bool:
+        """Whether a tensor has an entry for every pixel of an image, and no channels."""
+        return any(tensor.shape == i.shape[:1] + i.shape[2:] for i in images)
 
-def _of_images(images: Sequence[torch.Tensor], sides: tuple[int, ...]) -> Axes:
-    """These axes of images, and those of masks over them; nothing of other tensors."""
-
-    def axes(tensor: torch.Tensor) -> tuple[int, ...]:
+    def of_images(tensor: torch.Tensor, sides: tuple[int, ...]) -> tuple[int, ...]:
         if tensor.ndim >= _IMAGE:
             return sides
-        return tuple([side - 1 for side in sides]) if any(_is_over(tensor, i) for i in images) else ()
+        return tuple([side - 1 for side in sides]) if is_mask(tensor) else ()
 
-    return axes
+    def of_others(tensor: torch.Tensor, sides: tuple[int, ...]) -> tuple[int, ...]:
+        return sides if tensor.ndim < _IMAGE and not is_mask(tensor) else ()
 
-
-def _of_sequences(images: Sequence[torch.Tensor], axis: int) -> Axes:
-    """An axis of all that is no image and no mask over one."""
-
-    def axes(tensor: torch.Tensor) -> tuple[int, ...]:
-        return (axis,) if tensor.ndim < _IMAGE and not any(_is_over(tensor, i) for i in images) else ()
-
-    return axes
+    others = [t for t in tensors if 1 < t.ndim < _IMAGE and not is_mask(t)]
+    kinds = [_Kind("images", of_images, tuple(range(2, min(t.ndim for t in images))), False)] if images else []
+    if others:
+        kinds.append(_Kind("others", of_others, tuple(range(1, min(t.ndim for t in others))), True))
+    return kinds
 
 
-def _halved(inputs: Inputs, axes: Axes) -> Inputs:
-    def halve(tensor: torch.Tensor) -> torch.Tensor:
-        for axis in axes(tensor):
+def _vary(inputs: Inputs, kind: _Kind, takes: Takes, more: bool) -> bool:
+    """Vary one kind, with more samples as long as nobody has tried these; whether they are still to be tried."""
+    sides = kind.sides
+    if more and takes(_case(inputs, kind, smaller=sides, samples=2)):
+        smaller, more = True, False
+    else:
+        smaller = takes(_case(inputs, kind, smaller=sides))
+    alone = tuple(sides[-1:])
+    if not kind.one_by_one:
+        others = sides[:-1]
+        stretched = smaller and others and takes(_case(inputs, kind, smaller=others, larger=alone))
+        if not stretched and not takes(_case(inputs, kind, larger=alone)) and others:
+            takes(_case(inputs, kind, larger=sides))
+        return more
+    for side in sides:
+        rest = tuple(s for s in sides if s != side)
+        if not (smaller and rest and takes(_case(inputs, kind, smaller=rest, larger=(side,)))):
+            takes(_case(inputs, kind, larger=(side,)))
+        if not smaller and rest:
+            takes(_case(inputs, kind, smaller=(side,)))
+    return more
+
+
+def _case(
+    inputs: Inputs,
+    kind: _Kind | None,
+    smaller: tuple[int, ...] = (),
+    larger: tuple[int, ...] = (),
+    samples: int = 1,
+) -> Case:
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        halved, doubled = (kind.axes(tensor, axes) if kind is not None else () for axes in (smaller, larger))
+        for axis in halved:
             if axis < tensor.ndim and tensor.shape[axis] > 1:
                 tensor = tensor.narrow(axis, 0, tensor.shape[axis] // 2)
-        return tensor
-
-    smaller: Inputs = pytree.tree_map_only(torch.Tensor, halve, inputs)
-    return smaller
-
-
-def _doubled(inputs: Inputs, axes: Axes) -> Inputs:
-    def double(tensor: torch.Tensor) -> torch.Tensor:
-        for axis in axes(tensor):
+        for axis in ((0,) if samples > 1 else ()) + doubled:
             if axis < tensor.ndim:
                 tensor = torch.cat([tensor, tensor.flip(axis)], axis)
         return tensor
 
-    larger: Inputs = pytree.tree_map_only(torch.Tensor, double, inputs)
-    return larger
+    words = ["more samples"] if samples > 1 else []
+    words += [f"{kind.name} {how} {axes}" for how, axes in (("smaller", smaller), ("larger", larger)) if axes and kind]
+    return Case(", ".join(words), pytree.tree_map_only(torch.Tensor, resized, inputs), samples, kind is not None)

@@ -35,6 +35,7 @@ from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
+from speedup.trace.shapes import Shapes
 from speedup.trace.source import caller, caller_and_sites, ends_at, see_through
 from speedup.trace.written import Written
 from speedup.trees import replaced
@@ -123,6 +124,7 @@ class Recorder(TorchFunctionMode):
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
         self.compared = False
+        self.shapes: Shapes | None = None
         self.expected: Sequence[Node] = ()
         self.claims: dict[int, Rule | None] = {}
         self.asked: list[bool] = []
@@ -279,8 +281,13 @@ class Recorder(TorchFunctionMode):
             self.written.save_data(tensors[0])
         try:
             quiet = self._writes_no_parameter(op, rule, module, tensors[: len(tensors) - len(attributes)])
-            with self.place:
-                result = self._quietly(call) if quiet else self._seen(call)
+            run = self._quietly if quiet else self._seen
+            if self.shapes is not None and (id(module) in self.substitutes or self._is_closed(op, rule, module)):
+                result = self.shapes.result(
+                    op, module, plain_args, plain_kwargs, tensors, lambda: self._there(run, call)
+                )
+            else:
+                result = self._there(run, call)
         except Exception as error:
             self.masking.unmask(masked)
             if not hasattr(error, "speedup_call"):
@@ -335,8 +342,7 @@ class Recorder(TorchFunctionMode):
         )
         if passed and isinstance(result, torch.Tensor):
             node.outputs = (self.value_of(result),)
-            if bound:
-                rule.claim(node)
+            self._claim(node, rule)
             self.passed.append(node)
             return result
         node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
@@ -353,8 +359,7 @@ class Recorder(TorchFunctionMode):
         if _transformed() and self.branch is None:
             why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
             self.branch = Branch(node, self._existing(), why)
-        if rule is not None and bound:
-            rule.claim(node)
+        self._claim(node, rule)
         self._append(node)
         if self.log is not None:
             self.log.append([] if _transformed() else [t.detach().clone() for t in outputs])
@@ -367,9 +372,18 @@ class Recorder(TorchFunctionMode):
     def _writes_no_parameter(self, op: Any, rule: Any, module: nn.Module | None, given: list[torch.Tensor]) -> bool:
         """Whether a call is one of torch's own that may write into nothing but what it is given, and is given no
         parameter: then the ops that it is made of need not be seen."""
+        return self._is_closed(op, rule, module) and not self.written.holds(given)
+
+    def _is_closed(self, op: Any, rule: Any, module: nn.Module | None) -> bool:
+        """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
         if rule is None or rule.writes_weights or not _is_torchs_own(op) or (module is not None and module._modules):
             return False
-        return not _transformed() and not self.written.holds(given)
+        return not _transformed()
+
+    def _there(self, run: Callable[[Callable[[], Any]], Any], call: Callable[[], Any]) -> Any:
+        """Run a call where the model is."""
+        with self.place:
+            return run(call)
 
     def _quietly(self, call: Callable[[], Any]) -> Any:
         """Run a call whose ops are not seen: to see one takes as long as the op itself."""
@@ -401,6 +415,12 @@ class Recorder(TorchFunctionMode):
         number = len(self.asked)
         self.asked.append(self.answers[number] if number < len(self.answers) else real)
         return self.asked[-1]
+
+    def _claim(self, node: Node, rule: Rule | None) -> None:
+        if rule is not None and not self.compared:
+            rule.claim(node)
+        elif node.module is None:
+            node.claimant = rule
 
     def _append(self, node: Node) -> None:
         self.nodes.append(node)

@@ -22,6 +22,7 @@ from speedup.trace.meta import made_there
 from speedup.trace.outputs import later, plain_leaves, tensors_in
 from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import undisturbed
+from speedup.trace.shapes import Shapes
 from speedup.trace.source import see_through
 
 
@@ -85,6 +86,7 @@ def trace(
     answers: Sequence[bool] | None = None,
     masking: Masking | None = None,
     compared: Graph | None = None,
+    shapes: Shapes | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -99,6 +101,7 @@ def trace(
         masking: the masks of the parameters; none where the model is masked already, or small.
         compared: another run of the model, large or small, which this one is only compared with: the same modules are
             calls, and of them places and what their rules say are not noted.
+        shapes: what calls of other runs gave, where the model is on meta.
         watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
@@ -113,7 +116,7 @@ def trace(
             expanded = expand(model, registry)
             see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
             recorder = Recorder(model, registry, substitutes, masking)
-            recorder.answers, recorder.place = answers, made_there(model)
+            recorder.answers, recorder.place, recorder.shapes = answers, made_there(model), shapes
             if compared is not None:
                 recorder.compared, recorder.claims = True, dict(compared.claims)
                 recorder.expected = compared.nodes
