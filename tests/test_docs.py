@@ -265,6 +265,7 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
         *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
         *("tensordot", "outer", "multi_dot"),  # taken apart into calls of others
         *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d
+        *("real", "view_as_real"),  # of complex numbers, which no row makes
         "spectral_norm",  # stands inside of the layer whose weight it makes
     }
 
@@ -300,8 +301,9 @@ def _traced(call: str) -> speedup.Node:
 
 
 def _filled(text: str) -> torch.Tensor:
-    shape = ast.literal_eval(text.removeprefix("ids "))
-    return torch.ones(shape, dtype=torch.long) if text.startswith("ids ") else torch.rand(shape)
+    kind, shape = re.fullmatch(r"(ids |bools )?(.*)", text).groups()  # type: ignore[union-attr]
+    dtype = {"ids ": torch.long, "bools ": torch.bool}.get(kind)
+    return torch.rand(ast.literal_eval(shape)) if dtype is None else torch.ones(ast.literal_eval(shape), dtype=dtype)
 
 
 class _Wrapped(torch.nn.Module):

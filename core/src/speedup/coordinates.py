@@ -105,6 +105,19 @@ class CoordinateRule(Rule):
         key = node.__dict__["_call_key"]
         return None if key is None else (key, more)
 
+    def perform(self, node: Node, tensors: Sequence[torch.Tensor], **changed: Any) -> Any:
+        """What the call ``node`` gives for other tensors (override where that is not what it returns).
+
+        Args:
+            node: the call.
+            tensors: in the place of ``node.tensors``. What the call writes into may be written into.
+            changed: other arguments, as ``resize`` names them.
+
+        Returns:
+            one tensor for each of ``node.outputs``; where there is one, None stands for the first of ``tensors``.
+        """
+        return node.run(tensors, **changed)
+
     # -- coordinates ----------------------------------------------------------------------------------------------
 
     def _run(
@@ -121,11 +134,11 @@ class CoordinateRule(Rule):
                 assert value.tensor is not None
                 real.append(value.contents())
         try:
-            out = call.run(real, **changed)
+            out = self.perform(call, real, **changed)
         except RuntimeError:
             # A view may ask for a memory layout, which has nothing to do with where entries go.
             real = [t.contiguous() if n in given else t for n, t in enumerate(real)]
-            out = call.run(real, **changed)
+            out = self.perform(call, real, **changed)
         if len(node.outputs) == 1 and not isinstance(out, torch.Tensor):
             out = [real[0]] if out is None else out
         return [out] if isinstance(out, torch.Tensor) else list(out or ())

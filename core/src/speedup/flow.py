@@ -230,6 +230,9 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
         if k in factors and len(factors) == 2:
             other = factors[1 - factors.index(k)]
             mask = layout.project_all(k, ~any_product(~named.unused, ~named.zero(other), layout.private(k)))
+        elif node.operand_names[k] in rule.indices:
+            # Where all that may be chosen is the same, it does not matter which is.
+            mask = layout.project_all(k, named.unused | named.same(0)[0])
         elif k in layout.passing and k not in hiding:
             if not named.weights_only and (mask := named.facts.unused(layout.n_inputs)).any():
                 found[node.operand_names[k]] = Unused(compact_axes(mask)[0])

@@ -79,7 +79,9 @@ class Facts:
             return read_only(np.where(self.mask(value), 0.0, np.nan))
         numbers = self._numbers.get(value)
         if numbers is None:
-            numbers = read_only(value.contents().to("cpu", torch.float64).numpy())
+            contents = value.contents()
+            real = contents.real if contents.is_complex() else contents
+            numbers = read_only(real.to("cpu", torch.float64).numpy())
             if value not in self.blind:  # that is lent for a moment
                 self._numbers[value] = numbers
         return numbers
@@ -117,8 +119,9 @@ class Facts:
     # -- adding ---------------------------------------------------------------------------------------------------
 
     def add_constant(self, node: Node, value: Value, fact: Constant) -> bool:
-        if value.dtype.is_complex:
-            return False
+        if value.dtype.is_complex:  # of which only a 0 is a constant
+            zero = fact.mask & (fact.value == 0)
+            fact = Constant(zero, np.zeros(zero.shape))
         old = self.constants.get(value)
         held = self._allowed(value, fact.mask) if self.denied else fact.mask
         if self.blind:  # numbers made of what is not at hand are none

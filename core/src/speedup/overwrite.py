@@ -126,8 +126,11 @@ class InPlaceChange(TiedMovement):
 
     def claim_change(self, node: Node, tensor: torch.Tensor, changed: Sequence[torch.Tensor]) -> None:
         """Take a node whose tensors are the old contents and the outputs of the call that changed a view of them."""
-        if len(changed) != 1 or tensor.layout != torch.strided or changed[0].layout != torch.strided:
+        if any(t.layout != torch.strided for t in (tensor, *changed)):
             return
+        if any(Block.of(t, changed[0]) is None for t in changed[1:]):
+            return
+        node.tensors = node.tensors[:2]  # the others are parts of the first
         change = Changed(Block.of(tensor, changed[0]), Block.of(changed[0], tensor))
         if change.old_in_new is not None or change.new_in_old is not None:
             node.op = change

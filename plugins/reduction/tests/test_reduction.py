@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup.testing import Result, check_equal, mask_indices, random_masks, randomize
+from speedup.testing import KINDS, Result, check_equal, mask_indices, random_masks, randomize
 
 # Masked filters of the two branches, and the constants that are left of them.
 A = {0: 0.75, 3: 0.0, 5: -0.5}
@@ -144,8 +144,14 @@ CHANNELS = {
     "linalg.norm": (lambda a: torch.linalg.norm(a, dim=1, keepdim=True), 7),
     "sum over channels and rows": (lambda a: a.sum((1, 2), keepdim=True).expand(-1, -1, 4, -1), 7),
     "mean": (lambda a: a.mean(1, keepdim=True), 8),
-    "amax": (lambda a: a.amax(1, True), 8),
-    "max": (lambda a: a.max(dim=1, keepdim=True)[0], 8),
+    # Of the constants the extreme one carries the others.
+    "amax": (lambda a: a.amax(1, True), 6),
+    "max": (lambda a: a.max(dim=1, keepdim=True)[0], 6),
+    "min": (lambda a: a.min(1)[0][:, None], 6),
+    "amin over channels and columns": (lambda a: a.amin((1, 3), keepdim=True).expand(-1, -1, -1, 4), 6),
+    "max and min": (lambda a: a.amax(1, True) - a.amin(1, True), 7),
+    "max, and where it is": (lambda a: sum(a.max(1, keepdim=True)), 8),
+    "median": (lambda a: a.median(1, True)[0], 8),
     "std": (lambda a: a.std(1, keepdim=True), 8),
     "argmax": (lambda a: a.argmax(1, keepdim=True).double(), 8),
     "logsumexp": (lambda a: a.logsumexp(1, True), 8),
@@ -187,6 +193,36 @@ def test_channels_that_are_scaled_together_stay_exact(name: str) -> None:
     assert kept(checked(Net(body, nn.Conv2d(8, 5, 3)))) == expected
 
 
+class SpatialAttention(nn.Module):
+    """As in CBAM: where to look, told by mean and maximum over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+        self.gate = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        mean = torch.mean(x, dim=1, keepdim=True)
+        largest, _ = torch.max(x, dim=1, keepdim=True)
+        result: torch.Tensor = self.o(x * torch.sigmoid(self.gate(torch.cat([mean, largest], dim=1))))
+        return result
+
+
+@pytest.mark.parametrize(("a", "left"), [([1, 4, 6], 6), ([1], 8)])
+def test_spatial_attention_keeps_one_zero(a: list[int], left: int) -> None:
+    masks = mask_indices(model := randomize(SpatialAttention()), {"a.weight": a, "a.bias": a})
+    result = check_equal(model, image(2, 9, 9), masks, [image(3, 12, 10)])
+    assert kept(result) == left
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spatial_attention_stays_exact(kind: str) -> None:
+    for seed in range(4):
+        model = randomize(SpatialAttention(), seed)
+        check_equal(model, image(2, 9, 9), random_masks(model, seed, kind), [image(3, 12, 10)])
+
+
 @pytest.mark.parametrize(
     "body",
     [lambda a: a.sum(), lambda a: a.mean(), lambda a: a.max(), lambda a: a.norm(), lambda a: torch.sum(a, None)],
@@ -194,7 +230,7 @@ def test_channels_that_are_scaled_together_stay_exact(name: str) -> None:
 )
 def test_a_reduction_of_everything_stays_exact(body: Callable[[torch.Tensor], torch.Tensor]) -> None:
     result = checked(Net(lambda a, b: b + body(a), nn.Conv2d(8, 5, 3)))
-    assert kept(result) in (7, 8)
+    assert kept(result) in (6, 7, 8)
     # What is added to b is no constant, so all of b stays too.
     assert result.shape("b.weight")[0] == 8
 

@@ -32,6 +32,15 @@ class TestConformance(RuleTests):
                 MAP,
             ),
             around(lambda m, x: (torch.linalg.vector_norm(x, dim=1), torch.linalg.norm(x, dim=1), x.norm(dim=1)), MAP),
+            around(
+                lambda m, x: (
+                    torch.fft.irfft(torch.fft.rfft(x)),
+                    torch.fft.fftn(torch.fft.fft2(x), dim=(2, 3)).real,
+                    torch.fft.fftshift(x, dim=(2, 3)),
+                    torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)))),
+                ),
+                MAP,
+            ),
             around(lambda m, x: x.count_nonzero(1).to(x.dtype), MAP),
             around(
                 lambda m, x: (

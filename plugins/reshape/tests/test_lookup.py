@@ -50,6 +50,12 @@ PASSES: dict[str, Callable[..., torch.Tensor]] = {
     "a mask of positions": lambda m, x, i: x[:, i[0] > 0],
     "torch.index_select": lambda m, x, i: torch.index_select(x, 1, i[0]),
     "index_select by name": lambda m, x, i: x.index_select(index=i[0], dim=-2),
+    "gather": lambda m, x, i: x.gather(1, i[:, :, None].expand(-1, -1, x.shape[2])),
+    "torch.gather of an index that is repeated": lambda m, x, i: torch.gather(
+        x, -2, i.unsqueeze(-1).repeat(1, 1, x.shape[-1])
+    ),
+    "take_along_dim": lambda m, x, i: torch.take_along_dim(x, i[..., None], dim=1),
+    "take_along_dim of one sequence for all": lambda m, x, i: x.take_along_dim(i[:1, :, None], 1),
 }
 STAYS: dict[str, tuple[Callable[..., torch.Tensor], int]] = {
     "channels": (lambda m, x, i: x[:, :, i[0, :3]], 3),
@@ -57,7 +63,11 @@ STAYS: dict[str, tuple[Callable[..., torch.Tensor], int]] = {
     "indices that stand apart": (lambda m, x, i: x.transpose(1, 2)[torch.arange(len(i)), :, i.argmax(1)], 8),
     "a number beside an index": (lambda m, x, i: x[0, i[0]], 8),
     "a part of an axis beside an index": (lambda m, x, i: x[:, i[0], :8], 8),
-    "gather": (lambda m, x, i: x.gather(1, i[:, :, None].expand(-1, -1, 8)), 8),
+    "gather of channels": (lambda m, x, i: x.gather(2, i[:, :, None].expand(-1, -1, 3)), 3),
+    "gather of fewer sequences than there are": (
+        lambda m, x, i: x.gather(1, i[:1, :, None].expand(-1, -1, x.shape[2])),
+        8,
+    ),
 }
 
 
@@ -89,19 +99,34 @@ def test_all_rows_stay_though_one_is_chosen() -> None:
 class Normed(nn.Module):
     """Of a table behind a norm, rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, chosen: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self.a, self.n, self.o = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+        self.chosen = chosen
         randomize(self)
 
     def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        return self.o(self.n(self.a(x))[:, ids])
+        return self.o(self.chosen(self.n(self.a(x)), ids))
 
 
-def test_behind_a_norm() -> None:
-    """What is a multiple of one unknown at every position still is when positions are chosen."""
-    model = Normed()
+def spread(ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return ids[None, :, None].expand(len(x), -1, x.shape[2])
+
+
+ROWS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], int]] = {
+    "the same for all channels": (lambda x, i: x[:, i], 6),  # one carrier
+    "along a broadcast axis": (lambda x, i: torch.take_along_dim(x, i[None, :, None], 1), 6),
+    "a copy for each channel": (lambda x, i: x.gather(1, spread(i, x)), 8),  # nothing says that they are copies
+    "others for each channel": (lambda x, i: x.gather(1, (spread(i, x) + torch.arange(8)) % x.shape[1]), 8),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_behind_a_norm(name: str) -> None:
+    """What is a multiple of one unknown at every position still is when positions are chosen for all channels alike."""
+    chosen, left = ROWS[name]
+    model = Normed(chosen)
     inputs = (torch.randn(2, 5, 4), torch.tensor([1, 1, 4]))
     masks = mask_indices(model, {"a.weight": [1, 3, 4], "a.bias": [1, 3, 4]})
     result = check_equal(model, inputs, masks, [(torch.randn(3, 7, 4), torch.tensor([6, 0]))])
-    assert result.shape("a.weight") == (6, 4)  # one carrier
+    assert result.shape("o.weight") == (5, left)

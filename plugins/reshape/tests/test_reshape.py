@@ -532,7 +532,30 @@ SPREADS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] 
     "the size of another tensor": lambda w, h: w.expand(h.size()),
     "a new axis": lambda w, h: w[:, None, :, 0].expand(-1, h.shape[2], -1).transpose(1, 2),
     "broadcast_to": lambda w, h: torch.broadcast_to(w, h.shape),
+    "repeat": lambda w, h: w.repeat(1, 1, h.shape[2]),
+    "repeat of a tuple": lambda w, h: w.repeat((1, 1, h.shape[2])),
+    "tile of the last axis": lambda w, h: w.tile(h.shape[2]),
+    "torch.tile": lambda w, h: torch.tile(w, (1, 1, h.shape[-1])),
+    "repeat_interleave": lambda w, h: w.repeat_interleave(h.shape[-1], dim=-1),
 }
+
+
+class Repeated(Weighted):
+    """The number of copies is in the code."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, weights = self.a(x), x.sum(2, keepdim=True).sigmoid()
+        h = h * weights.repeat(1, 1, 8)
+        h = h * weights.repeat_interleave(8, dim=2)
+        result: torch.Tensor = self.o(h.sum(1))
+        return result
+
+
+def test_numbers_of_copies_in_the_code_are_repaired() -> None:
+    model = randomize(Repeated(None))
+    masks = mask_indices(model, {"a.weight": (0, 2, 5), "a.bias": (0, 2, 5)})
+    result = check_equal(model, torch.randn(2, 5, 4), masks, [torch.randn(3, 7, 4)])
+    assert result.shape("o.weight") == (3, 5)
 
 
 @pytest.mark.parametrize("name", SPREADS)

@@ -24,6 +24,7 @@ class Order(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.order = torch.tensor([3, 0])
+        self.rows = torch.arange(6).flip(0)[:, None].expand(2, 8, 6, 6).clone()
 
 
 class Named(nn.Module):
@@ -62,6 +63,8 @@ class TestConformance(RuleTests):
             around(
                 lambda m, x: (
                     x.index_select(1, m.layers[0].order),
+                    x.gather(2, m.layers[0].rows),
+                    x.take_along_dim(m.layers[0].rows, 2),
                     x.index_select(2, torch.tensor([3, 0])),
                     x[m.weight[:2] > 0],
                 ),
@@ -76,6 +79,15 @@ class TestConformance(RuleTests):
                 ),
                 MAP,
                 [Order()],
+            ),
+            around(
+                lambda m, x: (
+                    x.gather(1, x.long().abs() % 8),
+                    x.take_along_dim(x[:, :1].long().abs() % 6, 2),
+                    x[:, :1].repeat(1, 3, 1, 1),
+                    x.repeat_interleave(2, 1),
+                ),
+                MAP,
             ),
             around(lambda m, x: (*x.unbind(1), x.expand(3, -1, -1, -1, -1), x.tril()), MAP),
             chain(MAP, Named()),

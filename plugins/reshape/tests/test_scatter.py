@@ -35,6 +35,12 @@ def checked(body: Callable[..., Tensor], bias: bool = False) -> Result:
     return check_equal(model, inputs[0], mask_indices(model, masked), inputs[1:])
 
 
+def assigned(to: Tensor, index: object, value: Tensor | float) -> Tensor:
+    result = to.clone()
+    result[index] = value  # type: ignore[index]
+    return result
+
+
 def spread(to: Tensor, x: Tensor) -> Tensor:
     return to[:, None].expand_as(x)
 
@@ -55,10 +61,21 @@ PASSES: dict[str, Callable[..., Tensor]] = {
         torch.zeros_like(x).index_add(0, to, x[to])
         / torch.zeros(len(x)).to(x).index_add(0, to, torch.ones(len(x)).to(x)).clamp(min=1)[:, None]
     ),
+    "x[ids] = y": lambda m, x, to: assigned(torch.zeros_like(x), to, x.tanh()),
+    "x[ids] += y": lambda m, x, to: assigned(x, to, x[to] + x),
+    "x[ids] = a row": lambda m, x, to: assigned(x, to, x.mean(0)),
+    "x[ids] = 0": lambda m, x, to: assigned(x, to, 0.0),
+    "x[:, ids] = y": lambda m, x, to: assigned(x[None], (slice(None), to), x[None].tanh())[0],
+    "x[rows, columns] = y": lambda m, x, to: assigned(x.new_zeros(2, len(x), x.shape[1]), (to % 2, to), x[to]).sum(0),
+    "x[mask] = y": lambda m, x, to: assigned(x, to > 1, x[to > 1].tanh()),
+    "x[mask of two axes] = y": lambda m, x, to: assigned(torch.stack([x, x]), torch.stack([to, to]) > 1, x.mean(0))[0],
 }
 STAYS: dict[str, Callable[..., Tensor]] = {
     "a number": lambda m, x, to: x.scatter(0, spread(to, x), 1.5),
     "into an unmasked tensor": lambda m, x, to: torch.ones_like(x).index_add(0, to, x),
+    "a number to an index": lambda m, x, to: assigned(x, to, 1.5),
+    "a tensor that is not masked to an index": lambda m, x, to: assigned(x, to, x.mean()),
+    "assignment to channels": lambda m, x, to: assigned(x, (slice(None), to.repeat(8)[:3] % 8), x[:, :3]),
     "channels": lambda m, x, to: torch.zeros_like(x).index_add(1, to.repeat(8)[:8] % 8, x),
     "fewer than there are": lambda m, x, to: torch.zeros_like(x).scatter_add(0, spread(to, x)[:, :6], x),
 }

@@ -23,6 +23,7 @@ from speedup import (
     rows_of_one,
     variants,
 )
+from speedup_plugin_elementwise.choice import Chosen
 
 _POINTWISE = (
     # arithmetic
@@ -38,7 +39,7 @@ _POINTWISE = (
     # comparison and choice
     "eq ne lt le gt ge greater greater_equal less less_equal not_equal isclose isnan isinf isfinite isposinf isneginf "
     "logical_or logical_xor logical_not bitwise_or bitwise_xor bitwise_not "
-    "bitwise_left_shift bitwise_right_shift where masked_fill"
+    "bitwise_left_shift bitwise_right_shift"
 ).split()
 _SAME = "type float double half bfloat16 int long short char byte bool clone detach alias data cpu cuda".split()
 
@@ -95,6 +96,10 @@ class Pointwise(Rule):
             assert value is not None
             found[node.operand_names[k]] = Unused(np.ones((1,) * value.ndim, dtype=bool))
         return found
+
+
+class Choose(Chosen, Pointwise):
+    """Entry by entry one of two."""
 
 
 class Same(Pointwise):
@@ -261,6 +266,7 @@ def speedup_rules() -> Iterable[Rule]:
     both = {"0": ("1",), "1": ("0",)}
     return [
         Pointwise(name="pointwise", functions=(*variants(*_POINTWISE, missing_ok=True), *reflected)),
+        Choose(name="choose", functions=variants("where", "masked_fill")),
         Same(name="same", functions=variants(*_SAME, missing_ok=True), averages=True),
         Quotient(name="div", functions=tuple(f for f in divisions if f not in reflected)),
         Pointwise(name="mul", functions=variants("mul", "multiply", "logical_and", "bitwise_and"), annihilates=both),

@@ -37,6 +37,7 @@ class LayerNorm(Counting):
     """out[c] = (x[c] - mean) / sqrt(var + eps) * weight[c] + bias[c], over all channels c of the last axis."""
 
     name = "layer_norm"
+    knows_width = True
     makes = (LayerNormForward,)
     call = "input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True"
 
@@ -91,6 +92,7 @@ class LayerNorm(Counting):
             stat_offset=self.added(node),
             stat_names=self.operands[1:],
             stat_spread=self.spread(node),
+            stat_total=self.total(node),
         )
 
 
@@ -102,6 +104,7 @@ class RMSNorm(Counting):
     """
 
     name = "rms_norm"
+    knows_width = True
     makes = (RMSNormForward,)
     operands: tuple[str, ...] = ("input", "weight")
     call = "input, normalized_shape, weight=None, eps=None"
@@ -145,6 +148,7 @@ class RMSNorm(Counting):
                 removed_mean=0.0,
                 removed_spread=squares,
                 stat_tail=self.tail(node),
+                stat_total=self.total(node),
             )
         if total > n:
             setattr(module, self.eps_name(node), (squares + total * self.eps(node)) / n)
@@ -385,6 +389,8 @@ class InstanceNorm(Rule):
 def _numbers(node: Node) -> tuple[Floats, Floats, Floats]:
     """What a compensated module lost in earlier rounds."""
     count, mean, spread = (np.full((1,) * len(node.layout.names), float(node.arg(n))) for n in REMOVED)
+    if node.arg("stat_total") is not None:
+        count = np.full_like(count, node.arg("stat_total") - node.layout.sizes["c"])
     return count, mean, spread
 
 

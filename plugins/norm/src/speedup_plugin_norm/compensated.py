@@ -39,6 +39,8 @@ class Compensated(Overlay):
         stat_offset: what is added to the weight.
         stat_names: the names of weight and bias.
         stat_spread: how the original divides, see ``divisor``.
+        stat_total: the width of the original, where the calls of a module lose different channels, all of them zeros;
+            else None.
     """
 
     label = "Compensated{}"
@@ -52,6 +54,11 @@ class Compensated(Overlay):
     stat_offset: float = 0.0
     stat_names: tuple[str, ...] = PLAIN
     stat_spread: str = "var"
+    stat_total: int | None = None
+
+    def gone(self, left: int) -> Any:
+        """How many channels went, of which so many are left."""
+        return self.removed if self.stat_total is None else self.stat_total - left
 
     def finish(self, y: torch.Tensor, shape: list[int]) -> torch.Tensor:
         """Scale, shift, and what the original calls after it."""
@@ -65,7 +72,7 @@ class Compensated(Overlay):
 
     def normalize(self, x: torch.Tensor, axes: tuple[int, ...], positions: int = 1) -> torch.Tensor:
         """(x - mean) / deviation over ``axes`` and what was removed, which counts once at each position."""
-        here, gone = 1, self.removed * positions
+        here, gone = 1, self.gone(x.shape[axes[0]]) * positions
         for axis in axes:
             here = here * x.shape[axis]
         total = here + gone
@@ -104,8 +111,9 @@ class LayerNormForward(Compensated):
             x = x.float()
             weight, bias = (None if t is None else t.float() for t in (weight, bias))
         left = x.shape[-1]
-        total = left + self.removed
-        p, q = left / total, self.removed / total
+        gone = self.gone(left)
+        total = left + gone
+        p, q = left / total, gone / total
         y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, self.stat_eps)
         away = mean - self.removed_mean if self.removed_mean else mean
         # The kernel's eps is in 1 / inverse² already, p times of it.
@@ -130,7 +138,7 @@ class RMSNormForward(Compensated):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float() if x.dtype in _HALF else x
-        total = x.shape[self.stat_axis] + self.removed
+        total = x.shape[self.stat_axis] + self.gone(x.shape[self.stat_axis])
         squares = wide.square().sum(self.stat_axis, keepdim=True) + self.removed_spread
         return self.behind((wide * torch.rsqrt(squares / total + self.stat_eps)).to(x.dtype))
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import nn
 
 from speedup import Affine, Bools, Constant, Fact, Floats, Kept, Labels, Node, NodeFacts, NodeKeep, Rule, Unused
 from speedup_plugin_norm.compensated import divisor
 from speedup_plugin_norm.custom import run_tail
+
+# How wide the inputs of a module were. One without parameters does not say.
+_widths: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
 
 
 class Counting(Rule):
@@ -20,6 +25,7 @@ class Counting(Rule):
 
     operands: tuple[str, ...] = ("input", "weight", "bias")
     over = "c"
+    knows_width = False  # whether the smaller module can count by the width that the original would have
     offset = 0.0  # what is added to the weight before anything is scaled with it
 
     def added(self, node: Node) -> float:
@@ -62,8 +68,29 @@ class Counting(Rule):
 
     def removable(self, node: Node) -> bool:
         """Whether a smaller module can stand in for the call: a function has nowhere to keep what it must count."""
-        own = all(v is None or len(v.uses) == 1 for v in node.operands[1:])
-        return node.module is not None and own and node.calls == 1
+        own = all(v is None or all(n.module is node.module for n, _ in v.uses) for v in node.operands[1:])
+        return node.module is not None and own and (node.calls == 1 or self.alike(node))
+
+    def alike(self, node: Node) -> bool:
+        """Whether one module can count what all its calls lose: the channels of its weight, or what each call is short
+        of a width that is the same in all of them."""
+        if any(v is not None for v in node.operands[1:]):
+            return True
+        if getattr(node.module, "stat_total", None) is not None:
+            return True
+        return self.knows_width and node.module is not None and len(_widths.get(node.module, ())) == 1
+
+    def check(self, node: Node) -> None:
+        super().check(node)
+        value = node.operands[0]
+        if node.module is not None and value is not None and value.ndim:
+            _widths.setdefault(node.module, set()).add(value.shape[self.channel(node) % value.ndim])
+
+    def countable(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
+        """The constants that a smaller module can count. One that is called several times counts zeros alone, which
+        are the same in every call."""
+        known, value = self.constants(node, facts)
+        return (known & (value == 0), np.zeros_like(value)) if node.calls > 1 else (known, value)
 
     # -- inference ------------------------------------------------------------------------------------------------
 
@@ -174,7 +201,7 @@ class Counting(Rule):
         if not self.removable(node):
             keep.grow(0, np.ones((1,) * len(keep.rigid[0]), bool), "its mean and variance are counted by a function", 0)
             return
-        known, _ = self.constants(node, keep.facts)
+        known, _ = self.countable(node, keep.facts)
         kept = layout.to_named(0, keep.sets[0])
         unused = layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
         matters = kept & self.scaled(node, keep.facts) & ~layout.project_all(layout.n_inputs, unused)
@@ -183,10 +210,17 @@ class Counting(Rule):
         if read.any():
             keep.grow(0, layout.from_named(0, layout.project_any(0, read)), "mean and variance read it", 0)
 
+    def total(self, node: Node) -> int | None:
+        """The width that the original would have, where the module goes by it: see ``Compensated.stat_total``."""
+        if node.calls == 1 or any(v is not None for v in node.operands[1:]):
+            return None
+        count, _, _ = self.before(node)
+        return int(node.layout.sizes[self.over] + count.item())
+
     def gone(self, node: Node, keep: Kept) -> tuple[Floats, Floats, Floats]:
         """Per kept group how many channels are gone by now, and their mean and sum of squared deviations (flat)."""
         layout = node.layout
-        _, value = self.constants(node, keep.facts)
+        _, value = self.countable(node, keep.facts)
         kept = layout.to_named(0, keep.sets[0]) & np.ones(self._wide(layout), bool)
         axes = layout.axes({self.over})
         went = ~kept

@@ -1,17 +1,19 @@
 """speedup rules for reductions over any axes, and for ops that run along an axis.
 
 Where removing zeros changes nothing (sum, norm), or no more than a factor (mean), the reduced axes are contracted;
-elsewhere (max, variance) they stay whole.
+elsewhere (median, variance) they stay whole. Of constants a maximum keeps the largest (``extremes``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 
 from speedup import Floats, Node, Rule, hookimpl, variants
+from speedup_plugin_reduction.extremes import ExtremeOver
+from speedup_plugin_reduction.fourier import Complex, Fourier, FourierOfImages, FourierOfMany, Part, Real, Shifted
 
 
 class OverAxes(Rule):
@@ -65,6 +67,19 @@ class Choice(Reduction):
 
     def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
         return _unchanged(node, arrays[0]) or super().evaluate(node, arrays)
+
+
+class Extreme(ExtremeOver, Choice):
+    """max, amax: of the constants among the entries the largest one stays, for all of them."""
+
+    def neutral(self, node: Node) -> bool:
+        return True
+
+
+class Least(Extreme):
+    """min, amin."""
+
+    largest = False
 
 
 class Mean(Choice):
@@ -212,6 +227,10 @@ def _axes(dim: int | Sequence[int] | None, axis: int | Sequence[int] | None, ndi
     return {d % ndim for d in ((chosen,) if isinstance(chosen, int) else chosen)} if ndim else set()
 
 
+def _fft(names: str) -> tuple[Callable[..., torch.Tensor], ...]:
+    return tuple(getattr(torch.fft, name) for name in names.split())
+
+
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
     return [
@@ -220,8 +239,10 @@ def speedup_rules() -> Iterable[Rule]:
         Mean(name="mean", functions=variants("mean")),
         Choice(
             name="choice",
-            functions=variants("nanmean", "amax", "amin", "max", "min", "median", "nanmedian", "mode", missing_ok=True),
+            functions=variants("nanmean", "median", "nanmedian", "mode", missing_ok=True),
         ),
+        Extreme(name="max", functions=variants("amax", "max")),
+        Least(name="min", functions=variants("amin", "min")),
         Ranked(name="ranked", functions=variants("topk", "kthvalue")),
         Quantile(name="quantile", functions=variants("quantile", "nanquantile")),
         Extremes(name="aminmax", functions=variants("aminmax")),
@@ -231,4 +252,11 @@ def speedup_rules() -> Iterable[Rule]:
         AnyNorm(name="norm", functions=(torch.linalg.norm,)),
         Along(name="along", functions=variants("cumsum", "cumprod", "logcumsumexp", "argsort")),
         Order(name="order", functions=variants("cummax", "cummin", "sort")),
+        Fourier(name="fft", functions=_fft("fft ifft rfft irfft hfft ihfft")),
+        FourierOfImages(name="fft2", functions=_fft("fft2 ifft2 rfft2 irfft2 hfft2 ihfft2")),
+        FourierOfMany(name="fftn", functions=_fft("fftn ifftn rfftn irfftn hfftn ihfftn")),
+        Shifted(name="fftshift", functions=_fft("fftshift ifftshift")),
+        Complex(name="view_as_complex", functions=(torch.view_as_complex,)),
+        Part(name="real", functions=variants("real", "imag")),
+        Real(name="view_as_real", functions=(torch.view_as_real,)),
     ]

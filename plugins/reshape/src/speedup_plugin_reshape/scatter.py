@@ -5,16 +5,20 @@ The axis that is indexed stays whole; the others pass entry for entry, so that c
 
 from __future__ import annotations
 
-import numpy as np
+import functools
 
-from speedup import Bools, Constant, Fact, Node, NodeFacts, Rule, SignatureError, Unused
+import numpy as np
+import torch
+
+from speedup import Bools, Constant, Fact, Node, NodeFacts, Ref, Rule, SignatureError, Unused
+from speedup_plugin_reshape.lookup import indexed
 
 
 class Scatter(Rule):
     """Into the entries of ``input`` along ``dim`` go those of ``source``: they are added, take their place, ..."""
 
-    call = "input, dim, index, source, *args, **kwargs"
-    operands = ("input", "index", "source")
+    call: str | None = "input, dim, index, source, *args, **kwargs"
+    operands: tuple[str, ...] = ("input", "index", "source")
 
     def signature(self, node: Node) -> str:
         value, index, source = node.operands
@@ -32,7 +36,7 @@ class Scatter(Rule):
 
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         """What is 0 in both stays 0, wherever it goes."""
-        mask = node.layout.from_named(node.layout.n_inputs, _both_zero(node, facts))
+        mask = node.layout.from_named(node.layout.n_inputs, self._both_zero(node, facts))
         return {"output": Constant(mask, np.zeros(mask.shape))} if mask.any() else {}
 
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
@@ -40,19 +44,23 @@ class Scatter(Rule):
         layout, out = node.layout, node.layout.n_inputs
         unused = layout.project_all(out, layout.to_named(out, facts.unused(out)))
         found: dict[str, Fact] = {}
-        for k, idle in enumerate((unused, unused | _both_zero(node, facts), unused)):
+        for k, name in enumerate(node.operand_names):
+            idle = unused if k in self.moving(node) else unused | self._both_zero(node, facts)
             mask = layout.from_named(k, layout.project_all(k, idle))
             if mask.any():
-                found[node.operand_names[k]] = Unused(mask)
+                found[name] = Unused(mask)
         return found
 
+    def moving(self, node: Node) -> tuple[int, ...]:
+        """The operands that are no index: what is written into, and what is written."""
+        return (0, 2)
 
-def _both_zero(node: Node, facts: NodeFacts) -> Bools:
-    """Where input and source are 0 all along the axis, in named space."""
-    layout, out = node.layout, node.layout.n_inputs
-    zeros = [layout.project_all(out, layout.to_named(k, facts.zero(k))) for k in (0, 2)]
-    both: Bools = zeros[0] & zeros[1]
-    return both
+    def _both_zero(self, node: Node, facts: NodeFacts) -> Bools:
+        """Where input and source are 0 all along the axis, in named space."""
+        layout, out = node.layout, node.layout.n_inputs
+        zeros = [layout.project_all(out, layout.to_named(k, facts.zero(k))) for k in self.moving(node)]
+        both: Bools = functools.reduce(np.logical_and, zeros)
+        return both
 
 
 class ScatterRows(Scatter):
@@ -60,3 +68,33 @@ class ScatterRows(Scatter):
 
     def indexed(self, along: str) -> str:
         return "~"
+
+
+class Assign(Scatter):
+    """x[ids] = y, x[:, rows, columns] = y, x[mask] = y: an index as in a lookup."""
+
+    call = None
+    operands = ()
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        if value is None or len(node.args) != 3:
+            raise SignatureError("a tensor, an index and a value are wanted")
+        axes, chosen, first = indexed(node, value)
+        indices = ", ".join("~" for _ in chosen)
+        last = len(chosen) + 1
+        if len(self.moving(node)) == 1:
+            if node.args[2] != 0:
+                raise SignatureError("a number other than 0 is assigned")
+            return f"{' '.join(axes)}, {indices} -> {' '.join(axes)}"
+        source = node.operands[last]
+        if source is None or len(node.operands) != last + 1:
+            raise SignatureError("tensors elsewhere than in the index")
+        places = 1 if chosen[0].dtype == torch.bool else max(v.ndim for v in chosen)
+        before, after = axes[:first], [a for a in axes[first:] if not a.startswith("~")]
+        whole = [*before, *["~1"] * places, *after]
+        written = whole[max(len(whole) - source.ndim, 0) :]
+        return f"{' '.join(axes)}, {indices}, {' '.join(written)} -> {' '.join(axes)}"
+
+    def moving(self, node: Node) -> tuple[int, ...]:
+        return (0, len(node.operands) - 1) if isinstance(node.args[2], Ref) else (0,)
