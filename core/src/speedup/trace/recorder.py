@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -25,18 +23,18 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 
 from speedup import walk
-from speedup.attributes import INTERNAL
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
-from speedup.masking import Masking, memory_of
+from speedup.masking import Masking
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
-from speedup.trace.outputs import is_empty_of_tensors, tensors_in
+from speedup.trace.outputs import tensors_in
 from speedup.trace.shapes import Shapes
 from speedup.trace.source import caller, caller_and_sites, ends_at, see_through
+from speedup.trace.tensors import Tensors
 from speedup.trace.written import Written
 from speedup.trees import replaced
 
@@ -46,9 +44,6 @@ _READS = frozenset(
 )
 
 _BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
-_CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
-_MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
-
 _MOST_READS = 100  # in a run that is told what the data do not say
 
 
@@ -109,7 +104,7 @@ class Recorder(TorchFunctionMode):
         self.registry = registry
         self.nodes: list[Node] = []
         self.passed: list[Node] = []
-        self.values: list[Value] = []
+        self.tensors = Tensors(model, self.masking)
         self.scope: list[str] = [""]
         self.open_calls = 0
         self.op_count = 0
@@ -133,65 +128,6 @@ class Recorder(TorchFunctionMode):
         self.asking: set[str] = set()
         self.inside: set[torch.dtype] = set()
         self.dtypes: set[torch.dtype] = set()
-        self._live: dict[int, tuple[Any, Value]] = {}
-        self._paths: dict[int, str] = {}
-        self._sources: dict[int, Value] = {}
-        self._held: list[torch.Tensor] = []
-        self._stored: dict[int, list[Value]] | None = None
-        self._stored_at = 0
-        self._collect_sources(model)
-
-    # -- values ---------------------------------------------------------------------------------------------------
-
-    def _collect_sources(self, model: nn.Module) -> None:
-        for path, module in walk.all_paths(model):
-            self._paths.setdefault(id(module), path)
-            prefix = path + "." if path else ""
-            for kind, members in (("parameter", module._parameters), ("buffer", module._buffers)):
-                for name, tensor in members.items():
-                    if tensor is None:
-                        continue
-                    known = self._sources.get(id(tensor))
-                    if known is None:
-                        known = self._sources[id(tensor)] = self._value(tensor, kind)
-                        known.tensor, known.mask = tensor, self.masking.mask_of(tensor)
-                    if prefix + name not in known.names:
-                        known.names += (prefix + name,)
-            attributes = module.__dict__.items()
-            for name, held in [(n, h) for n, h in attributes if n not in INTERNAL or (h and n not in _MEMBERS)]:
-                if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
-                    continue
-                for tensor in tensors_in(held, depth=2):
-                    if id(tensor) not in self._sources:
-                        value = self._sources[id(tensor)] = self._value(tensor, "attribute")
-                        value.tensor, value.names = tensor, (prefix + name,)
-                        self._held.append(tensor)
-
-    def _value(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
-        value = Value(len(self.values), tuple(tensor.shape), tensor.dtype, kind, producer=producer)
-        self.values.append(value)
-        return value
-
-    def value_of(self, tensor: torch.Tensor) -> Value:
-        """The current value of a tensor; one from outside the model is noted as ``unknown``."""
-        live = self._live.get(id(tensor))
-        if live is not None and live[0]() is tensor:
-            return live[1]
-        source = self._sources.get(id(tensor))
-        if source is not None:
-            return source
-        return self.track(tensor, self._value(tensor, "unknown"))
-
-    def track(self, tensor: torch.Tensor, value: Value) -> Value:
-        key = id(tensor)
-
-        def forget(ref: Any) -> None:
-            held = self._live.get(key)
-            if held is not None and held[0] is ref:
-                del self._live[key]
-
-        self._live[key] = (weakref.ref(tensor, forget), value)
-        return value
 
     # -- recording ------------------------------------------------------------------------------------------------
 
@@ -220,8 +156,7 @@ class Recorder(TorchFunctionMode):
         if len(args) != 2 or type(args[1]) is not float or not self.nodes or not isinstance(args[0], torch.Tensor):
             return False
         last = self.nodes[-1]
-        live = self._live.get(id(args[0]))
-        if live is None or live[0]() is not args[0] or live[1] not in last.outputs or not last.sites:
+        if self.tensors.made(args[0]) not in last.outputs or not last.sites:
             return False
         next_one = self.expected[len(self.nodes)] if len(self.nodes) < len(self.expected) else None
         planned = next_one is not None and ends_at(next_one.sites) == ends_at(self.expected[len(self.nodes) - 1].sites)
@@ -237,7 +172,7 @@ class Recorder(TorchFunctionMode):
         first.factor *= factor
         if self.log is not None:
             self.log[-1] = [result.detach().clone()]
-        self.track(result, last.outputs[0])
+        self.tensors.track(result, last.outputs[0])
         return result
 
     @_unrecorded
@@ -270,7 +205,7 @@ class Recorder(TorchFunctionMode):
             self.masking.interrupt()  # a transform has hold of the memory of parameters
         masked = self.masking.mask(tensors, module)
         before = [_state(t) for t in tensors]
-        inputs = tuple(self.value_of(t) for t in tensors)
+        inputs = tuple(self.tensors.value_of(t) for t in tensors)
         ops_before = self.op_count
         name = getattr(op, "__name__", str(op))
         called = op_name(op)
@@ -308,7 +243,7 @@ class Recorder(TorchFunctionMode):
         if changed:
             outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
         if rule is not None and rule.layout_only and _alike(tensors, outputs):
-            self.track(outputs[0], inputs[0])
+            self.tensors.track(outputs[0], inputs[0])
             return result
         if self.watch is not None and outputs and not changed:
             given = self.watch(len(self.nodes), called, tensors, outputs)
@@ -329,7 +264,7 @@ class Recorder(TorchFunctionMode):
             op_name=called,
             rule=None,
             module=module,
-            path=self._paths.get(id(module), "") if module is not None else "",
+            path=self.tensors.paths.get(id(module), "") if module is not None else "",
             scope=self.scope[-1],
             where=where,
             args=plain_args,
@@ -341,11 +276,11 @@ class Recorder(TorchFunctionMode):
             writes=bool(changed),
         )
         if passed and isinstance(result, torch.Tensor):
-            node.outputs = (self.value_of(result),)
+            node.outputs = (self.tensors.value_of(result),)
             self._claim(node, rule)
             self.passed.append(node)
             return result
-        node.outputs = tuple(self._value(t, "activation", node) for t in outputs)
+        node.outputs = tuple(self.tensors.new(t, "activation", node) for t in outputs)
         if any(v in self.from_input or v.kind == "unknown" for v in inputs):
             self.from_input.update(node.outputs)
             self.dtypes |= self.inside
@@ -355,16 +290,16 @@ class Recorder(TorchFunctionMode):
                 if isinstance(result, bool) and self.answers is not None:
                     result = self._answer(result)
                 else:
-                    self.branch = Branch(node, self._existing())
+                    self.branch = Branch(node, self.tensors.existing())
         if _transformed() and self.branch is None:
             why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
-            self.branch = Branch(node, self._existing(), why)
+            self.branch = Branch(node, self.tensors.existing(), why)
         self._claim(node, rule)
         self._append(node)
         if self.log is not None:
             self.log.append([] if _transformed() else [t.detach().clone() for t in outputs])
         for tensor, value in zip(outputs, node.outputs, strict=True):
-            self.track(tensor, value)
+            self.tensors.track(tensor, value)
         if changed:
             self._spread_mutation(changed, node)
         return result
@@ -400,9 +335,6 @@ class Recorder(TorchFunctionMode):
         finally:
             dispatch._pop_mode()
 
-    def _existing(self) -> frozenset[Value]:
-        return frozenset(v for ref, v in self._live.values() if ref() is not None)
-
     def _count_read(self) -> None:
         """A loop that waits for its data may never end when Python was told something else about them."""
         self.reads += 1
@@ -434,17 +366,9 @@ class Recorder(TorchFunctionMode):
 
     def _spread_mutation(self, changed: list[torch.Tensor], cause: Node) -> None:
         """Other live tensors in the storage of a tensor that was changed in place have new contents too."""
-        storages = {memory_of(t) for t in changed} - {0}
-        known = {id(t) for t in changed}
         fresh = set(cause.outputs)
-        live = [(ref(), value) for ref, value in list(self._live.values())]
-        if any(id(t) in self._sources for t in changed):
-            self._stored = None  # ``x.data = y`` gives it another storage
-        live += [(v.tensor, v) for s in storages for v in self._sources_in(s)]
-        for tensor, value in live:
-            if tensor is None or id(tensor) in known or value in fresh or memory_of(tensor) not in storages:
-                continue
-            if id(tensor) in self._live and self._live[id(tensor)][1] is not value:
+        for tensor, value in self.tensors.sharing(changed):
+            if value in fresh:
                 continue
             node = Node(
                 index=len(self.nodes),
@@ -460,23 +384,14 @@ class Recorder(TorchFunctionMode):
                 tensors=(value, *cause.outputs),
                 outputs=(),
             )
-            node.outputs = (self._value(tensor, "activation", node),)
+            node.outputs = (self.tensors.new(tensor, "activation", node),)
             if any(v in self.from_input or v.kind == "unknown" for v in node.tensors):
                 self.from_input.update(node.outputs)
             self.in_place.claim_change(node, tensor, changed)
             self._append(node)
             if self.log is not None:
                 self.log.append([tensor.detach().clone()])
-            self.track(tensor, node.outputs[0])
-
-    def _sources_in(self, storage: int) -> list[Value]:
-        """The parameters, buffers and attributes in a storage."""
-        if self._stored is None or self._stored_at != self.masking.lasting:
-            self._stored, self._stored_at = {}, self.masking.lasting
-            for value in self._sources.values():
-                assert value.tensor is not None
-                self._stored.setdefault(memory_of(value.tensor), []).append(value)
-        return self._stored.get(storage, [])
+            self.tensors.track(tensor, node.outputs[0])
 
     # -- modules --------------------------------------------------------------------------------------------------
 
@@ -494,16 +409,16 @@ class Recorder(TorchFunctionMode):
         try:
             found: Rule | None = self.registry.for_module(module)
         except RuleError as error:
-            place = f"{self._paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
+            place = f"{self.tensors.paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
             raise RuleError(f"{error}, at {place}") from error
         return found
 
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:
             return original(module, *args, **kwargs)
-        path = self._paths.get(id(module), "")
+        path = self.tensors.paths.get(id(module), "")
         stands_for = self.substitutes.get(id(module))
-        known = stands_for is None and id(module) in self._paths and not _transformed()
+        known = stands_for is None and id(module) in self.tensors.paths and not _transformed()
         rule = self._rule_of(module) if known else None
         if rule is None and stands_for is None:
             self.scope.append(path)

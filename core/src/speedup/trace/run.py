@@ -146,11 +146,11 @@ def _run(
     recorder: Recorder,
     expanded: Mapping[str, Expansion],
 ) -> Graph:
-    inputs = []
+    inputs, tensors = [], recorder.tensors
     for tensor in tensors_in((args, kwargs)):
-        value = recorder._value(tensor, "input")
+        value = tensors.new(tensor, "input")
         recorder.from_input.add(value)
-        recorder.track(tensor, value)
+        tensors.track(tensor, value)
         inputs.append(value)
     recorder.underneath = _Underneath(recorder)
     try:
@@ -163,17 +163,17 @@ def _run(
     returned = list(tensors_in(result))
     recorder.masking.mask(returned)  # a parameter, say
     for tensor in returned:
-        outputs.append(recorder.value_of(tensor))
+        outputs.append(tensors.value_of(tensor))
         reference.append(tensor.detach().clone())
     if lazy := later(result):
         raise TraceError(f"the model returns a {lazy}, which makes its tensors after forward has ended; return a tuple")
     # What the model wrote into inputs, or put into lists and dicts that it was given, is there for its caller.
-    given = [recorder.value_of(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    given = [tensors.value_of(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     outputs += [v for v in given if v.kind != "input"]
-    for source in list(recorder._sources.values()):
+    for source in list(tensors.sources.values()):
         # A parameter or buffer that the forward writes to is read by the next call.
         assert source.tensor is not None
-        value = recorder.value_of(source.tensor)
+        value = tensors.value_of(source.tensor)
         if value is not source:
             outputs.append(value)
     for value in outputs:
@@ -183,7 +183,7 @@ def _run(
         node.calls = calls.get(id(node.module), 1)
     return Graph(
         recorder.nodes,
-        recorder.values,
+        tensors.values,
         inputs,
         outputs,
         reference,

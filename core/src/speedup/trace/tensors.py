@@ -1,0 +1,126 @@
+"""Which value of the graph every tensor of a run is: the model's own, and those that calls have made."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from speedup import walk
+from speedup.attributes import INTERNAL
+from speedup.graph import Node, Value
+from speedup.masking import Masking, memory_of
+from speedup.trace.outputs import is_empty_of_tensors, tensors_in
+
+_CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
+_MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
+
+
+class Tensors:
+    """The values of one run, by the identity of the tensors that are alive.
+
+    Attributes:
+        values: all of them, in the order in which they came up.
+        paths: the first path of every module, by identity.
+        sources: parameters, buffers, and tensors that modules hold as attributes, by identity.
+    """
+
+    def __init__(self, model: nn.Module, masking: Masking) -> None:
+        self.values: list[Value] = []
+        self.paths: dict[int, str] = {}
+        self.sources: dict[int, Value] = {}
+        self._masking = masking
+        self._live: dict[int, tuple[Any, Value]] = {}
+        self._held: list[torch.Tensor] = []
+        self._stored: dict[int, list[Value]] | None = None
+        self._stored_at = 0
+        self._collect_sources(model)
+
+    def _collect_sources(self, model: nn.Module) -> None:
+        for path, module in walk.all_paths(model):
+            self.paths.setdefault(id(module), path)
+            prefix = path + "." if path else ""
+            for kind, members in (("parameter", module._parameters), ("buffer", module._buffers)):
+                for name, tensor in members.items():
+                    if tensor is None:
+                        continue
+                    known = self.sources.get(id(tensor))
+                    if known is None:
+                        known = self.sources[id(tensor)] = self.new(tensor, kind)
+                        known.tensor, known.mask = tensor, self._masking.mask_of(tensor)
+                    if prefix + name not in known.names:
+                        known.names += (prefix + name,)
+            attributes = module.__dict__.items()
+            for name, held in [(n, h) for n, h in attributes if n not in INTERNAL or (h and n not in _MEMBERS)]:
+                if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
+                    continue
+                for tensor in tensors_in(held, depth=2):
+                    if id(tensor) not in self.sources:
+                        value = self.sources[id(tensor)] = self.new(tensor, "attribute")
+                        value.tensor, value.names = tensor, (prefix + name,)
+                        self._held.append(tensor)
+
+    def new(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
+        """A value for what a tensor holds from now on; ``track`` says so."""
+        value = Value(len(self.values), tuple(tensor.shape), tensor.dtype, kind, producer=producer)
+        self.values.append(value)
+        return value
+
+    def made(self, tensor: torch.Tensor) -> Value | None:
+        """The value of a tensor that is tracked; None for one that is not."""
+        live = self._live.get(id(tensor))
+        return live[1] if live is not None and live[0]() is tensor else None
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """The current value of a tensor; one from outside the model is noted as ``unknown``."""
+        live = self._live.get(id(tensor))
+        if live is not None and live[0]() is tensor:
+            return live[1]
+        source = self.sources.get(id(tensor))
+        if source is not None:
+            return source
+        return self.track(tensor, self.new(tensor, "unknown"))
+
+    def track(self, tensor: torch.Tensor, value: Value) -> Value:
+        """From now on, as long as it lives, a tensor is this value."""
+        key = id(tensor)
+
+        def forget(ref: Any) -> None:
+            held = self._live.get(key)
+            if held is not None and held[0] is ref:
+                del self._live[key]
+
+        self._live[key] = (weakref.ref(tensor, forget), value)
+        return value
+
+    def existing(self) -> frozenset[Value]:
+        """The values of all tracked tensors that are alive."""
+        return frozenset(v for ref, v in self._live.values() if ref() is not None)
+
+    def sharing(self, changed: list[torch.Tensor]) -> list[tuple[torch.Tensor, Value]]:
+        """Other live tensors in the memory of tensors that were changed, with their values."""
+        memories = {memory_of(t) for t in changed} - {0}
+        known = {id(t) for t in changed}
+        live: list[tuple[torch.Tensor | None, Value]] = [(ref(), value) for ref, value in list(self._live.values())]
+        if any(id(t) in self.sources for t in changed):
+            self._stored = None  # ``x.data = y`` gives it another memory
+        live += [(v.tensor, v) for s in memories for v in self._sources_in(s)]
+        return [
+            (tensor, value)
+            for tensor, value in live
+            if tensor is not None
+            and id(tensor) not in known
+            and memory_of(tensor) in memories
+            and self._live.get(id(tensor), (None, value))[1] is value
+        ]
+
+    def _sources_in(self, memory: int) -> list[Value]:
+        if self._stored is None or self._stored_at != self._masking.lasting:
+            self._stored, self._stored_at = {}, self._masking.lasting
+            for value in self.sources.values():
+                assert value.tensor is not None
+                self._stored.setdefault(memory_of(value.tensor), []).append(value)
+        return self._stored.get(memory, [])
