@@ -97,7 +97,7 @@ def _following(
             found[value] = found[value] | entries if value in found else entries
         return True
 
-    at_other_sizes(inputs, takes)
+    at_other_sizes(inputs, takes, stretched=False)
     return found
 
 

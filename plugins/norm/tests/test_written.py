@@ -91,3 +91,34 @@ def test_what_scales_and_what_shifts_is_not_told_by_names_alone() -> None:
             each[1].b += 1.0
     x = torch.randn(3, 3)
     torch.testing.assert_close(small(x), masked_copy(model, masks)(x))
+
+
+@pytest.mark.parametrize(
+    ("spread", "eps"), [("var", 1e-6), ("var", 1e-5), ("std", 1e-5), ("std", 1e-6), ("var1", 1e-8)]
+)
+def test_an_eps_in_the_code_is_told_apart(spread: str, eps: float) -> None:
+    """Of numbers around 0.05, std + 1e-5 is sqrt(var + 1e-6)."""
+
+    class Hidden(Norm):
+        @property
+        def eps(self) -> float:
+            return eps
+
+        @eps.setter
+        def eps(self, value: float) -> None:
+            pass
+
+    model = randomize(nn.Sequential(nn.Linear(3, 12), Hidden(("g", "b"), (12,), -1, spread), nn.Linear(12, 5)))
+    masks = mask_indices(model, {"0.weight": (1, 4, 7), "0.bias": (1, 4, 7)})
+    small = [torch.randn(2, 4, 3) * size for size in (1e-3, 1e-2, 1.0)]
+    assert check_equal(model, small[0], masks, small[1:]).shape("0.weight")[0] == 10
+
+
+def test_it_is_recognised_without_contents() -> None:
+    """What a removed channel would give is made of numbers that are not there, so all stays, but not for a barrier."""
+    model = net(("g", "b"), (12,), -1, "var").to("meta")
+    masks = {"0.weight": torch.ones(12, 3), "0.bias": torch.ones(12)}
+    for mask in masks.values():
+        mask[[1, 4, 7]] = 0
+    plan = speedup.plan(model, torch.zeros(2, 4, 3), masks)
+    assert not plan.report.barriers and "were 1.g and 1.b not on the meta device" in plan.explain("0")

@@ -332,3 +332,32 @@ def test_whole_layers_of_constants_are_reduced_right(name: str) -> None:
     net = Net(POSITIONS[name][0], nn.Linear(8, 5))
     with pytest.warns(UserWarning, match="masked whole"):
         check_equal(net, image(2, 6, 6), mask_indices(net, {"a.weight": range(8)}), [image(1, 7, 5), image(3, 9, 8)])
+
+
+class Positions(nn.Module):
+    """A table of positions, as many as there are, and what is largest among them."""
+
+    def __init__(self, largest: bool) -> None:
+        super().__init__()
+        self.a = nn.Conv1d(3, 8, 1)
+        self.table = nn.Parameter(torch.empty(1, 12, 8))
+        self.t = nn.Linear(8, 5)
+        self.largest = largest
+        randomize(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).transpose(1, 2)
+        z = y + self.table[:, : y.shape[1]] - y
+        return self.t(torch.amax(z, 1) if self.largest else torch.amin(z, 1))
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_extreme_of_a_table_follows_the_size_of_the_input(largest: bool) -> None:
+    net = Positions(largest)
+    with torch.no_grad():  # at positions that the dummy input has not
+        net.table[:, 8], net.table[:, 9] = 9.0, -9.0
+    other = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(1))
+    filters = torch.ones(8, 3, 1)
+    filters[[1, 4]] = 0
+    masks = {"a.weight": filters, "a.bias": filters[:, 0, 0].clone()}
+    check_equal(net, other[:, :, :6], masks, [other, other[:, :, :3]])

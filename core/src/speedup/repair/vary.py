@@ -61,16 +61,18 @@ class Case:
 Takes = Callable[[Case], bool]
 
 
-def at_other_sizes(inputs: Inputs, takes: Takes) -> None:
+def at_other_sizes(inputs: Inputs, takes: Takes, stretched: bool = True) -> None:
     """Vary the sizes of inputs.
 
     Args:
         takes: looks at one case, and says whether the model takes it: where not, others are tried in its place.
+        stretched: whether one side may be larger while the others are smaller. Not where what is known position by
+            position is compared: of an image that is padded to whole windows, such a side may come out as it was.
     """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
     more = bool(tensors) and len({t.shape[0] for t in tensors}) == 1
     for kind in _kinds(tensors):
-        more = _vary(inputs, kind, takes, more)
+        more = _vary(inputs, kind, takes, more, stretched)
     if more:
         takes(_case(inputs, None, samples=2))
 
@@ -113,7 +115,7 @@ def _kinds(tensors: Sequence[torch.Tensor]) -> list[_Kind]:
     return kinds
 
 
-def _vary(inputs: Inputs, kind: _Kind, takes: Takes, more: bool) -> bool:
+def _vary(inputs: Inputs, kind: _Kind, takes: Takes, more: bool, stretched: bool) -> bool:
     """Vary one kind, with more samples as long as nobody has tried these; whether they are still to be tried."""
     sides = kind.sides
     if more and takes(_case(inputs, kind, smaller=sides, samples=2)):
@@ -123,13 +125,13 @@ def _vary(inputs: Inputs, kind: _Kind, takes: Takes, more: bool) -> bool:
     alone = tuple(sides[-1:])
     if not kind.one_by_one:
         others = sides[:-1]
-        stretched = smaller and others and takes(_case(inputs, kind, smaller=others, larger=alone))
-        if not stretched and not takes(_case(inputs, kind, larger=alone)) and others:
+        both = stretched and smaller and others and takes(_case(inputs, kind, smaller=others, larger=alone))
+        if not both and not takes(_case(inputs, kind, larger=alone)) and others:
             takes(_case(inputs, kind, larger=sides))
         return more
     for side in sides:
         rest = tuple(s for s in sides if s != side)
-        if not (smaller and rest and takes(_case(inputs, kind, smaller=rest, larger=(side,)))):
+        if not (stretched and smaller and rest and takes(_case(inputs, kind, smaller=rest, larger=(side,)))):
             takes(_case(inputs, kind, larger=(side,)))
         if not smaller and rest:
             takes(_case(inputs, kind, smaller=(side,)))

@@ -100,8 +100,9 @@ def _recognise(module: nn.Module) -> Form | None:
     for axis, shape in ((-1, (2, 3, width)), (-1, (2, 2, 3, width)), (1, (2, width, 2, 3)), (1, (2, width, 3))):
         if len(shape) > 2 and width in (2, 3):
             continue  # the axes could not be told apart
-        # Small numbers, for which eps matters.
-        x = (torch.randn(shape, generator=numbers) * 0.05).to(like)
+        # Small numbers, for which eps matters, and of two sizes: at one alone std + 1e-5 may be sqrt(var + 1e-6).
+        sizes = torch.tensor([0.05, 0.005]).reshape([-1] + [1] * (len(shape) - 1))
+        x = (torch.randn(shape, generator=numbers) * sizes).to(like)
         got = _run(probe, x)
         if got is None or got.shape != x.shape or torch.equal(got, x):  # dropout and its kin give back what they get
             continue
@@ -173,7 +174,7 @@ def _with_contents(module: nn.Module, numbers: torch.Generator, names: tuple[str
     if names == PLAIN and not any(p.is_meta for p in module.parameters()):
         return module
     other = copy.copy(module)
-    made = {n: torch.randn(t.shape, generator=numbers).to(_like(module)) for n, t in _own(module).items()}
+    made = {n: torch.randn(t.shape, generator=numbers).to(_like(module).dtype) for n, t in _own(module).items()}
     parameters = {n: nn.Parameter(made[n]) for n in module._parameters if n in made}
     other.__dict__ = {
         **module.__dict__,

@@ -21,6 +21,7 @@ class ExtremeOver(Rule):
     """
 
     largest = True
+    counts = True
 
     def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         return {}
