@@ -103,7 +103,7 @@ class Node:
         operands: the values that the rule's signature speaks of, in its order; None where an optional one is missing.
         operand_names: their names.
         outputs: the tensors that come out, tensors changed in place included.
-        calls: how often the module is called in the whole run.
+        siblings: all calls of its module in the whole run, itself among them; none of a function.
         writes: whether the call changed a tensor in place.
         rows: the axis of the first output along which entries are the weights of means, see ``Rule.sums_to_one``.
         factor: what an edit multiplies the output with, in a run that is compared with another.
@@ -127,12 +127,17 @@ class Node:
     operands: tuple[Value | None, ...] = ()
     operand_names: tuple[str, ...] = ()
     note: str = ""
-    calls: int = 1
+    siblings: Sequence[Node] = ()
     sites: tuple[tuple[CodeType, int], ...] = ()
     writes: bool = False
     rows: int | None = None
     factor: float = 1.0
     claimant: Rule | None = None
+
+    @property
+    def calls(self) -> int:
+        """How often the module is called in the whole run; 1 for a function."""
+        return len(self.siblings) or 1
 
     def claimed(self) -> Node:
         """Itself, claimed by now if a rule claims it."""

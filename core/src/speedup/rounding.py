@@ -95,7 +95,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     same = (a == b) | (torch.isnan(a) & torch.isnan(b))
     gap = torch.where(same, torch.zeros((), dtype=wide), a - b).abs()
     finite = torch.where(torch.isfinite(a), a, torch.zeros((), dtype=wide)).abs()
-    error = float(torch.nan_to_num(gap, nan=float("inf")).max())
+    error = float(torch.nan_to_num(gap, nan=math.inf, posinf=math.inf).max())
     return error, float(finite.max())
 
 

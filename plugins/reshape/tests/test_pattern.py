@@ -25,15 +25,10 @@ class Rearrange(nn.Module):
         return x.unflatten(-1, (lengths.get("h", -1), lengths.get("d", -1))).transpose(1, 2)
 
 
-def einops_or_alike(**lengths: int) -> list[nn.Module]:
-    kinds: list[Any] = [Rearrange]
-    try:
-        from einops.layers.torch import Rearrange as Real
-    except ImportError:
-        pass
-    else:
-        kinds.append(Real)
-    return [kind(p, **lengths) for kind in kinds for p in ("b n (h d) -> b h n d", "b ... (h d) -> b h ... d")]
+def layer(library: str) -> Any:
+    if library == "alike":
+        return Rearrange
+    return pytest.importorskip("einops.layers.torch", reason="einops is no dependency: pip install einops").Rearrange
 
 
 class Heads(nn.Module):
@@ -50,14 +45,17 @@ class Heads(nn.Module):
 
 
 @pytest.mark.parametrize("lengths", [{"h": 4}, {"d": 6}, {"h": 4, "d": 6}], ids=["h", "d", "h and d"])
+@pytest.mark.parametrize("pattern", ["b n (h d) -> b h n d", "b ... (h d) -> b h ... d"])
+@pytest.mark.parametrize("library", ["alike", "einops"])
 @pytest.mark.parametrize(("gone", "left"), [((1, slice(None)), 18), ((slice(None), [0, 3]), 16)], ids=["head", "dims"])
-def test_named_lengths_are_those_of_what_is_left(lengths: dict[str, int], gone: Any, left: int) -> None:
-    for split in einops_or_alike(**lengths):
-        model = randomize(Heads(split))
-        keep = torch.ones(4, 6)
-        keep[gone] = 0
-        keep = keep.flatten()
-        masks = {name: {"weight": keep[:, None].expand(24, 5), "bias": keep} for name in "qkv"}
-        result = check_equal(model, torch.randn(2, 7, 5), masks, [torch.randn(3, 4, 5)])
-        assert [result.shape(f"{name}.weight")[0] for name in "qkv"] == [left] * 3
-        assert result.shape("out.weight") == (3, left)
+def test_named_lengths_are_those_of_what_is_left(
+    lengths: dict[str, int], gone: Any, left: int, library: str, pattern: str
+) -> None:
+    model = randomize(Heads(layer(library)(pattern, **lengths)))
+    keep = torch.ones(4, 6)
+    keep[gone] = 0
+    keep = keep.flatten()
+    masks = {name: {"weight": keep[:, None].expand(24, 5), "bias": keep} for name in "qkv"}
+    result = check_equal(model, torch.randn(2, 7, 5), masks, [torch.randn(3, 4, 5)])
+    assert [result.shape(f"{name}.weight")[0] for name in "qkv"] == [left] * 3
+    assert result.shape("out.weight") == (3, left)

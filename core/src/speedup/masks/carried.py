@@ -18,6 +18,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from speedup import walk
 from speedup.attributes import Saved
 from speedup.errors import MaskError
+from speedup.masks import hints
 
 
 class Unwrapped:
@@ -69,9 +70,8 @@ def _check_tied(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
         if first is None:
             continue
         for other in names:
-            mask = masks.get(other)
-            if not (bool(masks[first].bool().all()) if mask is None else torch.equal(mask.bool(), masks[first].bool())):
-                how = "has no mask" if mask is None else "has another mask"
+            if not hints.is_same(masks.get(other, torch.ones_like(masks[first])), masks[first]):
+                how = "has another mask" if other in masks else "has no mask"
                 raise MaskError(
                     f"{first!r} and {other!r} are one parameter, and {other!r} {how}: in the pruned model they are two "
                     "weights. Prune both with the same mask, or give one a parameter of its own first, for example "

@@ -216,13 +216,11 @@ class Recorder(TorchFunctionMode):
             self.written.save_data(tensors[0])
         try:
             quiet = self._writes_no_parameter(op, rule, module, tensors[: len(tensors) - len(attributes)])
-            run = self._quietly if quiet else self._seen
+            there = functools.partial(self._there, self._quietly if quiet else self._seen, call)
             if self.shapes is not None and (id(module) in self.substitutes or self._is_closed(op, rule, module)):
-                result = self.shapes.result(
-                    op, module, plain_args, plain_kwargs, tensors, lambda: self._there(run, call)
-                )
+                result = self.shapes.result(op, module, plain_args, plain_kwargs, tensors, there)
             else:
-                result = self._there(run, call)
+                result = there()
         except Exception as error:
             self.masking.unmask(masked)
             if not hasattr(error, "speedup_call"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
-from speedup.graph import Graph
+from speedup.graph import Graph, Node
 from speedup.masking import Masking
 from speedup.registry import Registry
 from speedup.trace.meta import made_there
@@ -178,9 +178,11 @@ def _run(
             outputs.append(value)
     for value in outputs:
         value.is_output = True
-    calls = Counter(id(n.module) for n in recorder.nodes if n.module is not None)
+    calls: dict[int, list[Node]] = defaultdict(list)
     for node in recorder.nodes:
-        node.calls = calls.get(id(node.module), 1)
+        if node.module is not None:
+            node.siblings = calls[id(node.module)]
+            calls[id(node.module)].append(node)
     return Graph(
         recorder.nodes,
         tensors.values,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.attributes import INTERNAL
 from speedup.masking import memory_of
 from speedup.recall import frozen
@@ -46,9 +47,9 @@ class Shapes:
         if known is not None:
             size, stride, dtype = known
             return torch.empty_strided(size, stride, dtype=dtype, device="meta")
-        before = [t._version for t in tensors]
+        before = [walk.version_of(t) for t in tensors]
         result = call()
-        changed = [t._version for t in tensors] != before
+        changed = None in before or [walk.version_of(t) for t in tensors] != before
         if type(result) is torch.Tensor and result.is_meta and not changed and not _shares(result, module, tensors):
             self._given[key] = _layout(result)
         return result
@@ -57,7 +58,7 @@ class Shapes:
 def _key(
     op: Any, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[torch.Tensor]
 ) -> Hashable | None:
-    if not all(t.is_meta and not t.is_inference() for t in tensors):
+    if not all(t.is_meta for t in tensors):
         return None
     try:
         own = _of_module(module) if module is not None else ()
@@ -73,12 +74,8 @@ def _of_module(module: nn.Module) -> Hashable:
     if module._modules:
         raise TypeError("its children may hide something")
     own = tuple([(n, None if t is None else _layout(t)) for h in _tensors(module) for n, t in h.items()])
-    return (
-        type(module),
-        own,
-        tuple([(n, frozen(v)) for n, v in vars(module).items() if n not in INTERNAL]),
-        module.training,
-    )
+    attributes = tuple([(n, frozen(v)) for n, v in vars(module).items() if n not in INTERNAL])
+    return type(module), own, attributes, module.training
 
 
 def _tensors(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import nn
 
 from speedup import Affine, Bools, Constant, Fact, Floats, Kept, Labels, Node, NodeFacts, NodeKeep, Rule, Unused
 from speedup_plugin_norm.compensated import divisor
 from speedup_plugin_norm.custom import run_tail
-
-# How wide the inputs of a module were. One without parameters does not say.
-_widths: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
 
 
 class Counting(Rule):
@@ -78,13 +73,12 @@ class Counting(Rule):
             return True
         if getattr(node.module, "stat_total", None) is not None:
             return True
-        return self.knows_width and node.module is not None and len(_widths.get(node.module, ())) == 1
+        return self.knows_width and len({self.width(n) for n in node.siblings}) == 1
 
-    def check(self, node: Node) -> None:
-        super().check(node)
-        value = node.operands[0]
-        if node.module is not None and value is not None and value.ndim:
-            _widths.setdefault(node.module, set()).add(value.shape[self.channel(node) % value.ndim])
+    def width(self, node: Node) -> int | None:
+        """How many channels go in, None where the rule does not speak for the call."""
+        value = node.operands[0] if node.rule is self else None
+        return None if value is None else value.shape[self.channel(node)]
 
     def countable(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
         """The constants that a smaller module can count. One that is called several times counts zeros alone, which

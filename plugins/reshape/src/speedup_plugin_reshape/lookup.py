@@ -50,18 +50,25 @@ class LookupAlong(Rule):
         )
 
 
-class IndexSelect(Movement):
-    """An index along one axis, which the model holds or which is data."""
+class ByIndex(Movement):
+    """Entries along one axis, by an index that the model holds, or that is data: ``of_data`` is then the rule."""
 
-    call = "input, dim, index"
     operands = ("input",)
+    of_data: type[Rule]
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
-        self.lookup = LookupAlong(name=f"{self.name} of data")
+        self.lookup = self.of_data(name=f"{self.name} of data")
 
     def claim(self, node: Node) -> None:
         self.lookup.claim(node) if is_data(node) else super().claim(node)
+
+
+class IndexSelect(ByIndex):
+    """One index along the axis."""
+
+    call = "input, dim, index"
+    of_data = LookupAlong
 
 
 class EntryByEntry(Rule):
@@ -96,19 +103,11 @@ class EntryByEntry(Rule):
         return found
 
 
-class Gather(Movement):
-    """Entries along one axis by an index for each, which the model holds or which is data."""
+class Gather(ByIndex):
+    """An index for each entry."""
 
     call = "input, dim, index, **more"
-    operands = ("input",)
-    of_data: type[EntryByEntry] = EntryByEntry
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
-        self.lookup = self.of_data(name=f"{self.name} of data")
-
-    def claim(self, node: Node) -> None:
-        self.lookup.claim(node) if is_data(node) else super().claim(node)
+    of_data = EntryByEntry
 
 
 class EntryAlong(EntryByEntry):
@@ -118,7 +117,9 @@ class EntryAlong(EntryByEntry):
     broadcasts = True
 
 
-class TakeAlong(Gather):
+class TakeAlong(ByIndex):
+    """An index for each entry; both broadcast."""
+
     call = "input, indices, dim=None"
     of_data = EntryAlong
 
