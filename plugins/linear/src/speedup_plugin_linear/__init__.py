@@ -18,12 +18,14 @@ from speedup import (
     Floats,
     Node,
     NodeFacts,
+    NodeKeep,
     Rule,
     SignatureError,
     hookimpl,
     rows_of_one,
     variants,
 )
+from speedup_plugin_linear import forms
 from speedup_plugin_linear.einsum import Einsum
 from speedup_plugin_linear.experts import Experts
 from speedup_plugin_linear.products import RULES as OTHERS
@@ -44,6 +46,20 @@ class MatMul(Rule):
         a = f"{batch if left > 2 else ''} {row} k"
         b = f"{batch if right > 2 else ''} k {column}"
         return f"{a}, {b} -> {batch} {row} {column}"
+
+    def folds(self, node: Node) -> bool:
+        return super().folds(node) and not forms.inner(node) and not forms.outer(node)
+
+    def constrain(self, node: Node, keep: NodeKeep) -> None:
+        super().constrain(node, keep)
+        kept = np.broadcast_to(keep.sets[0], node.operands[0].shape if node.operands[0] is not None else ())
+        if kept.any() and not kept.all() and forms.inner(node) and forms.ratio(node, keep) is None:
+            keep.grow(0, np.ones_like(kept), "the number that is made of it counts it", 0)
+
+    def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
+        """What is left of a number that is made of the model's own tensors alone is made the whole again."""
+        ratio, v = forms.ratio(node, keep) if forms.inner(node) else None, node.operands[1]
+        return {} if ratio in (None, 1.0) or v is None else {node.operand_names[1]: v.contents() * ratio}
 
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         """Where one side is the weights of means, what the other has at all positions comes out (attention)."""
