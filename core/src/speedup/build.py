@@ -19,7 +19,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import changes, kept_of
-from speedup.pieces import contents, is_piece, put_back, source_of
+from speedup.pieces import contents, is_piece, is_spread, put_back, source_of, spread_back
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
 from speedup.rule import Rule
@@ -174,9 +174,12 @@ def _folds(
         if node.rule is not None and type(node.rule).refit is not Rule.refit:
             for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
                 value = node.operand(name)
-                if value is None or not value.is_source or len(value.uses) != 1:
+                if value is not None and value.is_source and len(value.uses) == 1:
+                    folded[value] = kept_of(keeps, value, tensor)
+                elif value is not None and is_spread(value):
+                    spread_back(value, tensor, in_pieces)
+                else:
                     raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
-                folded[value] = kept_of(keeps, value, tensor)
     folded |= {value: kept_of(keeps, value, tensor) for value, tensor in in_pieces.items()}
     keeps.forget()  # nobody asks again, and a plan lives on
     return folded, gained

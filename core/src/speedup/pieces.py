@@ -48,6 +48,78 @@ def put_back(value: Value, new: torch.Tensor, whole: torch.Tensor) -> torch.Tens
     return result.reshape(whole.shape)
 
 
+def is_spread(value: Value) -> bool:
+    """Whether every entry of a value stands in a parameter, at one place and read by nothing else.
+
+    So it is with parameters that are put together and taken apart again.
+    """
+    return places_of(value) is not None
+
+
+def places_of(value: Value) -> list[tuple[Value, torch.Tensor, torch.Tensor]] | None:
+    """The parameters that a value is made of by moving entries: which entries of it (flat), and where they stand there.
+
+    Returns:
+        None where something else is computed, or an entry is read elsewhere too.
+    """
+    if "_places" not in value.__dict__:
+        starts: dict[Value, int] = {}
+        numbers = _numbered(value, starts) if len(value.uses) == 1 else None
+        if numbers is not None and len(torch.unique(numbers)) == numbers.numel():
+            flat = numbers.reshape(-1)
+            ends = [start + source.contents().numel() for source, start in starts.items()]
+            found = [torch.nonzero((flat >= a) & (flat < b))[:, 0] for a, b in zip(starts.values(), ends, strict=True)]
+            value.__dict__["_places"] = [
+                (source, at, flat[at] - start)
+                for (source, start), at in zip(starts.items(), found, strict=True)
+                if at.numel()
+            ]
+        else:
+            value.__dict__["_places"] = None
+    places: list[tuple[Value, torch.Tensor, torch.Tensor]] | None = value.__dict__["_places"]
+    return places
+
+
+def _numbered(value: Value, starts: dict[Value, int]) -> torch.Tensor | None:
+    """The value with a number for every entry of the parameters that it is moved from."""
+    if value.is_source:
+        if not value.is_known or value in starts:
+            return None
+        starts[value] = sum(s.contents().numel() for s in starts)
+        return torch.arange(value.contents().numel()).reshape(value.shape) + starts[value]
+    node = value.producer
+    if node is None or node.rule is None or not node.rule.moves or getattr(node.rule, "fills", False):
+        return None
+    if any(len(t.uses) != 1 for t in node.tensors):
+        return None
+    given = [_numbered(t, starts) for t in node.tensors]
+    if any(g is None for g in given):
+        return None
+    made = node.run([g for g in given if g is not None])
+    outputs = [made] if isinstance(made, torch.Tensor) else list(made)
+    every = torch.cat([t.reshape(-1) for t in outputs])
+    return outputs[node.outputs.index(value)] if len(torch.unique(every)) == len(every) else None
+
+
+def spread_contents(value: Value) -> torch.Tensor:
+    """The numbers of such a value."""
+    places = places_of(value)
+    assert places
+    like = places[0][0].contents()
+    flat = like.new_empty(sum(at.numel() for _, at, _ in places))
+    for source, at, there in places:
+        flat[at] = source.contents().reshape(-1)[there].to(flat)
+    return flat.reshape(value.shape)
+
+
+def spread_back(value: Value, new: torch.Tensor, wholes: dict[Value, torch.Tensor]) -> None:
+    """Put new numbers of such a value where they stand in the parameters, full-size contents of which are given."""
+    for source, at, there in places_of(value) or ():
+        whole = wholes.get(source, source.contents()).reshape(-1).clone()
+        whole[there] = new.reshape(-1)[at].to(whole)
+        wholes[source] = whole.reshape(source.shape)
+
+
 def _pieces(value: Value) -> dict[Value, torch.Tensor]:
     """All pieces of the parameter that a value comes from, with the flat positions of their entries in it."""
     made = value.producer

@@ -624,7 +624,8 @@ class Rule:
     def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
         """New contents, at full size, of parameters that mean something else once others lose entries (override).
 
-        Called when the new tensors are made, before they are cut; for operands that this call alone reads.
+        Called when the new tensors are made, before they are cut; for operands that this call alone reads, or that are
+        put together of such parameters and taken apart again (``keep.takes``).
 
         Args:
             node: the call.

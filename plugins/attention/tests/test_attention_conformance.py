@@ -51,12 +51,30 @@ NETS: dict[str, tuple[int, Any]] = {
 }
 
 
+class Function(nn.Module):
+    """Calls the whole function with weights of its own."""
+
+    def __init__(self, weights: bool) -> None:
+        super().__init__()
+        self.weights, self.o = weights, nn.Linear(8, 8)
+        self.w, self.c = nn.Parameter(torch.zeros(24, 8)), nn.Parameter(torch.zeros(24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.multi_head_attention_forward(
+            x, x, x, x.shape[-1], 2, self.w, self.c, None, None, False, 0.0, self.o.weight, self.o.bias,
+            need_weights=self.weights,
+        )[0]  # fmt: skip
+
+
 class TestConformance(RuleTests):
     plugins = ("attention",)
+    unasked = ("multi_head_attention_forward",)  # its calls are taken apart
 
     def cases(self) -> dict[str, Case]:
         attention = nn.MultiheadAttention(8, 2, batch_first=True)
         return {
+            "function": chain(TOKENS, Function(False)),
+            "function with weights": chain(TOKENS, Function(True)),
             "one tensor": around(lambda m, x: F.scaled_dot_product_attention(x, x + 1, x), TOKENS),
             "module": around(lambda m, x: m.layers[0](x, x, x)[0], TOKENS, [attention]),
             "encoder layer": chain(TOKENS, nn.TransformerEncoderLayer(8, 2, 4, batch_first=True)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from speedup import Rule, hookimpl
+from speedup_plugin_attention.function import RULES
 from speedup_plugin_attention.fused import ScaledDotProductAttention
 from speedup_plugin_attention.multihead import MultiheadAttention
 from speedup_plugin_attention.transformer import Decoder, Encoder, EncoderLayer, Transformer
@@ -21,4 +22,5 @@ def speedup_rules() -> Iterable[Rule]:
         Encoder(),
         Decoder(),
         Transformer(),
+        *(rule() for rule in RULES),
     ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -46,7 +49,7 @@ class AttentionWithWeights(ScaledDotProductAttention):
     """The same axes, and a second output. Where it is read, all heads stay whose weights it has."""
 
     name = "attention_with_weights"
-    functions = (attention_with_weights,)
+    functions: tuple[Callable[..., Any], ...] = (attention_with_weights,)
     call = "query, key, value, attn_mask, dropout_p, scale, average"
 
     def signature(self, node: Node) -> str:
