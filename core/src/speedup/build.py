@@ -19,7 +19,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import changes, kept_of
-from speedup.pieces import contents, is_piece, is_spread, put_back, source_of, spread_back
+from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
 from speedup.rule import Rule
@@ -162,8 +162,7 @@ def _folds(
             if isinstance(target, Value) and target.is_source:
                 folded[target] = tensor
             elif isinstance(target, Value):
-                whole = source_of(target)
-                in_pieces[whole] = put_back(target, tensor, in_pieces.get(whole, contents(whole)))
+                put_back(target, tensor, in_pieces)
             else:
                 chosen = torch.from_numpy(_kept_outputs(node, keep).copy())
                 new = tensor[chosen.to(tensor.device)]
@@ -174,23 +173,41 @@ def _folds(
         if node.rule is not None and type(node.rule).refit is not Rule.refit:
             for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
                 value = node.operand(name)
-                if value is not None and value.is_source and len(value.uses) == 1:
-                    folded[value] = kept_of(keeps, value, tensor)
-                elif value is not None and is_spread(value):
-                    spread_back(value, tensor, in_pieces)
-                else:
+                if value is None or not value.is_source or len(value.uses) != 1:
                     raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
+                folded[value] = kept_of(keeps, value, tensor)
+        if node.rule is not None and type(node.rule).rescale is not Rule.rescale:
+            for name, factor in ask(node, "rescale", NodeKeep(keeps, node)).items():
+                _rescale(node, name, factor, keeps, folded, in_pieces)
     folded |= {value: kept_of(keeps, value, tensor) for value, tensor in in_pieces.items()}
     keeps.forget()  # nobody asks again, and a plan lives on
     return folded, gained
 
 
+def _rescale(
+    node: Node,
+    name: str,
+    factor: float,
+    keeps: KeepSets,
+    folded: dict[Value, torch.Tensor],
+    in_pieces: dict[Value, torch.Tensor],
+) -> None:
+    """Multiply a parameter, or a piece of one, that may have taken up constants already."""
+    value = node.operand(name)
+    if value is None or not is_own(node, node.operand_names.index(name)):
+        raise RuleError(f"{culprit(node)}: rescale gives {name!r}, no parameter of this call alone")
+    if value.is_source:
+        folded[value] = (folded[value] if value in folded else kept_of(keeps, value)) * factor
+        return
+    wholes = {source: in_pieces.get(source, contents(source)) for source in sources_of(value)}
+    put_back(value, contents(value, wholes) * factor, wholes)
+    in_pieces |= wholes
+
+
 def weights_of(node: Node) -> list[Value]:
     """The parameters and buffers that a call reads, or reads pieces of."""
-    found = [
-        v if v.is_source else source_of(v) for v in node.operands if v is not None and (v.is_source or is_piece(v))
-    ]
-    return list(dict.fromkeys(found))
+    values = [v for v in node.operands if v is not None and (v.is_source or is_piece(v))]
+    return list(dict.fromkeys(source for v in values for source in sources_of(v)))
 
 
 def _blank_folds(
@@ -199,9 +216,9 @@ def _blank_folds(
     """What a call folds, where contents are not at hand: the shapes alone."""
     for target in fold_targets(node, keeps):
         if isinstance(target, Value):
-            source = target if target.is_source else source_of(target)
-            assert source.tensor is not None
-            folded[source] = kept_of(keeps, source, source.tensor.detach().to("meta"))
+            for source in sources_of(target):
+                assert source.tensor is not None
+                folded[source] = kept_of(keeps, source, source.tensor.detach().to("meta"))
         else:
             count = int(_kept_outputs(node, NodeKeep(keeps, node)).sum())
             (like,) = [v.dtype for v in weights_of(node)][:1]

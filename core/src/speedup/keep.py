@@ -20,7 +20,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order
-from speedup.pieces import is_spread, spread_contents
+from speedup.pieces import is_own
 from speedup.regular import Lines, cut, cut_indices, kept_shape, varied
 from speedup.rigid import rigid_axes
 from speedup.sets import Product, Sets, SetsAt
@@ -276,18 +276,8 @@ class NodeKeep:
         return grown
 
     def takes(self, k: int) -> bool:
-        """Whether ``refit`` may give operand ``k`` new contents.
-
-        So it may for a parameter of this call alone, and for what is put together of such and taken apart again.
-        """
-        value = self._node.values[k]
-        return value is not None and is_spread(value)
-
-    def contents(self, k: int) -> torch.Tensor:
-        """The numbers of such an operand in the masked model."""
-        value = self._node.values[k]
-        assert value is not None
-        return spread_contents(value)
+        """Whether operand ``k`` may get other contents: a parameter of this call alone, or a piece of such."""
+        return is_own(self._node, k)
 
     def rank(self, k: int) -> Floats:
         """How well each entry of operand ``k`` serves as a carrier: its absolute constant, 0 where it has none."""

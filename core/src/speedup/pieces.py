@@ -6,9 +6,13 @@ No entry then belongs to two of the pieces, so what is folded into one can be wr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from speedup.graph import Node, Value
+
+_STEPS = 4  # that parameters are moved in
 
 
 def is_own(node: Node, k: int) -> bool:
@@ -20,32 +24,53 @@ def is_own(node: Node, k: int) -> bool:
 
 
 def is_piece(value: Value) -> bool:
-    """Whether a value is a part of a parameter of which every entry is moved to one place only."""
-    return value in _pieces(value)
+    """Whether a value is a part of a parameter, or put together of several, and every entry is moved to one place."""
+    return value in _pieces(value) or (not value.is_source and is_spread(value))
 
 
-def contents(value: Value) -> torch.Tensor:
-    """The numbers of a parameter or of a piece of one."""
+def contents(value: Value, wholes: Mapping[Value, torch.Tensor] | None = None) -> torch.Tensor:
+    """The numbers of a parameter or of a piece of one.
+
+    Args:
+        wholes: contents of parameters, if others than their own.
+    """
     if value.tensor is not None:
         return value.contents()
-    source = source_of(value)
-    assert source.tensor is not None
-    return source.contents().reshape(-1)[_pieces(value)[value]].reshape(value.shape)
+    at = _places(value)
+    given = wholes or {}
+    flat = at[0][0].contents().new_empty(sum(len(own) for _, own, _ in at))
+    for source, own, there in at:
+        whole = given[source] if source in given else source.contents()
+        flat[own] = whole.reshape(-1)[there].to(flat)
+    return flat.reshape(value.shape)
 
 
-def source_of(value: Value) -> Value:
-    """The parameter that a piece is of."""
+def sources_of(value: Value) -> list[Value]:
+    """The parameters that a piece is of, or a parameter itself."""
+    return [value] if value.is_source else [source for source, _, _ in _places(value)]
+
+
+def put_back(value: Value, new: torch.Tensor, wholes: dict[Value, torch.Tensor]) -> None:
+    """Put new numbers of a piece where they stand in its parameters, full-size contents of which are collected."""
+    for source, own, there in _places(value):
+        whole = wholes.get(source, source.contents()).reshape(-1).clone()
+        whole[there] = new.reshape(-1)[own].to(whole)
+        wholes[source] = whole.reshape(source.shape)
+
+
+def _places(value: Value) -> list[tuple[Value, torch.Tensor, torch.Tensor]]:
+    """Which entries of a piece (flat) stand where in which parameter."""
+    known = _pieces(value)
+    if value in known:
+        return [(_source_of(value), torch.arange(len(known[value])), known[value])]
+    return places_of(value) or []
+
+
+def _source_of(value: Value) -> Value:
     assert value.producer is not None
     source = value.producer.operands[0]
     assert source is not None
     return source
-
-
-def put_back(value: Value, new: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """The parameter with new numbers in a piece."""
-    result = whole.reshape(-1).clone()
-    result[_pieces(value)[value]] = new.reshape(-1).to(result)
-    return result.reshape(whole.shape)
 
 
 def is_spread(value: Value) -> bool:
@@ -80,8 +105,12 @@ def places_of(value: Value) -> list[tuple[Value, torch.Tensor, torch.Tensor]] | 
     return places
 
 
-def _numbered(value: Value, starts: dict[Value, int]) -> torch.Tensor | None:
-    """The value with a number for every entry of the parameters that it is moved from."""
+def _is_ours(value: Value) -> bool:
+    return value.is_source or (value.kind == "activation" and value.producer is not None)
+
+
+def _numbered(value: Value, starts: dict[Value, int], depth: int = 0) -> torch.Tensor | None:
+    """The value with a number for every entry of the parameters that it is moved from, in a few steps."""
     if value.is_source:
         if not value.is_known or value in starts:
             return None
@@ -90,9 +119,11 @@ def _numbered(value: Value, starts: dict[Value, int]) -> torch.Tensor | None:
     node = value.producer
     if node is None or node.rule is None or not node.rule.moves or getattr(node.rule, "fills", False):
         return None
+    if depth >= _STEPS or not node.tensors or not all(map(_is_ours, node.tensors)):
+        return None
     if any(len(t.uses) != 1 for t in node.tensors):
         return None
-    given = [_numbered(t, starts) for t in node.tensors]
+    given = [_numbered(t, starts, depth + 1) for t in node.tensors]
     if any(g is None for g in given):
         return None
     made = node.run([g for g in given if g is not None])
@@ -101,31 +132,12 @@ def _numbered(value: Value, starts: dict[Value, int]) -> torch.Tensor | None:
     return outputs[node.outputs.index(value)] if len(torch.unique(every)) == len(every) else None
 
 
-def spread_contents(value: Value) -> torch.Tensor:
-    """The numbers of such a value."""
-    places = places_of(value)
-    assert places
-    like = places[0][0].contents()
-    flat = like.new_empty(sum(at.numel() for _, at, _ in places))
-    for source, at, there in places:
-        flat[at] = source.contents().reshape(-1)[there].to(flat)
-    return flat.reshape(value.shape)
-
-
-def spread_back(value: Value, new: torch.Tensor, wholes: dict[Value, torch.Tensor]) -> None:
-    """Put new numbers of such a value where they stand in the parameters, full-size contents of which are given."""
-    for source, at, there in places_of(value) or ():
-        whole = wholes.get(source, source.contents()).reshape(-1).clone()
-        whole[there] = new.reshape(-1)[at].to(whole)
-        wholes[source] = whole.reshape(source.shape)
-
-
 def _pieces(value: Value) -> dict[Value, torch.Tensor]:
     """All pieces of the parameter that a value comes from, with the flat positions of their entries in it."""
     made = value.producer
     if made is None or not _moves_one(made):
         return {}
-    source = source_of(value)
+    source = _source_of(value)
     if not source.is_source or not all(_moves_one(n) for n, _ in source.uses):
         return {}
     known: dict[Value, torch.Tensor] | None = source.__dict__.get("_pieces")

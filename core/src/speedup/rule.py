@@ -624,8 +624,7 @@ class Rule:
     def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
         """New contents, at full size, of parameters that mean something else once others lose entries (override).
 
-        Called when the new tensors are made, before they are cut; for operands that this call alone reads, or that are
-        put together of such parameters and taken apart again (``keep.takes``).
+        Called when the new tensors are made, before they are cut; for operands that this call alone reads.
 
         Args:
             node: the call.
@@ -633,6 +632,18 @@ class Rule:
 
         Returns:
             tensors of the old shape by operand name; by default none.
+        """
+        return {}
+
+    def rescale(self, node: Node, keep: NodeKeep) -> Mapping[str, float]:
+        """Numbers that parameters are multiplied with, once they have taken up constants (override).
+
+        Args:
+            node: the call.
+            keep: the keep sets, which grow no more, and the facts.
+
+        Returns:
+            factors by operand name, for operands of which ``keep.takes(number)`` is true; by default none.
         """
         return {}
 

@@ -15,7 +15,7 @@ from torch import nn
 from speedup.build import Parts, Piece, build, fold_targets, weights_of
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
-from speedup.pieces import source_of
+from speedup.pieces import sources_of
 from speedup.rule import Rule
 from speedup.shell import relinked
 from speedup.trace.meta import StandIns
@@ -51,11 +51,12 @@ class Stream:
         """Which parameters a call folds something into, and which it has to know for it."""
         assert node.rule is not None
         goals = fold_targets(node, self._keeps)
-        refits = type(node.rule).refit is not Rule.refit
+        kind = type(node.rule)
+        refits = kind.refit is not Rule.refit or kind.rescale is not Rule.rescale
         if not goals and not refits:
             return
-        written = [g if g.is_source else source_of(g) for g in goals if isinstance(g, Value)]
-        written += [v for v in node.operands if refits and v is not None and v.is_source]
+        written = [source for g in goals if isinstance(g, Value) for source in sources_of(g)]
+        written += weights_of(node) if refits else []
         self._reads[node] = list(dict.fromkeys([*weights_of(node), *written]))
         for value in dict.fromkeys(written):
             self._writers.setdefault(value, []).append(node)

@@ -132,10 +132,21 @@ def test_masks_of_every_kind(make: type[Separate], kind: str) -> None:
     check_equal(model, tokens(6, 2), random_masks(model, 1, kind), [tokens(4, 3)])
 
 
-def test_constants_stay_in_front_of_the_queries() -> None:
-    model = Separate()
-    result = check_equal(model, tokens(6, 2), masks_of(model, GONE, biases=False), [tokens(4, 3)])
-    assert result.shape("q.weight") == (16, 16)
+@pytest.mark.parametrize("make", [Separate, Packed])
+def test_constants_go_into_biases(make: type[Separate]) -> None:
+    """In front of the call, where biases are not masked; those of the queries are multiplied afterwards."""
+
+    class Alone(make):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.b(self.attention(self.a(x).relu())[0])
+            return result
+
+    model = Alone()
+    inner = masks_of(model, GONE)
+    result = check_equal(
+        model, tokens(6, 2), {**inner, "a": mask_indices(model, {"a.weight": GONE})["a"]}, [tokens(4, 3)]
+    )
+    assert result.shape("a.weight") == (8, 5)
 
 
 def test_weights_that_are_read_elsewhere_too_do_not_change() -> None:

@@ -126,28 +126,21 @@ class MultiheadFunction(Rule):
 
 
 class Queries(Rule):
-    """A linear layer of which every head keeps as much as the query has for it, and that takes up the change of scale.
-
-    Constants other than 0 stay in front of it.
-    """
+    """A linear layer that keeps as much for every head as the query has for it, and takes up the change of scale."""
 
     name = "queries of attention"
     functions = (queries,)
     call = "query, weight, bias, embed_dim_to_check, num_heads"
     operands = ("query", "weight", "bias")
+    bias = "bias"
     sizes = {"embed_dim_to_check": "i"}  # noqa: RUF012
 
     def signature(self, node: Node) -> str:
         return f"* i, (h={node.arg('num_heads')} o) i, (h o)? -> * (h o)"
 
-    def folds(self, node: Node) -> bool:
-        return False
-
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         heads, value = node.arg("num_heads"), node.operands[0]
         assert value is not None
-        read = ~(keep.facts.zero(0) | keep.facts.unused(0))
-        keep.grow(0, read, "a constant that is not 0 comes to the queries", 0)
         grown = True
         while grown:
             super().constrain(node, keep)
@@ -168,13 +161,12 @@ class Queries(Rule):
         assert value is not None
         return call is None or call.arg("embed_dim_to_check") == kept_shape(keep[0], value.shape)[-1]
 
-    def refit(self, node: Node, keep: NodeKeep) -> Mapping[str, torch.Tensor]:
+    def rescale(self, node: Node, keep: NodeKeep) -> Mapping[str, float]:
         whole = node.outputs[0].shape[-1]
         left = int(np.broadcast_to(along(keep.sets[3], node.outputs[0].ndim - 1), whole).sum())
-        if left == whole:
-            return {}
         names = enumerate(node.operand_names)
-        return {n: keep.contents(k) * (left / whole) ** 0.5 for k, n in names if k and node.operands[k] is not None}
+        factor = (left / whole) ** 0.5
+        return {n: factor for k, n in names if factor != 1 and k and node.operands[k] is not None}
 
 
 class ByWidth(ScaledDotProductAttention):
