@@ -246,7 +246,7 @@ class Rule:
             RuleError: a method of the rule raised anything but ``TypeError`` and ``SignatureError``.
         """
         try:
-            self._bind(node)
+            self.bind(node)
             node.rule = self
             self.check(node)
             axis = None if node.writes else self.sums_to_one(node)
@@ -279,7 +279,7 @@ class Rule:
         """
         _ = node.layout
 
-    def _bind(self, node: Node) -> None:
+    def bind(self, node: Node) -> None:
         held = {name: node.tensors[number] for name, number in node.attributes.items()}
         if node.module is None and self._parameters is not None:
             bound = self._parameters.bind(*node.args, **node.kwargs)
