@@ -59,6 +59,7 @@ SLICED = {
     "conv": (nn.Conv2d(4, 12, 3, padding=1), (2, 4, 5, 6)),
     "conv without batch": (nn.Conv1d(4, 12, 3), (4, 7)),
     "transposed conv": (nn.ConvTranspose2d(4, 12, 3), (2, 4, 5, 6)),
+    "embedding": (nn.Embedding(9, 16), ids),
     "bilinear": (Call(lambda x, w: F.bilinear(x, x * 2, w), 10, 6, 6), (3, 6)),
     "function": (Call(F.linear, 20, 12), (3, 12)),
     "product": (Call(torch.matmul, 12, 20), (2, 3, 12)),
@@ -70,7 +71,7 @@ WHOLE = {
     "transposed, groups": (nn.ConvTranspose2d(4, 12, 3, groups=2), (2, 4, 5, 6)),
     "a view": (Call(lambda x, w: x @ w.t(), 20, 12), (3, 12)),
     "no product": (Call(lambda x, w: x + w, 20, 12), (20, 12)),
-    "may write its weight": (nn.Embedding(9, 16), ids),
+    "writes its weight": (nn.Embedding(9, 16, max_norm=1.0), ids),
     "both sides": (Call(lambda x, w: x + torch.matmul(w, w), 12, 12), (12, 12)),
 }
 

@@ -108,7 +108,9 @@ class Maker:
 
     def _is_closed(self, op: Any, rule: Any, module: nn.Module | None) -> bool:
         """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
-        if rule is None or rule.writes_weights or not _is_torchs_own(op) or (module is not None and module._modules):
+        if rule is None or not _is_torchs_own(op) or (module is not None and module._modules):
+            return False
+        if rule.writes_weights and (module is None or getattr(module, rule.writes_weights, None) is not None):
             return False
         return not transformed()
 
