@@ -280,6 +280,16 @@ class Rule:
         _ = node.layout
 
     def bind(self, node: Node) -> None:
+        """Find the operands of a call among its tensors: ``node.operands`` and their names, and its arguments by name.
+
+        Called by ``claim``, and for a call of large weights before it is made. There is no need to override it.
+
+        Args:
+            node: the call.
+
+        Raises:
+            TypeError: the arguments do not fit ``call``.
+        """
         held = {name: node.tensors[number] for name, number in node.attributes.items()}
         if node.module is None and self._parameters is not None:
             bound = self._parameters.bind(*node.args, **node.kwargs)
