@@ -41,6 +41,9 @@ class TestConformance(RuleTests):
                 ),
                 MAP,
             ),
+            around(
+                lambda m, x: (torch.cdist(x.mT, 2 * x.mT), F.cosine_similarity(x, 2 - x), torch.cdist(x, x + 1)), MAP
+            ),
             around(lambda m, x: x.count_nonzero(1).to(x.dtype), MAP),
             around(
                 lambda m, x: (

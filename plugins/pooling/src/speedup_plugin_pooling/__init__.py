@@ -21,8 +21,22 @@ class Window(Rule):
     def signature(self, node: Node) -> str:
         value = node.operands[0]
         assert value is not None
-        inner = f"* ~{self.spatial(node)}"
+        mixes = self.mixes(node)
+        inner = " ".join(["*", *("~1" if mixed else f"k{n}" for n, mixed in enumerate(mixes))])
+        inner = inner if not all(mixes) else f"* ~{len(mixes)}"
         return f"{inner} -> {', '.join([inner] * len(node.outputs))}"
+
+    def mixes(self, node: Node) -> list[bool]:
+        """Of the last axes, whether the window reaches over more than one entry: a stack of channels is often given an
+        axis more, and pooled with a window of 1 along them."""
+        size = node.arg("kernel_size")
+        if size is None or len(node.outputs) > 1:  # positions count all axes of the window together
+            return [True] * self.spatial(node)
+        sizes, strides, pads = (
+            [number] * self.dims if isinstance(number, int) else [*number] * (self.dims // len(number))
+            for number in (size, node.arg("stride") or size, node.arg("padding", 0))
+        )
+        return [each != (1, 1, 0) for each in zip(sizes, strides, pads, strict=True)]
 
     def spatial(self, node: Node) -> int:
         return self.dims
@@ -73,6 +87,7 @@ def one_window(node: Node, array: Floats, dims: int) -> Floats:
     """The call on a single window that is filled with constants."""
     size = node.arg("kernel_size")
     window = (size,) * dims if isinstance(size, int) else tuple(size) * (dims // len(size))
+    window = tuple([max(*pair) for pair in zip(window, array.shape[-dims:], strict=True)])
     filled = torch.from_numpy(np.broadcast_to(array, (*array.shape[:-dims], *window)).copy())
     result: Floats = node.run([filled]).numpy()
     return result
