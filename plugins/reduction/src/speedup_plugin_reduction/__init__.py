@@ -7,6 +7,7 @@ elsewhere (median, variance) they stay whole. Of constants a maximum keeps the l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from speedup import Floats, Node, Rule, hookimpl, variants
 from speedup_plugin_reduction.extremes import ExtremeOver
 from speedup_plugin_reduction.fourier import Complex, Fourier, FourierOfImages, FourierOfMany, Part, Real, Shifted
+from speedup_plugin_reduction.similarity import Cosine
 
 
 class OverAxes(Rule):
@@ -105,6 +107,7 @@ class Ranked(Choice):
     """topk, kthvalue and quantile: the second argument says which entries; topk keeps the axis."""
 
     call = "input, rank, dim=-1, *args, **kwargs"
+    also = MappingProxyType({"k": "rank", "q": "rank"})
 
     def claim(self, node: Node) -> None:
         Reduction.claim(self, node)
@@ -154,6 +157,7 @@ class Norm(OfZeros):
     """A vector norm."""
 
     call = "input, ord=2, dim=None, keepdim=False, *, dtype=None, out=None"
+    also = MappingProxyType({"x": "input", "A": "input"})
 
     def neutral(self, node: Node) -> bool:
         order = node.arg("ord")
@@ -252,6 +256,7 @@ def speedup_rules() -> Iterable[Rule]:
         AnyNorm(name="norm", functions=(torch.linalg.norm,)),
         Along(name="along", functions=variants("cumsum", "cumprod", "logcumsumexp", "argsort")),
         Order(name="order", functions=variants("cummax", "cummin", "sort")),
+        Cosine(name="cosine_similarity", functions=variants("cosine_similarity")),
         Fourier(name="fft", functions=_fft("fft ifft rfft irfft hfft ihfft")),
         FourierOfImages(name="fft2", functions=_fft("fft2 ifft2 rfft2 irfft2 hfft2 ihfft2")),
         FourierOfMany(name="fftn", functions=_fft("fftn ifftn rfftn irfftn hfftn ihfftn")),
