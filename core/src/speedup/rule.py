@@ -52,6 +52,7 @@ _FIELDS = (
     "functions",
     "axes",
     "call",
+    "also",
     "operands",
     "sizes",
     "annihilates",
@@ -79,6 +80,7 @@ class Rule:
         functions: torch functions that it claims; ``speedup.variants`` lists all spellings of one.
         call: parameters of the functions, written like a Python parameter list ("input, weight, bias=None"); left out,
             every tensor argument is an operand, in order.
+        also: other names by which functions take a parameter of ``call``: ``{"size": "sizes", "shape": "sizes"}``.
         operands: names of the operands in the order of ``axes``; by default the first ones of ``call``. For a module a
             name is an attribute that holds a tensor, else the next tensor argument of its forward.
         axes: the signature, see ``speedup.axes``; override ``signature`` where it depends on the call.
@@ -113,6 +115,7 @@ class Rule:
     modules: tuple[type[nn.Module], ...] = ()
     functions: tuple[Callable[..., Any], ...] = ()
     call: str | None = None
+    also: Mapping[str, str] = {}
     operands: tuple[str, ...] = ()
     axes: str = ""
     sizes: Mapping[str, str] = {}
@@ -184,7 +187,8 @@ class Rule:
             kwargs: of the call, in the same way.
 
         Returns:
-            what takes the same arguments and gives the same, up to rounding; by default None: the call is one node.
+            what takes the same arguments and gives the same, up to rounding, of which each call is made sure; by
+            default None: the call is one node.
 
         Example, a product of several matrices::
 
@@ -296,9 +300,7 @@ class Rule:
         """
         held = {name: node.tensors[number] for name, number in node.attributes.items()}
         if node.module is None and self._parameters is not None:
-            bound = self._parameters.bind(*node.args, **node.kwargs)
-            bound.apply_defaults()
-            node.arguments = dict(bound.arguments)
+            node.arguments = self.arguments(node)
             names = self.operands or tuple(node.arguments)[: len(parse(self.axes).inputs)]
             node.operand_names = names
             node.operands = tuple(self._operand(node, node.arguments.get(n), n) for n in names)
@@ -315,6 +317,29 @@ class Rule:
                 known = free.pop(0)
             operands.append(known)
         node.operands, node.operand_names = tuple(operands), self.operands
+
+    def arguments(self, node: Node) -> dict[str, Any]:
+        """What a call of a function gives for each parameter of ``call``, defaults included.
+
+        Args:
+            node: the call.
+
+        Raises:
+            TypeError: it gives others, or too few.
+        """
+        assert self._parameters is not None
+        args, kwargs = node.args, {self.also.get(keyword, keyword): value for keyword, value in node.kwargs.items()}
+        for place, parameter in enumerate(self._parameters.parameters.values()):
+            if (
+                parameter.kind is inspect.Parameter.VAR_POSITIONAL
+                and parameter.name in set(self.also.values()) & kwargs.keys()
+            ):
+                # Several in one, which only a place takes, and so all before it.
+                before = [kwargs.pop(n) for n in tuple(self._parameters.parameters)[len(args) : place]]
+                args = (*args, *before, kwargs.pop(parameter.name))
+        bound = self._parameters.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
 
     @staticmethod
     def _operand(node: Node, argument: Any, name: str) -> Value | None:
@@ -335,10 +360,21 @@ class Rule:
             positional and keyword arguments, tensors as ``Ref``.
         """
         assert self._parameters is not None
-        bound = self._parameters.bind(*node.args, **node.kwargs)
+        args, kwargs = list(node.args), dict(node.kwargs)
+        keywords = {self.also.get(keyword, keyword): keyword for keyword in kwargs}
+        places = list(self._parameters.parameters.values())
         for name, value in changed.items():
-            bound.arguments[name] = value
-        return bound.args, bound.kwargs
+            place = next(i for i, p in enumerate(places) if p.name == name)
+            several = places[place].kind is inspect.Parameter.VAR_POSITIONAL
+            if name in keywords:
+                (kwargs[keywords[name]],) = value if several else (value,)
+            elif several:
+                args[place:] = value
+            elif place < len(args):
+                args[place] = value
+            else:
+                kwargs[name] = value
+        return tuple(args), kwargs
 
     # -- inference ------------------------------------------------------------------------------------------------
 
