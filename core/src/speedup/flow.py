@@ -106,10 +106,9 @@ def _chosen(rule: Rule, named: Named) -> list[Constant | None]:
 
 
 def _kept_zeros(rule: Rule, named: Named) -> list[Constant | None]:
-    layout = named.layout
-    masks = [
-        layout.from_named(k, layout.project_all(k, _zero(named))) for k in range(layout.n_inputs, len(layout.operands))
-    ]
+    layout, zero = named.layout, _zero(named)
+    outputs = range(layout.n_inputs, len(layout.operands))
+    masks = [layout.from_named(k, layout.project_all(k, zero)) for k in outputs]
     return [constant(mask, np.zeros(mask.shape)) for mask in masks]
 
 
