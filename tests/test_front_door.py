@@ -265,6 +265,20 @@ def mistake(error: type[SpeedupError], match: str, model: Any = None, given: Any
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("masks", [{"0": {"weight": torch.ones(6, 4)}}, {"2": {"weight": torch.ones(2, 6)}}, "zeros"])
+def test_layers_without_a_shape_are_named(masks: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.LazyBatchNorm1d(), nn.LazyLinear(2)).eval()
+    x = torch.randn(2, 4)
+    for call in (
+        lambda: speedup.plan(model, x, masks),
+        lambda: speedup.prune_masks(model, x),
+        lambda: speedup.channel_groups(model, x),
+    ):
+        with pytest.raises(speedup.InputError, match=r"'1\.weight', '1\.bias', '2\.weight' and 3 more: no shape yet"):
+            call()
+    assert all(nn.parameter.is_lazy(p) for p in (*model[1].parameters(), *model[2].parameters()))
+
+
 def test_a_model_that_is_no_module() -> None:
     for model in (lambda x: x, "model.pt", Net, net().state_dict()):
         mistake(InputError, r"Module", model=model)

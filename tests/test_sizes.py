@@ -209,3 +209,29 @@ def test_several_inputs_have_sizes_of_their_own(name: str, masked: bool) -> None
     others = [inputs(1, 4, 5), inputs(3, 7, 5), inputs(2, 4, 9), inputs(2, 9, 3)]
     with pytest.warns(UserWarning, match="masked whole"):
         check_equal(net, inputs(2, 4, 5), masks, others)
+
+
+class Nodes(nn.Module):
+    """Sums over the nodes of a graph, whose number stands in the features and in a table: only both vary together."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.a, self.b, self.out, self.axis = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3), axis
+
+    def forward(self, x: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+        x = near @ self.a(x) if near.is_floating_point() else self.a(x[near[0]]) + self.a(x[near[1]])
+        return self.out(self.b(x.relu()).sum(self.axis))
+
+
+@pytest.mark.parametrize("form", ["table", "tables", "edges"])
+def test_sums_over_the_nodes_of_a_graph_follow_their_number(form: str) -> None:
+    def given(nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if form == "edges":
+            return torch.randn(nodes, 5), torch.randint(0, nodes, (2, 2 * nodes))
+        samples = (3,) if form == "tables" else ()
+        return torch.randn(*samples, nodes, 5), torch.rand(*samples, nodes, nodes)
+
+    model = randomize(Nodes(1 if form == "tables" else 0))
+    masks = mask_indices(model, {"a.weight": [0, 1], "a.bias": [0, 1], "b.weight": [2, 5, 6]})
+    result = check_equal(model, given(6), masks, [given(4), given(9)])
+    assert result.shape("b.weight") == (8, 6)

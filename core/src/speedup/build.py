@@ -23,7 +23,7 @@ from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.regular import is_regular, kept_shape, ragged_axis
 from speedup.repair.parts import Repairs
 from speedup.rule import Rule
-from speedup.shell import shell_of
+from speedup.shell import relinked, shell_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +133,7 @@ def build(graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None =
     _replace_modules(nodes, keeps, model, fresh, gained, parts)
     _replace_owners(model, parts)
     if piece is None:
+        _replace_held(model, parts, fresh)
         settle_expanded(graph, keeps, model, parts)
     return parts
 
@@ -287,6 +288,16 @@ def _replace_owners(model: nn.Module, parts: Parts) -> None:
                 setattr(shell, attribute, tensor)
         elif shell._buffers.get(attribute) is owner._buffers.get(attribute):
             shell._buffers[attribute] = tensor
+
+
+def _replace_held(model: nn.Module, parts: Parts, fresh: dict[Value, torch.Tensor]) -> None:
+    """Attributes that hold parameters beside their owners hold the new ones."""
+    renewed = {id(value.tensor): tensor for value, tensor in fresh.items() if value.held}
+    for path, _, name in {n.rpartition(".") for value in fresh for n in value.held}:
+        module = parts.modules.get(path) or model.get_submodule(path)
+        if name in module.__dict__ and (new := relinked(module.__dict__[name], renewed)) is not module.__dict__[name]:
+            shell = parts.modules.setdefault(path, shell_of(module))
+            shell.__dict__[name] = new
 
 
 def settle_expanded(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts) -> None:

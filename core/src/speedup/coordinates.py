@@ -63,11 +63,9 @@ class CoordinateRule(Rule):
 
     # -- what a call is -------------------------------------------------------------------------------------------
 
-    def _bind(self, node: Node) -> None:
+    def bind(self, node: Node) -> None:
         if node.module is None and self._parameters is not None:
-            bound = self._parameters.bind(*node.args, **node.kwargs)
-            bound.apply_defaults()
-            node.arguments = dict(bound.arguments)
+            node.arguments = self.arguments(node)
         moving = self.moving(node)
         node.__dict__["_moving"] = [r.number for r in moving]
         node.operands = tuple(node.tensors[r.number] for r in moving)

@@ -42,14 +42,14 @@ class Decisions:
     ) -> list[torch.Tensor]:
         """What the call is to give: its own outputs, or those of the masked run."""
         node = self.node(number, op_name, tensors, outputs)
-        if node is None:
+        if node is None or not self._may_tip(node):
             return list(outputs)
         expected = [self.expected(v) for v in node.outputs]
-        if not self._tipped(node, expected, outputs):
+        if difference(expected, outputs) is None:
             return list(outputs)
         # What comes from nowhere (made out of sight, by a transform of a function) may be anything.
         pairs = [(v, t) for v, t in zip(node.tensors, tensors, strict=True) if v.producer or v.kind == "unknown"]
-        if not all(self._agrees(v, t) for v, t in pairs):
+        if not all(self._agrees(v, t) for v, t in pairs) or self._reads_masked(node, tensors):
             return list(outputs)
         self.taken.append(node)
         return [e.clone().to(o) for e, o in zip(expected, outputs, strict=True)]
@@ -99,15 +99,24 @@ class Decisions:
         error, scale = distance(small, got)
         return f"it differs by {error:.3g} (its largest entry is {scale:.3g})" if error > tolerance * scale else ""
 
-    def _tipped(self, node: Node, expected: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
-        """Whether a call that is as it was, or one that gives whole numbers, gives others."""
+    def _may_tip(self, node: Node) -> bool:
+        """Whether a call is as it was, or gives whole numbers."""
         values = [v for v in (*node.tensors, *node.outputs) if not v.is_source]
-        if not (is_decision(node) or all(map(self.keeps.whole, values))):
-            return False
-        return difference(expected, outputs) is not None
+        return is_decision(node) or all(map(self.keeps.whole, values))
 
     def _agrees(self, value: Value, tensor: torch.Tensor) -> bool:
         return value in self._results and not self.differs(value, tensor)
+
+    @staticmethod
+    def _reads_masked(node: Node, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether a call is given entries of a parameter that are masked: one that is held out of reach, and so is as
+        it was before."""
+        for value, tensor in zip(node.tensors, tensors, strict=True):
+            if value.mask is not None and tensor.shape == value.shape:
+                dropped = ~value.mask.to(tensor.device).expand(value.shape)
+                if bool((tensor.detach() != 0)[dropped].any()):
+                    return True
+        return False
 
     def first_difference(self) -> str:
         """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""
@@ -115,7 +124,7 @@ class Decisions:
             for value, _, b in zip(node.outputs, old, new, strict=False):
                 worst = self.wrong(value, b)
                 if worst:
-                    return f"first at {place_of(node)}: {worst}"
+                    return f"first at {place_of(node)}: {worst}{out_of_reach(node)}"
         return ""
 
     def first_without_number(self) -> str:
@@ -133,6 +142,13 @@ class Decisions:
 def place_of(node: Node) -> str:
     """A call, its rule and where it stands, for messages."""
     return f"{node.label}, {node.rule.label if node.rule is not None else 'no rule'}, {node.where}"
+
+
+def out_of_reach(node: Node) -> str:
+    """A hint where a call may read a parameter as it was, since not only its module holds it."""
+    held = [f"{v.names[0]} is held by {v.held[0]!r} too" for v in node.tensors if v.held]
+    why = "where it may be out of reach (in a closure, in an object): read it from its module, or keep it in a list"
+    return f" ({held[0]}, {why})" if held else ""
 
 
 def is_decision(node: Node) -> bool:

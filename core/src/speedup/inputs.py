@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
+from speedup import walk
 from speedup.errors import InputError
 
-__all__ = ["resolve_inputs"]
+__all__ = ["check_made", "resolve_inputs"]
 
 _EXPECTED = "a dummy input is a tensor, a tuple of positional arguments or a dict of keyword arguments"
 
@@ -59,6 +61,17 @@ def resolve_inputs(dummy_input: object) -> tuple[tuple[Any, ...], dict[str, Any]
             )
         return (), dict(dummy_input)
     raise InputError(f"{_EXPECTED}, but got {_describe(dummy_input)}")
+
+
+def check_made(model: nn.Module) -> None:
+    """Raise InputError where parameters or buffers of lazy modules have no shape yet."""
+    lazy = [name for name, tensor in walk.named_tensors(model) if nn.parameter.is_lazy(tensor)]
+    if lazy:
+        more = f" and {len(lazy) - 3} more" if len(lazy) > 3 else ""
+        raise InputError(
+            f"{', '.join(map(repr, lazy[:3]))}{more}: no shape yet (lazy modules). Call the model once before, which "
+            "gives them one, and take out lazy layers that it never calls"
+        )
 
 
 def _is_size(value: tuple[Any, ...]) -> bool:

@@ -52,6 +52,7 @@ _FIELDS = (
     "functions",
     "axes",
     "call",
+    "also",
     "operands",
     "sizes",
     "annihilates",
@@ -61,6 +62,7 @@ _FIELDS = (
     "counts",
     "scales",
     "linear",
+    "keeps_zeros",
     "layout_only",
     "writes_weights",
     "indices",
@@ -79,6 +81,7 @@ class Rule:
         functions: torch functions that it claims; ``speedup.variants`` lists all spellings of one.
         call: parameters of the functions, written like a Python parameter list ("input, weight, bias=None"); left out,
             every tensor argument is an operand, in order.
+        also: other names by which functions take a parameter of ``call``: ``{"size": "sizes", "shape": "sizes"}``.
         operands: names of the operands in the order of ``axes``; by default the first ones of ``call``. For a module a
             name is an attribute that holds a tensor, else the next tensor argument of its forward.
         axes: the signature, see ``speedup.axes``; override ``signature`` where it depends on the call.
@@ -98,10 +101,12 @@ class Rule:
             number, which the other operands alone make: a batch norm in eval mode, dropout, the identity.
         linear: operands of a pointwise call in each of which it is linear, apart from something that is added, while
             the others are held: the two of a product, the numerator of a quotient. Affine facts pass it.
+        keeps_zeros: whether 0 comes out where all operands that are no indices (whole numbers, truth values) are 0 all
+            along the mixed axes: a Fourier transform, a scatter. Of other constants nothing is said.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
-        writes_weights: whether a call may change the weights that it reads, as an embedding with ``max_norm`` does.
-            They are put back after each run.
+        writes_weights: the argument that, where it is given, has a call change the weights that it reads, such as the
+            ``max_norm`` of an embedding. They are put back after each run.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
             channels alike: what is the same all along these axes comes out, whatever the indices are.
         origin: the plugin that gave the rule, such as ``'conv' (speedup-plugin-conv 0.1.0)``; set when it is loaded.
@@ -113,6 +118,7 @@ class Rule:
     modules: tuple[type[nn.Module], ...] = ()
     functions: tuple[Callable[..., Any], ...] = ()
     call: str | None = None
+    also: Mapping[str, str] = {}
     operands: tuple[str, ...] = ()
     axes: str = ""
     sizes: Mapping[str, str] = {}
@@ -123,8 +129,9 @@ class Rule:
     counts: bool = False
     scales: bool = False
     linear: tuple[str, ...] = ()
+    keeps_zeros: bool = False
     layout_only: bool = False
-    writes_weights: bool = False
+    writes_weights: str = ""
     indices: tuple[str, ...] = ()
     makes: tuple[type, ...] = ()
     origin: str = ""
@@ -184,7 +191,8 @@ class Rule:
             kwargs: of the call, in the same way.
 
         Returns:
-            what takes the same arguments and gives the same, up to rounding; by default None: the call is one node.
+            what takes the same arguments and gives the same, up to rounding, of which each call is made sure; by
+            default None: the call is one node.
 
         Example, a product of several matrices::
 
@@ -250,7 +258,7 @@ class Rule:
             RuleError: a method of the rule raised anything but ``TypeError`` and ``SignatureError``.
         """
         try:
-            self._bind(node)
+            self.bind(node)
             node.rule = self
             self.check(node)
             axis = None if node.writes else self.sums_to_one(node)
@@ -283,12 +291,20 @@ class Rule:
         """
         _ = node.layout
 
-    def _bind(self, node: Node) -> None:
+    def bind(self, node: Node) -> None:
+        """Find the operands of a call among its tensors: ``node.operands`` and their names, and its arguments by name.
+
+        Called by ``claim``, and for a call of large weights before it is made. There is no need to override it.
+
+        Args:
+            node: the call.
+
+        Raises:
+            TypeError: the arguments do not fit ``call``.
+        """
         held = {name: node.tensors[number] for name, number in node.attributes.items()}
         if node.module is None and self._parameters is not None:
-            bound = self._parameters.bind(*node.args, **node.kwargs)
-            bound.apply_defaults()
-            node.arguments = dict(bound.arguments)
+            node.arguments = self.arguments(node)
             names = self.operands or tuple(node.arguments)[: len(parse(self.axes).inputs)]
             node.operand_names = names
             node.operands = tuple(self._operand(node, node.arguments.get(n), n) for n in names)
@@ -305,6 +321,29 @@ class Rule:
                 known = free.pop(0)
             operands.append(known)
         node.operands, node.operand_names = tuple(operands), self.operands
+
+    def arguments(self, node: Node) -> dict[str, Any]:
+        """What a call of a function gives for each parameter of ``call``, defaults included.
+
+        Args:
+            node: the call.
+
+        Raises:
+            TypeError: it gives others, or too few.
+        """
+        assert self._parameters is not None
+        args, kwargs = node.args, {self.also.get(keyword, keyword): value for keyword, value in node.kwargs.items()}
+        for place, parameter in enumerate(self._parameters.parameters.values()):
+            if (
+                parameter.kind is inspect.Parameter.VAR_POSITIONAL
+                and parameter.name in set(self.also.values()) & kwargs.keys()
+            ):
+                # Several in one, which only a place takes, and so all before it.
+                before = [kwargs.pop(n) for n in tuple(self._parameters.parameters)[len(args) : place]]
+                args = (*args, *before, kwargs.pop(parameter.name))
+        bound = self._parameters.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
 
     @staticmethod
     def _operand(node: Node, argument: Any, name: str) -> Value | None:
@@ -325,10 +364,21 @@ class Rule:
             positional and keyword arguments, tensors as ``Ref``.
         """
         assert self._parameters is not None
-        bound = self._parameters.bind(*node.args, **node.kwargs)
+        args, kwargs = list(node.args), dict(node.kwargs)
+        keywords = {self.also.get(keyword, keyword): keyword for keyword in kwargs}
+        places = list(self._parameters.parameters.values())
         for name, value in changed.items():
-            bound.arguments[name] = value
-        return bound.args, bound.kwargs
+            place = next(i for i, p in enumerate(places) if p.name == name)
+            several = places[place].kind is inspect.Parameter.VAR_POSITIONAL
+            if name in keywords:
+                (kwargs[keywords[name]],) = value if several else (value,)
+            elif several:
+                args[place:] = value
+            elif place < len(args):
+                args[place] = value
+            else:
+                kwargs[name] = value
+        return tuple(args), kwargs
 
     # -- inference ------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ def shell_of(module: Module, instead: Mapping[str, torch.Tensor] | None = None) 
 
 
 def relinked(value: Any, renewed: Mapping[int, torch.Tensor]) -> Any:
-    """An attribute that holds tensors (a list of weights, say), with others in their place.
+    """An attribute that holds tensors (a list or dict of weights, say), with others in their place.
 
     Args:
         renewed: the others, by the identity of those that they replace.
@@ -43,6 +43,10 @@ def relinked(value: Any, renewed: Mapping[int, torch.Tensor]) -> Any:
         return renewed.get(id(value), value)
     if isinstance(value, weakref.ref):
         return weakref.ref(renewed[id(value())]) if id(value()) in renewed else value
-    if type(value) in (list, tuple) and any(isinstance(v, torch.Tensor | weakref.ref) for v in value):
-        return type(value)(relinked(v, renewed) for v in value)
-    return value
+    if type(value) not in (list, tuple, dict):
+        return value
+    items = list(value.values() if type(value) is dict else value)
+    others = [v if type(v) in PLAIN else relinked(v, renewed) for v in items]
+    if all(one is other for one, other in zip(items, others, strict=True)):
+        return value
+    return dict(zip(value, others, strict=True)) if type(value) is dict else type(value)(others)

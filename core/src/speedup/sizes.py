@@ -31,7 +31,7 @@ from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
-from speedup.repair.vary import Case, Inputs, at_other_sizes
+from speedup.repair.vary import Case, Inputs, at_other_sizes, counts_doubled
 from speedup.trace import trace
 from speedup.ways import Way
 
@@ -76,15 +76,16 @@ def _following(
     inputs: Inputs,
     graph: Graph,
     facts: Facts,
-    doubtful: Collection[Value],
+    doubtful: Mapping[Value, Bools],
     look: Callable[[Inputs], tuple[Graph, Facts]],
 ) -> dict[Value, Bools]:
-    """The entries that are constant at the size of the dummy input only.
+    """The entries that are constant at the size of the dummy input only; where the model takes no other, all doubtful.
 
     Args:
         look: runs the model on other inputs and infers what is known there; raises where they do not fit.
     """
     found: dict[Value, Bools] = {}
+    taken: list[Case] = []
 
     def takes(case: Case) -> bool:
         try:
@@ -95,10 +96,14 @@ def _following(
             return False
         for value, entries in _differing(graph, facts, other, known, doubtful):
             found[value] = found[value] | entries if value in found else entries
+        taken.append(case)
         return True
 
     at_other_sizes(inputs, takes, stretched=False)
-    return found
+    if not any(case.resized for case in taken):
+        for case in counts_doubled(inputs):
+            takes(case)
+    return found if taken else dict(doubtful)
 
 
 def _doubtful(model: nn.Module, graph: Graph, facts: Facts) -> dict[Value, Bools]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from speedup.decisions import Decisions, place_of
+from speedup.decisions import Decisions, out_of_reach, place_of
 from speedup.fold import is_shifted
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
@@ -44,7 +44,7 @@ class Steps(Decisions):
         for value, tensor in zip(node.outputs, given, strict=True):
             worst = self.wrong(value, tensor)
             if worst:
-                self.problem = self.problem or f"first at {place_of(node)}: {worst}"
+                self.problem = self.problem or f"first at {place_of(node)}: {worst}{out_of_reach(node)}"
                 return given
         return given if is_shifted(node) else self._reset(node, tensors, given)
 

@@ -62,6 +62,7 @@ class TestConformance(RuleTests):
                 lambda m, x: (*x.chunk(2, 1), *x.split(3, 1), *torch.split(x, [2, 6], 1), *torch.tensor_split(x, 3, 1)),
                 MAP,
             ),
+            around(lambda m, x: (*x.hsplit(2), *x.vsplit((1,)), *x.dsplit([2, 5])), MAP),
             around(lambda m, x: (x[:, 2:6], x[:, 1], x.select(1, 3), x.narrow(1, 2, 3), x[:, [1, 1, 0]]), MAP),
             around(
                 lambda m, x: (

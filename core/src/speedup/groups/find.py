@@ -17,7 +17,7 @@ from speedup.groups.labels import STAYS, Labels, Numbers
 from speedup.groups.mixing import mixings
 from speedup.groups.result import ChannelGroups
 from speedup.grow import bare_keep_sets
-from speedup.inputs import resolve_inputs
+from speedup.inputs import check_made, resolve_inputs
 from speedup.registry import Registry, default_registry
 from speedup.trace import first_trace, sandbox
 
@@ -43,6 +43,7 @@ def channel_groups(model: nn.Module, dummy_input: Any, *, registry: Registry | N
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    check_made(model)
     rules = registry if registry is not None else default_registry()
     with sandbox(model):
         graph = first_trace(model, resolve_inputs(dummy_input), rules)

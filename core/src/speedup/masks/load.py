@@ -13,6 +13,7 @@ from torch import nn
 from speedup import walk
 from speedup.attributes import Attributes
 from speedup.errors import MaskError
+from speedup.inputs import check_made
 from speedup.masks import files
 from speedup.masks.activations import Multiplied, split
 from speedup.masks.carried import Unwrapped
@@ -56,6 +57,7 @@ class Prepared:
         may_be_empty: bool = False,
     ) -> None:
         check_model(model)
+        check_made(model)
         self._unwrapped = Unwrapped(model)
         self._multiplied: Multiplied | None = None
         try:

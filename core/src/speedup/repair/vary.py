@@ -14,7 +14,7 @@ not be believed since it stays when both vary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Case:
 
     Attributes:
         name: in words, for messages.
-        samples: by how many times there are more of them.
+        samples: by how many times there are more of them; 0 where that is not known.
         resized: whether other sizes differ too.
     """
 
@@ -50,7 +50,7 @@ class Case:
         """
         if len(outputs) != len(reference):
             return False
-        if not self.resized:
+        if not self.resized or not self.samples:
             return True
         return all(a.shape[:1] == self._scaled(b.shape[:1]) for a, b in zip(outputs, reference, strict=True))
 
@@ -75,6 +75,29 @@ def at_other_sizes(inputs: Inputs, takes: Takes, stretched: bool = True) -> None
         more = _vary(inputs, kind, takes, more, stretched)
     if more:
         takes(_case(inputs, None, samples=2))
+
+
+def counts_doubled(inputs: Inputs) -> Iterator[Case]:
+    """For models that take none of these: twice as many of whatever has one number in all inputs, such as the nodes of
+    a graph, of which there are rows of features and rows and columns of a table; then each tensor for itself."""
+    tensors = [t for t in tensors_in(inputs) if t.ndim]
+    for size in dict.fromkeys(s for t in tensors for s in t.shape if s > 1):
+        alike = {id(t): [a for a, s in enumerate(t.shape) if s == size] for t in tensors}
+        yield _doubled(inputs, f"all of size {size} doubled", alike)
+    for number, tensor in enumerate(tensors):
+        for axis in range(min(tensor.ndim, 2)):
+            yield _doubled(inputs, f"axis {axis} of input {number} doubled", {id(tensor): [axis]})
+
+
+def _doubled(inputs: Inputs, name: str, axes: Mapping[int, Sequence[int]]) -> Case:
+    """The case with some axes of some tensors, by identity, twice as long."""
+
+    def doubled(tensor: torch.Tensor) -> torch.Tensor:
+        for axis in axes.get(id(tensor), ()):
+            tensor = torch.cat([tensor, tensor.flip(axis)], axis)
+        return tensor
+
+    return Case(name, pytree.tree_map_only(torch.Tensor, doubled, inputs), samples=0)
 
 
 @dataclass(frozen=True)

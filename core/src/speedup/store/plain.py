@@ -48,7 +48,8 @@ def to_json(value: Any, names: Mapping[int, str] | None = None) -> Json:
         return {"dict": {k: to_json(v, names) for k, v in value.items()}}
     if type(value) is slice:
         return {"slice": [to_json(v) for v in (value.start, value.stop, value.step)]}
-    raise NotPlainError(f"{value!r} is no number, text, or list, tuple or dict of them")
+    text = f"a tensor of {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+    raise NotPlainError(f"{text} is no number, text, or list, tuple or dict of them")
 
 
 def from_json(data: Json, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:

@@ -19,7 +19,7 @@ from speedup.shell import relinked, shell_of
 from speedup.store.format import STRUCTURE, WEIGHTS, Change, Structure, Tensor, loads
 from speedup.store.layers import remade
 from speedup.store.plain import NotPlainError, from_json, to_json
-from speedup.store.record import FIELD, empty, name_of, names_in, record_of, shape_of
+from speedup.store.record import FIELD, INTERNAL, empty, name_of, names_in, record_of, shape_of
 from speedup.store.shards import Entry, entries, sha256
 
 _LIMIT = 10
@@ -113,8 +113,15 @@ class Replay:
         modules = dict(model.named_modules())
         self._check(modules)
         made: dict[str, torch.Tensor] = {}
+        renewed: dict[int, torch.Tensor] = {}
         for path, module in modules.items():
-            self.parts.modules[path] = self._remake(path, module, made, registry)
+            self.parts.modules[path] = self._remake(path, module, made, renewed, registry)
+        for path, shell in self.parts.modules.items():
+            for name, value in list(shell.__dict__.items()):
+                if name not in INTERNAL:
+                    shell.__dict__[name] = relinked(value, renewed)
+            if (change := self.changes.get(path)) is not None:
+                self._set_attributes(shell, change, path)
 
     def note(self, rounds: list[Any]) -> None:
         """Give the modules of the model, which have the parts in them, the record of what changed."""
@@ -127,13 +134,19 @@ class Replay:
         record = record_of(self.model) or empty(name_of(plain_class(self.model)))
         self.model.__dict__[FIELD] = {**record, "rounds": rounds}
 
-    def _remake(self, path: str, module: nn.Module, made: dict[str, torch.Tensor], registry: Registry) -> nn.Module:
+    def _remake(
+        self,
+        path: str,
+        module: nn.Module,
+        made: dict[str, torch.Tensor],
+        renewed: dict[int, torch.Tensor],
+        registry: Registry,
+    ) -> nn.Module:
         """The module with everything new."""
         change = self.changes.get(path)
         shell = shell_of(module)
         if change is not None:
             shell = remade(shell, change.becomes, path, registry)
-        renewed: dict[int, torch.Tensor] = {}
         own = {**module._parameters, **module._buffers}
         gained = {n: t for n, t in change.tensors.items() if own.get(n) is None} if change is not None else {}
         lost = {n for n, t in change.tensors.items() if t.after is None} if change is not None else set()
@@ -156,10 +169,6 @@ class Replay:
             for held in (shell._parameters, shell._buffers):
                 if name in held:
                     held[name] = None
-        for name, value in list(shell.__dict__.items()):
-            shell.__dict__[name] = relinked(value, renewed)
-        if change is not None:
-            self._set_attributes(shell, change, path)
         return shell
 
     def _set_attributes(self, shell: nn.Module, change: Change, path: str) -> None:

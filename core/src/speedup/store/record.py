@@ -7,7 +7,7 @@ pruning: what was there before the first of them stays noted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from speedup.attributes import Attributes
 from speedup.commit import Transaction
 from speedup.overlay import plain_class
 from speedup.report import Report
+from speedup.shell import relinked
 from speedup.store.plain import NotPlainError, to_json
 
 FIELD = "_speedup_record"
@@ -31,15 +32,16 @@ def note(transaction: Transaction, report: Report, constants: str) -> None:
     for saved in transaction.saved:
         firsts.setdefault(id(saved.module), saved)
     placed = {id(made) for _, made in transaction.placed}
+    renewed = _renewed(firsts.values())
     for first in firsts.values():
-        _merge(first.module, _difference(first, placed))
+        _merge(first.module, _difference(first, placed, renewed))
     for old, made in transaction.placed:
         before = Attributes(old)
         before.module = made
         known = record_of(old)
         if known is not None:  # of what the same plan, or one before it, made of it
             made.__dict__[FIELD] = known
-        _merge(made, _difference(before, placed), kind=plain_class(old))
+        _merge(made, _difference(before, placed, renewed), kind=plain_class(old))
     transaction.saved.note(transaction.model)
     done = {"parameters": list(report.parameters), "macs": list(report.macs), "constants": constants}
     record = record_of(transaction.model) or empty(name_of(plain_class(transaction.model)))
@@ -80,7 +82,18 @@ def _merge(module: nn.Module, found: dict[str, dict[str, Any]], kind: type | Non
     module.__dict__[FIELD] = {**record, **{key: {**changed, **record[key]} for key, changed in found.items()}}
 
 
-def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]:
+def _renewed(firsts: Iterable[Attributes]) -> dict[int, torch.Tensor]:
+    """What has taken the place of tensors, by their identity."""
+    return {
+        id(old): new
+        for first in firsts
+        for holder in _HOLDERS
+        for name, old in first.as_it_was()[holder].items()
+        if old is not None and (new := first.module.__dict__[holder].get(name)) is not None and new is not old
+    }
+
+
+def _difference(then: Attributes, placed: set[int], renewed: Mapping[int, torch.Tensor]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"tensors": {}, "attributes": {}, "unsaved": {}}
     old, now = then.as_it_was(), then.module.__dict__
     for holder in _HOLDERS:
@@ -95,6 +108,8 @@ def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]
     for name in [n for n in {**old, **now} if n not in INTERNAL]:
         if name in old and name in now and (old[name] is now[name] or same(old[name], now[name])):
             continue
+        if name in old and name in now and _same_in(relinked(old[name], renewed), now[name]):
+            continue  # it holds the tensors that it held, which loading puts there again
         try:
             before, after = (
                 {"before": to_json(values[name], names_in(values))} if name in values else {} for values in (old, now)
@@ -105,6 +120,15 @@ def _difference(then: Attributes, placed: set[int]) -> dict[str, dict[str, Any]]
             if before != after:
                 found["attributes"][name] = before
     return found
+
+
+def _same_in(a: Any, b: Any) -> bool:
+    """Whether lists, tuples and dicts in one another hold the same."""
+    if a is b or type(a) is not type(b) or type(a) not in (list, tuple, dict) or len(a) != len(b):
+        return a is b
+    if type(a) is dict:
+        return list(a) == list(b) and all(_same_in(a[k], b[k]) for k in b)
+    return all(map(_same_in, a, b))
 
 
 def same(a: Any, b: Any) -> bool:

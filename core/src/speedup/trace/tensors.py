@@ -40,9 +40,9 @@ class Tensors:
         self._collect_sources(model)
 
     def _collect_sources(self, model: nn.Module) -> None:
-        for path, module in walk.all_paths(model):
-            self.paths.setdefault(id(module), path)
-            prefix = path + "." if path else ""
+        found = [(path + "." if path else "", module) for path, module in walk.all_paths(model)]
+        for prefix, module in found:
+            self.paths.setdefault(id(module), prefix[:-1])
             for kind, members in (("parameter", module._parameters), ("buffer", module._buffers)):
                 for name, tensor in members.items():
                     if tensor is None:
@@ -53,15 +53,19 @@ class Tensors:
                         known.tensor, known.mask = tensor, self._masking.mask_of(tensor)
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
+        for prefix, module in found:  # a list of parameters, say, may stand in front of the module that they belong to
             attributes = module.__dict__.items()
             for name, held in [(n, h) for n, h in attributes if n not in INTERNAL or (h and n not in _MEMBERS)]:
                 if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
                     continue
                 for tensor in tensors_in(held, depth=2):
-                    if id(tensor) not in self.sources:
+                    value = self.sources.get(id(tensor))
+                    if value is None:
                         value = self.sources[id(tensor)] = self.new(tensor, "attribute")
                         value.tensor, value.names = tensor, (prefix + name,)
                         self._held.append(tensor)
+                    elif value.is_source and prefix + name not in value.held:
+                        value.held += (prefix + name,)
 
     def new(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
         """A value for what a tensor holds from now on; ``track`` says so."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Constant, Fact, Kept, Node, NodeFacts, Rule, Unused, Value, hookimpl, rows_of_one, variants
+from speedup import Constant, Fact, Floats, Kept, Node, NodeFacts, Rule, Unused, Value, hookimpl, rows_of_one, variants
 
 _MODULES = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
@@ -37,6 +37,13 @@ class OverAxis(Rule):
         value = node.operands[0]
         assert value is not None
         return across(value.ndim, _dim(node, value), "~x", "~x")
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        """Of parameters alone (the weights of a sum of branches) every entry is known."""
+        value, (array,) = node.operands[0], arrays
+        if value is None or array is None or not value.ndim or array.shape[_dim(node, value)] == 1:
+            return super().evaluate(node, arrays)
+        return [node.run([torch.from_numpy(array.copy())]).double().numpy()]
 
     def sums_to_one(self, node: Node) -> int | None:
         value = node.operands[0]

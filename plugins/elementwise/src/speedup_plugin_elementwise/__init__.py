@@ -298,6 +298,8 @@ def speedup_rules() -> Iterable[Rule]:
         _like("copy_", variants("copy_"), 0, axes="*, * -> *"),
         Movement(
             name="join",
-            functions=variants("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"),
+            functions=variants(
+                *"cat concat concatenate stack hstack vstack row_stack dstack column_stack".split(), missing_ok=True
+            ),
         ),
     ]

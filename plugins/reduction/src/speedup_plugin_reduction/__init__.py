@@ -7,6 +7,7 @@ elsewhere (median, variance) they stay whole. Of constants a maximum keeps the l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -106,6 +107,7 @@ class Ranked(Choice):
     """topk, kthvalue and quantile: the second argument says which entries; topk keeps the axis."""
 
     call = "input, rank, dim=-1, *args, **kwargs"
+    also = MappingProxyType({"k": "rank", "q": "rank"})
 
     def claim(self, node: Node) -> None:
         Reduction.claim(self, node)
@@ -155,6 +157,7 @@ class Norm(OfZeros):
     """A vector norm."""
 
     call = "input, ord=2, dim=None, keepdim=False, *, dtype=None, out=None"
+    also = MappingProxyType({"x": "input", "A": "input"})
 
     def neutral(self, node: Node) -> bool:
         order = node.arg("ord")

@@ -7,7 +7,9 @@ smaller call has anew (``resize``) and which axes the call divides evenly (``par
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,7 @@ class View(Movement):
     """view, reshape, expand: the sizes are those of the output."""
 
     call = "input, *sizes"
+    also = MappingProxyType({"shape": "sizes", "size": "sizes", "dtype": "sizes"})
     operands = ("input",)
 
     def check(self, node: Node) -> None:
@@ -82,6 +85,14 @@ class Split(Movement):
     """Sections along one axis; one size for all means equal parts."""
 
     call = "input, sections, dim=0"
+    also = MappingProxyType(
+        {
+            "tensor": "input",
+            "split_size_or_sections": "sections",
+            "split_size": "sections",
+            "split_sizes": "sections",
+        }
+    )
     operands = ("input",)
 
     def parts(self, node: Node) -> Mapping[int, tuple[int, int]]:
@@ -107,6 +118,53 @@ class Chunk(Movement):
         assert value is not None
         dim = node.arg("dim") % value.ndim
         return {0: (dim, len(node.outputs))} if value.shape[dim] % len(node.outputs) == 0 else {}
+
+
+class SplitAt(Movement):
+    """tensor_split and its short forms: a number of parts, or the indices at which the parts begin."""
+
+    call = "input, sections, dim=0"
+    also = MappingProxyType({"indices_or_sections": "sections", "indices": "sections"})
+    operands = ("input",)
+    axis: int | None = None  # of a short form, which has no argument for it
+
+    def parts(self, node: Node) -> Mapping[int, tuple[int, int]]:
+        value, dim = node.operands[0], self._dim(node)
+        assert value is not None
+        equal = isinstance(node.arg("sections"), int) and value.shape[dim] % len(node.outputs) == 0
+        return {0: (dim, len(node.outputs))} if equal else {}
+
+    def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
+        old = node.arg("sections")
+        if not isinstance(old, list | tuple):
+            return {}
+        ends = accumulate(_shape(node, keep, k)[self._dim(node)] for k in range(1, len(keep) - 1))
+        return {"sections": type(old)(ends)}
+
+    def _dim(self, node: Node) -> int:
+        value = node.operands[0]
+        assert value is not None
+        axis: int = node.arg("dim") if self.axis is None else min(self.axis, value.ndim - 1)
+        return axis % value.ndim
+
+
+class SplitAcross(SplitAt):
+    """hsplit: along the second axis, or the only one."""
+
+    call = "input, sections"
+    axis = 1
+
+
+class SplitDown(SplitAcross):
+    """vsplit: along the first axis."""
+
+    axis = 0
+
+
+class SplitDeep(SplitAcross):
+    """dsplit: along the third axis."""
+
+    axis = 2
 
 
 class Shuffle(Movement):
@@ -174,7 +232,7 @@ class Fold(Rule):
 
 _AS_THEY_ARE = (
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
-    "unbind hsplit vsplit dsplit tensor_split roll flip fliplr flipud rot90 diagonal "
+    "unbind roll flip fliplr flipud rot90 diagonal "
     "pixel_shuffle pixel_unshuffle unfold"
 ).split()
 
@@ -204,6 +262,10 @@ def speedup_rules() -> Iterable[Rule]:
         Unflatten(name="unflatten", modules=(nn.Unflatten,), functions=variants("unflatten")),
         Split(name="split", functions=(torch.split, torch.split_with_sizes, torch.Tensor.split_with_sizes)),
         Split(name="Tensor.split", functions=(torch.Tensor.split,)),
+        SplitAt(name="tensor_split", functions=variants("tensor_split")),
+        SplitAcross(name="hsplit", functions=variants("hsplit")),
+        SplitDown(name="vsplit", functions=variants("vsplit")),
+        SplitDeep(name="dsplit", functions=variants("dsplit")),
         ShapedAs(name="shaped as", functions=variants("view_as", "reshape_as")),
         Chunk(name="chunk", functions=variants("chunk", "unsafe_chunk")),
         Shuffle(

@@ -1,0 +1,139 @@
+"""Parameters that modules hold a second time, in lists, dicts and optimizers: masked, cut and saved all the same."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import speedup
+from speedup.testing import check_equal, mask_indices, random_masks, randomize
+
+X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Two(nn.Module):
+    """Two layers, and nothing that holds their parameters besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.hold()
+
+    def hold(self) -> None: ...
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).relu())
+
+
+class Listed(Two):
+    """They are read from the module, though a list holds them."""
+
+    def hold(self) -> None:
+        self.all = list(self.parameters())
+
+
+class Agent(Two):
+    def hold(self) -> None:
+        self.optimizer = torch.optim.Adam(self.parameters())
+
+
+class Read(Two):
+    def hold(self) -> None:
+        self.weights = [{"a": (self.a.weight, self.a.bias)}, self.b.weight]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.linear(x, *self.weights[0]["a"]).relu(), self.weights[1], self.b.bias)
+
+
+class Raw(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.w = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(3, 8))
+        self.layers = [self.v, self.w]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for weight in self.layers:
+            x = F.linear(x, weight)
+        return x
+
+
+class Reader(nn.Module):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.tensors = {"weight": layer.weight, "bias": layer.bias}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, **self.tensors)
+
+
+class Elsewhere(Two):
+    def hold(self) -> None:
+        self.reader = Reader(self.a)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.reader(x).relu())
+
+
+class Compiled(Two):
+    """A compiled layer has a function with the attributes of the layer."""
+
+    def hold(self) -> None:
+        self.a = torch.compile(self.a, backend="eager")
+
+
+KINDS = [Listed, Agent, Read, Raw, Elsewhere, Compiled]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_count_and_rows_go(kind: type[nn.Module]) -> None:
+    model = randomize(kind())
+    name = {Raw: "v", Compiled: "a._orig_mod.weight"}.get(kind, "a.weight")
+    result = check_equal(model, X, mask_indices(model, {name: [0, 3, 5]}), [X[:1]])
+    assert result.shape(name)[0] == 5
+    for masks in ("fine", "mixed"):
+        check_equal(model, X, random_masks(model, 1, masks), [X[:1]])
+
+
+@pytest.mark.parametrize("kind", [Listed, Read, Raw, Elsewhere])
+def test_saved_copied_and_put_back(kind: type[nn.Module], tmp_path: Path) -> None:
+    model = randomize(kind()).double().eval()
+    before = model(X)
+    masks = mask_indices(model, {"v" if kind is Raw else "a.weight": [0, 3, 5]})
+    with pytest.raises(speedup.InputError):
+        speedup.plan(model, X, masks).apply(optimizer="adam")
+    assert torch.equal(model(X), before)
+    small = speedup.plan(model, X, masks).apply()
+    speedup.save(small, tmp_path / "small")
+    loaded = speedup.load(kind().double().eval(), tmp_path / "small")
+    for other in (copy.deepcopy(small), loaded):
+        assert torch.equal(other(X), small(X))
+    held = {id(t) for t in loaded.parameters()}
+    assert all(id(t) in held for t in _tensors(vars(getattr(loaded, "reader", loaded))))
+
+
+def _tensors(attributes: dict[str, Any]) -> list[torch.Tensor]:
+    return [t for name in ("all", "layers", "weights") for t in attributes.get(name, ()) if isinstance(t, torch.Tensor)]
+
+
+class Closed(Two):
+    """A function with a parameter of its own can be given no other."""
+
+    def hold(self) -> None:
+        weight = self.a.weight
+        self.first = lambda x: F.linear(x, weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.first(x).relu())
+
+
+def test_out_of_reach_is_refused() -> None:
+    """The check used to take what the call gives for a decision that rounding had tipped."""
+    model = randomize(Closed()).double().eval()
+    with pytest.raises(speedup.CheckError, match=r"a\.weight is held by 'first' too, .* read it from its module"):
+        speedup.plan(model, X, mask_indices(model, {"a.weight": [0, 3, 5]}))
