@@ -48,8 +48,8 @@ class Decisions:
         if difference(expected, outputs) is None:
             return list(outputs)
         # What comes from nowhere (made out of sight, by a transform of a function) may be anything.
-        pairs = [(v, t) for v, t in zip(node.tensors, tensors, strict=True) if v.producer or v.kind == "unknown"]
-        if not all(self._agrees(v, t) for v, t in pairs) or self._reads_masked(node, tensors):
+        pairs = [p for p in zip(node.tensors, tensors, strict=True) if p[0].kind != "input"]
+        if not all(self._agrees(v, t) for v, t in pairs):
             return list(outputs)
         self.taken.append(node)
         return [e.clone().to(o) for e, o in zip(expected, outputs, strict=True)]
@@ -100,23 +100,15 @@ class Decisions:
         return f"it differs by {error:.3g} (its largest entry is {scale:.3g})" if error > tolerance * scale else ""
 
     def _may_tip(self, node: Node) -> bool:
-        """Whether a call is as it was, or gives whole numbers."""
-        values = [v for v in (*node.tensors, *node.outputs) if not v.is_source]
-        return is_decision(node) or all(map(self.keeps.whole, values))
+        """Whether a call is as it was, with all of its weights, or gives whole numbers."""
+        return is_decision(node) or all(map(self.keeps.whole, (*node.tensors, *node.outputs)))
 
     def _agrees(self, value: Value, tensor: torch.Tensor) -> bool:
+        """Whether a call gets the numbers of the masked run, and of the model's own tensors what is kept of them,
+        masked: one that is held out of reach may be as it was before."""
+        if value.is_source:
+            return difference([self.keeps.cut(value, value.contents())], [tensor.detach()]) is None
         return value in self._results and not self.differs(value, tensor)
-
-    @staticmethod
-    def _reads_masked(node: Node, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether a call is given entries of a parameter that are masked: one that is held out of reach, and so is as
-        it was before."""
-        for value, tensor in zip(node.tensors, tensors, strict=True):
-            if value.mask is not None and tensor.shape == value.shape:
-                dropped = ~value.mask.to(tensor.device).expand(value.shape)
-                if bool((tensor.detach() != 0)[dropped].any()):
-                    return True
-        return False
 
     def first_difference(self) -> str:
         """The first call whose kept outputs differ, for the message of a refusal; '' when none does."""

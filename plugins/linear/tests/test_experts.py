@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import speedup
+from speedup import CheckError, Kept, Node, Rule
 from speedup.testing import KINDS, check_equal, random_masks, randomize
+from speedup_plugin_linear import experts as rule
 from speedup_plugin_linear.experts import are_experts
 
 
@@ -94,6 +97,16 @@ def test_inner_units_go(part: str, width: int) -> None:
     assert result.model.experts.intermediate_dim == width
 
 
+@pytest.mark.parametrize("part", ["gate_up_proj", "down_proj"])
+def test_an_expert_of_zeros_keeps_its_number(part: str) -> None:
+    """Which expert a token is given to is data, and counts them."""
+    model = mixture(Experts())
+    mask = torch.ones_like(getattr(model.experts, part))
+    mask[0] = 0
+    result = check_equal(model, tokens(2, 4), {"experts": {part: mask}}, [tokens(1, 9)])
+    assert result.shape("experts.down_proj")[0] == 3
+
+
 def test_the_stream_becomes_narrower() -> None:
     """What nobody writes is 0, comes in as 0 and goes out as 0."""
     model = mixture(Experts())
@@ -112,6 +125,23 @@ def test_an_activation_that_makes_something_of_zero() -> None:
     gate_up[:, [0, 3]] = 0
     result = check_equal(model, tokens(2, 4), {"experts": {"gate_up_proj": gate_up}})
     assert result.shape("experts.down_proj") == (3, 8, 6)
+
+
+def test_a_wrong_replacement_is_nothing_that_rounding_tips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes in and out is whole; what is wrong is a weight."""
+
+    def reversed_experts(self: Rule, node: Node, keep: Kept) -> Any:
+        module = original(self, node, keep)
+        module.down_proj = nn.Parameter(module.down_proj.flip(0))
+        return module
+
+    original = rule.Experts.replace
+    monkeypatch.setattr(rule.Experts, "replace", reversed_experts)
+    model = mixture(Experts())
+    mask = torch.ones_like(model.experts.down_proj)
+    mask[:, :, [0, 3]] = 0
+    with pytest.raises(CheckError, match="first at experts"):
+        speedup.plan(model, tokens(2, 4), {"experts": {"down_proj": mask}})
 
 
 @pytest.mark.parametrize("kind", KINDS)

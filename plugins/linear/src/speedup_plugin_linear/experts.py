@@ -106,16 +106,20 @@ class Experts(Rule):
         return {name: Unused(mask) for name, mask in masks.items() if mask.any()}
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
-        """All units that work stay, and of the stream everything that is no zero."""
+        """All units that work stay, one of each expert, since tokens choose it by its number; and of the stream
+        everything that is no zero."""
         super().constrain(node, keep)
         layout, facts = node.layout, keep.facts
         units = self._units(node, facts, layout.to_named(_OUT, keep.sets[_OUT] & ~facts.unused(_OUT)))
+        first = (np.arange(layout.sizes["i"]) == 0).reshape([-1 if n == "i" else 1 for n in layout.names])
         for k in (_GATE_UP, _DOWN):
             one = layout.to_named(k, keep.sets[k]).any(axis=layout.axes({"h", "u"}), keepdims=True)
-            missing = units & ~one
-            if missing.any():
-                stream = layout.to_named(_STREAM, keep.sets[_STREAM]).any(axis=layout.axes({"t"}), keepdims=True)
-                keep.grow(k, layout.from_named(k, missing & stream), "an inner unit that works", k)
+            stream = layout.to_named(_STREAM, keep.sets[_STREAM]).any(axis=layout.axes({"t"}), keepdims=True)
+            empty = first & ~(one | units).any(axis=layout.axes({"i"}), keepdims=True)
+            wanted = (units & ~one, "an inner unit that works"), (empty, "an expert that tokens may choose")
+            for missing, why in wanted:
+                if missing.any():
+                    keep.grow(k, layout.from_named(k, missing & stream), why, k)
         reads = ~layout.to_named(_GATE_UP, facts.zero(_GATE_UP)) & units
         reads = np.any(reads, axis=layout.axes({"e", "u", "i"}), keepdims=True)
         counts = layout.to_named(_STREAM, ~(facts.zero(_STREAM) | keep.sets[_STREAM])) & reads
