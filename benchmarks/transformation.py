@@ -13,7 +13,6 @@ import copy
 import gc
 import itertools
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import speedup
-from speedup import regular
+from speedup import cutting
 
 MODELS = (
     *("resnet18", "resnet50", "resnet152", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "densenet201"),
@@ -123,20 +122,16 @@ def _tensor_peak(work: Callable[[], Any]) -> int:
 
 @contextlib.contextmanager
 def _cut_by_torch() -> Iterator[None]:
-    """speedup cuts tensors by numpy, whose memory the profiler does not see: let torch do it meanwhile."""
+    """speedup cuts tensors into memory of numpy, which the profiler does not see: let it be torch's meanwhile."""
 
-    def take(tensor: torch.Tensor, axis: int, indices: Any) -> torch.Tensor:
-        return tensor.index_select(axis, torch.from_numpy(indices))
+    def room(shape: tuple[int, ...], dtype: Any) -> Any:
+        return torch.empty(shape, dtype=getattr(torch, dtype.name)).numpy()
 
-    by_numpy = regular.take
-    users = [m for name, m in sys.modules.items() if name.startswith("speedup.") and vars(m).get("take") is by_numpy]
+    of_numpy, cutting.room = cutting.room, room
     try:
-        for module in users:
-            module.take = take  # type: ignore[attr-defined]
         yield
     finally:
-        for module in users:
-            module.take = by_numpy  # type: ignore[attr-defined]
+        cutting.room = of_numpy
 
 
 def _status(field: str) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup import Plan, settle
+from speedup import Plan, tries
 from speedup.repair import steady
 from speedup.testing import mask_indices, masked_copy, randomize
 from tests import repair_nets as nets
@@ -214,13 +214,13 @@ def test_heads_that_cannot_be_repaired_keep_nothing_else() -> None:
 
 def test_depth_costs_no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    original = settle.check
+    original = tries.check
 
     def counted(*args: Any) -> Any:
         counts[-1] += 1
         return original(*args)
 
-    monkeypatch.setattr(settle, "check", counted)
+    monkeypatch.setattr(tries, "check", counted)
     for depth in (1, 6):
         counts.append(0)
         shrink(nets.Blocks(nets.OldAttention, depth), fused(HEADS, depth), 2, 5, 16)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch
 from torch import nn
 
 import speedup
-from speedup import CheckError, Floats, Node, Registry, Rule, default_registry
+from speedup import CheckError, Floats, Node, Registry, Rule, default_registry, tries
 from speedup.testing import mask_indices, randomize
+from speedup.trace import sandbox
 
 
 class Ranked(nn.Module):
@@ -52,6 +55,24 @@ def test_an_order_that_rounding_tips_is_no_difference(caplog: pytest.LogCaptureF
     assert "rounding tips torch.Tensor.topk" in caplog.text, "the case does not show what it should"
     small = plan.apply()
     assert small.a.weight.shape == (12, 4)  # type: ignore[union-attr]
+
+
+def test_the_results_of_the_masked_model_are_found_once_for_all_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = ranked()
+    plan = speedup.plan(net, X, mask_indices(net, {"a.weight": [0, 8, 3, 11], "a.bias": [0, 3, 8, 11]}))
+    calls: list[str] = []
+
+    def counted(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*args, **kwargs)
+
+    for function in (tries.trace, tries.check):
+        monkeypatch.setattr(tries, function.__name__, partial(counted, function))
+    assert plan._parts is not None
+    with sandbox(net):
+        attempt = tries.Tries(net, ((X,), {}), plan.graph, plan.keeps, default_registry(), plan._parts)
+        assert attempt({}) is None and attempt({}) is None
+    assert calls == ["check", "trace", "check", "check"]
 
 
 class Wrong(Rule):

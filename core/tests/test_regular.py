@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedup.regular import cut, hull, is_box, is_regular, kept_shape, ragged_axis, regularize
+from speedup.cutting import cut
+from speedup.regular import hull, is_box, is_regular, kept_shape, ragged_axis, regularize
 
 Shape = tuple[int, ...]
 

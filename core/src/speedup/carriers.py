@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from speedup.cutting import take
 from speedup.facts import Bools, Floats, Indices, any_of
 from speedup.graph import Node
 from speedup.pieces import contents
-from speedup.regular import take
 from speedup.response import AT_ONCE, by_names, spread
 
 if TYPE_CHECKING:

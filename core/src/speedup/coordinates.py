@@ -63,7 +63,7 @@ class CoordinateRule(Rule):
 
     # -- what a call is -------------------------------------------------------------------------------------------
 
-    def _bind(self, node: Node) -> None:
+    def bind(self, node: Node) -> None:
         if node.module is None and self._parameters is not None:
             node.arguments = self.arguments(node)
         moving = self.moving(node)

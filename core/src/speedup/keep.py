@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from speedup.ask import ask
+from speedup.cutting import cut, cut_indices
 from speedup.facts import Bools, Floats, along, any_of, everything, nothing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order
-from speedup.regular import Lines, cut, cut_indices, kept_shape, varied
+from speedup.regular import Lines, kept_shape, varied
 from speedup.rigid import rigid_axes
 from speedup.sets import Product, Sets, SetsAt
 

@@ -17,6 +17,9 @@ from torch import nn
 from speedup import walk
 from speedup.masks import compact
 
+# Below, slices cost more time than they save memory; and so many of them that the largest does not count.
+_LEAST, _SHARE = 2**20, 32
+
 State = tuple[int | None, int]  # of a tensor: its version and where it lies
 
 
@@ -29,6 +32,7 @@ class Masking:
 
     Attributes:
         interrupted: whether a run turned out to need all of them.
+        limit: how many bytes of parameters one call may have masked, if it can be made in slices.
 
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
@@ -49,6 +53,7 @@ class Masking:
             self._parameters[key] = parameter
             small = compact(mask)
             self._masks[key] = self._masks[key] & small if key in self._masks else small
+        self.limit = max(_LEAST, sum(p.nbytes for p in self._parameters.values()) // _SHARE)
 
     @property
     def lasting(self) -> int:
@@ -87,6 +92,36 @@ class Masking:
     def _changed(self, key: int, data: torch.Tensor) -> torch.Tensor:
         """What a run sees of a parameter."""
         return product(data, self._masks[key])
+
+    def are_large(self, tensors: Iterable[torch.Tensor]) -> bool:
+        """Whether a call that reads these is better made in slices: much of them is masked, for the first time."""
+        if not self._masks:
+            return False
+        own = [t for t in tensors if id(t) in self._masks and not t.is_meta]
+        if sum(t.nbytes for t in own) <= self.limit:
+            return False
+        return all(id(t) not in self._own and id(t) not in self._read and type(t.data) is torch.Tensor for t in own)
+
+    @contextlib.contextmanager
+    def part(self, axes: Mapping[torch.Tensor, int], start: int, count: int) -> Iterator[None]:
+        """While this is open, parameters are some indices of theirs, masked.
+
+        Args:
+            axes: along which axis.
+            start, count: which indices.
+        """
+        own = {p: p.data for p in axes}
+        try:
+            for parameter, axis in axes.items():
+                self._read.add(id(parameter))
+                some, mask = own[parameter].narrow(axis, start, count), self.mask_of(parameter)
+                if mask is not None:
+                    some = product(some, mask.narrow(axis, start, count) if mask.shape[axis] > 1 else mask)
+                parameter.data = some
+            yield
+        finally:
+            for parameter, data in own.items():
+                parameter.data = data
 
     def interrupt(self) -> None:
         """Parameters cannot be masked from here on.

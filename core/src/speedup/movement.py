@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from speedup.coordinates import CoordinateRule, without_repeats, writable
+from speedup.cutting import cut
 from speedup.errors import SignatureError
 from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, constant
 from speedup.graph import Node, Value, rows_of_one
@@ -21,7 +22,7 @@ from speedup.groups.labels import Labels, by_movement
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order, reordering
 from speedup.recall import call_key
-from speedup.regular import cut, is_box, regularize, varied
+from speedup.regular import is_box, regularize, varied
 from speedup.rule import says_nothing
 from speedup.shell import shell_of
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from speedup.ask import ask
+from speedup.cutting import gather
 from speedup.facts import Bools, any_of
 from speedup.graph import Graph, Node, Value
-from speedup.regular import gather, varied
+from speedup.regular import varied
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets, Lock

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
-import torch
 
 from speedup.facts import Bools, Indices, along, any_of
 
@@ -118,26 +117,6 @@ def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
-    """Cut the kept entries out of a tensor; a new tensor of shape ``kept_shape(keep, tensor.shape)``."""
-    ragged = ragged_axes(keep)
-    lines = {a: along(keep, a) for a in varied(keep) if a not in ragged}
-    tensor = cut_lines(tensor, lines)
-    if not ragged:
-        return tensor
-    for axis, line in lines.items():
-        keep = np.compress(line, keep, axis=axis)
-    for axis in ragged:
-        count = int(keep.sum(axis=axis).max())
-        order = np.argsort(~keep, axis=axis, kind="stable")
-        index = torch.from_numpy(np.ascontiguousarray(np.take(order, range(count), axis=axis))).to(tensor.device)
-        shape = list(tensor.shape)
-        shape[axis] = count
-        tensor = gather(tensor, axis, index.expand(shape))
-        keep = any_of(keep, axis)
-    return tensor
-
-
 class Lines(dict[int, Bools]):
     """A box by the lines (1-D) of the axes that lose indices. Several tensors may share it."""
 
@@ -150,34 +129,3 @@ class Lines(dict[int, Bools]):
     def listed(self) -> dict[int, list[int]]:
         """The same as lists, not to be changed."""
         return {axis: indices.tolist() for axis, indices in self.indices.items()}
-
-
-def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:
-    """Cut the kept indices of each axis out of a tensor, the axis that loses most first."""
-    return cut_indices(tensor, {axis: line.nonzero()[0] for axis, line in lines.items()})
-
-
-def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.Tensor:
-    """As ``cut_lines``, by the indices that are kept."""
-    axes = [*indices]
-    if len(axes) > 1:
-        axes.sort(key=lambda axis: len(indices[axis]) / max(tensor.shape[axis], 1))
-    for axis in axes:
-        if len(indices[axis]) < tensor.shape[axis]:
-            tensor = take(tensor, axis, indices[axis])
-    return tensor
-
-
-def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
-    """As ``torch.gather``, of tensors of any type that is one byte wide too."""
-    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
-        return tensor.view(torch.uint8).gather(axis, index).view(tensor.dtype)
-    return tensor.gather(axis, index)
-
-
-def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
-    """Some indices of an axis, as a new tensor."""
-    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
-        # Some times faster by numpy, and into its memory: that of torch takes far longer to touch where it is large.
-        return torch.from_numpy(tensor.detach().numpy().take(indices, axis))
-    return tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))

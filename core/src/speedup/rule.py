@@ -99,8 +99,8 @@ class Rule:
             number, which the other operands alone make: a batch norm in eval mode, dropout, the identity.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
-        writes_weights: whether a call may change the weights that it reads, as an embedding with ``max_norm`` does.
-            They are put back after each run.
+        writes_weights: the argument that, where it is given, has a call change the weights that it reads, such as the
+            ``max_norm`` of an embedding. They are put back after each run.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
             channels alike: what is the same all along these axes comes out, whatever the indices are.
         origin: the plugin that gave the rule, such as ``'conv' (speedup-plugin-conv 0.1.0)``; set when it is loaded.
@@ -123,7 +123,7 @@ class Rule:
     counts: bool = False
     scales: bool = False
     layout_only: bool = False
-    writes_weights: bool = False
+    writes_weights: str = ""
     indices: tuple[str, ...] = ()
     makes: tuple[type, ...] = ()
     origin: str = ""
@@ -249,7 +249,7 @@ class Rule:
             RuleError: a method of the rule raised anything but ``TypeError`` and ``SignatureError``.
         """
         try:
-            self._bind(node)
+            self.bind(node)
             node.rule = self
             self.check(node)
             axis = None if node.writes else self.sums_to_one(node)
@@ -282,7 +282,17 @@ class Rule:
         """
         _ = node.layout
 
-    def _bind(self, node: Node) -> None:
+    def bind(self, node: Node) -> None:
+        """Find the operands of a call among its tensors: ``node.operands`` and their names, and its arguments by name.
+
+        Called by ``claim``, and for a call of large weights before it is made. There is no need to override it.
+
+        Args:
+            node: the call.
+
+        Raises:
+            TypeError: the arguments do not fit ``call``.
+        """
         held = {name: node.tensors[number] for name, number in node.attributes.items()}
         if node.module is None and self._parameters is not None:
             node.arguments = self.arguments(node)

@@ -6,14 +6,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from speedup.build import Parts, build
-from speedup.check import AnswersError, Mismatch, check
-from speedup.commit import Transaction
-from speedup.conditioning import excused
-from speedup.decisions import Decisions
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
@@ -23,8 +18,7 @@ from speedup.repair.mend import mend
 from speedup.repair.options import Job
 from speedup.repair.parts import Repairs
 from speedup.repair.steady import steady
-from speedup.steps import Steps
-from speedup.trace import trace
+from speedup.tries import Tries
 from speedup.verification import Inputs
 from speedup.ways import Way, disagreements, same_parts
 
@@ -77,78 +71,15 @@ def _mended(
     model: nn.Module, inputs: Inputs, ways: Sequence[Way], keeps: Sequence[KeepSets], rules: Registry, parts: Parts
 ) -> list[list[Lock]]:
     """Repair what differs from the plan on the first way, and check the others; per way what is to be locked."""
-    graph = ways[0].graph
-
-    runs: list[Graph] = []
-
-    def tried(repairs: Repairs) -> Mismatch | None:
-        return _try(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs), runs)
+    tries = Tries(model, inputs, ways[0].graph, keeps[0], rules, parts)
 
     def holds(repairs: Repairs) -> bool:
-        return steady(model, inputs, graph, keeps[0], rules, replace(parts, repairs=repairs), runs[-1])
+        assert tries.run is not None
+        return steady(model, inputs, tries.graph, tries.keeps, rules, replace(parts, repairs=repairs), tries.run)
 
-    parts.repairs, found = mend(Job(model, graph, keeps[0]), tried, holds)
+    parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)
     locks = [found.locks() if found is not None else []]
     for way, kept in zip(ways[1:], keeps[1:], strict=True):
-        other = None if any(locks) else _try(model, inputs, way.graph, kept, rules, parts)
+        other = None if any(locks) else Tries(model, inputs, way.graph, kept, rules, parts)(parts.repairs)
         locks.append(other.locks() if other is not None else [])
     return locks
-
-
-def _try(
-    model: nn.Module,
-    inputs: Inputs,
-    graph: Graph,
-    keeps: KeepSets,
-    rules: Registry,
-    parts: Parts,
-    runs: list[Graph] | None = None,
-) -> Mismatch | None:
-    """Put everything in, run and compare, and take everything out.
-
-    Args:
-        runs: filled with the run of the small model.
-
-    Raises:
-        CheckError: the outputs differ.
-    """
-
-    def attempt(decisions: Decisions | None = None) -> Mismatch | None:
-        transaction = Transaction(model, parts)
-        transaction.apply()
-        try:
-            return check(model, inputs, graph, keeps, rules, transaction.substitutes, decisions, runs)
-        finally:
-            transaction.undo()
-
-    try:
-        found = attempt()
-        if found is None or not found.tipped:
-            return found
-        error = None
-    except CheckError as differs:
-        found, error = None, differs
-    # Once more, with all intermediate results of both, to tell what rounding tips from what is wrong.
-    wanted: list[list[torch.Tensor]] = []
-    trace(model, *inputs, rules, log=wanted, answers=graph.answers, masking=graph.masking, compared=graph)
-    decisions = Decisions(graph, keeps, wanted)
-    try:
-        found = attempt(decisions)
-    except CheckError as still:
-        where = decisions.first_difference()
-        wrong = f"the small model does not give the same answers, nothing was changed: {error or still}. "
-        wrong += decisions.first_without_number()
-        if not isinstance(still, AnswersError):
-            raise CheckError(wrong + where) from still
-        decisions.got = None  # copies of all activations
-        steps = Steps(graph, keeps, wanted)
-        try:
-            right = attempt(steps) is None
-        except CheckError:
-            right = False
-        if not right or steps.problem:
-            raise CheckError(wrong + (steps.problem or where)) from still
-        return excused(model, inputs, graph, keeps, rules, still, decisions.largest, wrong)
-    for node in decisions.taken:
-        log.debug("rounding tips %s (%s)", node.label, node.where)
-    return found

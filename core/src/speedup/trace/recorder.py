@@ -11,9 +11,7 @@ Three layers see a call, from the outside in:
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,7 +20,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 
-from speedup import walk
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
 from speedup.masking import Masking
@@ -31,11 +28,10 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
+from speedup.trace.making import Maker, name_of, transformed
 from speedup.trace.outputs import tensors_in
-from speedup.trace.shapes import Shapes
 from speedup.trace.source import caller, caller_and_sites, ends_at, see_through
 from speedup.trace.tensors import Tensors
-from speedup.trace.written import Written
 from speedup.trees import replaced
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
@@ -43,7 +39,6 @@ _READS = frozenset(
     {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
 )
 
-_BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _MOST_READS = 100  # in a run that is told what the data do not say
 
 
@@ -61,15 +56,15 @@ def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
         mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
         lifted = dispatch._get_current_dispatch_mode() is self.underneath is not None  # and not one of the model's own
-        before, self.lifted = self.lifted, dispatch._pop_mode() if lifted else None
+        before, self.maker.lifted = self.maker.lifted, dispatch._pop_mode() if lifted else None
         self.open_calls += 1
         try:
             return method(self, *args, **kwargs)
         finally:
             self.open_calls -= 1
-            if self.lifted is not None:
-                dispatch._push_mode(self.lifted)
-            self.lifted = before
+            if self.maker.lifted is not None:
+                dispatch._push_mode(self.maker.lifted)
+            self.maker.lifted = before
             if mode is not None:
                 _push_mode(mode)  # type: ignore[no-untyped-call]
 
@@ -99,34 +94,28 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.masking = masking if masking is not None else Masking(model)
-        self.written = Written(p for p in walk.parameters(model) if self.masking.mask_of(p) is None)
         self.substitutes = substitutes or {}
+        self.maker = Maker(model, self.masking, self.substitutes)
         self.registry = registry
         self.nodes: list[Node] = []
         self.passed: list[Node] = []
         self.tensors = Tensors(model, self.masking)
         self.scope: list[str] = [""]
         self.open_calls = 0
-        self.op_count = 0
         self.entering: list[Any] = []
-        self.current = ""
         self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
         self.underneath: dispatch.TorchDispatchMode | None = None
-        self.lifted: dispatch.TorchDispatchMode | None = None
-        self.place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
         self.compared = False
-        self.shapes: Shapes | None = None
         self.expected: Sequence[Node] = ()
         self.claims: dict[int, Rule | None] = {}
         self.asked: list[bool] = []
         self.reads = 0
         self.from_input: set[Value] = set()
         self.asking: set[str] = set()
-        self.inside: set[torch.dtype] = set()
         self.dtypes: set[torch.dtype] = set()
 
     # -- recording ------------------------------------------------------------------------------------------------
@@ -139,7 +128,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if self.compared and self._is_correction(args):
             return self._corrected(func, args)
-        rule = self.registry.for_function(func) if not _transformed() else None
+        rule = self.registry.for_function(func) if not transformed() else None
         inside = enterable(func) if rule is None else _parts(rule, func, args, kwargs)
         if inside is not None and func not in self.entering:
             self.entering.append(func)
@@ -187,7 +176,41 @@ class Recorder(TorchFunctionMode):
         held: dict[str, torch.Tensor] | None = None,
     ) -> Any:
         """Run ``call`` and note it as one node, unless it did nothing with any tensor."""
-        bound = module is None or not self.compared
+        node, tensors = self._begun(op, args, kwargs, module, held or {})
+        ops_before = self.maker.op_count
+        result, outputs, changed = self.maker.make(node, rule, tensors, call)
+        if rule is not None and rule.layout_only and _alike(tensors, outputs):
+            self.tensors.track(outputs[0], node.tensors[0])
+            return result
+        if self.watch is not None and outputs and not changed:
+            given = self.watch(len(self.nodes), node.op_name, tensors, outputs)
+            instead = {id(old): new for old, new in zip(outputs, given, strict=True)}
+            result = replaced(torch.Tensor, lambda t: instead.get(id(t), t), result)
+            outputs = given
+        if not outputs:
+            reads = tensors and (self.maker.op_count > ops_before or name_of(op) in _READS)
+            if not reads or list(tensors_in(result)):
+                if type(result) in (int, torch.Size) and name_of(op) != "dim":
+                    self.asking.add(self.scope[-1])
+                if module is not None and rule is not None and rule.scales and isinstance(result, torch.Tensor):
+                    node.outputs = (self.tensors.value_of(result),)
+                    self._claim(node, rule)
+                    self.passed.append(node)
+                return result  # a question about shape or type, or a call that hands its input through
+        result = self._noted(node, rule, result, outputs)
+        if changed:
+            self._spread_mutation(changed, node)
+        return result
+
+    def _begun(
+        self,
+        op: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        module: nn.Module | None,
+        held: dict[str, torch.Tensor],
+    ) -> tuple[Node, list[torch.Tensor]]:
+        """A call that is about to be made, as a node without outputs; and the tensors that go in."""
         tensors: list[torch.Tensor] = []
 
         def ref(leaf: torch.Tensor) -> Ref:
@@ -197,69 +220,13 @@ class Recorder(TorchFunctionMode):
         # A list keeps its own contents when a caller fills it later: the structure is copied here.
         plain_args = tuple([ref(a) if isinstance(a, torch.Tensor) else replaced(torch.Tensor, ref, a) for a in args])
         plain_kwargs = {name: replaced(torch.Tensor, ref, a) for name, a in kwargs.items()} if kwargs else {}
-        attributes: dict[str, int] = {}
-        for name, tensor in (held or {}).items():
-            attributes[name] = len(tensors)
-            tensors.append(tensor)
-        if _transformed():
-            self.masking.interrupt()  # a transform has hold of the memory of parameters
-        masked = self.masking.mask(tensors, module)
-        before = [_state(t) for t in tensors]
-        inputs = tuple(self.tensors.value_of(t) for t in tensors)
-        ops_before = self.op_count
-        name = getattr(op, "__name__", str(op))
-        called = op_name(op)
-        where, sites = caller_and_sites() if bound else ("", ())
-        self.current = f"{called} at {where}"
-        self.inside.clear()
-        if name == "__set__" and tensors:
-            self.written.save_data(tensors[0])
-        try:
-            quiet = self._writes_no_parameter(op, rule, module, tensors[: len(tensors) - len(attributes)])
-            there = functools.partial(self._there, self._quietly if quiet else self._seen, call)
-            if self.shapes is not None and (id(module) in self.substitutes or self._is_closed(op, rule, module)):
-                result = self.shapes.result(op, module, plain_args, plain_kwargs, tensors, there)
-            else:
-                result = there()
-        except Exception as error:
-            self.masking.unmask(masked)
-            if not hasattr(error, "speedup_call"):
-                error.speedup_call = (called, plain_args, plain_kwargs)  # type: ignore[attr-defined]
-            raise
-        outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
-        if quiet:
-            self.inside.update([t.dtype for t in outputs])
-        after = [_state(t) for t in tensors]
-        changed = (
-            [t for t, old, new in zip(tensors, before, after, strict=True) if old != new] if after != before else []
-        )
-        if name == "__set__" and tensors:  # x.data = y
-            changed = [tensors[0], *(t for t in changed if t is not tensors[0])]
-        self.masking.unmask(masked, outputs)
-        untouched = {id(t) for t in tensors} - {id(t) for t in changed}
-        outputs = [t for t in outputs if id(t) not in untouched]
-        if changed:
-            outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
-        if rule is not None and rule.layout_only and _alike(tensors, outputs):
-            self.tensors.track(outputs[0], inputs[0])
-            return result
-        if self.watch is not None and outputs and not changed:
-            given = self.watch(len(self.nodes), called, tensors, outputs)
-            instead = {id(old): new for old, new in zip(outputs, given, strict=True)}
-            result = replaced(torch.Tensor, lambda t: instead.get(id(t), t), result)
-            outputs = given
-        passed = not outputs and module is not None and rule is not None and rule.scales
-        if not outputs:
-            reads = tensors and (self.op_count > ops_before or name in _READS)
-            if not reads or list(tensors_in(result)):
-                if type(result) in (int, torch.Size) and name != "dim":
-                    self.asking.add(self.scope[-1])
-                if not (passed and isinstance(result, torch.Tensor)):
-                    return result  # a question about shape or type, or a call that hands its input through
+        attributes = {name: len(tensors) + number for number, name in enumerate(held)}
+        tensors += held.values()
+        where, sites = caller_and_sites() if module is None or not self.compared else ("", ())
         node = Node(
             index=len(self.nodes),
             op=op,
-            op_name=called,
+            op_name=op_name(op),
             rule=None,
             module=module,
             path=self.tensors.paths.get(id(module), "") if module is not None else "",
@@ -267,21 +234,19 @@ class Recorder(TorchFunctionMode):
             where=where,
             args=plain_args,
             kwargs=plain_kwargs,
-            tensors=inputs,
+            tensors=tuple([self.tensors.value_of(t) for t in tensors]),
             outputs=(),
             attributes=attributes,
             sites=sites,
-            writes=bool(changed),
         )
-        if passed and isinstance(result, torch.Tensor):
-            node.outputs = (self.tensors.value_of(result),)
-            self._claim(node, rule)
-            self.passed.append(node)
-            return result
-        node.outputs = tuple(self.tensors.new(t, "activation", node) for t in outputs)
-        if any(v in self.from_input or v.kind == "unknown" for v in inputs):
+        return node, tensors
+
+    def _noted(self, node: Node, rule: Rule | None, result: Any, outputs: list[torch.Tensor]) -> Any:
+        """Take a call that was made into the graph; what Python gets of it."""
+        node.outputs = tuple([self.tensors.new(t, "activation", node) for t in outputs])
+        if any(v in self.from_input or v.kind == "unknown" for v in node.tensors):
             self.from_input.update(node.outputs)
-            self.dtypes |= self.inside
+            self.dtypes |= self.maker.inside
             if not outputs:
                 self._count_read()
             if not outputs and self.branch is None:
@@ -289,49 +254,16 @@ class Recorder(TorchFunctionMode):
                     result = self._answer(result)
                 else:
                     self.branch = Branch(node, self.tensors.existing())
-        if _transformed() and self.branch is None:
+        if transformed() and self.branch is None:
             why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
             self.branch = Branch(node, self.tensors.existing(), why)
         self._claim(node, rule)
         self._append(node)
         if self.log is not None:
-            self.log.append([] if _transformed() else [t.detach().clone() for t in outputs])
+            self.log.append([] if transformed() else [t.detach().clone() for t in outputs])
         for tensor, value in zip(outputs, node.outputs, strict=True):
             self.tensors.track(tensor, value)
-        if changed:
-            self._spread_mutation(changed, node)
         return result
-
-    def _writes_no_parameter(self, op: Any, rule: Any, module: nn.Module | None, given: list[torch.Tensor]) -> bool:
-        """Whether a call is one of torch's own that may write into nothing but what it is given, and is given no
-        parameter: then the ops that it is made of need not be seen."""
-        return self._is_closed(op, rule, module) and not self.written.holds(given)
-
-    def _is_closed(self, op: Any, rule: Any, module: nn.Module | None) -> bool:
-        """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
-        if rule is None or rule.writes_weights or not _is_torchs_own(op) or (module is not None and module._modules):
-            return False
-        return not _transformed()
-
-    def _there(self, run: Callable[[Callable[[], Any]], Any], call: Callable[[], Any]) -> Any:
-        """Run a call where the model is."""
-        with self.place:
-            return run(call)
-
-    def _quietly(self, call: Callable[[], Any]) -> Any:
-        """Run a call whose ops are not seen: to see one takes as long as the op itself."""
-        self.op_count += 1
-        return call()
-
-    def _seen(self, call: Callable[[], Any]) -> Any:
-        """Run a call with the dispatch mode."""
-        if self.lifted is None:
-            return call()
-        dispatch._push_mode(self.lifted)
-        try:
-            return call()
-        finally:
-            dispatch._pop_mode()
 
     def _count_read(self) -> None:
         """A loop that waits for its data may never end when Python was told something else about them."""
@@ -416,7 +348,7 @@ class Recorder(TorchFunctionMode):
             return original(module, *args, **kwargs)
         path = self.tensors.paths.get(id(module), "")
         stands_for = self.substitutes.get(id(module))
-        known = stands_for is None and id(module) in self.tensors.paths and not _transformed()
+        known = stands_for is None and id(module) in self.tensors.paths and not transformed()
         rule = self._rule_of(module) if known else None
         if rule is None and stands_for is None:
             self.scope.append(path)
@@ -464,26 +396,6 @@ def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
         place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
         raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
     return held
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_torchs_own(op: Any) -> bool:
-    """Whether a function or a module type is part of torch itself."""
-    return isinstance(op, _BUILTIN) or (getattr(op, "__module__", None) or "").startswith("torch.nn.")
-
-
-def _transformed() -> bool:
-    """Whether ``torch.vmap``, ``torch.func.grad`` or the like runs: tensors inside it are wrappers of others, made and
-    taken off out of sight."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _state(tensor: torch.Tensor) -> Any:
-    """What an in-place op changes of a tensor, one that gives it another shape included."""
-    version = walk.version_of(tensor)
-    if version is not None:
-        return version
-    return tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()
 
 
 def _alike(tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:

@@ -42,13 +42,14 @@ class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self.recorder
-        recorder.op_count += 1
+        maker = recorder.maker
+        maker.op_count += 1
         if getattr(func, "_schema", None) is not None and func._schema.is_mutable:
-            recorder.written.save((args, kwargs))
+            maker.written.save((args, kwargs))
         if recorder.open_calls:
             result = func(*args, **kwargs)
             if isinstance(result, torch.Tensor):
-                recorder.inside.add(result.dtype)
+                maker.inside.add(result.dtype)
             return result
         return recorder.record(func, None, args, kwargs, lambda: func(*args, **kwargs))
 
@@ -116,7 +117,8 @@ def trace(
             expanded = expand(model, registry)
             see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
             recorder = Recorder(model, registry, substitutes, masking)
-            recorder.answers, recorder.place, recorder.shapes = answers, made_there(model), shapes
+            recorder.answers = answers
+            recorder.maker.place, recorder.maker.shapes = made_there(model), shapes
             if compared is not None:
                 recorder.compared, recorder.claims = True, dict(compared.claims)
                 recorder.expected = compared.nodes
@@ -124,7 +126,7 @@ def trace(
             try:
                 return _run(model, own_args, own_kwargs, recorder, expanded)
             finally:
-                recorder.written.put_back()
+                recorder.maker.written.put_back()
 
     try:
         graph = once()
@@ -157,7 +159,7 @@ def _run(
         with _uncompiled(), _module_calls(recorder), recorder.underneath, recorder:
             result = model(*args, **kwargs)
     except Exception as error:
-        error.speedup_trace = (recorder.nodes, recorder.current)  # type: ignore[attr-defined]
+        error.speedup_trace = (recorder.nodes, recorder.maker.current)  # type: ignore[attr-defined]
         raise
     outputs, reference = [], []
     returned = list(tensors_in(result))

@@ -23,7 +23,7 @@ class Embedding(Rule):
     axes = "~v d, * -> * d"
     sizes = {"embedding_dim": "d"}  # noqa: RUF012
     indices: tuple[str, ...] = ("input",)
-    writes_weights = True  # with max_norm
+    writes_weights = "max_norm"
 
     def check(self, node: Node) -> None:
         if node.arg("max_norm") is not None:

@@ -1,0 +1,99 @@
+"""Cutting kept entries out of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from speedup.facts import Bools, Indices, along, any_of
+from speedup.regular import ragged_axes, varied
+
+Line: TypeAlias = tuple[int, Indices]  # an axis, and what is kept of it
+
+_BLOCK = 1 << 18  # bytes of what two cuts in turn leave between them: what a core has at hand
+
+
+def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
+    """Cut the kept entries out of a tensor; a new tensor of shape ``kept_shape(keep, tensor.shape)``."""
+    ragged = ragged_axes(keep)
+    lines = {a: along(keep, a) for a in varied(keep) if a not in ragged}
+    tensor = cut_lines(tensor, lines)
+    if not ragged:
+        return tensor
+    for axis, line in lines.items():
+        keep = np.compress(line, keep, axis=axis)
+    for axis in ragged:
+        count = int(keep.sum(axis=axis).max())
+        order = np.argsort(~keep, axis=axis, kind="stable")
+        index = torch.from_numpy(np.ascontiguousarray(np.take(order, range(count), axis=axis))).to(tensor.device)
+        shape = list(tensor.shape)
+        shape[axis] = count
+        tensor = gather(tensor, axis, index.expand(shape))
+        keep = any_of(keep, axis)
+    return tensor
+
+
+def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:
+    """Cut the kept indices of each axis out of a tensor."""
+    return cut_indices(tensor, {axis: line.nonzero()[0] for axis, line in lines.items()})
+
+
+def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.Tensor:
+    """As ``cut_lines``, by the indices that are kept; the axis that loses most goes first."""
+    axes = [axis for axis in indices if len(indices[axis]) < tensor.shape[axis]]
+    if len(axes) > 1:
+        axes.sort(key=lambda axis: len(indices[axis]) / tensor.shape[axis])
+    if len(axes) == 2 and _by_numpy(tensor):
+        first, second = axes
+        return _take_both(tensor, (first, indices[first]), (second, indices[second]))
+    for axis in axes:
+        tensor = take(tensor, axis, indices[axis])
+    return tensor
+
+
+def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """As ``torch.gather``, of tensors of any type that is one byte wide too."""
+    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+        return tensor.view(torch.uint8).gather(axis, index).view(tensor.dtype)
+    return tensor.gather(axis, index)
+
+
+def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
+    """Some indices of an axis, as a new tensor."""
+    if not _by_numpy(tensor):
+        return tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
+    given = tensor.detach().numpy()
+    made = room(_shape(given.shape, (axis, indices)), given.dtype)
+    return torch.from_numpy(given.take(indices, axis, out=made, mode="clip"))  # "raise" would fill a buffer first
+
+
+def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
+    """Some indices of two axes, block by block: what the first cut leaves is never there as a whole."""
+    given = np.ascontiguousarray(tensor.detach().numpy())  # else each block would make it so
+    made = room(_shape(given.shape, first, second), given.dtype)
+    (axis, indices), (other, others) = first, second
+    step = max(1, _BLOCK * given.shape[axis] // max(given.nbytes, 1))
+    for at in range(0, len(indices), step):
+        block = given.take(indices[at : at + step], axis)
+        block.take(others, other, out=made[(slice(None),) * axis + (slice(at, at + step),)], mode="clip")
+    return torch.from_numpy(made)
+
+
+def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Memory for a tensor: that of NumPy, since that of torch takes far longer to touch where it is large."""
+    return np.empty(shape, dtype)
+
+
+def _by_numpy(tensor: torch.Tensor) -> bool:
+    """Whether NumPy is some times faster than torch."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
+def _shape(shape: tuple[int, ...], *lines: Line) -> tuple[int, ...]:
+    sizes = list(shape)
+    for axis, indices in lines:
+        sizes[axis] = len(indices)
+    return tuple(sizes)

@@ -1,0 +1,160 @@
+"""Making one call of a run: in the place where the model is, with the parameters that it reads masked, and with the ops
+that it is made of seen where they may write into the model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _python_dispatch as dispatch
+
+from speedup import walk
+from speedup.graph import Node
+from speedup.masking import Masking
+from speedup.trace.outputs import tensors_in
+from speedup.trace.shapes import Shapes
+from speedup.trace.slices import slices_of
+from speedup.trace.written import Written
+
+_BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+
+
+class Maker:
+    """Makes the calls of one run.
+
+    Attributes:
+        place: where the model is.
+        shapes: what calls of other runs gave, where the model is on meta.
+        written: the parameters that the run has written into.
+        op_count: how many ops were seen so far.
+        inside: the types of what the ops of the last call gave.
+        lifted: the dispatch mode that sees ops, while it is off its stack.
+        current: how messages call the last call.
+    """
+
+    def __init__(self, model: nn.Module, masking: Masking, substitutes: Mapping[int, type[nn.Module]]) -> None:
+        self.masking = masking
+        self.substitutes = substitutes
+        self.written = Written(p for p in walk.parameters(model) if masking.mask_of(p) is None)
+        self.place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self.shapes: Shapes | None = None
+        self.op_count = 0
+        self.inside: set[torch.dtype] = set()
+        self.lifted: dispatch.TorchDispatchMode | None = None
+        self.current = ""
+
+    def make(
+        self, node: Node, rule: Any, tensors: list[torch.Tensor], call: Callable[[], Any]
+    ) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
+        """Make a call that is recorded.
+
+        Args:
+            node: the call, without outputs; ``writes`` is set.
+            rule: the one that claims its op, if any does.
+            tensors: what goes in, in the order of ``node.tensors``.
+
+        Returns:
+            what it gives; the tensors that it gave or changed; those that it changed.
+        """
+        op, module = node.op, node.module
+        if transformed():
+            self.masking.interrupt()  # a transform has hold of the memory of parameters
+        closed = self._is_closed(op, rule, module)
+        slices = slices_of(node, rule, self.masking) if closed and self.masking.are_large(tensors) else None
+        if slices is None:
+            masked = self.masking.mask(tensors, module)
+        else:
+            masked = self.masking.mask([t for t in tensors if t not in slices.axes])
+        before = [_state(t) for t in tensors]
+        self.current = f"{node.op_name} at {node.where}"
+        self.inside.clear()
+        sets_data = name_of(op) == "__set__" and bool(tensors)  # x.data = y
+        if sets_data:
+            self.written.save_data(tensors[0])
+        try:
+            # What is given no parameter may write into nothing but what it is given.
+            quiet = closed and not self.written.holds(tensors[: len(tensors) - len(node.attributes)])
+            there = functools.partial(self._there, self._quietly if quiet else self._seen, call)
+            if self.shapes is not None and (closed or id(module) in self.substitutes):
+                result = self.shapes.result(op, module, node.args, node.kwargs, tensors, there)
+            else:
+                result = there() if slices is None else slices.run(self.masking, there)
+        except Exception as error:
+            self.masking.unmask(masked)
+            if not hasattr(error, "speedup_call"):
+                error.speedup_call = (node.op_name, node.args, node.kwargs)  # type: ignore[attr-defined]
+            raise
+        outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
+        if quiet:
+            self.inside.update([t.dtype for t in outputs])
+        after = [_state(t) for t in tensors]
+        changed = (
+            [t for t, old, new in zip(tensors, before, after, strict=True) if old != new] if after != before else []
+        )
+        if sets_data:
+            changed = [tensors[0], *(t for t in changed if t is not tensors[0])]
+        self.masking.unmask(masked, outputs)
+        untouched = {id(t) for t in tensors} - {id(t) for t in changed}
+        outputs = [t for t in outputs if id(t) not in untouched]
+        if changed:
+            node.writes = True
+            outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
+        return result, outputs, changed
+
+    def _is_closed(self, op: Any, rule: Any, module: nn.Module | None) -> bool:
+        """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
+        if rule is None or not _is_torchs_own(op) or (module is not None and module._modules):
+            return False
+        if rule.writes_weights and (module is None or getattr(module, rule.writes_weights, None) is not None):
+            return False
+        return not transformed()
+
+    def _there(self, run: Callable[[Callable[[], Any]], Any], call: Callable[[], Any]) -> Any:
+        """Run a call where the model is."""
+        with self.place:
+            return run(call)
+
+    def _quietly(self, call: Callable[[], Any]) -> Any:
+        """Run a call whose ops are not seen: to see one takes as long as the op itself."""
+        self.op_count += 1
+        return call()
+
+    def _seen(self, call: Callable[[], Any]) -> Any:
+        """Run a call with the dispatch mode."""
+        if self.lifted is None:
+            return call()
+        dispatch._push_mode(self.lifted)
+        try:
+            return call()
+        finally:
+            dispatch._pop_mode()
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_torchs_own(op: Any) -> bool:
+    """Whether a function or a module type is part of torch itself."""
+    return isinstance(op, _BUILTIN) or (getattr(op, "__module__", None) or "").startswith("torch.nn.")
+
+
+def name_of(op: Any) -> str:
+    """What a function calls itself; '' where it does not."""
+    return getattr(op, "__name__", "")
+
+
+def transformed() -> bool:
+    """Whether ``torch.vmap``, ``torch.func.grad`` or the like runs: tensors inside it are wrappers of others, made and
+    taken off out of sight."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _state(tensor: torch.Tensor) -> Any:
+    """What an in-place op changes of a tensor, one that gives it another shape included."""
+    version = walk.version_of(tensor)
+    if version is not None:
+        return version
+    return tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()

@@ -1,0 +1,136 @@
+"""Calls of large masked weights in slices: the same numbers as in one piece, and less of the weight in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speedup import masking
+from speedup.masking import Masking
+from speedup.registry import default_registry
+from speedup.testing import randomize
+from speedup.trace import sandbox, trace
+
+
+class Call(nn.Module):
+    """One call that reads a raw parameter."""
+
+    def __init__(self, call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.call = call
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.call(x, self.weight)
+
+
+class Twisted(nn.Module):
+    """What comes out of the layer depends on how its input lies in memory; ``view`` takes it as it is or not at all."""
+
+    def __init__(self, layer: nn.Module, *order: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.order = order
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.layer(x.permute(self.order))
+        return y, y.stride()
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(torch.relu(self.layer(x)))
+        return y
+
+
+ids = torch.tensor([[0, 3, 3], [7, 1, 0]])
+SLICED = {
+    "linear": (nn.Linear(12, 20), (3, 12)),
+    "linear, no bias": (nn.Linear(12, 20, bias=False), (2, 3, 12)),
+    "conv": (nn.Conv2d(4, 12, 3, padding=1), (2, 4, 5, 6)),
+    "conv without batch": (nn.Conv1d(4, 12, 3), (4, 7)),
+    "transposed conv": (nn.ConvTranspose2d(4, 12, 3), (2, 4, 5, 6)),
+    "embedding": (nn.Embedding(9, 16), ids),
+    "bilinear": (Call(lambda x, w: F.bilinear(x, x * 2, w), 10, 6, 6), (3, 6)),
+    "function": (Call(F.linear, 20, 12), (3, 12)),
+    "product": (Call(torch.matmul, 12, 20), (2, 3, 12)),
+    "channels last": (Twisted(nn.Conv2d(4, 12, 3), 0, 3, 1, 2), (2, 5, 6, 4)),
+    "transposed input": (Twisted(nn.Linear(12, 20), 1, 0, 2), (3, 2, 12)),
+}
+WHOLE = {
+    "groups": (nn.Conv2d(4, 12, 3, groups=2), (2, 4, 5, 6)),
+    "transposed, groups": (nn.ConvTranspose2d(4, 12, 3, groups=2), (2, 4, 5, 6)),
+    "a view": (Call(lambda x, w: x @ w.t(), 20, 12), (3, 12)),
+    "no product": (Call(lambda x, w: x + w, 20, 12), (20, 12)),
+    "writes its weight": (nn.Embedding(9, 16, max_norm=1.0), ids),
+    "both sides": (Call(lambda x, w: x + torch.matmul(w, w), 12, 12), (12, 12)),
+}
+
+
+def given(shape: Any) -> torch.Tensor:
+    if isinstance(shape, torch.Tensor):
+        return shape
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def run(model: nn.Module, x: torch.Tensor, whole: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[int]]:
+    """What a traced run of the masked model gives, and how many numbers stand masked for it, each time."""
+    generator = torch.Generator().manual_seed(2)
+    masks = {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()}
+    made: list[int] = []
+    product = masking.product
+
+    def counted(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        made.append(tensor.numel())
+        return product(tensor, mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(masking, "product", counted)
+        patch.setattr(masking, "_LEAST", 1)
+        patch.setattr(masking, "_SHARE", 7)
+        before = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}
+        with sandbox(model):
+            graph = trace(model, (x,), {}, default_registry(), masking=Masking(model, masks, whole=whole))
+        for name, parameter in model.named_parameters():
+            at, numbers = before[name]
+            assert parameter.data_ptr() == at and torch.equal(parameter, numbers)
+    return (graph.reference, dict(graph.plain)), made
+
+
+@pytest.mark.parametrize("name", [*SLICED, *WHOLE])
+def test_slices_give_what_the_whole_call_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = (SLICED | WHOLE)[name]
+    model, x = randomize(model.double(), 0), given(shape)
+    (wanted, numbers), _ = run(model, x, True, monkeypatch)
+    (got, others), made = run(model, x, False, monkeypatch)
+    assert numbers == others, "it lies in memory otherwise"
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)
+        assert a.stride() == b.stride()
+    largest = max(p.numel() for p in model.parameters())
+    if name in SLICED:
+        assert max(made) < largest / 3
+    else:
+        assert max(made) == largest
+
+
+def test_a_layer_that_is_called_again_is_masked_as_a_whole_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = randomize(Twice().double(), 0), given((3, 12))
+    (wanted, _), _ = run(model, x, True, monkeypatch)
+    (got, _), made = run(model, x, False, monkeypatch)
+    torch.testing.assert_close(got, wanted, rtol=1e-14, atol=1e-14)
+    assert max(made[: len(made) // 2]) < 144 == max(made)
+
+
+def test_what_a_layer_does_not_take_is_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(randomize(nn.Linear(12, 20).double(), 0), given((3, 11)), False, monkeypatch)
