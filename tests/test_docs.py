@@ -263,7 +263,8 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
         *("identity", "dropout", "torch.dropout", "cast"),  # in eval mode no call is left of these, or it is a copy
         *("recurrent", "recurrent cell", "pack_padded_sequence", "pad_packed_sequence"),  # a fixpoint over time
         *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
-        *("tensordot", "outer", "multi_dot"),  # taken apart into calls of others
+        *("tensordot", "outer", "multi_dot", "masked_scatter"),  # taken apart into calls of others
+        "masked rows",  # is such a part only
         *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d
         *("real", "view_as_real"),  # of complex numbers, which no row makes
         "spectral_norm",  # stands inside of the layer whose weight it makes

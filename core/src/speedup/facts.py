@@ -81,12 +81,14 @@ class Affine:
             are all 0 is a constant.
         terms: float64 per unknown, same rule.
         offset: float64, same rule.
+        derived: whether the engine says it of indices that come in alike: with other facts other ones may be alike.
     """
 
     axis: int
     mask: Bools
     terms: tuple[Floats, ...]
     offset: Floats
+    derived: bool = False
 
     @property
     def numbers(self) -> tuple[Floats, ...]:
@@ -98,6 +100,16 @@ class Affine:
         """Entries that are constants."""
         result: Bools = np.logical_and.reduce(np.broadcast_arrays(self.mask, *(t == 0 for t in self.terms)))
         return result
+
+    def with_constants(self, mask: Bools, value: Floats) -> Affine:
+        """The same, and the entries of ``mask`` known to be constants of these values.
+
+        Example:
+            >>> known.with_constants(zero, np.zeros((1,) * zero.ndim))
+        """
+        mask, value, own, offset, *terms = np.broadcast_arrays(mask, value, self.mask, self.offset, *self.terms)
+        terms = [np.where(mask, 0.0, t) for t in terms]
+        return Affine(self.axis, own | mask, tuple(terms), np.where(mask, value, offset), self.derived)
 
 
 Fact = Constant | Unused | Affine

@@ -38,6 +38,7 @@ from speedup.facts import (
     sum_product,
 )
 from speedup.graph import Node
+from speedup.linearity import through
 from speedup.named import Named
 from speedup.response import response
 
@@ -53,11 +54,15 @@ def from_weight(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
 
 
 def from_input(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-    """Constant outputs, and affine ones where the call averages."""
+    """Constant outputs, and affine ones where the call averages, or treats what is affine alike."""
     found = _constants(rule, node, Named(node, facts))
     known = facts.affine(0) if node.operands and facts.present(0) else None
     if known is not None and rule.averaging(node):
         found.update(_averaged(node, known))
+    elif len(node.outputs) == 1:
+        name = node.output_names[0]
+        fact = through(rule, node, facts, found.get(name))
+        found.update({} if fact is None else {name: fact})
     return found
 
 

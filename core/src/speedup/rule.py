@@ -61,6 +61,7 @@ _FIELDS = (
     "averages",
     "counts",
     "scales",
+    "linear",
     "layout_only",
     "writes_weights",
     "indices",
@@ -97,6 +98,8 @@ class Rule:
             softmax). Such a constant is believed where that number is the same at other sizes of the input.
         scales: whether an output entry is the entry of the first operand at the same place, times a number plus a
             number, which the other operands alone make: a batch norm in eval mode, dropout, the identity.
+        linear: operands of a pointwise call in each of which it is linear, apart from something that is added, while
+            the others are held: the two of a product, the numerator of a quotient. Affine facts pass it.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
         writes_weights: the argument that, where it is given, has a call change the weights that it reads, such as the
@@ -122,6 +125,7 @@ class Rule:
     averages: bool = False
     counts: bool = False
     scales: bool = False
+    linear: tuple[str, ...] = ()
     layout_only: bool = False
     writes_weights: str = ""
     indices: tuple[str, ...] = ()

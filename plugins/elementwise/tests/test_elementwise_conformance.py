@@ -38,6 +38,7 @@ class TestConformance(RuleTests):
                 lambda m, x: x * x.new_ones(8) + x.new_zeros(2, 8) + x.new_full((8,), 2.0) + torch.ones_like(x), VECTOR
             ),
             around(lambda m, x: m.scale.expand_as(x) * x + x.clone().fill_(2.0), VECTOR),
+            around(lambda m, x: torch.where((x > 0).logical_and(x < 1), -x, 2 * x - m.scale), VECTOR),
             around(written, VECTOR),
             around(lambda m, x: (torch.cat([x, x + 1, x], 1), torch.stack([x, -x], 1)), MAP),
         ]

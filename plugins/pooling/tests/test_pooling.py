@@ -75,6 +75,21 @@ FUNCTIONS = {
     "avg_pool2d with ceil_mode": (lambda y: F.avg_pool2d(y, 3, 2, ceil_mode=True), PASSES),
     "avg_pool2d with ceil_mode that counts padding": (lambda y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True), BORDERED),
     "avg_pool2d with ceil_mode that does not": (lambda y: F.avg_pool2d(y, 3, 2, 1, True, False), PASSES),
+    "max_pool3d with channels as an axis": (lambda y: F.max_pool3d(y[:, None], (1, 2, 2), (1, 1, 2))[:, 0], PASSES),
+    "avg_pool3d with channels as an axis": (
+        lambda y: F.avg_pool3d(y[:, None], (1, 3, 3), (1, 2, 2), (0, 1, 1))[:, 0],
+        BORDERED,
+    ),
+    "avg_pool2d of tokens": (
+        lambda y: (
+            F.avg_pool2d(y.flatten(2).mT[:, None], (2, 1), (2, 1), ceil_mode=True)
+            .squeeze(1)
+            .mT[..., None]
+            .repeat(1, 1, 1, 3)
+        ),
+        PASSES,
+    ),
+    "lp_pool3d with channels as an axis": (lambda y: F.lp_pool3d(y[:, None], 2.0, (1, 2, 2), 1)[:, 0], PASSES),
     "avg_pool2d with a divisor": (lambda y: F.avg_pool2d(y, 2, divisor_override=3), PASSES),
     "avg_pool2d with a divisor and cut windows": (
         lambda y: F.avg_pool2d(y, 3, 2, ceil_mode=True, divisor_override=2),

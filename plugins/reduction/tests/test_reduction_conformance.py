@@ -13,8 +13,6 @@ MAP = (2, 8, 6, 6)
 class TestConformance(RuleTests):
     plugins = ("reduction",)
 
-    unasked = ("cosine_similarity",)  # taken apart, see ``test_similarity``
-
     def cases(self) -> list[Case]:
         return [
             around(
@@ -42,6 +40,9 @@ class TestConformance(RuleTests):
                     torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)))),
                 ),
                 MAP,
+            ),
+            around(
+                lambda m, x: (torch.cdist(x.mT, 2 * x.mT), F.cosine_similarity(x, 2 - x), torch.cdist(x, x + 1)), MAP
             ),
             around(lambda m, x: x.count_nonzero(1).to(x.dtype), MAP),
             around(

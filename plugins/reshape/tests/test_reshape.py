@@ -221,8 +221,6 @@ LITERAL = {
     "tensor_split(3)": lambda a: torch.cat(a.tensor_split(3, 1)[::-1], 1),
     "unbind of channels": lambda a: torch.stack(a.unbind(1)[::-1], 1),
     "a list of channels": lambda a: a[:, [7, 6, 5, 4, 3, 2, 1, 0]],
-    "an index that the model holds": lambda s, a: a[:, s.order],
-    "index_select": lambda s, a: a.index_select(1, s.order),
     "a mask that the model holds": lambda s, a: a[:, s.mask],
     "an index computed from the input": lambda a: a[:, a.mean((0, 2, 3)).argsort()],
     "gather": lambda a: a.gather(1, a.argsort(1)),
@@ -233,8 +231,7 @@ LITERAL = {
 
 @pytest.mark.parametrize("name", LITERAL)
 def test_sizes_that_the_code_holds_keep_every_channel_and_say_why(name: str) -> None:
-    held = {"order": torch.tensor([7, 6, 5, 4, 3, 2, 1, 0]), "mask": torch.ones(8, dtype=torch.bool)}
-    result = checked(Net(LITERAL[name], **held))
+    result = checked(Net(LITERAL[name], mask=torch.ones(8, dtype=torch.bool)))
     assert kept(result) == (8, 8)
     reasons = [s for s in result.plan.report.stays if s.name.startswith("a.")]
     assert [s.indices for s in reasons if s.name == "a.weight"], "no reason is given for the masked filters that stay"

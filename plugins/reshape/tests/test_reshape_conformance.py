@@ -27,6 +27,15 @@ class Order(nn.Module):
         self.rows = torch.arange(6).flip(0)[:, None].expand(2, 8, 6, 6).clone()
 
 
+class Held(nn.Module):
+    """Holds indices as buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("one", torch.tensor([3, 0, 3, 7]))
+        self.register_buffer("two", torch.tensor([1, 6]))
+
+
 class Named(nn.Module):
     """A layer with a pattern, as einops has them."""
 
@@ -40,6 +49,7 @@ class Named(nn.Module):
 
 class TestConformance(RuleTests):
     plugins = ("reshape",)
+    unasked = ("masked_scatter",)  # its calls are taken apart
 
     def cases(self) -> list[Case]:
         return [
@@ -80,6 +90,13 @@ class TestConformance(RuleTests):
                 ),
                 MAP,
                 [Order()],
+            ),
+            around(lambda m, x: (x[:, m.layers[0].one], x.index_select(1, m.layers[0].two)), MAP, [Held()]),
+            around(
+                lambda m, x: x.masked_scatter((x[..., :1] > 0).expand_as(x), x).index_fill(
+                    0, x[0, 0, 0, :1].long() * 0, 0.0
+                ),
+                MAP,
             ),
             around(
                 lambda m, x: (

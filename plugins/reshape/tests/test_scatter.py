@@ -67,10 +67,17 @@ PASSES: dict[str, Callable[..., Tensor]] = {
     "x[ids] = 0": lambda m, x, to: assigned(x, to, 0.0),
     "x[:, ids] = y": lambda m, x, to: assigned(x[None], (slice(None), to), x[None].tanh())[0],
     "x[rows, columns] = y": lambda m, x, to: assigned(x.new_zeros(2, len(x), x.shape[1]), (to % 2, to), x[to]).sum(0),
+    "masked_scatter": lambda m, x, to: x.masked_scatter((to > 1)[:, None].expand_as(x), x.tanh().flip(0)),
+    "masked_scatter of images": lambda m, x, to: torch.masked_scatter(
+        x, (to > 1).unsqueeze(-1).expand(-1, x.shape[-1]).to(x.device), torch.stack([x, x * 2])
+    ),
+    "index_fill": lambda m, x, to: x.index_fill(0, to[:1], 0.0),
     "x[mask] = y": lambda m, x, to: assigned(x, to > 1, x[to > 1].tanh()),
     "x[mask of two axes] = y": lambda m, x, to: assigned(torch.stack([x, x]), torch.stack([to, to]) > 1, x.mean(0))[0],
 }
 STAYS: dict[str, Callable[..., Tensor]] = {
+    "masked_scatter of single entries": lambda m, x, to: x.masked_scatter(x > 0, x),
+    "index_fill with a number": lambda m, x, to: x.index_fill(0, to[:1], 1.5),
     "a number": lambda m, x, to: x.scatter(0, spread(to, x), 1.5),
     "into an unmasked tensor": lambda m, x, to: torch.ones_like(x).index_add(0, to, x),
     "a number to an index": lambda m, x, to: assigned(x, to, 1.5),

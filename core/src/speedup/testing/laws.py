@@ -220,7 +220,7 @@ class _Laws:
     def _monotone(self, less: Answers, more: Answers, finite: Mapping[Value, Bools], kinds: Any = Fact) -> None:
         """What is said with less known is said with more known."""
         for (function, value, number), fact in less.items():
-            if not isinstance(fact, kinds):
+            if not isinstance(fact, kinds) or (isinstance(fact, Affine) and fact.derived):
                 continue
             said = nothing(value.ndim)
             for (_, other, place), answer in more.items():

@@ -27,10 +27,10 @@ from speedup_plugin_elementwise.choice import Chosen
 
 _POINTWISE = (
     # arithmetic
-    "add sub subtract rsub floor_divide remainder fmod pow float_power maximum minimum "
+    "floor_divide remainder fmod pow float_power maximum minimum "
     "fmax fmin atan2 arctan2 hypot copysign ldexp logaddexp logaddexp2 xlogy xlog1py nextafter lerp addcdiv "
     "heaviside gcd lcm igamma igammac zeta "
-    "neg negative positive abs absolute sign sgn signbit square sqrt rsqrt reciprocal clamp clamp_min clamp_max clip "
+    "abs absolute sign sgn signbit square sqrt rsqrt reciprocal clamp clamp_min clamp_max clip "
     "exp exp2 expm1 log log2 log10 log1p erf erfc erfcx erfinv lgamma gammaln digamma psi sinc logit entr "
     "ndtr ndtri log_ndtr i0 i0e i1 i1e "
     "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh deg2rad rad2deg "
@@ -41,6 +41,7 @@ _POINTWISE = (
     "logical_or logical_xor logical_not bitwise_or bitwise_xor bitwise_not "
     "bitwise_left_shift bitwise_right_shift"
 ).split()
+_LINEAR = "add sub subtract rsub neg negative positive".split()
 _SAME = "type float double half bfloat16 int long short char byte bool clone detach alias data cpu cuda".split()
 
 
@@ -131,9 +132,11 @@ class Quotient(Pointwise):
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         found = super().infer_from_input(node, facts)
         fact = found.get("output")
-        if not isinstance(fact, Constant) or not _divides_tensors(node):
+        if fact is None or not _divides_tensors(node):
             return found
         undefined = facts.mask(1) & (facts.value(1) == 0)
+        if not isinstance(fact, Constant):
+            return {} if undefined.any() else found
         return {"output": Constant(*np.broadcast_arrays(fact.mask & ~undefined, fact.value))}
 
 
@@ -266,14 +269,21 @@ def speedup_rules() -> Iterable[Rule]:
     both = {"0": ("1",), "1": ("0",)}
     return [
         Pointwise(name="pointwise", functions=(*variants(*_POINTWISE, missing_ok=True), *reflected)),
+        Pointwise(name="addition", functions=variants(*_LINEAR), linear=("0", "1")),
         Choose(name="choose", functions=variants("where", "masked_fill")),
         Same(name="same", functions=variants(*_SAME, missing_ok=True), averages=True),
-        Quotient(name="div", functions=tuple(f for f in divisions if f not in reflected)),
-        Pointwise(name="mul", functions=variants("mul", "multiply", "logical_and", "bitwise_and"), annihilates=both),
+        Quotient(name="div", functions=tuple(f for f in divisions if f not in reflected), linear=("0",)),
+        Pointwise(
+            name="mul",
+            functions=variants("mul", "multiply", "logical_and", "bitwise_and"),
+            annihilates=both,
+            linear=("0", "1"),
+        ),
         Pointwise(
             name="addcmul",
             functions=variants("addcmul"),
             annihilates={"1": ("2",), "2": ("1",)},
+            linear=("0", "1", "2"),
         ),
         Same(name="contiguous", functions=variants("contiguous"), averages=True, layout_only=True),
         Cast(name="cast", functions=variants("to", "type_as"), averages=True),

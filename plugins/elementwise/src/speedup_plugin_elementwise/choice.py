@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from speedup import Bools, Constant, Fact, Floats, Node, NodeFacts, Ref, Rule, Unused
+from speedup import Affine, Bools, Constant, Fact, Floats, Node, NodeFacts, Ref, Rule, Unused
 
 
 class Chosen(Rule):
@@ -17,9 +17,11 @@ class Chosen(Rule):
         found = super().infer_from_input(node, facts)
         known = found.get("output")
         mask, value = self._same(node, facts)
-        if not mask.any() or (known is not None and not isinstance(known, Constant)):
+        if not mask.any():
             return found
-        if known is not None:
+        if isinstance(known, Affine):
+            return {"output": known.with_constants(mask, np.where(mask, value, 0.0))}
+        if isinstance(known, Constant):
             value = np.where(known.mask, known.value, value)
             mask = mask | known.mask
         return {"output": Constant(*np.broadcast_arrays(mask, np.where(mask, value, 0.0)))}

@@ -21,8 +21,22 @@ class Window(Rule):
     def signature(self, node: Node) -> str:
         value = node.operands[0]
         assert value is not None
-        inner = f"* ~{self.spatial(node)}"
+        mixes = self.mixes(node)
+        inner = " ".join(["*", *("~1" if mixed else f"k{n}" for n, mixed in enumerate(mixes))])
+        inner = inner if not all(mixes) else f"* ~{len(mixes)}"
         return f"{inner} -> {', '.join([inner] * len(node.outputs))}"
+
+    def mixes(self, node: Node) -> list[bool]:
+        """Of the last axes, whether the window reaches over more than one entry: a stack of channels is often given an
+        axis more, and pooled with a window of 1 along them."""
+        size = node.arg("kernel_size")
+        if size is None or len(node.outputs) > 1:  # positions count all axes of the window together
+            return [True] * self.spatial(node)
+        sizes, strides, pads = (
+            [number] * self.dims if isinstance(number, int) else [*number] * (self.dims // len(number))
+            for number in (size, node.arg("stride") or size, node.arg("padding", 0))
+        )
+        return [each != (1, 1, 0) for each in zip(sizes, strides, pads, strict=True)]
 
     def spatial(self, node: Node) -> int:
         return self.dims
@@ -73,38 +87,13 @@ def one_window(node: Node, array: Floats, dims: int) -> Floats:
     """The call on a single window that is filled with constants."""
     size = node.arg("kernel_size")
     window = (size,) * dims if isinstance(size, int) else tuple(size) * (dims // len(size))
+    window = tuple([max(*pair) for pair in zip(window, array.shape[-dims:], strict=True)])
     filled = torch.from_numpy(np.broadcast_to(array, (*array.shape[:-dims], *window)).copy())
     result: Floats = node.run([filled]).numpy()
     return result
 
 
-class Pool(Window):
-    """A window of one entry that goes on by one leaves an axis as it is: it may hold channels."""
-
-    def signature(self, node: Node) -> str:
-        value = node.operands[0]
-        assert value is not None
-        alone = len(node.outputs) == 1  # positions count along all sides
-        sides = [f"a{i}" if alone and self._passes(node, i) else f"~x{i}" for i in range(self.dims)]
-        inner = f"* {' '.join(sides)}"
-        return f"{inner} -> {', '.join([inner] * len(node.outputs))}"
-
-    def _passes(self, node: Node, side: int) -> bool:
-        size, padding, dilation = (self._of_side(node.arg(n, d), side) for n, d in _ONE_ENTRY.items())
-        stride = self._of_side(node.arg("stride"), side)
-        return (size, padding, dilation) == (1, 0, 1) and stride in (None, 1)
-
-    @staticmethod
-    def _of_side(given: Any, side: int) -> Any:
-        if not isinstance(given, Sequence):
-            return given
-        return given[side if len(given) > 1 else 0] if given else None
-
-
-_ONE_ENTRY = {"kernel_size": None, "padding": 0, "dilation": 1}
-
-
-class AveragePool(Pool):
+class AveragePool(Window):
     """With padding that counts only a constant 0 passes, and so with a divisor of its own where windows are cut off."""
 
     def uniform(self, node: Node) -> bool:
@@ -262,7 +251,7 @@ def _pad(name: str, modules: tuple[type[nn.Module], ...], function: Any, call: s
 def _pools(d: int) -> list[Rule]:
     rules = [
         _sized(
-            Pool,
+            Window,
             "max_pool",
             d,
             (getattr(nn, f"MaxPool{d}d"),),

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from speedup import Floats, Node, Rule, hookimpl, variants
+from speedup_plugin_reduction.distance import Cosine, Distance
 from speedup_plugin_reduction.extremes import ExtremeOver
 from speedup_plugin_reduction.fourier import Complex, Fourier, FourierOfImages, FourierOfMany, Part, Real, Shifted
-from speedup_plugin_reduction.similarity import Cosine
 
 
 class OverAxes(Rule):
@@ -256,6 +256,7 @@ def speedup_rules() -> Iterable[Rule]:
         AnyNorm(name="norm", functions=(torch.linalg.norm,)),
         Along(name="along", functions=variants("cumsum", "cumprod", "logcumsumexp", "argsort")),
         Order(name="order", functions=variants("cummax", "cummin", "sort")),
+        Distance(name="cdist", functions=(torch.cdist,)),
         Cosine(name="cosine_similarity", functions=variants("cosine_similarity")),
         Fourier(name="fft", functions=_fft("fft ifft rfft irfft hfft ihfft")),
         FourierOfImages(name="fft2", functions=_fft("fft2 ifft2 rfft2 irfft2 hfft2 ihfft2")),

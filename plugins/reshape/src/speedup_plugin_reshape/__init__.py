@@ -28,11 +28,12 @@ from speedup import (
     kept_shape,
     variants,
 )
+from speedup_plugin_reshape.held import IndexSelect
 from speedup_plugin_reshape.indexing import Index, Select, SetItem, kept_slice
-from speedup_plugin_reshape.lookup import Gather, IndexSelect, TakeAlong
+from speedup_plugin_reshape.lookup import Gather, TakeAlong
 from speedup_plugin_reshape.pattern import Pattern
 from speedup_plugin_reshape.repeat import Repeat, RepeatInterleave
-from speedup_plugin_reshape.scatter import Scatter, ScatterRows
+from speedup_plugin_reshape.scatter import FillRows, MaskedRows, MaskedScatter, Scatter, ScatterRows, masked_rows
 
 
 def _shape(node: Node, keep: Sequence[Bools], k: int) -> tuple[int, ...]:
@@ -285,6 +286,9 @@ def speedup_rules() -> Iterable[Rule]:
             call="input, dim, index, src, *args, **kwargs",
             operands=("input", "index", "src"),
         ),
+        FillRows(name="index_fill", functions=variants("index_fill")),
+        MaskedScatter(name="masked_scatter", functions=variants("masked_scatter")),
+        MaskedRows(name="masked rows", functions=(masked_rows,)),
         Narrow(name="narrow", functions=variants("narrow")),
         Pattern(),
     ]

@@ -21,6 +21,7 @@ from speedup import (
     Value,
     along,
 )
+from speedup_plugin_reshape.held import ByHeld, is_held
 from speedup_plugin_reshape.lookup import Lookup, is_data
 from speedup_plugin_reshape.parts import is_put_back
 from speedup_plugin_reshape.scatter import Assign
@@ -64,9 +65,13 @@ class Index(Select):
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
         self.lookup = Lookup(name=f"{self.name} of data")
+        self.by_buffer = ByHeld(name=f"{self.name} by a buffer")
 
     def claim(self, node: Node) -> None:
-        self.lookup.claim(node) if is_data(node) else super().claim(node)
+        if is_held(node):
+            self.by_buffer.claim(node)
+        if node.rule is None:
+            self.lookup.claim(node) if is_data(node) else super().claim(node)
 
     def positions(self, node: Node, value: Value) -> Mapping[int, int]:
         return {axis: item for item, axis in _items(node) if isinstance(item, int) and axis is not None}

@@ -64,13 +64,6 @@ class ByIndex(Movement):
         self.lookup.claim(node) if is_data(node) else super().claim(node)
 
 
-class IndexSelect(ByIndex):
-    """One index along the axis."""
-
-    call = "input, dim, index"
-    of_data = LookupAlong
-
-
 class EntryByEntry(Rule):
     """gather, take_along_dim: an index of its own for every entry, along one axis. It comes with its entry."""
 

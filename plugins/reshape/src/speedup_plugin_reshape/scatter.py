@@ -6,9 +6,12 @@ The axis that is indexed stays whole; the others pass entry for entry, so that c
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
 
 from speedup import Bools, Constant, Fact, Node, NodeFacts, Ref, Rule, SignatureError, Unused
 from speedup_plugin_reshape.lookup import indexed
@@ -68,6 +71,61 @@ class ScatterRows(Scatter):
 
     def indexed(self, along: str) -> str:
         return "~"
+
+
+class FillRows(Scatter):
+    """index_fill: 0 goes to everything that stands at some places of the axis."""
+
+    call = "input, dim, index, value"
+    operands = ("input", "index")
+
+    def signature(self, node: Node) -> str:
+        value = node.operands[0]
+        if value is None or not value.ndim or node.arg("value") != 0:
+            raise SignatureError("a number other than 0 is filled in")
+        axes = [f"a{n}" for n in range(value.ndim)]
+        axes[node.arg("dim") % value.ndim] = "~"
+        return f"{' '.join(axes)}, ~ -> {' '.join(axes)}"
+
+    def moving(self, node: Node) -> tuple[int, ...]:
+        return (0,)
+
+
+class MaskedRows(Scatter):
+    """Where a mask says so, whole rows are replaced with those of a source, one after the other."""
+
+    call = "input, mask, source"
+    operands = ("input", "mask", "source")
+
+    def signature(self, node: Node) -> str:
+        value, mask, source = node.operands
+        assert value is not None and mask is not None and source is not None
+        rows = [" ".join([*["~1"] * (v.ndim - 1), "c"]) for v in (value, mask, source)]
+        return f"{', '.join(rows)} -> {rows[0]}"
+
+
+class MaskedScatter(MaskedRows):
+    """masked_scatter: of rows, where the mask is one number for each, spread over the channels (the pictures and sounds
+    that take the places of words in a multimodal model)."""
+
+    def in_parts(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[..., Any] | None:
+        given = dict(zip(("input", "mask", "source"), args, strict=False)) | dict(kwargs)
+        value, mask, source = (given.get(name, given.get("self")) for name in ("input", "mask", "source"))
+        shapes = value.shape == mask.shape and source.ndim and source.shape[-1] == value.shape[-1]  # type: ignore[union-attr]
+        return masked_rows if shapes and mask.stride(-1) == 0 else None  # type: ignore[union-attr]
+
+    def signature(self, node: Node) -> str:
+        raise SignatureError("a mask with numbers of its own for each channel")
+
+
+def masked_rows(input: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """``input.masked_scatter(mask, source)``, where the mask is the same all along the last axis."""
+    if has_torch_function((input, mask, source)):
+        found: torch.Tensor = handle_torch_function(masked_rows, (input, mask, source), input, mask, source)
+        return found
+    return input.masked_scatter(mask, source)
 
 
 class Assign(Scatter):

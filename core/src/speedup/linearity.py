@@ -1,0 +1,149 @@
+"""Affine facts through calls that treat all indices of an axis alike.
+
+1. *combined*: a pointwise call that is linear in some of its operands (``Rule.linear``). With the others held,
+   f(o + sum over r of t[r] · u[r]) = f(o) + sum over r of (f(o + t[r]) - f(o)) · u[r], so f is run on known numbers;
+2. *alike*: any other call, an activation say. Where indices come in alike they go out alike: each set of them has an
+   unknown of its own, which one of them can carry for all. So they do where a tensor that is the same for all indices
+   is joined with constants.
+
+So a layer norm without weight keeps what it knows of its channels behind the scale and shift that another layer makes
+(the modulation of diffusion transformers, FiLM), and a gate of positions what it knew of constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speedup.facts import Affine, Bools, Constant, Fact, Floats, affine, everything
+from speedup.graph import Node, Value
+
+if TYPE_CHECKING:
+    from speedup.infer import NodeFacts
+    from speedup.rule import Rule
+
+_MOST = 8  # sets of indices that are alike, each of which needs a carrier
+
+
+def through(rule: Rule, node: Node, facts: NodeFacts, found: Fact | None) -> Affine | None:
+    """The affine fact about the only output, with the constants that are known of it."""
+    layout = node.layout
+    if layout.n_outputs != 1 or layout.contracted or rule.indices or not node.outputs[0].dtype.is_floating_point:
+        return None
+    known = {k: f for k in layout.inputs if not facts.is_weight(k) and (f := facts.affine(k)) is not None}
+    linear = rule.linear and not layout.mixed and all(node.operand_names[k] in rule.linear for k in known)
+    made = _combined(rule, node, facts, known) if known and linear else None
+    made = _alike(node, facts, known) if made is None else made
+    return made.with_constants(found.mask, found.value) if made is not None and isinstance(found, Constant) else made
+
+
+def _combined(rule: Rule, node: Node, facts: NodeFacts, known: dict[int, Affine]) -> Affine | None:
+    """What comes out where every operand is constant or affine."""
+    layout, out = node.layout, node.layout.n_inputs
+    axes = {_axis_of(node, k, fact.axis) for k, fact in known.items()}
+    axis = axes.pop()
+    if axes or axis is None or not all(v.is_known for v in node.others):
+        return None
+    masks = {k: known[k].mask if k in known else facts.mask(k) for k in layout.inputs if not facts.is_weight(k)}
+    held: list[Floats | None] = [None] * layout.n_inputs
+    for k in layout.inputs:
+        value = known[k].offset if k in known else facts.value(k)
+        held[k] = np.where(masks[k], value, 0.0) if k in masks else value
+
+    def run(*changed: tuple[Value, Floats]) -> Floats:
+        """The call where these terms are added to the operands that are these tensors."""
+        arrays = list(held)
+        for value, term in changed:
+            for k in layout.inputs:
+                before = arrays[k]
+                if node.operands[k] is value and before is not None:
+                    arrays[k] = before + term
+        result = rule.evaluate(node, arrays)
+        return np.full((1,) * node.outputs[0].ndim, np.nan) if result is None else np.asarray(result[0], np.float64)
+
+    mask = everything(node.outputs[0].ndim)
+    for k, own in masks.items():
+        mask = mask & layout.from_named(out, layout.to_named(k, own))
+    if not mask.any():
+        return None
+    with np.errstate(invalid="ignore"):
+        terms, offset, sound = _differences(node, known, run)
+    return affine(axis, mask & sound, terms, offset)
+
+
+def _differences(
+    node: Node, known: dict[int, Affine], run: Callable[..., Floats]
+) -> tuple[list[Floats], Floats, Bools]:
+    """What a call gives per unknown and without any, and where nothing else comes of them."""
+    offset, sound = run(), everything(node.outputs[0].ndim)
+    unknowns = [(v, t) for v, k in {node.operands[k]: k for k in known}.items() if v for t in known[k].terms]
+    alone = [run(each) for each in unknowns]
+    for number, each in enumerate(unknowns):
+        # A product of two unknowns, or the square of one, is none of theirs.
+        for other, before in zip(unknowns[: number + 1], alone, strict=False):
+            if each[0] is not other[0] or node.operands.count(each[0]) > 1:
+                both = run(each, other)
+                size = np.abs(both) + np.abs(alone[number]) + np.abs(before) + np.abs(offset)
+                sound = sound & (np.abs(both - alone[number] - before + offset) <= 1e-12 * size)
+    return [result - offset for result in alone], offset, sound
+
+
+def _alike(node: Node, facts: NodeFacts, known: dict[int, Affine]) -> Affine | None:
+    """What comes out where operands are the same for several indices of an axis."""
+    axis = _axis(node, facts, known)
+    if axis is None or node.others or node.outputs[0].shape[axis] < 2:
+        return None
+    layout, size = node.layout, node.outputs[0].shape[axis]
+    dim = (layout.operands[layout.n_inputs] or ())[axis]
+    along = {k: [a for a, names in enumerate(layout.operands[k] or ()) if names == dim] for k in layout.inputs}
+    if not known and all(facts.is_weight(k) for k, at in along.items() if not at):
+        return None  # constants alone give constants
+    holds, rows = np.ones(size, dtype=bool), [np.zeros((size, 1))]
+    for k, at in along.items():
+        if not at:
+            if set(dim) & layout.names_of(k):
+                return None
+            continue
+        fact = known.get(k)
+        mask, numbers = (facts.mask(k), [facts.value(k)]) if fact is None else (fact.mask, [*fact.numbers])
+        for number, array in enumerate(np.broadcast_arrays(mask, *numbers)):
+            lines = np.moveaxis(array, at[0], 0).reshape(array.shape[at[0]], -1)
+            holds = holds & (lines.all(axis=1) if number == 0 else (lines == lines[:, :1]).all(axis=1))
+            rows += [np.broadcast_to(lines[:, :1], (size, 1))] if number else []
+    _, which = np.unique(np.hstack(rows)[holds], axis=0, return_inverse=True)
+    sets = which.max(initial=-1) + 1
+    if not 0 < sets <= min(_MOST, len(which) - 1):
+        return None
+    shape = [-1 if a == axis else 1 for a in range(node.outputs[0].ndim)]
+    numbered = np.full(size, -1)
+    numbered[holds] = which.reshape(-1)
+    terms = [(numbered == number).astype(float).reshape(shape) for number in range(sets)]
+    return Affine(axis, holds.reshape(shape), tuple(terms), np.zeros((1,) * len(shape)), derived=True)
+
+
+def _axis(node: Node, facts: NodeFacts, known: dict[int, Affine]) -> int | None:
+    """The axis of the output whose indices may be alike; None where there is none, or more than one."""
+    layout = node.layout
+    if known:
+        axes = {_axis_of(node, k, fact.axis) for k, fact in known.items()}
+        return axes.pop() if len(axes) == 1 else None
+    live = [k for k in layout.inputs if not facts.is_weight(k)]
+    if len(live) < 2 or not any(facts.mask(k).any() for k in live):
+        return None
+    dims = [(a, d) for a, d in enumerate(layout.operands[layout.n_inputs] or ()) if d and layout.mixed.isdisjoint(d)]
+    free = {a for a, dim in dims if any(dim not in (layout.operands[k] or ()) for k in live)}
+    if len(free) > 1:
+        free &= {_axis_of(node, k, a) for k in live for a, s in enumerate(facts.mask(k).shape) if s > 1}
+    return free.pop() if len(free) == 1 else None
+
+
+def _axis_of(node: Node, k: int, axis: int) -> int | None:
+    """The axis of the output that is this axis of an operand."""
+    layout = node.layout
+    dim = (layout.operands[k] or ())[axis]
+    if not dim or not layout.mixed.isdisjoint(dim):
+        return None
+    axes = [a for a, other in enumerate(layout.operands[layout.n_inputs] or ()) if other == dim]
+    return axes[0] if len(axes) == 1 else None
