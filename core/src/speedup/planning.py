@@ -30,7 +30,7 @@ from speedup.fast.fuse import fused
 from speedup.graph import Graph
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
-from speedup.masking import Masking
+from speedup.masking import Masking, memory_of
 from speedup.masks import LoadedMasks, Prepared, Source, fully_masked
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
@@ -262,7 +262,7 @@ def _small_shapes(graph: Graph, parts: Parts) -> dict[str, tuple[int, ...]]:
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int | None]]:
     """Changes when a parameter or buffer is written to or replaced."""
-    return [(id(t), t.data_ptr(), walk.version_of(t)) for t in walk.tensors(model)]
+    return [(id(t), t.data_ptr() if memory_of(t) else 0, walk.version_of(t)) for t in walk.tensors(model)]
 
 
 def plan(

@@ -45,8 +45,8 @@ class Tensors:
             self.paths.setdefault(id(module), prefix[:-1])
             for kind, members in (("parameter", module._parameters), ("buffer", module._buffers)):
                 for name, tensor in members.items():
-                    if tensor is None:
-                        continue
+                    if tensor is None or tensor.layout is not torch.strided:
+                        continue  # nothing is known of what is sparse, as if it came from outside
                     known = self.sources.get(id(tensor))
                     if known is None:
                         known = self.sources[id(tensor)] = self.new(tensor, kind)
@@ -60,6 +60,8 @@ class Tensors:
                     continue
                 for tensor in tensors_in(held, depth=2):
                     value = self.sources.get(id(tensor))
+                    if tensor.layout is not torch.strided:
+                        continue
                     if value is None:
                         value = self.sources[id(tensor)] = self.new(tensor, "attribute")
                         value.tensor, value.names = tensor, (prefix + name,)
