@@ -71,7 +71,8 @@ class Tensors:
 
     def new(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
         """A value for what a tensor holds from now on; ``track`` says so."""
-        value = Value(len(self.values), tuple(tensor.shape), tensor.dtype, kind, producer=producer)
+        shape = () if tensor.is_nested else tuple(tensor.shape)  # of a list of tensors of several sizes there is none
+        value = Value(len(self.values), shape, tensor.dtype, kind, producer=producer)
         self.values.append(value)
         return value
 
