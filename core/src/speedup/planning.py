@@ -35,6 +35,7 @@ from speedup.masks import LoadedMasks, Prepared, Source, fully_masked
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
+from speedup.shared import check_shared
 from speedup.sizes import lasting
 from speedup.store.compact import Compaction
 from speedup.store.record import note
@@ -343,6 +344,7 @@ def _settled(
     masking = Masking(model, prepared.masks.parameters)
     with sandbox(model) as stands:
         first = first_trace(model, inputs, rules, masking)
+        check_shared(first)
         rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         if not first.outputs and first.branch is None and not first.answers:
