@@ -40,6 +40,13 @@ class Net(nn.Module):
         return result
 
 
+class Haar(nn.Module):
+    """Differences of neighbours, from far away: no rule enters it, and a constant comes out as 0, except at the end."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - F.pad(x[..., 1:], (0, 1))
+
+
 # -- what is found ----------------------------------------------------------------------------------------------------
 
 
@@ -108,6 +115,20 @@ def test_zero_times_anything_is_zero_and_its_partner_unused() -> None:
     b = next(n.outputs[0] for n in graph.nodes if n.path == "b")
     assert np.flatnonzero(facts.unused(b)).tolist() == [0, 3]
     assert check_equal(model, torch.randn(2, 4), masks).shape("b.weight") == (4, 4)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_rule_that_keeps_zeros_says_nothing_of_other_constants(zeros: bool) -> None:
+    haar = Rule(name="haar", modules=(Haar,), axes="n c ~ -> n c ~", keeps_zeros=True)
+    rules = Registry.from_rules(*default_registry().rules, haar)
+    model = randomize(nn.Sequential(nn.Conv1d(3, 6, 1), Haar(), nn.Conv1d(6, 2, 1))).double().eval()
+    masks = mask_indices(model, {"0.weight": (1, 4), **({"0.bias": (1, 4)} if zeros else {})})
+    x = torch.randn(2, 3, 8).double()
+    graph, facts = facts_of(model, x, masks, rules)
+    known = facts.zero(graph.nodes[1].outputs[0])
+    assert np.flatnonzero(known).tolist() == ([1, 4] if zeros else [])
+    small = speedup.ModelSpeedup(model, x, masks, registry=rules).speedup_model()
+    assert small[0].weight.shape[0] == (4 if zeros else 6)  # type: ignore[index, union-attr]
 
 
 def test_without_masks_nothing_that_depends_on_the_input_is_constant() -> None:

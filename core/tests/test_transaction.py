@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup import Kept, Node, NodeKeep, Registry, Rule, default_registry
+from speedup import Kept, Node, NodeKeep, Registry, Rule, SignatureError, default_registry
 from speedup.commit import Transaction
 from speedup.errors import CheckError, RuleError, SpeedupError
 from speedup.testing import mask_indices, masked_copy, randomize
@@ -407,16 +407,45 @@ def test_an_exception_in_the_parts_of_a_call_is_named() -> None:
 
     class Fails(Rule):
         name = "parts of the test"
-        functions = (torch.diff,)
+        functions = (torch.kron,)
 
         def in_parts(self, function: Any, args: Any, kwargs: Any) -> Any:
             raise LookupError("broken on purpose")
 
     class Distance(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.diff(x)
+            return torch.kron(x, x)
 
     model = nn.Sequential(nn.Linear(3, 4), Distance())
     masks = {"0": {"weight": torch.ones(4, 3)}}
-    with pytest.raises(RuleError, match=r"'parts of the test'.* in_parts at torch.diff .*broken on purpose"):
+    with pytest.raises(RuleError, match=r"'parts of the test'.* in_parts at torch.kron .*broken on purpose"):
         speedup.plan(model, torch.randn(2, 3), masks, registry=Registry.from_rules(*default_registry().rules, Fails()))
+
+
+def test_parts_that_give_something_else_are_not_taken() -> None:
+    """All runs are made in parts, so that the check would not see it."""
+
+    class Wrong(Rule):
+        name = "parts of the test"
+        functions = (torch.kron,)
+
+        def in_parts(self, function: Any, args: Any, kwargs: Any) -> Any:
+            return lambda x, y: torch.einsum("ab,cd->acbd", x, y + self.error).flatten(2).flatten(0, 1)
+
+        def signature(self, node: Any) -> str:
+            raise SignatureError("another form")
+
+    class Product(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.kron(x, x)
+
+    for error in (0.0, 1.0):
+        rule = Wrong()
+        rule.error = error  # type: ignore[attr-defined]
+        model = randomize(nn.Sequential(nn.Linear(3, 4), Product(), nn.Linear(16, 2))).double()
+        masks = mask_indices(model, {"0.weight": [1], "0.bias": [1]})
+        registry = Registry.from_rules(*default_registry().rules, rule)
+        plan = speedup.plan(model, torch.randn(2, 3, dtype=torch.float64), masks, registry=registry)
+        barriers = [n for n in plan.graph.nodes if n.is_barrier]
+        assert [n.op_name for n in barriers] == (["torch.kron"] if error else [])
+        assert all("another form" in n.note for n in barriers)

@@ -1,6 +1,7 @@
 """The flow of both facts through an op, derived from its axes signature.
 
-Three kinds of op, of which a rule says the last (``Rule.indices``), and the signature tells the others apart:
+Four kinds of op, of which a rule says the last two (``Rule.indices``, ``Rule.keeps_zeros``), and the signature tells
+the others apart:
 
 * *pointwise*: every shared axis of the inputs is in the output. An output entry is constant where all operands are, or
   where one that is 0 makes the others irrelevant (``annihilates``); its value is found by running the call.
@@ -8,6 +9,7 @@ Three kinds of op, of which a rule says the last (``Rule.indices``), and the sig
   constant; an output is constant where all its terms are; x[i] is unused where every w[o, i] is 0 or out[o] unused.
 * *choice*: an output entry is an entry of the first operand, at an index that is data. It is constant where all that
   may be chosen are the same.
+* *keeping zeros*: whatever it does with numbers along its mixed axes, it makes 0 of zeros.
 
 All of it is computed in named space (see ``speedup.axes``), where arrays have size 1 along names that do not matter.
 """
@@ -77,7 +79,7 @@ def from_output(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
 def _constants(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
     # A mean of constants is told as what is pointwise is, by running the call.
     sums = named.layout.contracted and not rule.averaging(node)
-    kind = _chosen if rule.indices else _contracted if sums else _pointwise
+    kind = _kept_zeros if rule.keeps_zeros else _chosen if rule.indices else _contracted if sums else _pointwise
     found = kind(rule, named)
     return {name: fact for name, fact in zip(node.output_names, found, strict=False) if fact is not None}
 
@@ -101,6 +103,25 @@ def _chosen(rule: Rule, named: Named) -> list[Constant | None]:
     out = named.layout.n_inputs
     mask, value = (named.layout.from_named(out, a) for a in np.broadcast_arrays(*named.same(0)))
     return [constant(mask, value)]
+
+
+def _kept_zeros(rule: Rule, named: Named) -> list[Constant | None]:
+    layout, zero = named.layout, _zero(named)
+    outputs = range(layout.n_inputs, len(layout.operands))
+    masks = [layout.from_named(k, layout.project_all(k, zero)) for k in outputs]
+    return [constant(mask, np.zeros(mask.shape)) for mask in masks]
+
+
+def _zero(named: Named) -> Bools:
+    """Where all operands that are no indices are 0."""
+    zeros = [named.zero(k) for k in named.inputs if not is_index(named.node, k)]
+    return reduce(np.logical_and, zeros) if zeros else ~everything(len(named.layout.names))
+
+
+def is_index(node: Node, k: int) -> bool:
+    """Whether an operand is of whole numbers or truth values."""
+    value = node.operands[k]
+    return value is not None and not (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
 def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:
@@ -238,6 +259,9 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
         elif node.operand_names[k] in rule.indices:
             # Where all that may be chosen is the same, it does not matter which is.
             mask = layout.project_all(k, named.unused | named.same(0)[0])
+        elif rule.keeps_zeros and is_index(node, k):
+            # It does not matter where zeros go.
+            mask = layout.project_all(k, named.unused | _zero(named))
         elif k in layout.passing and k not in hiding:
             if not named.weights_only and (mask := named.facts.unused(layout.n_inputs)).any():
                 found[node.operand_names[k]] = Unused(compact_axes(mask)[0])

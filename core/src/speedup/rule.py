@@ -62,6 +62,7 @@ _FIELDS = (
     "counts",
     "scales",
     "linear",
+    "keeps_zeros",
     "layout_only",
     "writes_weights",
     "indices",
@@ -100,6 +101,8 @@ class Rule:
             number, which the other operands alone make: a batch norm in eval mode, dropout, the identity.
         linear: operands of a pointwise call in each of which it is linear, apart from something that is added, while
             the others are held: the two of a product, the numerator of a quotient. Affine facts pass it.
+        keeps_zeros: whether 0 comes out where all operands that are no indices (whole numbers, truth values) are 0 all
+            along the mixed axes: a Fourier transform, a scatter. Of other constants nothing is said.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
         writes_weights: the argument that, where it is given, has a call change the weights that it reads, such as the
@@ -126,6 +129,7 @@ class Rule:
     counts: bool = False
     scales: bool = False
     linear: tuple[str, ...] = ()
+    keeps_zeros: bool = False
     layout_only: bool = False
     writes_weights: str = ""
     indices: tuple[str, ...] = ()
@@ -187,7 +191,8 @@ class Rule:
             kwargs: of the call, in the same way.
 
         Returns:
-            what takes the same arguments and gives the same, up to rounding; by default None: the call is one node.
+            what takes the same arguments and gives the same, up to rounding, of which each call is made sure; by
+            default None: the call is one node.
 
         Example, a product of several matrices::
 

@@ -75,3 +75,33 @@ def test_rows_that_nobody_compares_may_go() -> None:
     model = Classes()
     result = check_equal(model, tokens(2, 3), mask_indices(model, {"o.weight": [0, 5]}, axis=1), [tokens(5, 2)])
     assert result.shape("p") == (4, 8)
+
+
+class Two(nn.Module):
+    """Two layers of 8 units and what is made of them."""
+
+    def __init__(self, body: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.body = nn.Linear(3, 8), nn.Linear(3, 8), body
+        randomize(self)
+        with torch.no_grad():
+            self.a.bias[[0, 3, 5]] = 0
+            self.b.bias[[0, 3, 6]] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.a(x), self.b(x))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda a, b: F.cosine_similarity(a, b, dim=-1),
+        lambda a, b: torch.cosine_similarity(a[:, None], x2=b[None], dim=2),
+    ],
+)
+def test_what_is_zero_in_one_layer_counts_in_the_other(body: Callable[..., Tensor]) -> None:
+    """What is 0 in one of them counts in the length of the other."""
+    model = Two(body)
+    masks = mask_indices(model, {"a.weight": [0, 3, 5], "b.weight": [0, 3, 6]})
+    result = check_equal(model, torch.randn(4, 3), masks, [torch.randn(7, 3)])
+    assert (result.shape("a.weight")[0], result.shape("b.weight")[0]) == (6, 6)

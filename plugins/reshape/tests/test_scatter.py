@@ -79,7 +79,6 @@ STAYS: dict[str, Callable[..., Tensor]] = {
     "masked_scatter of single entries": lambda m, x, to: x.masked_scatter(x > 0, x),
     "index_fill with a number": lambda m, x, to: x.index_fill(0, to[:1], 1.5),
     "a number": lambda m, x, to: x.scatter(0, spread(to, x), 1.5),
-    "into an unmasked tensor": lambda m, x, to: torch.ones_like(x).index_add(0, to, x),
     "a number to an index": lambda m, x, to: assigned(x, to, 1.5),
     "a tensor that is not masked to an index": lambda m, x, to: assigned(x, to, x.mean()),
     "assignment to channels": lambda m, x, to: assigned(x, (slice(None), to.repeat(8)[:3] % 8), x[:, :3]),
@@ -98,6 +97,12 @@ def test_the_other_axes_pass_entry_for_entry(name: str) -> None:
 @pytest.mark.parametrize("name", STAYS)
 def test_what_else_is_scattered_stays(name: str) -> None:
     assert checked(STAYS[name]).shape("a.weight") == (8, 4)
+
+
+def test_channels_that_come_in_alike_go_out_alike() -> None:
+    """What is 0 and goes into ones is the same in all masked channels, and one carries it for the others."""
+    result = checked(lambda m, x, to: torch.ones_like(x).index_add(0, to, x))
+    assert result.shape("a.weight") == (6, 4)
 
 
 def test_sums_of_other_constants_are_not_constant() -> None:

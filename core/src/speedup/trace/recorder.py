@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
+from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
 from speedup.graph import Branch, Node, Ref, Value
@@ -26,6 +27,7 @@ from speedup.masking import Masking
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
+from speedup.rounding import difference
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
 from speedup.trace.making import Maker, name_of, transformed
@@ -130,6 +132,8 @@ class Recorder(TorchFunctionMode):
             return self._corrected(func, args)
         rule = self.registry.for_function(func) if not transformed() else None
         inside = enterable(func) if rule is None else _parts(rule, func, args, kwargs)
+        if inside is not None and rule is not None and not self._gives_the_same(func, inside, args, kwargs):
+            inside = None
         if inside is not None and func not in self.entering:
             self.entering.append(func)
             try:
@@ -138,6 +142,26 @@ class Recorder(TorchFunctionMode):
             finally:
                 self.entering.pop()
         return self.record(func, rule, args, kwargs, lambda: func(*args, **kwargs))
+
+    @_unrecorded
+    def _gives_the_same(self, func: Any, parts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call in parts gives what the call gives: every run that is compared is made in parts, so that a
+        mistake in them would show in none."""
+        tensors = list(tensors_in((args, kwargs)))
+        states = self.masking.mask(tensors)
+        devices = sorted({t.device.index or 0 for t in tensors if t.is_cuda})
+
+        def made(by: Any) -> list[torch.Tensor]:
+            own = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+            with torch.random.fork_rng(devices), self.maker.place:
+                return [*tensors_in(by(*own[0], **own[1])), *tensors_in(own)]
+
+        try:
+            return difference(made(func), made(parts)) is None
+        except Exception:
+            return False  # it is told by the call itself
+        finally:
+            self.masking.unmask(states)
 
     def _is_correction(self, args: tuple[Any, ...]) -> bool:
         """Whether an edit has put this call in, to multiply what the call before it gave by a number: it is made at

@@ -6,24 +6,14 @@ for what they become is not the same at all frequencies.
 
 from __future__ import annotations
 
-import numpy as np
-
-from speedup import Constant, Fact, Node, NodeFacts, Rule
+from speedup import Node, Rule
 
 
-class ZerosStay(Rule):
-    """Linear, with axes that mix: where all is 0 along them, 0 comes out."""
+class Mixing(Rule):
+    """Linear, with axes that mix."""
 
     operands = ("input",)
-
-    def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        return {}
-
-    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        layout, out = node.layout, node.layout.n_inputs
-        zero = layout.project_all(out, layout.to_named(0, facts.zero(0)))
-        mask = layout.from_named(out, zero)
-        return {"output": Constant(mask, np.zeros(mask.shape))} if mask.any() else {}
+    keeps_zeros = True
 
     def over(self, node: Node) -> set[int]:
         """The axes that mix."""
@@ -37,7 +27,7 @@ class ZerosStay(Rule):
         return f"{axes} -> {axes}"
 
 
-class Fourier(ZerosStay):
+class Fourier(Mixing):
     """Along one axis."""
 
     call = "input, n=None, dim=-1, norm=None, *, out=None"
@@ -48,7 +38,7 @@ class Fourier(ZerosStay):
         return {node.arg("dim") % value.ndim}
 
 
-class FourierOfMany(ZerosStay):
+class FourierOfMany(Mixing):
     """Along several axes, by default all."""
 
     call = "input, s=None, dim=None, norm=None, *, out=None"
@@ -79,7 +69,7 @@ class Shifted(FourierOfMany):
         return {d % value.ndim for d in chosen}
 
 
-class Complex(ZerosStay):
+class Complex(Mixing):
     """view_as_complex: the last axis has real and imaginary part."""
 
     call = "input"
@@ -91,7 +81,7 @@ class Complex(ZerosStay):
         return f"{axes} ~part -> {axes}"
 
 
-class Real(ZerosStay):
+class Real(Mixing):
     """view_as_real, the other way round."""
 
     call = "input"
@@ -103,7 +93,7 @@ class Real(ZerosStay):
         return f"{axes} -> {axes} ~part"
 
 
-class Part(ZerosStay):
+class Part(Mixing):
     """real, imag."""
 
     call = "input"

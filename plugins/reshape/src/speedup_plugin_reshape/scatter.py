@@ -5,15 +5,13 @@ The axis that is indexed stays whole; the others pass entry for entry, so that c
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from speedup import Bools, Constant, Fact, Node, NodeFacts, Ref, Rule, SignatureError, Unused
+from speedup import Node, Ref, Rule, SignatureError
 from speedup_plugin_reshape.lookup import indexed
 
 
@@ -22,6 +20,7 @@ class Scatter(Rule):
 
     call: str | None = "input, dim, index, source, *args, **kwargs"
     operands: tuple[str, ...] = ("input", "index", "source")
+    keeps_zeros = True
 
     def signature(self, node: Node) -> str:
         value, index, source = node.operands
@@ -36,34 +35,6 @@ class Scatter(Rule):
     def indexed(self, along: str) -> str:
         """The axes of the index."""
         return along
-
-    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """What is 0 in both stays 0, wherever it goes."""
-        mask = node.layout.from_named(node.layout.n_inputs, self._both_zero(node, facts))
-        return {"output": Constant(mask, np.zeros(mask.shape))} if mask.any() else {}
-
-    def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        """Where zeros go does not matter."""
-        layout, out = node.layout, node.layout.n_inputs
-        unused = layout.project_all(out, layout.to_named(out, facts.unused(out)))
-        found: dict[str, Fact] = {}
-        for k, name in enumerate(node.operand_names):
-            idle = unused if k in self.moving(node) else unused | self._both_zero(node, facts)
-            mask = layout.from_named(k, layout.project_all(k, idle))
-            if mask.any():
-                found[name] = Unused(mask)
-        return found
-
-    def moving(self, node: Node) -> tuple[int, ...]:
-        """The operands that are no index: what is written into, and what is written."""
-        return (0, 2)
-
-    def _both_zero(self, node: Node, facts: NodeFacts) -> Bools:
-        """Where input and source are 0 all along the axis, in named space."""
-        layout, out = node.layout, node.layout.n_inputs
-        zeros = [layout.project_all(out, layout.to_named(k, facts.zero(k))) for k in self.moving(node)]
-        both: Bools = functools.reduce(np.logical_and, zeros)
-        return both
 
 
 class ScatterRows(Scatter):
@@ -86,9 +57,6 @@ class FillRows(Scatter):
         axes = [f"a{n}" for n in range(value.ndim)]
         axes[node.arg("dim") % value.ndim] = "~"
         return f"{' '.join(axes)}, ~ -> {' '.join(axes)}"
-
-    def moving(self, node: Node) -> tuple[int, ...]:
-        return (0,)
 
 
 class MaskedRows(Scatter):
@@ -141,7 +109,7 @@ class Assign(Scatter):
         axes, chosen, first = indexed(node, value)
         indices = ", ".join("~" for _ in chosen)
         last = len(chosen) + 1
-        if len(self.moving(node)) == 1:
+        if not isinstance(node.args[2], Ref):
             if node.args[2] != 0:
                 raise SignatureError("a number other than 0 is assigned")
             return f"{' '.join(axes)}, {indices} -> {' '.join(axes)}"
@@ -153,6 +121,3 @@ class Assign(Scatter):
         whole = [*before, *["~1"] * places, *after]
         written = whole[max(len(whole) - source.ndim, 0) :]
         return f"{' '.join(axes)}, {indices}, {' '.join(written)} -> {' '.join(axes)}"
-
-    def moving(self, node: Node) -> tuple[int, ...]:
-        return (0, len(node.operands) - 1) if isinstance(node.args[2], Ref) else (0,)
