@@ -17,7 +17,7 @@ from torch import nn
 import speedup
 from speedup import ModelSpeedup
 from speedup.errors import InputError, MaskError, SpeedupError, TraceError
-from speedup.testing import mask_indices, masked_copy, randomize
+from speedup.testing import check_equal, mask_indices, masked_copy, randomize
 
 
 class Net(nn.Module):
@@ -384,3 +384,30 @@ def test_planning_twice_gives_the_same_plan() -> None:
     given = torch.randn(*GIVEN)
     one, two = (speedup.plan(model, given, masks_of(model)).to_dict() for _ in range(2))
     assert one == two
+
+
+class InInference(nn.Module):
+    """Its forward runs in inference mode, where tensors do not say when they are written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    @torch.inference_mode()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(nn.functional.relu(self.a(x), inplace=True).add_(1))
+
+
+def test_changes_in_place_in_inference_mode_are_followed() -> None:
+    enter = torch.inference_mode.__enter__
+    model = randomize(InInference())
+    result = check_equal(model, torch.randn(2, 4), mask_indices(model, {"a.weight": [0, 3, 4]}), [torch.randn(3, 4)])
+    assert result.shape("b.weight") == (2, 3) and torch.inference_mode.__enter__ is enter
+
+
+def test_what_is_planned_in_inference_mode_can_be_trained() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)).eval()
+    with torch.inference_mode():
+        small = speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"0.weight": [0, 3]})).apply()
+    assert small[0].out_features == 4 and not any(p.is_inference() for p in small.parameters())
+    small(torch.randn(2, 4)).sum().backward()

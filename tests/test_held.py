@@ -137,3 +137,53 @@ def test_out_of_reach_is_refused() -> None:
     model = randomize(Closed()).double().eval()
     with pytest.raises(speedup.CheckError, match=r"a\.weight is held by 'first' too, .* read it from its module"):
         speedup.plan(model, X, mask_indices(model, {"a.weight": [0, 3, 5]}))
+
+
+class View(Two):
+    """A tensor of its own in the memory of a parameter."""
+
+    def hold(self) -> None:
+        self.register_buffer("view", self.a.weight.detach()[:4])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + F.linear(x, self.view)[:, :3]
+
+
+class SameMemory(Two):
+    def hold(self) -> None:
+        self.c = nn.Linear(4, 8, dtype=self.a.weight.dtype)
+        self.c.weight = nn.Parameter(self.a.weight.data)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.b(self.c(x))
+
+
+@pytest.mark.parametrize(("kind", "other"), [(View, "view"), (SameMemory, r"c\.weight")])
+def test_masked_entries_that_another_tensor_holds_are_refused(kind: type[Two], other: str) -> None:
+    """The view kept what the mask drops, and gave it out."""
+    model = kind().double().eval()
+    model.hold()
+    with pytest.raises(speedup.InputError, match=rf"'{other}' is in the memory of 'a\.weight'.* hold a copy \(clone\)"):
+        speedup.plan(model, X, mask_indices(model, {"a.weight": [0, 5]}))
+    if kind is View:  # which reads nothing there
+        assert speedup.plan(model, X, mask_indices(model, {"a.weight": [5, 6]})).apply().a.out_features == 6
+    else:
+        masks = mask_indices(model, {"a.weight": [0, 5], "c.weight": [0, 5]})
+        speedup.plan(model, X, masks).apply(verify=True)
+
+
+class OneMemory(Two):
+    """All parameters in one piece of memory, as optimizers and devices like it."""
+
+    def hold(self) -> None:
+        whole, at = torch.cat([p.detach().flatten() for p in self.parameters()]), 0
+        for parameter in self.parameters():
+            parameter.data = whole[at : at + parameter.numel()].view_as(parameter)
+            at += parameter.numel()
+
+
+def test_parameters_side_by_side_are_no_views() -> None:
+    model = randomize(OneMemory()).double().eval()
+    model.hold()
+    small = speedup.plan(model, X, mask_indices(model, {"a.weight": [0, 3]})).apply(verify=True)
+    assert small.a.out_features == 6

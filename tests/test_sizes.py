@@ -235,3 +235,41 @@ def test_sums_over_the_nodes_of_a_graph_follow_their_number(form: str) -> None:
     masks = mask_indices(model, {"a.weight": [0, 1], "a.bias": [0, 1], "b.weight": [2, 5, 6]})
     result = check_equal(model, given(6), masks, [given(4), given(9)])
     assert result.shape("b.weight") == (8, 6)
+
+
+class OfTheCall(nn.Module):
+    """A number in the call, a list of tensors, the frames of a video: the next call may have others."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.a = nn.Conv2d(5, 8, 1) if what == "frames" else nn.Linear(5, 8)
+        self.b, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor | list[torch.Tensor], scale: float = 1.0) -> torch.Tensor:
+        if self.what == "number":
+            y = self.a(x).relu() * scale
+        elif self.what == "list":
+            y = sum(self.a(each).relu() for each in x)
+        else:
+            y = self.a(x.flatten(0, 1)).relu().amax((2, 3)).unflatten(0, x.shape[:2]).sum(1)
+        return self.out(self.b(y).relu())
+
+
+@pytest.mark.parametrize("what", ["number", "list", "frames"])
+def test_numbers_lists_and_frames_may_be_others(what: str) -> None:
+    x = torch.randn(2, 5)
+    inputs, others = {
+        "number": ((x, 2.0), [(x, 3.0)]),
+        "list": (([x, -x],), [([x],), ([x, x, -x],)]),
+        "frames": ((torch.randn(2, 4, 5, 8, 8),), [(torch.randn(1, 3, 5, 8, 8),)]),
+    }[what]
+    model = randomize(OfTheCall(what))
+    with torch.no_grad():
+        model.a.bias.abs_()
+    masks = mask_indices(model, {"a.weight": [0, 1, 2], "b.weight": [2, 5, 6]})
+    result = check_equal(model, inputs, masks, others)
+    assert result.shape("b.weight") == (5, 8)
+    with torch.no_grad():
+        model.a.bias[:2] = 0
+    assert check_equal(model, inputs, masks, others).shape("b.weight") == (5, 6)

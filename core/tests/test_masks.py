@@ -232,7 +232,7 @@ def test_flat_dicts() -> None:
     both = normalize_masks(Net(), {"conv1.weight": mask, "conv1": {"bias": torch.ones(4)}})
     assert list(both) == ["conv1.weight", "conv1.bias"]
     refused({"conv1": mask}, "dict of masks", "write {'conv1': {'weight': mask}}")
-    refused({"conv1.wieght": mask}, "'conv1.wieght'", "no module")
+    refused({"conv1.wieght": mask}, "'conv1.wieght'", "no parameter", "Did you mean 'conv1.weight'")
     refused({"": {"conv1.weight": mask}}, "inner module", "write {'conv1': {'weight': mask}}")
     refused({"features": {"0.weight": mask}}, "write {'features.0': {'weight': mask}}")
 

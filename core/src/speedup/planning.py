@@ -30,11 +30,12 @@ from speedup.fast.fuse import fused
 from speedup.graph import Graph
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
-from speedup.masking import Masking
+from speedup.masking import Masking, memory_of
 from speedup.masks import LoadedMasks, Prepared, Source, fully_masked
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
 from speedup.settle import settle
+from speedup.shared import check_shared
 from speedup.sizes import lasting
 from speedup.store.compact import Compaction
 from speedup.store.record import note
@@ -262,7 +263,7 @@ def _small_shapes(graph: Graph, parts: Parts) -> dict[str, tuple[int, ...]]:
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int | None]]:
     """Changes when a parameter or buffer is written to or replaced."""
-    return [(id(t), t.data_ptr(), walk.version_of(t)) for t in walk.tensors(model)]
+    return [(id(t), t.data_ptr() if memory_of(t) else 0, walk.version_of(t)) for t in walk.tensors(model)]
 
 
 def plan(
@@ -343,6 +344,7 @@ def _settled(
     masking = Masking(model, prepared.masks.parameters)
     with sandbox(model) as stands:
         first = first_trace(model, inputs, rules, masking)
+        check_shared(first)
         rule_log.claims(first.nodes)
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         if not first.outputs and first.branch is None and not first.answers:

@@ -31,7 +31,7 @@ from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
-from speedup.repair.vary import Case, Inputs, at_other_sizes, counts_doubled
+from speedup.repair.vary import Case, Inputs, at_other_sizes, further, has_loose
 from speedup.trace import trace
 from speedup.ways import Way
 
@@ -54,7 +54,7 @@ def lasting(
     """
 
     found = infer(graph, masks)
-    doubtful = _doubtful(model, graph, found)
+    doubtful = _doubtful(model, graph, found, has_loose(inputs))
     if not doubtful:
         return Way(graph, found)
     without = infer(graph, masks, doubtful)
@@ -100,15 +100,18 @@ def _following(
         return True
 
     at_other_sizes(inputs, takes, stretched=False)
-    if not any(case.resized for case in taken):
-        for case in counts_doubled(inputs):
-            takes(case)
+    for case in further(inputs, tuple(taken)):
+        takes(case)
     return found if taken else dict(doubtful)
 
 
-def _doubtful(model: nn.Module, graph: Graph, facts: Facts) -> dict[Value, Bools]:
-    """The constants that may be other ones at other sizes; what is made of them is not listed."""
-    asking = graph.asking | {n.scope for n in graph.nodes if len(n.outputs) > 1}
+def _doubtful(model: nn.Module, graph: Graph, facts: Facts, loose: bool) -> dict[Value, Bools]:
+    """The constants that may be other ones at other sizes; what is made of them is not listed.
+
+    Args:
+        loose: whether the inputs have numbers or lists, which any forward may use without asking for a size.
+    """
+    asking = graph.asking | {n.scope for n in graph.nodes if loose or len(n.outputs) > 1}
     found: dict[Value, Bools] = {}
     repeated: dict[Place, list[Value]] = defaultdict(list)
     for node in graph.nodes:

@@ -114,6 +114,8 @@ def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats
     layout = node.layout
     results = []
     for k, out in enumerate(outputs, layout.n_inputs):
+        if out.is_meta:
+            return None
         if out.is_complex():  # of which only a 0 counts
             out = torch.where(out == 0, 0.0, torch.nan)
         array = out.detach().to("cpu", torch.float64).numpy()

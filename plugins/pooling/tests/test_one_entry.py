@@ -23,6 +23,7 @@ class Text(nn.Module):
 
 
 POOLS = {
+    "Lp": nn.LPPool2d(2, (2, 1)),
     "average of all": lambda x: F.avg_pool2d(x, (x.shape[1], 1)).squeeze(1),
     "maximum of all": lambda x: F.max_pool2d(x[:, None], (x.shape[1], 1)).flatten(1),
     "of two": nn.AvgPool2d((2, 1), padding=(1, 0)),

@@ -69,6 +69,10 @@ def unknown_module(modules: _Modules, name: object, entry: object) -> str:
         return f"a parameter's mask belongs into its module's dict: write {nested}"
     if isinstance(entry, Mapping) and any(key in modules and isinstance(entry[key], Mapping) for key in entry):
         return f"the model has no module of that name; the masks seem to lie one level deeper: pass masks[{name!r}]"
+    if is_array(entry):
+        full = [f"{path}.{own}".lstrip(".") for path, module in modules.items() for own in _parameters(module)]
+        if near := get_close_matches(name, full, n=3):
+            return f"the model has no parameter of that name. {_suggest(near, full, 'parameters')}"
     owners = [key for key, module in modules.items() if _parameters(module)]
     near = get_close_matches(name, owners, n=3) or get_close_matches(name, list(modules), n=3)
     return f"the model has no module of that name. {_suggest(near, owners, 'modules with parameters')}"

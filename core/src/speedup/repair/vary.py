@@ -77,16 +77,57 @@ def at_other_sizes(inputs: Inputs, takes: Takes, stretched: bool = True) -> None
         takes(_case(inputs, None, samples=2))
 
 
-def counts_doubled(inputs: Inputs) -> Iterator[Case]:
-    """For models that take none of these: twice as many of whatever has one number in all inputs, such as the nodes of
-    a graph, of which there are rows of features and rows and columns of a table; then each tensor for itself."""
+def further(inputs: Inputs, taken: Sequence[Case]) -> Iterator[Case]:
+    """What none of the cases that a model took has varied: axes (frames of a video), and what is no tensor.
+
+    An axis is doubled with all of its size in all inputs, such as the nodes of a graph, of which there are rows of
+    features and rows and columns of a table; then by itself. Numbers are changed, and lists have one item more.
+    """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
-    for size in dict.fromkeys(s for t in tensors for s in t.shape if s > 1):
+    seen = [[t.shape for t in tensors_in(case.inputs) if t.ndim] for case in taken]
+
+    def varied(number: int, axis: int) -> bool:
+        shape = tensors[number].shape
+        return any(len(s) == len(tensors) and s[number][axis : axis + 1] != shape[axis : axis + 1] for s in seen)
+
+    fixed = [(n, a) for n, t in enumerate(tensors) for a in range(t.ndim) if not varied(n, a)]
+    for size in dict.fromkeys(s for n, a in fixed if (s := tensors[n].shape[a]) > 1):
         alike = {id(t): [a for a, s in enumerate(t.shape) if s == size] for t in tensors}
         yield _doubled(inputs, f"all of size {size} doubled", alike)
-    for number, tensor in enumerate(tensors):
-        for axis in range(min(tensor.ndim, 2)):
-            yield _doubled(inputs, f"axis {axis} of input {number} doubled", {id(tensor): [axis]})
+    for number, axis in fixed:
+        yield _doubled(inputs, f"axis {axis} of input {number} doubled", {id(tensors[number]): [axis]})
+    leaves, spec = pytree.tree_flatten(inputs)
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, int | float) and not isinstance(leaf, bool):
+            other = leaf + 1 if isinstance(leaf, int) else 1.5 * leaf + 0.25
+            changed = pytree.tree_unflatten([*leaves[:place], other, *leaves[place + 1 :]], spec)
+            yield Case(f"{other} in the place of {leaf}", changed, samples=0)
+    if has_loose(inputs, (list,)):
+        yield Case("one item more", _one_more(inputs), samples=0)
+
+
+def has_loose(inputs: Inputs, kinds: tuple[type, ...] = (list, int, float)) -> bool:
+    """Whether there are lists or numbers among the inputs, of which the next call may have others."""
+
+    def found(item: Any) -> bool:
+        if isinstance(item, kinds) and not isinstance(item, bool):
+            return True
+        return any(map(found, item.values() if isinstance(item, dict) else item)) if _holds(item) else False
+
+    return found(inputs)
+
+
+def _holds(item: Any) -> bool:
+    return isinstance(item, list | tuple | dict)
+
+
+def _one_more(item: Any) -> Any:
+    """The same with the last item of every list a second time."""
+    if isinstance(item, dict):
+        return {key: _one_more(value) for key, value in item.items()}
+    if type(item) in (list, tuple):
+        return type(item)([*map(_one_more, item), *(item[-1:] if isinstance(item, list) else ())])
+    return item
 
 
 def _doubled(inputs: Inputs, name: str, axes: Mapping[int, Sequence[int]]) -> Case:

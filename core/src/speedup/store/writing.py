@@ -125,6 +125,11 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
     for full, tensor, _ in named_tensors(model):
         if tensor.is_meta:
             raise StorageError(f"{full} is on the meta device: it has no contents")
+        if tensor.layout is not torch.strided:
+            raise StorageError(
+                f"{full} is sparse, which the format does not know: make it a plain attribute, which the code of the "
+                "model makes anew, or save with torch.save"
+            )
         if id(tensor) in first:
             tied[full] = first[id(tensor)]
             continue

@@ -45,7 +45,7 @@ def randomize(model: Model, seed: int = 0) -> Model:
             else:
                 parameter.copy_(normal(parameter, 0.5))
         for name, buffer in model.named_buffers():
-            if not buffer.is_floating_point() or not buffer.numel():
+            if not buffer.is_floating_point() or not buffer.numel() or buffer.layout is not torch.strided:
                 continue
             if "var" in name.rpartition(".")[2] and bool((buffer > 0).all()):
                 buffer.copy_(positive(buffer))

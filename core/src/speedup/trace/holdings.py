@@ -153,4 +153,17 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     if a.is_meta and b.is_meta:
         return True
+    if a.layout is not torch.strided:
+        if a.layout != b.layout or a._nnz() != b._nnz():
+            return False
+        return all(map(same, _parts(a), _parts(b)))
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What a sparse tensor is stored as."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return tensor.ccol_indices(), tensor.row_indices(), tensor.values()

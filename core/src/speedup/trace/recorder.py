@@ -202,7 +202,11 @@ class Recorder(TorchFunctionMode):
         """Run ``call`` and note it as one node, unless it did nothing with any tensor."""
         node, tensors = self._begun(op, args, kwargs, module, held or {})
         ops_before = self.maker.op_count
+        if any(t.is_nested for t in tensors):
+            rule = None  # no signature speaks of lists of tensors of several sizes
         result, outputs, changed = self.maker.make(node, rule, tensors, call)
+        if any(t.is_nested for t in outputs):
+            rule = None
         if rule is not None and rule.layout_only and _alike(tensors, outputs):
             self.tensors.track(outputs[0], node.tensors[0])
             return result

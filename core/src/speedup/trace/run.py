@@ -21,7 +21,7 @@ from speedup.registry import Registry
 from speedup.trace.meta import made_there
 from speedup.trace.outputs import later, plain_leaves, tensors_in
 from speedup.trace.recorder import Recorder, Watch
-from speedup.trace.sandbox import undisturbed
+from speedup.trace.sandbox import ordinary, undisturbed
 from speedup.trace.shapes import Shapes
 from speedup.trace.source import see_through
 
@@ -76,6 +76,20 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     return eager
 
 
+@contextlib.contextmanager
+def _versioned(model: nn.Module) -> Iterator[None]:
+    """Tensors that are made in inference mode do not say when they are written into, so code that asks for it (as a
+    decorator of forward, say) runs without gradients and no more: these are off anyway."""
+    kind, own = torch.inference_mode, {n: vars(torch.inference_mode)[n] for n in ("__enter__", "__exit__")}
+    with ordinary(model):
+        kind.__enter__, kind.__exit__ = lambda self: None, lambda self, *raised: None  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for name, method in own.items():
+                setattr(kind, name, method)
+
+
 def trace(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -112,8 +126,8 @@ def trace(
     masking = masking if masking is not None else Masking(model)
 
     def once() -> Graph:
-        own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-        with undisturbed(model), masking.run():
+        with _versioned(model), undisturbed(model), masking.run():
+            own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
             expanded = expand(model, registry)
             see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
             recorder = Recorder(model, registry, substitutes, masking)

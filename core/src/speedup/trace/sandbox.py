@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +28,26 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
         masks: bool tensors by qualified parameter name, True = keep. What they mask stands in memory a second time;
             for runs that are traced, see ``Masking``.
     """
-    with all_on_meta(model) as stands, undisturbed(model), torch.no_grad(), Masking(model, masks, whole=True).run():
+    with (
+        ordinary(model),
+        all_on_meta(model) as stands,
+        undisturbed(model),
+        torch.no_grad(),
+        Masking(model, masks, whole=True).run(),
+    ):
         for module in walk.modules(model):
             if getattr(module, "training", False):  # what torch.jit has frozen may have no such flag
                 module.training = False
         yield stands
+
+
+def ordinary(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Outside of the inference mode that the caller is in, unless the model was made in it: what is made is ordinary,
+    and can be trained."""
+    made_in_it = (
+        any(t.is_inference() for _, t in walk.named_tensors(model)) if torch.is_inference_mode_enabled() else True
+    )
+    return contextlib.nullcontext() if made_in_it else torch.inference_mode(False)
 
 
 @contextlib.contextmanager

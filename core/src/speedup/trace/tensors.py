@@ -45,8 +45,8 @@ class Tensors:
             self.paths.setdefault(id(module), prefix[:-1])
             for kind, members in (("parameter", module._parameters), ("buffer", module._buffers)):
                 for name, tensor in members.items():
-                    if tensor is None:
-                        continue
+                    if tensor is None or tensor.layout is not torch.strided:
+                        continue  # nothing is known of what is sparse, as if it came from outside
                     known = self.sources.get(id(tensor))
                     if known is None:
                         known = self.sources[id(tensor)] = self.new(tensor, kind)
@@ -60,6 +60,8 @@ class Tensors:
                     continue
                 for tensor in tensors_in(held, depth=2):
                     value = self.sources.get(id(tensor))
+                    if tensor.layout is not torch.strided:
+                        continue
                     if value is None:
                         value = self.sources[id(tensor)] = self.new(tensor, "attribute")
                         value.tensor, value.names = tensor, (prefix + name,)
@@ -69,7 +71,8 @@ class Tensors:
 
     def new(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
         """A value for what a tensor holds from now on; ``track`` says so."""
-        value = Value(len(self.values), tuple(tensor.shape), tensor.dtype, kind, producer=producer)
+        shape = () if tensor.is_nested else tuple(tensor.shape)  # of a list of tensors of several sizes there is none
+        value = Value(len(self.values), shape, tensor.dtype, kind, producer=producer)
         self.values.append(value)
         return value
 

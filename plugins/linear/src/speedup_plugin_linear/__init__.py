@@ -35,7 +35,7 @@ class MatMul(Rule):
     """A product of two activations, or of an activation and a raw parameter: nothing but a contraction."""
 
     name = "matmul"
-    functions = variants("matmul", "mm", "bmm", "mv", "dot")
+    functions = (*variants("matmul", "mm", "bmm", "mv", "dot"), torch.sparse.mm)
 
     def signature(self, node: Node) -> str:
         left, right = (v.ndim for v in node.operands if v is not None)

@@ -93,33 +93,7 @@ def one_window(node: Node, array: Floats, dims: int) -> Floats:
     return result
 
 
-class Pool(Window):
-    """A window of one entry that goes on by one leaves an axis as it is: it may hold channels."""
-
-    def signature(self, node: Node) -> str:
-        value = node.operands[0]
-        assert value is not None
-        alone = len(node.outputs) == 1  # positions count along all sides
-        sides = [f"a{i}" if alone and self._passes(node, i) else f"~x{i}" for i in range(self.dims)]
-        inner = f"* {' '.join(sides)}"
-        return f"{inner} -> {', '.join([inner] * len(node.outputs))}"
-
-    def _passes(self, node: Node, side: int) -> bool:
-        size, padding, dilation = (self._of_side(node.arg(n, d), side) for n, d in _ONE_ENTRY.items())
-        stride = self._of_side(node.arg("stride"), side)
-        return (size, padding, dilation) == (1, 0, 1) and stride in (None, 1)
-
-    @staticmethod
-    def _of_side(given: Any, side: int) -> Any:
-        if not isinstance(given, Sequence):
-            return given
-        return given[side if len(given) > 1 else 0] if given else None
-
-
-_ONE_ENTRY = {"kernel_size": None, "padding": 0, "dilation": 1}
-
-
-class AveragePool(Pool):
+class AveragePool(Window):
     """With padding that counts only a constant 0 passes, and so with a divisor of its own where windows are cut off."""
 
     def uniform(self, node: Node) -> bool:
@@ -277,7 +251,7 @@ def _pad(name: str, modules: tuple[type[nn.Module], ...], function: Any, call: s
 def _pools(d: int) -> list[Rule]:
     rules = [
         _sized(
-            Pool,
+            Window,
             "max_pool",
             d,
             (getattr(nn, f"MaxPool{d}d"),),
