@@ -43,6 +43,19 @@ def net(kind: type[Net] = Net) -> Net:
     return randomize(kind()).double().eval()
 
 
+@pytest.mark.parametrize("biases", [True, False])
+def test_a_model_that_is_in_that_format_stays_in_it(biases: bool) -> None:
+    """Cut weights, and those with a carrier channel for what masked biases do not cover."""
+    model = net().to(memory_format=LAST)
+    masks = mask_indices(model, {"one.weight": (1, 5), **({"one.bias": (1, 5)} if biases else {})})
+    wanted, x = masked_copy(model, masks), given().to(memory_format=LAST)
+    small: Any = speedup.plan(model, x, masks).apply()
+    assert small.one.weight.shape[0] == (6 if biases else 8), "other constants stay in front of padding"
+    for layer in (small.one, small.two):
+        assert layer.weight.is_contiguous(memory_format=LAST) and not layer.weight.is_contiguous()
+    assert torch.allclose(small(x), wanted(x), rtol=1e-12, atol=1e-12)
+
+
 def test_weights_of_convolutions_are_in_that_format_and_the_answers_stay() -> None:
     model = net()
     masks = mask_indices(model, {"one.weight": (1, 5), "one.bias": (1, 5)})

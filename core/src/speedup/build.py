@@ -12,6 +12,7 @@ from torch import nn
 
 from speedup import fold, walk
 from speedup.ask import ask, culprit
+from speedup.cutting import laid_out_like
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools, along
@@ -233,7 +234,9 @@ def _kept_outputs(node: Node, keep: NodeKeep) -> Bools:
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The new tensor as a parameter like the old one, with its ``requires_grad`` and attributes."""
+    """The new tensor as a parameter like the old one, with its ``requires_grad`` and attributes; it lies in memory as
+    the old one does, with channels last, say."""
+    new = laid_out_like(old, new)
     if not isinstance(old, nn.Parameter):
         return new
     made = nn.Parameter(new, requires_grad=old.requires_grad)

@@ -82,6 +82,17 @@ def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
     return torch.from_numpy(made)
 
 
+def laid_out_like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """A tensor with its axes in the order in memory that they have in another one: with channels last, say."""
+    if old.ndim != new.ndim or old.layout is not torch.strided or old.is_contiguous():
+        return new
+    steps = old.stride()
+    outer_first = sorted(range(old.ndim), key=lambda axis: -steps[axis])
+    if not old.permute(outer_first).is_contiguous():
+        return new
+    return new.permute(outer_first).contiguous().permute([outer_first.index(axis) for axis in range(old.ndim)])
+
+
 def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """Memory for a tensor: that of NumPy, since that of torch takes far longer to touch where it is large."""
     return np.empty(shape, dtype)

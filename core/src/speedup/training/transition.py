@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from speedup import walk
+from speedup.cutting import laid_out_like
 from speedup.errors import InputError
 from speedup.keep import KeepSets
 
@@ -49,7 +50,7 @@ class Transition:
             return tensor.detach().clone()
         sparse = tensor.layout != torch.strided
         dense = tensor.detach().to_dense() if sparse else tensor.detach()
-        small = self._keeps.cut(value, dense).contiguous().clone()
+        small = laid_out_like(dense, self._keeps.cut(value, dense).contiguous()).clone()
         return small.to_sparse(tensor.sparse_dim()) if sparse and tensor.layout == torch.sparse_coo else small
 
     def cut_factor(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
