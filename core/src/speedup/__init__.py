@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from speedup.expand import Call, Expanded, Expansion
     from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
+    from speedup.flow import unused_operands
     from speedup.graph import Node, Ref, Value, rows_of_one
     from speedup.groups.align import align
     from speedup.groups.find import channel_groups
@@ -60,6 +61,7 @@ _HOMES = {
     "SpeedupError StorageError TraceError",
     "speedup.expand": "Call Expanded Expansion",
     "speedup.facts": "Affine Bools Constant Fact Floats Unused along",
+    "speedup.flow": "unused_operands",
     "speedup.graph": "Node Ref Value rows_of_one",
     "speedup.groups.align": "align",
     "speedup.groups.find": "channel_groups",
@@ -142,6 +144,7 @@ __all__ = [
     "prune_masks",
     "rows_of_one",
     "save",
+    "unused_operands",
     "variants",
     "verify",
 ]

@@ -295,8 +295,8 @@ def _replace_owners(model: nn.Module, parts: Parts) -> None:
 
 def _replace_held(model: nn.Module, parts: Parts, fresh: dict[Value, torch.Tensor]) -> None:
     """Attributes that hold parameters beside their owners hold the new ones."""
-    renewed = {id(value.tensor): tensor for value, tensor in fresh.items() if value.held}
-    for path, _, name in {n.rpartition(".") for value in fresh for n in value.held}:
+    renewed = {id(value.tensor): tensor for value, tensor in fresh.items() if value.aliases}
+    for path, _, name in {n.rpartition(".") for value in fresh for n in value.aliases}:
         module = parts.modules.get(path) or model.get_submodule(path)
         if name in module.__dict__ and (new := relinked(module.__dict__[name], renewed)) is not module.__dict__[name]:
             shell = parts.modules.setdefault(path, shell_of(module))

@@ -86,11 +86,16 @@ def laid_out_like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """A tensor with its axes in the order in memory that they have in another one: with channels last, say."""
     if old.ndim != new.ndim or old.layout is not torch.strided or old.is_contiguous():
         return new
-    steps = old.stride()
-    outer_first = sorted(range(old.ndim), key=lambda axis: -steps[axis])
-    if not old.permute(outer_first).is_contiguous():
+    order = outer_first(old)
+    if not old.permute(order).is_contiguous():
         return new
-    return new.permute(outer_first).contiguous().permute([outer_first.index(axis) for axis in range(old.ndim)])
+    return new.permute(order).contiguous().permute([order.index(axis) for axis in range(old.ndim)])
+
+
+def outer_first(tensor: torch.Tensor) -> list[int]:
+    """The axes in the order in which they lie in memory."""
+    steps = tensor.stride()
+    return sorted(range(tensor.ndim), key=lambda axis: -steps[axis])
 
 
 def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

@@ -138,7 +138,7 @@ def place_of(node: Node) -> str:
 
 def out_of_reach(node: Node) -> str:
     """A hint where a call may read a parameter as it was, since not only its module holds it."""
-    held = [f"{v.names[0]} is held by {v.held[0]!r} too" for v in node.tensors if v.held]
+    held = [f"{v.names[0]} is held by {v.aliases[0]!r} too" for v in node.tensors if v.aliases]
     why = "where it may be out of reach (in a closure, in an object): read it from its module, or keep it in a list"
     return f" ({held[0]}, {why})" if held else ""
 

@@ -16,7 +16,7 @@ All of it is computed in named space (see ``speedup.axes``), where arrays have s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from math import prod
 from typing import TYPE_CHECKING
@@ -114,11 +114,11 @@ def _kept_zeros(rule: Rule, named: Named) -> list[Constant | None]:
 
 def _zero(named: Named) -> Bools:
     """Where all operands that are no indices are 0."""
-    zeros = [named.zero(k) for k in named.inputs if not is_index(named.node, k)]
+    zeros = [named.zero(k) for k in named.inputs if not _is_index(named.node, k)]
     return reduce(np.logical_and, zeros) if zeros else ~everything(len(named.layout.names))
 
 
-def is_index(node: Node, k: int) -> bool:
+def _is_index(node: Node, k: int) -> bool:
     """Whether an operand is of whole numbers or truth values."""
     value = node.operands[k]
     return value is not None and not (value.dtype.is_floating_point or value.dtype.is_complex)
@@ -259,7 +259,7 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
         elif node.operand_names[k] in rule.indices:
             # Where all that may be chosen is the same, it does not matter which is.
             mask = layout.project_all(k, named.unused | named.same(0)[0])
-        elif rule.keeps_zeros and is_index(node, k):
+        elif rule.keeps_zeros and _is_index(node, k):
             # It does not matter where zeros go.
             mask = layout.project_all(k, named.unused | _zero(named))
         elif k in layout.passing and k not in hiding:
@@ -273,6 +273,27 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
             mask = layout.project_all(k, idle)
         if mask.any():
             found[node.operand_names[k]] = Unused(compact_axes(layout.from_named(k, mask))[0])
+    return found
+
+
+def unused_operands(node: Node, masks: Mapping[int, Bools]) -> dict[str, Fact]:
+    """The facts that nobody reads entries of operands, for rules that find them out in named space.
+
+    Args:
+        node: the call.
+        masks: by number of an operand, in named space: an entry is unused where all along the other names says so.
+            Those of operands that are missing do not count.
+
+    Example:
+        >>> unused = layout.to_named(out, facts.unused(out))
+        >>> return unused_operands(node, {0: unused, 1: unused})
+    """
+    found: dict[str, Fact] = {}
+    for k, named in masks.items():
+        if node.operands[k] is not None:
+            mask = node.layout.from_named(k, node.layout.project_all(k, named))
+            if mask.any():
+                found[node.operand_names[k]] = Unused(mask)
     return found
 
 

@@ -34,7 +34,7 @@ class Value:
         kind: ``input``, ``parameter``, ``buffer``, ``attribute`` (a tensor that a module holds and that is neither),
             ``unknown`` (came from outside the model) or ``activation``.
         names: for parameters and buffers every qualified name that it has in the model (tied ones have several).
-        held: attributes of modules, by qualified name, that hold a parameter or buffer beside its owner.
+        aliases: attributes of modules, by qualified name, that hold a parameter or buffer beside its owner.
         tensor: the tensor itself, for parameters, buffers and attributes only; see ``contents`` for its numbers.
         mask: of the tensor, if it is masked: a bool tensor that broadcasts to it, True = keep.
         ndim: how many axes it has.
@@ -46,7 +46,7 @@ class Value:
     dtype: torch.dtype
     kind: str
     names: tuple[str, ...] = ()
-    held: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     tensor: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     producer: Node | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from speedup.attributes import INTERNAL
 from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.errors import StorageError
@@ -19,7 +20,7 @@ from speedup.shell import relinked, shell_of
 from speedup.store.format import STRUCTURE, WEIGHTS, Change, Structure, Tensor, loads
 from speedup.store.layers import remade
 from speedup.store.plain import NotPlainError, from_json, to_json
-from speedup.store.record import FIELD, INTERNAL, empty, name_of, names_in, record_of, shape_of
+from speedup.store.record import FIELD, empty, name_of, names_in, record_of, shape_of
 from speedup.store.shards import Entry, entries, sha256
 
 _LIMIT = 10

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from speedup.axes import Axis, parse
+from speedup.cutting import outer_first
 from speedup.graph import Node
 from speedup.masking import Masking
 from speedup.rule import Rule
@@ -43,9 +44,7 @@ class Slices:
             if whole is None:
                 shape = list(part.shape)
                 shape[self.axis] = self.size
-                strides = part.stride()
-                outer_first = sorted(range(part.ndim), key=lambda a: -strides[a])
-                whole = torch.empty_permuted(shape, outer_first, dtype=part.dtype, device=part.device)
+                whole = torch.empty_permuted(shape, outer_first(part), dtype=part.dtype, device=part.device)
             whole.narrow(self.axis, start, count).copy_(part)
         assert whole is not None
         return whole

@@ -66,8 +66,8 @@ class Tensors:
                         value = self.sources[id(tensor)] = self.new(tensor, "attribute")
                         value.tensor, value.names = tensor, (prefix + name,)
                         self._held.append(tensor)
-                    elif value.is_source and prefix + name not in value.held:
-                        value.held += (prefix + name,)
+                    elif value.is_source and prefix + name not in value.aliases:
+                        value.aliases += (prefix + name,)
 
     def new(self, tensor: torch.Tensor, kind: str, producer: Node | None = None) -> Value:
         """A value for what a tensor holds from now on; ``track`` says so."""

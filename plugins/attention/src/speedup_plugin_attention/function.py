@@ -169,12 +169,8 @@ class Queries(Rule):
         return {n: factor for k, n in names if factor != 1 and k and node.operands[k] is not None}
 
 
-class ByWidth(ScaledDotProductAttention):
-    """Queries and values keep equally many dimensions, as many in every head."""
-
-    name = "attention by width"
-    functions = (by_width,)
-    call = "query, key, value, attn_mask, is_causal"
+class Even(ScaledDotProductAttention):
+    """Queries and values keep equally many dimensions, as many in every head; the scale is made of the width."""
 
     def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
         return {}
@@ -189,21 +185,20 @@ class ByWidth(ScaledDotProductAttention):
             grown = even(node, keep)
 
 
-class WeightsByWidth(AttentionWithWeights):
+class ByWidth(Even):
+    """The fused function."""
+
+    name = "attention by width"
+    functions: tuple[Callable[..., Any], ...] = (by_width,)
+    call = "query, key, value, attn_mask, is_causal"
+
+
+class WeightsByWidth(Even, AttentionWithWeights):
     """The same with weights."""
 
     name = "attention by width, with weights"
     functions: tuple[Callable[..., Any], ...] = (weights_by_width,)
     call = "query, key, value, attn_mask, average"
-
-    resize = ByWidth.resize
-    fits = ByWidth.fits
-
-    def constrain(self, node: Node, keep: NodeKeep) -> None:
-        grown = True
-        while grown:
-            super().constrain(node, keep)
-            grown = even(node, keep)
 
 
 def even(node: Node, keep: NodeKeep) -> bool:

@@ -20,8 +20,8 @@ from speedup import (
     NodeKeep,
     Rule,
     SignatureError,
-    Unused,
     kept_shape,
+    unused_operands,
     variants,
 )
 
@@ -81,21 +81,11 @@ class ScaledDotProductAttention(Rule):
         return {name: Affine(mask.ndim - 1, mask, tuple(factors), offset)}
 
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-        layout = node.layout
         unread = _unread(node, facts)
         idle, key_flat, query_zero = self.idle(node, facts), _flat_key(node, facts), _zero(node, facts, Q)
         closed = not _rows_are_open(node, facts)
-        found = {
-            Q: idle | key_flat,
-            K: idle | query_zero,
-            V: unread,
-            MASK: self.idle(node, facts, zeros=closed),
-        }
-        return {
-            node.operand_names[k]: Unused(layout.from_named(k, layout.project_all(k, mask)))
-            for k, mask in found.items()
-            if node.operands[k] is not None and mask.any()
-        }
+        masks = {Q: idle | key_flat, K: idle | query_zero, V: unread, MASK: self.idle(node, facts, zeros=closed)}
+        return unused_operands(node, masks)
 
     def idle(self, node: Node, facts: NodeFacts, zeros: bool = False) -> Bools:
         """Heads whose weights make no difference: every value is constant (or 0), or what comes of it unread."""

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Bools, Constant, Fact, Kept, Node, NodeFacts, NodeKeep, Overlay, Unused, overlaid
+from speedup import Bools, Constant, Fact, Kept, Node, NodeFacts, NodeKeep, Overlay, overlaid, unused_operands
 from speedup_plugin_conv.plain import Conv, dims_of
 
 _TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -213,13 +213,8 @@ class StandardizedConv(Conv):
         layout, out = node.layout, node.layout.n_inputs
         unused: Bools = layout.project_all(out, layout.to_named(out, facts.unused(out)))
         unread = np.asarray((unused | _silent(node, facts)).all(axis=layout.axes({"o"}), keepdims=True))
-        found: dict[str, Fact] = {}
-        for k, idle in enumerate((unread, unused, unused, unused)):
-            if facts.present(k):
-                mask = layout.from_named(k, layout.project_all(k, idle))
-                if mask.any():
-                    found[self.operands[k]] = Unused(mask)
-        return found
+        masks = dict(enumerate((unread, unused, unused, unused)))
+        return unused_operands(node, {k: mask for k, mask in masks.items() if k < len(node.operands)})
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Only zeros go: no entry of the weight can take up another constant without changing its whole filter."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from speedup import Bools, Constant, Fact, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup import Bools, Constant, Fact, Node, NodeFacts, NodeKeep, Rule, unused_operands
 
 _STREAM, _GATE_UP, _DOWN, _OUT = 0, 3, 4, 5
 _known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -102,8 +102,7 @@ class Experts(Rule):
         reads = ~layout.to_named(_GATE_UP, facts.zero(_GATE_UP)) & reached & works
         stream = np.any(reads, axis=layout.axes({"e", "u", "i"}), keepdims=True)
         used = {_STREAM: stream, _GATE_UP: reached, _DOWN: works & read}
-        masks = {self.operands[k]: layout.from_named(k, ~np.asarray(mask)) for k, mask in used.items()}
-        return {name: Unused(mask) for name, mask in masks.items() if mask.any()}
+        return unused_operands(node, {k: ~np.asarray(mask) for k, mask in used.items()})
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """All units that work stay, one of each expert, since tokens choose it by its number; and of the stream

@@ -7,7 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from speedup import Affine, Bools, Constant, Fact, Floats, Kept, Labels, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup import (
+    Affine,
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    Kept,
+    Labels,
+    Node,
+    NodeFacts,
+    NodeKeep,
+    Rule,
+    unused_operands,
+)
 from speedup_plugin_norm.compensated import divisor
 from speedup_plugin_norm.custom import run_tail
 
@@ -132,17 +145,8 @@ class Counting(Rule):
         layout = node.layout
         unused = layout.to_named(layout.n_inputs, facts.unused(layout.n_inputs))
         unused = layout.project_all(layout.n_inputs, unused)
-        found: dict[str, Fact] = {}
-        for k, name in enumerate(node.operand_names):
-            if not facts.present(k):
-                continue
-            idle = unused
-            if k == 0:
-                idle = np.all(unused | ~self.scaled(node, facts), axis=layout.axes({self.over}), keepdims=True)
-            mask = layout.from_named(k, layout.project_all(k, idle))
-            if mask.any():
-                found[name] = Unused(mask)
-        return found
+        uncounted = np.all(unused | ~self.scaled(node, facts), axis=layout.axes({self.over}), keepdims=True)
+        return unused_operands(node, {k: unused if k else uncounted for k in range(len(node.operands))})
 
     def scaled(self, node: Node, facts: NodeFacts) -> Bools:
         """Where the scale is not known to be 0, in named space."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from speedup import Bools, Constant, Fact, Node, NodeFacts, NodeKeep, Rule, Unused
+from speedup import Bools, Constant, Fact, Node, NodeFacts, NodeKeep, Rule, unused_operands
 
 
 class ZerosGo(Rule):
@@ -37,14 +37,8 @@ class ZerosGo(Rule):
         """An input is read by every output that counts it; parameters by their own."""
         layout, out = node.layout, node.layout.n_inputs
         unused = layout.project_all(out, layout.to_named(out, facts.unused(out)))
-        found: dict[str, Fact] = {}
-        for k, name in enumerate(self.operands):
-            if facts.present(k):
-                idle = np.all(unused, axis=layout.axes({"c"}), keepdims=True) if k == 0 else unused
-                mask = layout.from_named(k, layout.project_all(k, idle))
-                if mask.any():
-                    found[name] = Unused(mask)
-        return found
+        uncounted = np.all(unused, axis=layout.axes({"c"}), keepdims=True)
+        return unused_operands(node, {k: unused if k else uncounted for k in range(len(node.operands))})
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         super().constrain(node, keep)

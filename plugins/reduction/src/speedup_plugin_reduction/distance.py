@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from speedup import Bools, Fact, Node, NodeFacts, NodeKeep, Rule, SignatureError, Unused
+from speedup import Bools, Fact, Node, NodeFacts, NodeKeep, Rule, SignatureError, unused_operands
 
 
 class Between(Rule):
@@ -18,14 +18,8 @@ class Between(Rule):
 
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         """An entry is read by every number that is made of its vector, whatever the other vector has there."""
-        layout = node.layout
-        unused = layout.to_named(2, facts.unused(2))
-        found: dict[str, Fact] = {}
-        for k, name in enumerate(node.operand_names):
-            mask = layout.from_named(k, layout.project_all(k, unused))
-            if mask.any():
-                found[name] = Unused(mask)
-        return found
+        unused = node.layout.to_named(2, facts.unused(2))
+        return unused_operands(node, {0: unused, 1: unused})
 
     def folds(self, node: Node) -> bool:
         return False
