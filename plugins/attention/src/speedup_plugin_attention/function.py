@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import handle_torch_function, has_torch_function_variadic, wrap_torch_function
 
 from speedup import Bools, Node, NodeKeep, Rule, SignatureError, along, kept_shape
 from speedup_plugin_attention.fused import Q, ScaledDotProductAttention, V
@@ -33,25 +33,17 @@ def queries(query: Tensor, weight: Tensor, bias: Tensor | None, embed_dim_to_che
     return F.linear(query, weight, bias)
 
 
+@wrap_torch_function(lambda query, key, value, *_: (query, key, value))
 def by_width(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
     """The fused function with a scale that is made of the width of the query."""
-    if has_torch_function_variadic(query, key, value):
-        given = query, key, value, attn_mask, is_causal
-        found: Tensor = handle_torch_function(by_width, [t for t in given if isinstance(t, Tensor)], *given)
-        return found
     return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal)
 
 
+@wrap_torch_function(lambda query, key, value, *_: (query, key, value))
 def weights_by_width(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, average: bool
 ) -> tuple[Tensor, Tensor]:
     """The same with its weights."""
-    if has_torch_function_variadic(query, key, value):
-        given = query, key, value, attn_mask, average
-        found: tuple[Tensor, Tensor] = handle_torch_function(
-            weights_by_width, [t for t in given if isinstance(t, Tensor)], *given
-        )
-        return found
     return attention_with_weights(query, key, value, attn_mask, 0.0, query.shape[-1] ** -0.5, average)
 
 

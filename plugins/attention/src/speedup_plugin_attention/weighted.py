@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import wrap_torch_function
 
 from speedup import Bools, Node, NodeFacts, NodeKeep, SignatureError
 from speedup_plugin_attention.fused import OUT, Q, ScaledDotProductAttention
@@ -16,6 +16,7 @@ from speedup_plugin_attention.fused import OUT, Q, ScaledDotProductAttention
 WEIGHTS = OUT + 1
 
 
+@wrap_torch_function(lambda query, key, value, *_: (query, key, value))
 def attention_with_weights(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -30,12 +31,6 @@ def attention_with_weights(
     Args:
         average: whether the weights are averaged over heads.
     """
-    if has_torch_function_variadic(query, key, value):
-        tensors = tuple(t for t in (query, key, value, attn_mask) if t is not None)
-        result: tuple[torch.Tensor, torch.Tensor] = handle_torch_function(
-            attention_with_weights, tensors, query, key, value, attn_mask, dropout_p, scale, average
-        )
-        return result
     scores = (query * scale) @ key.transpose(-2, -1)
     if attn_mask is not None:
         scores = scores + attn_mask

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import wrap_torch_function
 
 from speedup import Node, Ref, Rule, SignatureError
 from speedup_plugin_reshape.lookup import indexed
@@ -88,11 +88,9 @@ class MaskedScatter(MaskedRows):
         raise SignatureError("a mask with numbers of its own for each channel")
 
 
+@wrap_torch_function(lambda input, mask, source: (input, mask, source))
 def masked_rows(input: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """``input.masked_scatter(mask, source)``, where the mask is the same all along the last axis."""
-    if has_torch_function((input, mask, source)):
-        found: torch.Tensor = handle_torch_function(masked_rows, (input, mask, source), input, mask, source)
-        return found
     return input.masked_scatter(mask, source)
 
 
