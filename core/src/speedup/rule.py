@@ -24,7 +24,6 @@ Example, a complete rule for a layer ``y = x * scale`` along the last axis::
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ from speedup.facts import Bools, Fact, Floats
 from speedup.graph import Node, Ref, Value
 from speedup.groups.labels import Labels, by_signature
 from speedup.order import Orders, along_names
+from speedup.parameters import Parameters
 from speedup.shell import shell_of
 from speedup.trial import run_on_constants
 
@@ -146,7 +146,7 @@ class Rule:
             self.name = type(self).__name__ if type(self) is not Rule else self.axes
         if self.axes:
             parse(self.axes)  # a fault in its text is found at once
-        self._parameters = inspect.signature(eval(f"lambda {self.call}: 0")) if self.call is not None else None
+        self._parameters = Parameters(self.call, self.also) if self.call is not None else None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -332,18 +332,7 @@ class Rule:
             TypeError: it gives others, or too few.
         """
         assert self._parameters is not None
-        args, kwargs = node.args, {self.also.get(keyword, keyword): value for keyword, value in node.kwargs.items()}
-        for place, parameter in enumerate(self._parameters.parameters.values()):
-            if (
-                parameter.kind is inspect.Parameter.VAR_POSITIONAL
-                and parameter.name in set(self.also.values()) & kwargs.keys()
-            ):
-                # Several in one, which only a place takes, and so all before it.
-                before = [kwargs.pop(n) for n in tuple(self._parameters.parameters)[len(args) : place]]
-                args = (*args, *before, kwargs.pop(parameter.name))
-        bound = self._parameters.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return dict(bound.arguments)
+        return self._parameters.arguments(node.args, node.kwargs)
 
     @staticmethod
     def _operand(node: Node, argument: Any, name: str) -> Value | None:
@@ -364,21 +353,7 @@ class Rule:
             positional and keyword arguments, tensors as ``Ref``.
         """
         assert self._parameters is not None
-        args, kwargs = list(node.args), dict(node.kwargs)
-        keywords = {self.also.get(keyword, keyword): keyword for keyword in kwargs}
-        places = list(self._parameters.parameters.values())
-        for name, value in changed.items():
-            place = next(i for i, p in enumerate(places) if p.name == name)
-            several = places[place].kind is inspect.Parameter.VAR_POSITIONAL
-            if name in keywords:
-                (kwargs[keywords[name]],) = value if several else (value,)
-            elif several:
-                args[place:] = value
-            elif place < len(args):
-                args[place] = value
-            else:
-                kwargs[name] = value
-        return tuple(args), kwargs
+        return self._parameters.with_others(node.args, node.kwargs, changed)
 
     # -- inference ------------------------------------------------------------------------------------------------
 
