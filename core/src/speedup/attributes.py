@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from speedup.trees import PLAIN
+
 _CONTAINERS = (list, dict, set)
 # What torch keeps in every module, and the hooks among it, of which most modules have none.
 INTERNAL = frozenset(vars(nn.Module()))
@@ -18,35 +20,43 @@ class Attributes:
 
     Attributes:
         saved: all of them by name.
-        contents: copies of the containers among them, but for hooks where there were none.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.kind = type(module)
-        self.saved = dict(module.__dict__)
-        held = [(k, v) for k, v in self.saved.items() if (v if k in HOOKS else isinstance(v, _CONTAINERS))]
-        self.contents: dict[str, Any] = {k: v.copy() for k, v in held}
+        self.saved = module.__dict__.copy()
+        # A model has many modules, and a module some 15 containers, of which few hold anything: hooks.
+        held = [v for v in self.saved.values() if type(v) not in PLAIN and isinstance(v, _CONTAINERS)]
+        self._empty = [v for v in held if not v]
+        self._filled = [(v, v.copy()) for v in held if v]
 
     def as_it_was(self) -> dict[str, Any]:
-        """All attributes as they were, hooks aside: containers as copies with what was in them."""
-        return {**self.saved, **self.contents}
+        """All attributes as they were: containers as copies with what was in them."""
+        contents = {id(v): _emptied(v) for v in self._empty} | {id(v): content for v, content in self._filled}
+        return {name: contents.get(id(value), value) for name, value in self.saved.items()}
+
+    def leave_out(self, holder: str, name: str) -> None:
+        """Do not put back what the dict of one name had under another."""
+        for value, content in self._filled:
+            if value is self.saved[holder] and isinstance(content, dict):
+                content.pop(name, None)
 
     def restore(self) -> None:
         if type(self.module) is not self.kind:
             self.module.__class__ = self.kind
         now = self.module.__dict__
-        if now.keys() - self.saved.keys():
+        now.update(self.saved)
+        if len(now) > len(self.saved):
             for name in [n for n in now if n not in self.saved]:
                 del now[name]
-        now.update(self.saved)
-        for hooks in filter(None, map(self.saved.get, HOOKS.difference(self.contents))):
-            hooks.clear()
-        for name, content in self.contents.items():
-            value = self.saved[name]
+        for value in self._empty:
+            if value:
+                value.clear()
+        for value, content in self._filled:
             if isinstance(value, list):
                 value[:] = content
-            elif (value or content) and not identical(value, content):
+            elif not identical(value, content):
                 value.clear()
                 value.update(content)
 
@@ -63,6 +73,12 @@ class Saved(list[Attributes]):
         for attributes in reversed(self[to:]):
             attributes.restore()
         del self[to:]
+
+
+def _emptied(value: Any) -> Any:
+    made = value.copy()
+    made.clear()
+    return made
 
 
 def identical(a: Any, b: Any) -> bool:

@@ -103,6 +103,15 @@ class Masking:
         return all(id(t) not in self._own and id(t) not in self._read and type(t.data) is torch.Tensor for t in own)
 
     @contextlib.contextmanager
+    def sparing(self) -> Iterator[None]:
+        """While this is open, half as much stands masked: the new tensors stand in memory as well."""
+        limit, self.limit = self.limit, max(_LEAST, self.limit // 2)
+        try:
+            yield
+        finally:
+            self.limit = limit
+
+    @contextlib.contextmanager
     def part(self, axes: Mapping[torch.Tensor, int], start: int, count: int) -> Iterator[None]:
         """While this is open, parameters are some indices of theirs, masked.
 

@@ -80,8 +80,13 @@ def scripted(modules: Mapping[str, nn.Module]) -> dict[int, str]:
 
 def tensors(model: nn.Module) -> list[torch.Tensor]:
     """Every parameter and buffer once."""
-    held = (t for m in modules(model) for of in (m._parameters, m._buffers) for t in of.values())
-    return list({id(t): t for t in held if t is not None}.values())
+    found: dict[int, torch.Tensor] = {}
+    for module in modules(model):
+        for held in (module._parameters, module._buffers):
+            for tensor in held.values() if held else ():
+                if tensor is not None:
+                    found[id(tensor)] = tensor
+    return list(found.values())
 
 
 def version_of(tensor: torch.Tensor) -> int | None:

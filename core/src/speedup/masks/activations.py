@@ -114,7 +114,7 @@ class Multiplied:
                 del module._buffers[buffer]
                 for before in noted:
                     if before.module is module:
-                        before.contents["_buffers"].pop(buffer, None)
+                        before.leave_out("_buffers", buffer)
                 for hooks in (module._forward_hooks, module._forward_pre_hooks):
                     mine = [n for n, h in hooks.items() if getattr(h, "buffer", None) == buffer]
                     for number in mine:

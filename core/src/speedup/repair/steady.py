@@ -198,7 +198,8 @@ def _answers_the_same(model: nn.Module, inputs: Inputs, graph: Graph, rules: Reg
 def _masked(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Returned | None:
     """What the masked model returns for other inputs; None where it does not take them."""
     try:
-        with undisturbed(model):
+        assert graph.masking is not None  # it is the graph of a run
+        with undisturbed(model), graph.masking.sparing():
             torch.manual_seed(0)  # as ``run`` does
             other = trace(model, *case, rules, masking=graph.masking, compared=graph)
     except Exception as error:  # whatever a model says to a size that it does not take

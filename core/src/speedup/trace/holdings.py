@@ -14,6 +14,7 @@ from torch import nn
 
 from speedup.attributes import INTERNAL
 from speedup.trace.outputs import is_empty_of_tensors
+from speedup.trees import PLAIN
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
@@ -35,10 +36,10 @@ class Holdings:
         self._undo: list[Callable[[], None]] = []
         self._alive: list[Any] = []  # an id is one object's as long as that lives
         for module in modules:
-            held = module.__dict__
-            for name in [n for n in held if n not in INTERNAL]:
-                if not is_empty_of_tensors(held[name]):
-                    self._add(held[name], _DEPTH)
+            held = module.__dict__.items()
+            for item in [item for name, item in held if type(item) not in PLAIN and name not in INTERNAL]:
+                if not is_empty_of_tensors(item):
+                    self._add(item, _DEPTH)
 
     def restore(self) -> None:
         for undo in self._undo:

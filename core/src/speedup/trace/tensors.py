@@ -14,6 +14,7 @@ from speedup.attributes import INTERNAL
 from speedup.graph import Node, Value
 from speedup.masking import Masking, memory_of
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
+from speedup.trees import PLAIN
 
 _CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
 _MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
@@ -54,7 +55,7 @@ class Tensors:
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
         for prefix, module in found:  # a list of parameters, say, may stand in front of the module that they belong to
-            attributes = module.__dict__.items()
+            attributes = [(n, h) for n, h in module.__dict__.items() if type(h) not in PLAIN]
             for name, held in [(n, h) for n, h in attributes if n not in INTERNAL or (h and n not in _MEMBERS)]:
                 if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
                     continue
