@@ -13,7 +13,7 @@ import speedup
 from speedup.testing import randomize
 
 # Inputs (batch, channels, height, width) of builders that do not take small images.
-_SIZES = {"vit": 224, "maxvit": 224, "inception_v3": 96, "swin": 64, "alexnet": 64, "googlenet": 64}
+_SIZES = {"vit": 224, "maxvit": 224, "inception_v3": 299, "swin": 64, "alexnet": 64, "googlenet": 64}
 SHORT = False  # whether models of timm have no more than two equal blocks in a row
 # Image sizes of models of timm whose own is large.
 _TIMM_SIZES = {"vit_small_patch14_reg4_dinov2": 140}

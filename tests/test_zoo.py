@@ -39,7 +39,7 @@ def make(name: str, **options: Any) -> nn.Module:
     if name == "vit_b_16":
         options["image_size"] = 64
     if name == "googlenet":
-        options.update(aux_logits=False, init_weights=False)
+        options = {"aux_logits": False, "init_weights": False, **options}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return randomize(torchvision.models.get_model(name, weights=None, num_classes=10, **options).eval().double())
@@ -50,6 +50,14 @@ def check(model: nn.Module, masks: Masks, size: int, fixed: bool = False) -> Res
     if not fixed:
         others.append(torch.randn(1, 3, size + 32, size))
     return check_equal(model, torch.randn(2, 3, size, size), masks, others)
+
+
+def test_googlenet_with_its_auxiliary_heads_trains_on() -> None:
+    model = make("googlenet", aux_logits=True)
+    result = check(model, filter_masks(model, seed=1), 64)
+    assert result.plan.report.uncalled == [] and result.kept <= 0.26
+    small = result.model.train()
+    assert [out.shape for out in small(torch.randn(2, 3, 64, 64, dtype=torch.float64))] == 3 * [(2, 10)]
 
 
 @pytest.mark.parametrize(("name", "size", "share"), NETWORKS)

@@ -237,6 +237,17 @@ class Node:
         return op(*args, **kwargs)
 
 
+def paths_around(name: str) -> list[str]:
+    """The paths of the modules around a module or parameter, the model itself first.
+
+    Example:
+        >>> paths_around("layer1.0.conv")
+        ['', 'layer1', 'layer1.0']
+    """
+    parts = name.split(".") if name else []
+    return [".".join(parts[:k]) for k in range(len(parts))]
+
+
 def rows_of_one(value: Value) -> int | None:
     """The axis along which the entries of a value are the weights of a mean, None where there is none.
 
@@ -281,6 +292,7 @@ class Graph:
         effects: of each output, how far the last digits of the parameters move it, relative to its largest entry;
             empty where nobody had to measure it.
         passed: calls of modules that gave a tensor back as it is, and are no nodes therefore.
+        beside: calls that only training makes, see ``speedup.auxiliary``.
     """
 
     nodes: list[Node]
@@ -299,6 +311,16 @@ class Graph:
     passed: Sequence[Node] = ()
     effects: Sequence[float] = ()
     claims: dict[int, Rule | None] = field(default_factory=dict)
+    beside: frozenset[Node] = frozenset()
+
+    @cached_property
+    def uncalled(self) -> list[str]:
+        """The outermost modules with parameters of which the run has read none."""
+        parameters = [v for v in self.sources if v.kind == "parameter"]
+        called = {path for v in parameters if v.uses for name in v.names for path in paths_around(name)}
+        owners = {paths_around(name)[-1] for v in parameters if not v.uses for name in v.names}
+        outermost = [next((p for p in [*paths_around(path), path] if p not in called), None) for path in owners]
+        return sorted({path for path in outermost if path is not None})
 
     @cached_property
     def uncertain(self) -> frozenset[Value]:

@@ -11,20 +11,19 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import nn
 
-from speedup import rule_log, walk
+from speedup import walk
 from speedup.atomic import replacing
 from speedup.build import Parts
 from speedup.check import UnsteadyError
 from speedup.commit import Transaction
 from speedup.distributed import is_spread
-from speedup.drop import find_dropped, measure
-from speedup.errors import CheckError, InputError, SpeedupError, TraceError
+from speedup.drop import find_dropped
+from speedup.errors import CheckError, InputError, SpeedupError
 from speedup.fast.channels_last import channels_last as reformat
 from speedup.fast.fuse import fused
 from speedup.graph import Graph
@@ -34,20 +33,15 @@ from speedup.masking import Masking, memory_of
 from speedup.masks import LoadedMasks, Prepared, Source, fully_masked
 from speedup.registry import Registry, default_registry
 from speedup.report import Report, explain, summarize
-from speedup.settle import settle
-from speedup.shared import check_shared
-from speedup.sizes import lasting
+from speedup.solve import solve
 from speedup.store.compact import Compaction
 from speedup.store.record import note
 from speedup.store.through import apply_checkpoint
-from speedup.stream import with_contents
-from speedup.trace import first_trace, sandbox, trace
 from speedup.trace.meta import on_meta, to_meta
 from speedup.training.follow import follow
 from speedup.training.transition import Transition
 from speedup.transfer import apply_spread, fill
-from speedup.verification import Inputs, compare, effects_on, random_inputs, run
-from speedup.ways import explore
+from speedup.verification import compare, effects_on, random_inputs, run
 
 log = logging.getLogger("speedup")
 
@@ -319,10 +313,10 @@ def plan(
         log.info("masks: %d parameters", len(keep))
         drop = constants == "drop"
         try:
-            graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, drop)
+            graph, keeps, parts, changes = solve(model, inputs, prepared, rules, drop)
         except UnsteadyError:
             # What a function outside of the model remembers of its first call it has at hand from now on.
-            graph, keeps, parts, changes = _settled(model, inputs, prepared, rules, drop)
+            graph, keeps, parts, changes = solve(model, inputs, prepared, rules, drop)
     finally:
         prepared.undo()
 
@@ -334,40 +328,6 @@ def plan(
         made.report.dropped, made.report.changes = find_dropped(graph, keeps), changes
     log.info("planned: %s", made.report.headline)
     return made
-
-
-def _settled(
-    model: nn.Module, inputs: Inputs, prepared: Prepared, rules: Registry, drop: bool
-) -> tuple[Graph, KeepSets, Parts, list[float]]:
-    """The plan of a model, and how far its outputs change where constants are dropped."""
-    rule_log.listen()
-    masking = Masking(model, prepared.masks.parameters)
-    with sandbox(model) as stands:
-        first = first_trace(model, inputs, rules, masking)
-        check_shared(first)
-        rule_log.claims(first.nodes)
-        log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
-        if not first.outputs and first.branch is None and not first.answers:
-            raise TraceError("the model returns no tensor, so nothing says what of it is needed")
-        known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules, drop=drop)
-        way = known(first)
-        log.info("inferred: %d values with constants", len(way.facts.constants))
-        settled = None
-        if first.answers:
-            graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers, masking=masking))
-            log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
-            if graphs:
-                settled = settle(model, inputs, [way, *map(known, graphs[1:])], rules, drop)
-            if settled is None:
-                way = known(trace(model, *inputs, rules, masking=masking))
-        if settled is None:
-            settled = settle(model, inputs, [way], rules, drop)
-        assert settled is not None
-        graph, keeps, parts = settled
-        changes = measure(model, inputs, graph, parts) if keeps.drop else []
-    if stands.originals:
-        with_contents(graph, keeps, model, parts, stands)
-    return graph, keeps, parts, changes
 
 
 class ModelSpeedup:

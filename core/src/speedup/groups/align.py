@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup.auxiliary import widest_trace
 from speedup.errors import InputError
 from speedup.groups.find import groups_of
 from speedup.groups.result import Group, Indices
@@ -16,7 +17,7 @@ from speedup.inputs import resolve_inputs
 from speedup.masks import Prepared
 from speedup.pruning.widths import RoundTo, Widths, check, widths_of
 from speedup.registry import Registry, default_registry
-from speedup.trace import first_trace, sandbox
+from speedup.trace import sandbox
 
 Policy = Literal["union", "intersection", "vote"]
 POLICIES = ("union", "intersection", "vote")
@@ -62,7 +63,7 @@ def align(
     try:
         given = prepared.masks.parameters
         with sandbox(model, given):
-            graph = first_trace(model, resolve_inputs(dummy_input), rules)
+            graph = widest_trace(model, resolve_inputs(dummy_input), rules)
             groups = groups_of(graph)
             widths = widths_of(round_to, graph, groups)
     finally:

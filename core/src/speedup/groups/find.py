@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from speedup.ask import ask
+from speedup.auxiliary import widest_trace
 from speedup.errors import InputError
 from speedup.facts import Bools
 from speedup.graph import Graph
@@ -19,7 +20,7 @@ from speedup.groups.result import ChannelGroups
 from speedup.grow import bare_keep_sets
 from speedup.inputs import check_made, resolve_inputs
 from speedup.registry import Registry, default_registry
-from speedup.trace import first_trace, sandbox
+from speedup.trace import sandbox
 
 
 def channel_groups(model: nn.Module, dummy_input: Any, *, registry: Registry | None = None) -> ChannelGroups:
@@ -46,7 +47,7 @@ def channel_groups(model: nn.Module, dummy_input: Any, *, registry: Registry | N
     check_made(model)
     rules = registry if registry is not None else default_registry()
     with sandbox(model):
-        graph = first_trace(model, resolve_inputs(dummy_input), rules)
+        graph = widest_trace(model, resolve_inputs(dummy_input), rules)
         return groups_of(graph)
 
 

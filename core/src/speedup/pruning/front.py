@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from speedup.auxiliary import widest_trace
 from speedup.errors import InputError
 from speedup.groups.find import groups_of
 from speedup.groups.result import ChannelGroups, Group
@@ -22,7 +23,7 @@ from speedup.pruning.scene import NO_BATCHES, NO_LOSS, Loss, Scene
 from speedup.pruning.target import Measure, meet
 from speedup.pruning.widths import RoundTo, check, widths_of
 from speedup.registry import Registry, default_registry
-from speedup.trace import first_trace, sandbox
+from speedup.trace import sandbox
 
 log = logging.getLogger("speedup")
 
@@ -92,7 +93,7 @@ def prune_masks(
     prepared = Prepared(model, {}, source="dict", may_be_empty=True)
     try:
         with sandbox(model, prepared.masks.parameters):
-            graph = first_trace(model, inputs, rules)
+            graph = widest_trace(model, inputs, rules)
             groups = groups_of(graph)
             scene = Scene(model, groups, rules, batches, loss, seed)
             scores = _scores(judge, scene)

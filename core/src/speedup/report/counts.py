@@ -10,8 +10,8 @@ from speedup.keep import KeepSets
 
 
 def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
-    """Multiply-accumulate operations of a call, before and after; 0 where no rule knows them."""
-    if node.rule is None:
+    """Multiply-accumulate operations of a call, before and after; 0 where no rule knows them, and in training alone."""
+    if node.rule is None or node in keeps.graph.beside:
         return 0, 0
     full = [v.shape if v is not None else None for v in node.values]
     before: int = ask(node, "multiply_accumulates", full)

@@ -108,6 +108,7 @@ class Report:
         effects: for an ill-conditioned model, by output: how far changing the last digit of every weight moves it, as
             a part of its largest entry. The check took that into account. Empty for all other models.
         repaired: sizes in the code that follow the plan.
+        uncalled: modules with parameters that no run called, on the dummy input: they stay as they are.
         fusing: what ``apply(fuse=True)`` fused, and what it left as it was and why; None before.
         channels_last: the weights that ``apply(channels_last=True)`` brought into that memory format.
         parameters, macs: totals before and after; MACs are those of the run on the dummy input.
@@ -129,6 +130,7 @@ class Report:
     changes: list[float] = field(default_factory=list)
     effects: list[float] = field(default_factory=list)
     repaired: list[Repaired] = field(default_factory=list)
+    uncalled: list[str] = field(default_factory=list)
     fusing: Fusing | None = None
     channels_last: list[str] = field(default_factory=list)
     parameters: Pair = (0, 0)
@@ -160,6 +162,17 @@ class Report:
         return (
             f"ill-conditioned: changing the last digit of every weight changes the answers by {max(self.effects):.1g} "
             "of their largest entry, so each call was checked for itself, and the answers less strictly"
+        )
+
+    @property
+    def not_called(self) -> str:
+        """What to know of modules that no run called, in one sentence; "" where all were."""
+        if not self.uncalled:
+            return ""
+        some = ", ".join(self.uncalled[:4]) + (f" and {len(self.uncalled) - 4} more" if self.uncalled[4:] else "")
+        return (
+            f"not called on the dummy input, and as before: {some}; code that calls them later may find that what they "
+            "read has become smaller"
         )
 
     def __call__(self, path: str | os.PathLike[str], *, title: str = "") -> None:
@@ -209,6 +222,7 @@ class Report:
             ],
             "gained": self.gained,
             "repaired": [vars(r) for r in self.repaired],
+            "uncalled": self.uncalled,
             "fused": [{"module": f.module, "into": list(f.into)} for f in self.fusing.fused] if self.fusing else [],
             "fixed": self.fusing.fixed if self.fusing else [],
             "channels last": self.channels_last,

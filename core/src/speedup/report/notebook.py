@@ -31,10 +31,11 @@ def to_html(report: Report) -> str:
             + "</tr>"
         )
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
+    notes = [report.conditioning, report.not_called, *repair_lines(report.repaired)]
     parts = [
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
         f"<p><b>{escape(report.headline)}</b></p>",
-        *(f"<p>{escape(line)}</p>" for line in [report.conditioning, *repair_lines(report.repaired)] if line),
+        *(f"<p>{escape(line)}</p>" for line in notes if line),
     ]
     if report.reasons:
         items = "".join(

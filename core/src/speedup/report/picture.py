@@ -28,6 +28,7 @@ def picture(report: Report, graph: Graph, keeps: KeepSets) -> dict[str, Any]:
         "title": report.modules[0].type if report.modules else "",
         "headline": report.headline,
         "conditioning": report.conditioning,
+        "not_called": report.not_called,
         "parameters": list(report.parameters),
         "macs": list(report.macs),
         "modules": [[m.path, m.type, *m.parameters, *m.macs] for m in report.modules],

@@ -20,7 +20,7 @@ from speedup.report.stays import find_stays
 
 def summarize(model: nn.Module, graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
     """Count and explain one plan."""
-    report = Report(gained=sorted(parts.gained), effects=list(graph.effects))
+    report = Report(gained=sorted(parts.gained), effects=list(graph.effects), uncalled=graph.uncalled)
     types = {path: type(module).__name__ for path, module in walk.named_modules(model)}
     parameters: dict[str, list[Pair]] = defaultdict(list)
     for value in graph.sources:

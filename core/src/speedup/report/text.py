@@ -29,7 +29,7 @@ def render(report: Report, width: int | None = None, depth: int | None = None, c
         lines += _wrapped(f"gained: {some(report.gained, 8)}", width)
     if report.dropped:
         lines += ["", *_dropped_lines(report, width)]
-    lines += _wrapped(report.conditioning, width)
+    lines += _wrapped(report.conditioning, width) + _wrapped(report.not_called, width)
     repaired = repair_lines(report.repaired)
     lines += [line for each in repaired[:_REPAIRS] for line in _wrapped(each, width)]
     if repaired[_REPAIRS:]:
@@ -48,7 +48,7 @@ def explain(report: Report, name: str | None = None) -> str:
         lines = ["Everything that is masked in whole output indices goes."]
         if report.stays:
             lines = _reason_lines(report.reasons, None, _width(None), False)
-        return "\n".join([*lines, *fusing_lines(report.fusing)])
+        return "\n".join([*lines, *_wrapped(report.not_called, _width(None)), *fusing_lines(report.fusing)])
 
     def of_it(path: str) -> bool:
         return path == name or path.startswith(f"{name}.")
@@ -64,6 +64,8 @@ def _explain(report: Report, name: str) -> list[str]:
     known = [x for x in report.layers if x.name == name or x.name.startswith(name + ".")]
     if not known:
         return [f"The model has no parameter or module {name!r}."]
+    if any(name == path or name.startswith(f"{path}.") for path in report.uncalled):
+        return [f"{name} is not called on the dummy input: nothing is known of it, and it stays as it is."]
     shapes = "; ".join(f"{x.name} {shape_text(x.before)} -> {shape_text(x.after)}" for x in known)
     return [f"No masked index of {name} stays. {shapes}"]
 

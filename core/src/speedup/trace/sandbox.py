@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from speedup.attributes import Attributes
 from speedup.masking import Masking
 from speedup.trace.holdings import Holdings, same
 from speedup.trace.meta import StandIns, all_on_meta
+
+_TRAINING: ContextVar[frozenset[nn.Module]] = ContextVar("modules that train", default=frozenset())
 
 
 @contextlib.contextmanager
@@ -36,9 +39,24 @@ def sandbox(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -
         Masking(model, masks, whole=True).run(),
     ):
         for module in walk.modules(model):
-            if getattr(module, "training", False):  # what torch.jit has frozen may have no such flag
+            # What torch.jit has frozen may have no such flag.
+            if getattr(module, "training", False) and module not in _TRAINING.get():
                 module.training = False
         yield stands
+
+
+@contextlib.contextmanager
+def in_training(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside ``sandbox``: these modules alone, not those in them, are told that they train."""
+    before = _TRAINING.set(_TRAINING.get().union(modules))
+    try:
+        for module in modules:
+            module.training = True
+        yield
+    finally:
+        _TRAINING.reset(before)
+        for module in modules:
+            module.training = False
 
 
 def ordinary(model: nn.Module) -> contextlib.AbstractContextManager[Any]:

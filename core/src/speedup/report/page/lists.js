@@ -11,6 +11,7 @@ function showReasons() {
   data.reasons.forEach((reason, rank) => list.append(reasonItem(reason, rank)));
   panel.append(list);
   if (data.conditioning) panel.append(element('p', { class: 'none' }, data.conditioning));
+  if (data.not_called) panel.append(element('p', { class: 'none' }, data.not_called));
   if (data.repaired.length) panel.append(element('p', { class: 'none' }, `${data.repaired.length} sizes in the code of the model were repaired (violet dots).`));
   for (const call of data.dropped) {
     panel.append(element('p', { class: 'none' }, `${exactly.format(call.indices)} constant inputs of ${call.name} were dropped, not folded: changes output ${call.outputs.join(', ') || 'none'} (${place(call.where)})`));

@@ -1,0 +1,166 @@
+"""Layers that only training calls: the auxiliary heads of GoogLeNet and Inception, say.
+
+``if self.training: aux = self.aux(x)`` asks the module that holds the head whether it trains, and not the layers. So
+where a run in eval mode leaves layers out, the modules around these are told that they train, while all others stay in
+eval mode. What such a run does is as exact as what eval mode does, and the plan is made for it: of the head, too, goes
+what is masked, and what reads the channels that went. It has to make all the calls that the run in eval mode makes;
+else that one is planned alone, and what it leaves out keeps its size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from speedup import walk
+from speedup.build import Parts
+from speedup.commit import Transaction
+from speedup.graph import Graph, Node, Value, paths_around
+from speedup.registry import Registry
+from speedup.rounding import difference
+from speedup.trace.first import first_trace
+from speedup.trace.run import trace
+from speedup.trace.sandbox import in_training
+from speedup.verification import Inputs
+
+log = logging.getLogger("speedup")
+
+
+class Auxiliary:
+    """A run in which layers are called that eval mode leaves out.
+
+    Attributes:
+        graph: the run.
+        modules: those that were told that they train.
+    """
+
+    def __init__(self, first: Graph, graph: Graph, modules: Sequence[nn.Module], same: Mapping[Value, Value]) -> None:
+        self.graph, self.modules = graph, modules
+        self._first = first
+        self._outputs = [same[v] for v in first.outputs]
+        known = {v.producer for v in same.values()}
+        graph.beside = frozenset(n for n in graph.nodes if n not in known)
+        for value in self._outputs:
+            if not value.is_output:
+                value.is_output = True
+                graph.outputs.append(value)
+
+    def holds(self, model: nn.Module, inputs: Inputs, rules: Registry, parts: Parts, drop: bool) -> bool:
+        """Whether the small model is right in eval mode too. The answers of the graph are those of eval mode then.
+
+        Args:
+            drop: whether its answers may be others.
+        """
+        first, graph = self._first, self.graph
+        returned = graph.outputs[: len(graph.reference)]
+        count = len(first.reference)
+        effects = [graph.effects[returned.index(v)] for v in self._outputs[:count]] if graph.effects else ()
+        transaction = Transaction(model, parts)
+        transaction.apply()
+        try:
+            again = trace(model, *inputs, rules, substitutes=transaction.substitutes, compared=first)
+        except Exception as error:
+            log.debug("with what only training calls, eval mode fails: %r", error)
+            return False
+        finally:
+            transaction.undo()
+        if not drop and difference(first.reference, again.reference, 0.0, first.coarsest, effects) is not None:
+            return False
+        graph.outputs = [*self._outputs, *(v for v in graph.outputs if v not in set(self._outputs))]
+        graph.reference, graph.plain, graph.effects = first.reference, first.plain, effects
+        return True
+
+
+def find_auxiliary(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph) -> Auxiliary | None:
+    """The run in which what eval mode leaves out is called; None where nothing more is, or other calls are missing.
+
+    Call it inside ``sandbox``.
+
+    Args:
+        first: the run in eval mode.
+    """
+    if not first.uncalled or first.answers or first.branch is not None:
+        return None
+    at = dict(walk.all_paths(model))
+    around = dict.fromkeys(path for name in first.uncalled for path in paths_around(name))
+    modules = [at[path] for path in around if _asks_whether_it_trains(type(at[path]))]
+    if not modules:
+        return None
+    try:
+        with in_training(modules):
+            graph = trace(model, *inputs, rules, answers=(), masking=first.masking)
+    except Exception as error:  # whatever a model wants for training: labels, say
+        log.debug("it does not run as in training: %r", error)
+        return None
+    if graph.answers or graph.branch is not None or set(graph.uncalled) == set(first.uncalled):
+        return None
+    same = _values_of(first, graph)
+    if same is None:
+        log.debug("as in training, it does not make all calls that it makes in eval mode")
+        return None
+    return Auxiliary(first, graph, modules, same)
+
+
+def widest_trace(model: nn.Module, inputs: Inputs, rules: Registry) -> Graph:
+    """The run on the dummy input with what only training calls, if that can be had. Call it inside ``sandbox``.
+
+    Raises:
+        TraceError: the model rejects the input.
+    """
+    first = first_trace(model, inputs, rules)
+    auxiliary = find_auxiliary(model, inputs, rules, first)
+    return first if auxiliary is None else auxiliary.graph
+
+
+def _asks_whether_it_trains(kind: type) -> bool:
+    """Whether code of a class reads ``self.training``, so that a module of it may do something else in training."""
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    functions = [inspect.unwrap(f) for base in own for f in vars(base).values() if callable(f)]
+    return any(isinstance(f, types.FunctionType) and "training" in _names_in(f.__code__) for f in functions)
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _names_in(inner)
+
+
+def _values_of(first: Graph, graph: Graph) -> dict[Value, Value] | None:
+    """Which value of a run each value of another one is; None where it does not make all its calls, in their order."""
+    held = {v.names: v for v in graph.values if v.tensor is not None}
+    same = dict(zip(first.inputs, graph.inputs, strict=True))
+    same |= {v: held[v.names] for v in first.values if v.tensor is not None and v.names in held}
+    others = iter(graph.nodes)
+    for node in first.nodes:
+        other = next((n for n in others if _is_same(node, n, same)), None)
+        if other is None:
+            return None
+        same.update(zip((*node.tensors, *node.outputs), (*other.tensors, *other.outputs), strict=True))
+    return same if all(v in same for v in first.outputs) else None
+
+
+def _is_same(node: Node, other: Node, same: Mapping[Value, Value]) -> bool:
+    """Whether two calls are one, on the same values."""
+    if (node.op_name, node.path, node.scope, node.where) != (other.op_name, other.path, other.scope, other.where):
+        return False
+    if [(v.shape, v.dtype) for v in node.outputs] != [(v.shape, v.dtype) for v in other.outputs]:
+        return False
+    if len(node.tensors) != len(other.tensors) or not _equal(node, other):
+        return False
+    pairs = zip(node.tensors, other.tensors, strict=True)
+    return all(same.get(a) is b or (a not in same and a.kind == b.kind == "unknown") for a, b in pairs)
+
+
+def _equal(node: Node, other: Node) -> bool:
+    """Whether two calls were given the same beside tensors."""
+    given: Any = (node.args, node.kwargs)
+    try:
+        return bool(given == (other.args, other.kwargs))
+    except (RuntimeError, ValueError):  # arrays among them
+        return False

@@ -1,0 +1,101 @@
+"""From a model with its masks to a plan that was tried: which runs of the model it is made for.
+
+The run in eval mode on the dummy input; with it those in which Python is given other truth values (``ways``); or the
+one in which layers are called besides that only training calls (``auxiliary``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from speedup import rule_log
+from speedup.auxiliary import find_auxiliary
+from speedup.build import Parts
+from speedup.drop import measure
+from speedup.errors import CheckError, TraceError
+from speedup.graph import Graph
+from speedup.keep import KeepSets
+from speedup.masking import Masking
+from speedup.masks import Prepared
+from speedup.registry import Registry
+from speedup.settle import settle
+from speedup.shared import check_shared
+from speedup.sizes import lasting
+from speedup.stream import with_contents
+from speedup.trace import first_trace, sandbox, trace
+from speedup.trace.sandbox import in_training
+from speedup.verification import Inputs
+from speedup.ways import Way, explore
+
+log = logging.getLogger("speedup")
+
+Settled = tuple[Graph, KeepSets, Parts]
+
+
+def solve(
+    model: nn.Module, inputs: Inputs, prepared: Prepared, rules: Registry, drop: bool
+) -> tuple[Graph, KeepSets, Parts, list[float]]:
+    """The plan of a model, and how far its outputs change where constants are dropped.
+
+    Raises:
+        as ``speedup.plan``.
+    """
+    rule_log.listen()
+    masking = Masking(model, prepared.masks.parameters)
+    with sandbox(model) as stands:
+        first = first_trace(model, inputs, rules, masking)
+        check_shared(first)
+        rule_log.claims(first.nodes)
+        log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
+        if not first.outputs and first.branch is None and not first.answers:
+            raise TraceError("the model returns no tensor, so nothing says what of it is needed")
+        known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules, drop=drop)
+        settled = _with_auxiliary(model, inputs, rules, first, known, drop)
+        graph, keeps, parts = settled or _on_all_ways(model, inputs, rules, first, known, drop)
+        changes = measure(model, inputs, graph, parts) if keeps.drop else []
+    if stands.originals:
+        with_contents(graph, keeps, model, parts, stands)
+    return graph, keeps, parts, changes
+
+
+def _with_auxiliary(
+    model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[[Graph], Way], drop: bool
+) -> Settled | None:
+    """The plan for the run in which layers are called that only training calls; None where there is none."""
+    auxiliary = find_auxiliary(model, inputs, rules, first)
+    if auxiliary is None:
+        return None
+    check_shared(auxiliary.graph)
+    try:
+        with in_training(auxiliary.modules):
+            settled = settle(model, inputs, [known(auxiliary.graph)], rules, drop)
+    except CheckError as error:
+        log.debug("with what only training calls: %s", error)
+        return None
+    assert settled is not None  # there is one way
+    return settled if auxiliary.holds(model, inputs, rules, settled[2], drop) else None
+
+
+def _on_all_ways(
+    model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[[Graph], Way], drop: bool
+) -> Settled:
+    """The plan for the run in eval mode, whichever way Python goes with other data."""
+    way = known(first)
+    log.info("inferred: %d values with constants", len(way.facts.constants))
+    settled = None
+    if first.answers:
+        masking = first.masking
+        graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers, masking=masking))
+        log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
+        if graphs:
+            settled = settle(model, inputs, [way, *map(known, graphs[1:])], rules, drop)
+        if settled is None:
+            way = known(trace(model, *inputs, rules, masking=masking))
+    if settled is None:
+        settled = settle(model, inputs, [way], rules, drop)
+    assert settled is not None
+    return settled
