@@ -122,6 +122,9 @@ def aligned(model: nn.Module) -> Masks:
         elif isinstance(module, nn.Embedding):
             masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
         elif not isinstance(module, nn.modules.batchnorm._NormBase):
+            for length, direction in _WEIGHT_NORM:  # a filter goes with its length; without one it has no direction
+                if length in own:
+                    own.pop(direction, None)
             for parameter, tensor in own.items():
                 axis = 1 if parameter in EXPERTS else _channel_axis(tensor)
                 if tensor.ndim and tensor.shape[axis] > 1 and not any(n in parameter for n in PER_HEAD):
@@ -129,6 +132,9 @@ def aligned(model: nn.Module) -> Masks:
                     shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
                     masks.setdefault(name, {})[parameter] = line.reshape(shape).expand_as(tensor)
     return masks
+
+
+_WEIGHT_NORM = (("original0", "original1"), ("weight_g", "weight_v"))
 
 
 def _channel_axis(tensor: torch.Tensor) -> int:

@@ -255,7 +255,7 @@ def test_a_wrong_fact_is_refused() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "planning.first_trace", "sizes.infer", "ways.keep_sets", "settle.arrange", "settle.build", "settle.mend",
+        "solve.first_trace", "sizes.infer", "ways.keep_sets", "settle.arrange", "settle.build", "settle.mend",
         "tries.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_indices", "planning.summarize",
         "commit.Transaction._move_into", "planning.run", "planning.compare",
     ],

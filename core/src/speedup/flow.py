@@ -22,6 +22,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch.utils._pytree import tree_leaves
 
 from speedup.axes import Layout
 from speedup.facts import (
@@ -39,7 +40,7 @@ from speedup.facts import (
     everything,
     sum_product,
 )
-from speedup.graph import Node
+from speedup.graph import Node, Ref, Value
 from speedup.linearity import through
 from speedup.named import Named
 from speedup.response import response
@@ -129,7 +130,7 @@ def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:
     holds = _all_known(rule, named)
     if not any([mask.any() for mask in holds]):
         return []
-    if named.node.others and not all(v.is_known for v in named.node.others):
+    if named.node.others and not all(v.is_known or v in _places(rule, named.node) for v in named.node.others):
         return []
     arrays: list[Floats | None] = [None] * layout.n_inputs
     for k in named.inputs:
@@ -140,6 +141,12 @@ def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:
     if len(results) != layout.n_outputs:
         raise ValueError(f"evaluate returned {len(results)} arrays for {layout.n_outputs} output")
     return [constant(m, np.asarray(r, dtype=np.float64)) for m, r in zip(holds, results, strict=True)]
+
+
+def _places(rule: Rule, node: Node) -> set[Value]:
+    """The tensors that only say where entries go, see ``Rule.places``."""
+    leaves = [leaf for name in rule.places for leaf in tree_leaves(node.arguments.get(name))]
+    return {node.tensors[leaf.number] for leaf in leaves if isinstance(leaf, Ref)}
 
 
 def _all_known(rule: Rule, named: Named) -> list[Bools]:

@@ -63,6 +63,7 @@ _FIELDS = (
     "scales",
     "linear",
     "keeps_zeros",
+    "places",
     "layout_only",
     "writes_weights",
     "indices",
@@ -103,6 +104,8 @@ class Rule:
             the others are held: the two of a product, the numerator of a quotient. Affine facts pass it.
         keeps_zeros: whether 0 comes out where all operands that are no indices (whole numbers, truth values) are 0 all
             along the mixed axes: a Fourier transform, a scatter. Of other constants nothing is said.
+        places: arguments that are no operands, and whose tensors only say where entries go or how many there are, such
+            as the amounts of a padding: what ``evaluate`` says of constants is right whatever they are.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
         writes_weights: the argument that, where it is given, has a call change the weights that it reads, such as the
@@ -130,6 +133,7 @@ class Rule:
     scales: bool = False
     linear: tuple[str, ...] = ()
     keeps_zeros: bool = False
+    places: tuple[str, ...] = ()
     layout_only: bool = False
     writes_weights: str = ""
     indices: tuple[str, ...] = ()

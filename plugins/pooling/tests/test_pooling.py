@@ -138,6 +138,13 @@ FUNCTIONS = {
     ),
     "F.pad that crops": (lambda y: F.pad(y, (-1, 0, -2, -1)), PASSES),
     "F.pad that crops and pads": (lambda y: F.pad(y, (-1, -1, -1, 1)), BORDERED),
+    "F.pad by what tensors say": (lambda y: F.pad(y, (torch.tensor(1), torch.tensor(2), 0, 1)), BORDERED),
+    "F.pad reflect by what tensors say": (
+        lambda y: F.pad(y, (torch.tensor(y.shape[3] % 3), 1, torch.tensor(1), 0), mode="reflect")[
+            ..., : -torch.tensor(1)
+        ],
+        PASSES,
+    ),
     "F.pad reflect": (lambda y: F.pad(y, (1, 2, 0, 1), mode="reflect"), PASSES),
     "F.pad replicate": (lambda y: F.pad(y, (1, 2, 2, 1), mode="replicate"), PASSES),
     "F.pad circular": (lambda y: F.pad(y, (1, 2, 2, 1), mode="circular"), PASSES),

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from speedup import Affine, Fact, Floats, Movement, Node, NodeFacts, Rule, hookimpl, variants
+from speedup import Affine, Fact, Floats, Movement, Node, NodeFacts, Ref, Rule, hookimpl, variants
 
 
 class Window(Rule):
@@ -167,6 +168,7 @@ class Pad(Window):
     """
 
     channels: Movement
+    places = ("pad",)
 
     def claim(self, node: Node) -> None:
         super().claim(node)
@@ -194,7 +196,10 @@ class Pad(Window):
 
 
 def _pads(node: Node) -> list[tuple[int, int]]:
-    """Entries that are padded before and after, per axis of the input; negative numbers crop."""
+    """Entries that are padded before and after, per axis of the input; negative numbers crop.
+
+    How many a tensor says is not looked at: some, wherever channels are not among them.
+    """
     pairs = _given(node)
     return [(0, 0)] * (node.tensors[0].ndim - len(pairs)) + pairs
 
@@ -202,7 +207,7 @@ def _pads(node: Node) -> list[tuple[int, int]]:
 def _given(node: Node) -> list[tuple[int, int]]:
     """The same for the axes that the call names, the last ones."""
     pad = node.arg("pad", node.arg("padding"))
-    sides = [pad, pad] if isinstance(pad, int) else [int(p) for p in pad]
+    sides = [pad, pad] if isinstance(pad, int) else [1 if isinstance(p, Ref) else int(p) for p in pad]
     return list(zip(sides[::2], sides[1::2], strict=True))[::-1]
 
 
@@ -225,6 +230,8 @@ def _added(node: Node) -> float | None:
 
 
 def _pads_channels(node: Node) -> bool:
+    if any(isinstance(p, Ref) for p in tree_leaves(node.arg("pad", node.arg("padding")))):
+        return False
     pads = _pads(node)
     padded = [axis for axis, pad in enumerate(pads) if any(pad)]
     # The second of three axes is that of tokens, more often than not.
