@@ -123,7 +123,7 @@ def aligned(model: nn.Module) -> Masks:
             masks[name] = {"weight": (torch.arange(module.embedding_dim) % 2 == 0).expand_as(module.weight)}
         elif not isinstance(module, nn.modules.batchnorm._NormBase):
             for length, direction in _WEIGHT_NORM:  # a filter goes with its length; without one it has no direction
-                if length in own:
+                if length in own and own[length].shape[0] > 1:
                     own.pop(direction, None)
             for parameter, tensor in own.items():
                 axis = 1 if parameter in EXPERTS else _channel_axis(tensor)
