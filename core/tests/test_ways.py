@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -152,7 +154,7 @@ def test_too_many_ways_keep_all(model: nn.Module) -> None:
 
 class Number(Two):
     def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return y.relu() * (2 if x.sum().item() > 0 else 3)
+        return y.relu() * abs(x.sum().item())
 
 
 def test_numbers_have_more_than_two_values() -> None:
@@ -186,3 +188,87 @@ def test_what_exists_when_python_looks_at_data_may_be_read_on_another_way(data: 
     for x in (UP, DOWN, 5 * torch.randn(4, 4, dtype=torch.float64)):
         torch.testing.assert_close(small(x), masked(x), rtol=1e-9, atol=1e-9)
     assert small[0].out_features == 4 and small[3].one.out_features == 8
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+class Compared(Two):
+    """A number of the data, which Python only compares."""
+
+    def __init__(self, how: Any) -> None:
+        super().__init__()
+        self.how = how
+
+    def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.how(y, x)
+
+
+def refuses(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    assert -9 <= x.min().item() <= x.max().item() < 9.0 and isinstance(x.sum().item(), float)
+    return y.relu()
+
+
+def chooses(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y.relu() * 2 if x.sum().item() > 0 else y.tanh()
+
+
+def empty(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    if not (x != 0).sum().item():
+        raise ValueError("nothing but zeros")
+    return y
+
+
+@pytest.mark.parametrize("how", [refuses, chooses, empty])
+def test_a_number_that_is_only_compared_keeps_nothing(how: Any) -> None:
+    assert width(shrink(Compared(how))) == 5
+
+
+def multiplies(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y * x.sum().item()
+
+
+def adds_in_place(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    y += x.sum().item()
+    return y
+
+
+def shortens(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y[: 1 + int(x.sum().item() > 0)]
+
+
+def counts(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    for _ in range((x > 0).sum().item() % 3):
+        y = y.cos()
+    return y
+
+
+def fills(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y + torch.full((8,), x.sum().item(), dtype=y.dtype)
+
+
+def looks_up(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y * {1: 2.0}.get((x > 5).sum().item(), 3.0)
+
+
+def computes(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y * (math.sqrt(abs(x.sum().item())) + float(np.array(x.max().item())) + float(f"{x.min().item():.1f}"))
+
+
+USED = [multiplies, adds_in_place, shortens, counts, fills, looks_up, computes]
+
+
+@pytest.mark.parametrize("how", USED)
+def test_a_number_that_is_used_is_itself(how: Any) -> None:
+    shrink(Compared(how))
+
+
+def test_a_number_that_comes_out_is_itself() -> None:
+    class Returns(Two):
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.two(self.one(x)), x.sum().item()
+
+    model = randomize(Returns()).double().eval()
+    plan = speedup.plan(model, UP, mask_indices(model, {"one.weight": ROWS, "one.bias": ROWS}))
+    small = plan.apply()
+    assert type(small(DOWN)[1]) is float and small(DOWN)[1] == DOWN.sum().item()

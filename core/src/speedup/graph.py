@@ -282,7 +282,7 @@ class Graph:
         reference: copies of the tensors that the model returned.
         from_input: the values that depend on the input; the others are made of parameters alone.
         answers: the truth values that Python took from data of the input, in order, where they were asked for
-            (see ``speedup.ways``).
+            (see ``speedup.ways``); None where they were not.
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
         plain: the numbers, texts and arrays among what the model returned, by where they are.
         asking: scopes in which Python asked for the size of a tensor.
@@ -302,7 +302,7 @@ class Graph:
     reference: list[torch.Tensor]
     from_input: frozenset[Value]
     branch: Branch | None = None
-    answers: tuple[bool, ...] = ()
+    answers: tuple[bool, ...] | None = ()
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
     asking: frozenset[str] = frozenset()

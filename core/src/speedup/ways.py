@@ -64,7 +64,7 @@ def explore(first: Graph, run: Callable[[Sequence[bool]], Graph]) -> list[Graph]
         run: runs the model with these answers, and with those of the data from there on.
     """
     found = [first]
-    waiting = _others(first.answers, 0)
+    waiting = _others(first.answers or (), 0)
     runs = 1
     while waiting:
         runs += 1
@@ -80,7 +80,7 @@ def explore(first: Graph, run: Callable[[Sequence[bool]], Graph]) -> list[Graph]
                 return None
             continue
         found.append(graph)
-        waiting += _others(graph.answers, len(answers))
+        waiting += _others(graph.answers or (), len(answers))
     used = [{v.number for v in g.sources if v.uses} for g in found]
     return found if all(u == used[0] for u in used) else None
 

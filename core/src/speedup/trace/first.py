@@ -35,7 +35,13 @@ def first_trace(
         TraceError: the model rejects the input.
     """
     try:
-        return trace(model, *inputs, registry, answers=(), masking=masking)
+        try:
+            return trace(model, *inputs, registry, answers=(), masking=masking)
+        except SpeedupError:
+            raise
+        except Exception:
+            # Its code may not take what stands for a number of the data (see ``speedup.trace.number``).
+            return trace(model, *inputs, registry, masking=masking)
     except SpeedupError:
         raise
     except Exception as error:

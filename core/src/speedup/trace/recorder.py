@@ -31,6 +31,7 @@ from speedup.rounding import difference
 from speedup.rule import Rule
 from speedup.trace.enter import enterable
 from speedup.trace.making import Maker, name_of, transformed
+from speedup.trace.number import Number, number_of
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, caller_and_sites, ends_at, see_through
 from speedup.trace.tensors import Tensors
@@ -115,6 +116,7 @@ class Recorder(TorchFunctionMode):
         self.expected: Sequence[Node] = ()
         self.claims: dict[int, Rule | None] = {}
         self.asked: list[bool] = []
+        self.lends = False
         self.reads = 0
         self.from_input: set[Value] = set()
         self.asking: set[str] = set()
@@ -126,6 +128,8 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.lends:
+            args, kwargs = pytree.tree_map(number_of, (args, kwargs))
         if self.open_calls:
             return func(*args, **kwargs)
         if self.compared and self._is_correction(args):
@@ -280,6 +284,8 @@ class Recorder(TorchFunctionMode):
             if not outputs and self.branch is None:
                 if isinstance(result, bool) and self.answers is not None:
                     result = self._answer(result)
+                elif type(result) in (int, float) and name_of(node.op) == "item" and self.answers is not None:
+                    result = self._lent(node, result)
                 else:
                     self.branch = Branch(node, self.tensors.existing())
         if transformed() and self.branch is None:
@@ -305,6 +311,17 @@ class Recorder(TorchFunctionMode):
         number = len(self.asked)
         self.asked.append(self.answers[number] if number < len(self.answers) else real)
         return self.asked[-1]
+
+    def _lent(self, node: Node, real: float) -> Number:
+        """What Python gets of a number: it may compare that."""
+        self.lends = True
+        live = self.tensors.existing()
+
+        def taken() -> None:
+            if self.branch is None or self.branch.node.index > node.index:
+                self.branch = Branch(node, live)
+
+        return Number(real, self._answer, taken)
 
     def _claim(self, node: Node, rule: Rule | None) -> None:
         if rule is not None and not self.compared:
@@ -387,6 +404,8 @@ class Recorder(TorchFunctionMode):
         forward = module.forward
 
         def recorded(*a: Any, **k: Any) -> Any:
+            if self.lends:
+                a, k = pytree.tree_map(number_of, (a, k))
             if stands_for is not None:
                 return self.record(stands_for, None, a, k, lambda: forward(*a, **k), module)
             held = _held(rule, module, path)

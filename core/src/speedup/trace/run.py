@@ -19,6 +19,7 @@ from speedup.graph import Graph, Node
 from speedup.masking import Masking
 from speedup.registry import Registry
 from speedup.trace.meta import made_there
+from speedup.trace.number import number_of
 from speedup.trace.outputs import later, plain_leaves, tensors_in
 from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import ordinary, undisturbed
@@ -172,6 +173,8 @@ def _run(
     try:
         with _uncompiled(), _module_calls(recorder), recorder.underneath, recorder:
             result = model(*args, **kwargs)
+        if recorder.lends:
+            result = pytree.tree_map(number_of, result)
     except Exception as error:
         error.speedup_trace = (recorder.nodes, recorder.maker.current)  # type: ignore[attr-defined]
         raise
@@ -207,7 +210,7 @@ def _run(
         reference,
         frozenset(recorder.from_input),
         recorder.branch,
-        tuple(recorder.asked),
+        tuple(recorder.asked) if recorder.answers is not None else None,
         expanded,
         plain_leaves(result),
         frozenset(recorder.asking),
