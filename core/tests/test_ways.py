@@ -224,6 +224,16 @@ def test_a_number_that_is_only_compared_keeps_nothing(how: Any) -> None:
     assert width(shrink(Compared(how))) == 5
 
 
+def checks_often(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    for k in range(20):
+        assert x.abs().max().item() < 9 + k
+    return y.relu()
+
+
+def test_many_checks_are_one_way() -> None:
+    assert width(shrink(Compared(checks_often))) == 5
+
+
 def multiplies(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y * x.sum().item()
 

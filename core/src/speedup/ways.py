@@ -32,7 +32,8 @@ from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.trace.recorder import EndlessError
 
-_MOST = 8  # runs of the model
+_MOST = 8  # ways that come to their end
+_MOST_RUNS = 40  # those that end in an error among them, of which a check in every layer makes one each
 
 _WHY = "with other data Python goes another way, which keeps it"
 
@@ -68,7 +69,7 @@ def explore(first: Graph, run: Callable[[Sequence[bool]], Graph]) -> list[Graph]
     runs = 1
     while waiting:
         runs += 1
-        if runs > _MOST:
+        if runs > _MOST_RUNS or len(found) >= _MOST:
             return None
         answers = waiting.pop()
         try:
