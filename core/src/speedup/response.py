@@ -14,7 +14,7 @@ from speedup.facts import Bools, Floats, Indices, along, sum_product
 from speedup.graph import Node
 
 # Entries of a weight that are read at a time in float64.
-AT_ONCE = 1 << 18
+AT_ONCE = 1 << 16
 
 
 def response(
