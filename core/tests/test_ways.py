@@ -265,7 +265,12 @@ def computes(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y * (math.sqrt(abs(x.sum().item())) + float(np.array(x.max().item())) + float(f"{x.min().item():.1f}"))
 
 
-USED = [multiplies, adds_in_place, shortens, counts, fills, looks_up, computes]
+def halves(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    n = (x > 0).sum().item()
+    return y[: max(1, round(0.5 * n**0.5 - n // 3 + divmod(n, 5)[0]))]
+
+
+USED = [halves, multiplies, adds_in_place, shortens, counts, fills, looks_up, computes]
 
 
 @pytest.mark.parametrize("how", USED)

@@ -6,18 +6,34 @@ are two: both ways are looked at (``speedup.ways``). Whatever else is done with 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
-_OTHERS = """
-    int float complex index round trunc floor ceil neg pos abs invert add radd sub rsub mul rmul matmul truediv rtruediv
-    floordiv rfloordiv mod rmod divmod rdivmod pow rpow lshift rlshift rshift rrshift and rand or ror xor rxor hash repr
-    str format reduce reduce_ex
-""".split()
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_ARITHMETIC = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "divmod",
+    "pow",
+    "lshift",
+    "rshift",
+    "and",
+    "or",
+    "xor",
+)
+_ALONE: tuple[Callable[..., Any], ...] = (
+    *(int, float, complex, round, abs, hash, repr, str, format, math.trunc, math.floor, math.ceil),
+    *(operator.index, operator.neg, operator.pos, operator.invert),
+)
+_PLAIN = (bool, int, float, complex)
 
 
 class Number:
@@ -44,6 +60,9 @@ class Number:
     def __getattr__(self, name: str) -> Any:
         return getattr(number_of(self), name)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return number_of(self).__reduce_ex__(protocol)
+
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         return np.asarray(number_of(self), *args, **kwargs)
 
@@ -56,7 +75,9 @@ def number_of(item: Any) -> Any:
     return item._value
 
 
-def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Number, Any], Any]:
+def _comparison(name: str) -> Callable[[Number, Any], Any]:
+    compare = getattr(operator, name)
+
     def method(self: Number, other: Any) -> Any:
         if type(other) is Number:
             return self._compared(compare(self._value, other._value))
@@ -67,14 +88,27 @@ def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Number, Any], A
     return method
 
 
-def _other(name: str) -> Callable[..., Any]:
-    def method(self: Number, *args: Any) -> Any:
-        return getattr(type(self._value), name)(number_of(self), *map(number_of, args))
+def _arithmetic(name: str, turned: bool) -> Callable[[Number, Any], Any]:
+    compute: Any = divmod if name == "divmod" else getattr(operator, f"__{name}__")
+
+    def method(self: Number, other: Any) -> Any:
+        # Of a tensor it may be meant in place, which cannot be told from here.
+        if type(other) not in (Number, *_PLAIN):
+            return NotImplemented
+        pair = number_of(self), number_of(other)
+        return compute(*(pair[::-1] if turned else pair))
 
     return method
 
 
-for _compare in _COMPARISONS:
-    setattr(Number, f"__{_compare.__name__}__", _comparison(_compare))
-for _name in _OTHERS:
-    setattr(Number, f"__{_name}__", _other(f"__{_name}__"))
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *args: function(number_of(self), *args)
+
+
+for _name in _COMPARISONS:
+    setattr(Number, f"__{_name}__", _comparison(_name))
+for _name in _ARITHMETIC:
+    setattr(Number, f"__{_name}__", _arithmetic(_name, False))
+    setattr(Number, f"__r{_name}__", _arithmetic(_name, True))
+for _function in _ALONE:
+    setattr(Number, f"__{_function.__name__}__", _alone(_function))
