@@ -51,13 +51,15 @@ def innermost(held: Any, depth: int = _DEPTH) -> list[types.FunctionType]:
 def called_function(caller: types.FunctionType, name: ast.expr) -> types.FunctionType | None:
     """The plain function that an expression such as ``helper`` or ``library.helper`` names where ``caller`` is defined;
     None for anything else."""
-    found = _named(caller, name)
+    found = named(caller, name)
     return found if isinstance(found, types.FunctionType) else None
 
 
-def _named(function: types.FunctionType, name: ast.expr) -> Any:
+def named(function: types.FunctionType, name: ast.expr) -> Any:
+    """What an expression such as ``helper`` or ``library.helper`` names where a function is defined; None where it is
+    no such name, or one of the function's own."""
     if isinstance(name, ast.Attribute):
-        held = _named(function, name.value)
+        held = named(function, name.value)
         return vars(held).get(name.attr) if isinstance(held, types.ModuleType) else None
     if not isinstance(name, ast.Name) or name.id in function.__code__.co_varnames:
         return None
