@@ -21,7 +21,7 @@ from typing import Any
 from speedup.errors import SpeedupError
 from speedup.names import op_name
 from speedup.repair import source
-from speedup.repair.method import called_function, exchanged, first_parameter, innermost
+from speedup.repair.method import called_function, exchanged, first_parameter, innermost, of_super
 from speedup.repair.source import Def, Definition
 
 Span = tuple[int, int, int, int]
@@ -199,7 +199,8 @@ def edited(cls: type, name: str, edits: tuple[Edit, ...]) -> dict[str, Any]:
         steps = [_argument(e) for e in here]
         for via in dict.fromkeys(e.via for e in edits if e.via and (e.via.function, e.via.digest) == place):
             copy = f"_speedup_{name}_{len(members)}"
-            members[copy] = staticmethod(_callee(function, via, [e for e in edits if e.via == via]))
+            made, bound = _callee(cls, function, via, [e for e in edits if e.via == via])
+            members[copy] = made if bound else staticmethod(made)
             steps.append((via.span, partial(_own, copy, function)))
         held = exchanged(held, function, _with(function, steps, here))  # type: ignore[arg-type]
     return {**members, name: held}
@@ -228,16 +229,17 @@ def _defined(held: Any, name: str, digest: str) -> types.FunctionType | None:
     return None
 
 
-def _callee(caller: types.FunctionType, via: Via, edits: list[Edit]) -> types.FunctionType:
-    """A copy, with edits, of the function that is called at a place."""
+def _callee(cls: type, caller: types.FunctionType, via: Via, edits: list[Edit]) -> tuple[types.FunctionType, bool]:
+    """A copy, with edits, of the function that a method of a class calls at a place; and whether it is the method of a
+    class above."""
     found = source.definition(caller)
     assert found is not None
     names = [n for n in found.nodes if isinstance(n, ast.expr) and span_of(n, found.tree) == via.span]
-    called = called_function(caller, names[0]) if names else None
+    called = called_function(caller, names[0], cls) if names else None
     function = _defined(called, edits[0].function, edits[0].digest)
     if called is None or function is None:
         raise SpeedupError(_unknown(edits[0].function, edits[0]))
-    return exchanged(called, function, _with(function, [_argument(e) for e in edits], edits))
+    return exchanged(called, function, _with(function, [_argument(e) for e in edits], edits)), of_super(names[0])
 
 
 def _unknown(name: str, edit: Edit) -> str:

@@ -1,0 +1,121 @@
+"""Subclasses of torch's modules whose forward does something before or after ``super().forward(x)``."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import speedup
+from speedup.testing import check_equal, mask_indices, masked_copy, randomize
+
+GONE = (0, 2, 5, 7, 9, 11)
+
+
+class Causal(nn.Conv1d):
+    """A convolution of the past alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.pad(x, (2, 0)))
+
+
+class Layer(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x * 2)
+
+
+class TwoArguments(nn.LayerNorm):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.gelu(super(TwoArguments, self).forward(input)) * 2  # noqa: UP008
+
+
+class Squares(nn.RMSNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+class Groups(nn.GroupNorm):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input - F.relu(super().forward(input))
+
+
+class Base(nn.Module):
+    """A class above that is the user's own; its method has the size in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(12, 12)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x).view(*x.shape[:-1], 12) * scale
+        return y
+
+
+class Derived(Base):
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return super().forward(x, 2 * scale) + x
+
+
+def net(kind: Callable[[], nn.Module]) -> nn.Module:
+    last = isinstance(kind(), nn.LayerNorm | nn.RMSNorm | Base)
+    first, third = (nn.Linear(6, 12), nn.Linear(12, 4)) if last else (nn.Conv1d(6, 12, 1), nn.Conv1d(12, 4, 1))
+    return randomize(nn.Sequential(first, kind(), third))
+
+
+def inputs(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(model[0], nn.Linear):
+        return torch.randn(2, 5, 6), torch.randn(3, 7, 6)
+    return torch.randn(2, 6, 8), torch.randn(3, 6, 11)
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "depthwise": lambda: Causal(12, 12, 3, groups=12),
+    "circular": lambda: Causal(12, 12, 3, groups=12, padding=1, padding_mode="circular"),
+    "layer": lambda: Layer(12),
+    "two arguments": lambda: TwoArguments(12, eps=1e-3),
+    "rms": lambda: Squares(12),
+    "groups": lambda: Groups(3, 12),
+    "own": Derived,
+}
+
+
+def masks_of(model: nn.Module) -> Any:
+    return mask_indices(model, {n: GONE for n, _ in model.named_parameters() if not n.startswith("2")})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_go(kind: str) -> None:
+    model = net(KINDS[kind])
+    x, other = inputs(model)
+    result = check_equal(model, x, masks_of(model), [other])
+    assert result.shape("0.weight")[0] == result.shape("2.weight")[1] == 6
+    again = mask_indices(result.model, {n: (1, 3, 5) for n, _ in result.model.named_parameters() if n[0] != "2"})
+    assert check_equal(result.model, x, again, [other]).shape("0.weight")[0] == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_and_pickles(kind: str) -> None:
+    model = net(KINDS[kind]).eval()
+    x, other = inputs(model)
+    masks = masks_of(model)
+    small = speedup.plan(copy.deepcopy(model), x, masks).apply()
+    masked = masked_copy(model, masks)
+    for each in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small)).train()):
+        torch.testing.assert_close(each(other), masked(other))
+        assert isinstance(each[1], type(model[1]))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_saved_and_loaded(kind: str, tmp_path: object) -> None:
+    pytest.importorskip("safetensors")
+    model = net(KINDS[kind]).eval()
+    x, other = inputs(model)
+    small = speedup.plan(copy.deepcopy(model), x, masks_of(model)).apply()
+    speedup.save(small, f"{tmp_path}/small")
+    assert torch.equal(speedup.load(model, f"{tmp_path}/small")(other), small(other))
