@@ -164,13 +164,12 @@ class Counting(Rule):
     def constants(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
         """The channels that are constant, with one value at all positions, in named space."""
         layout = node.layout
-        known = facts.mask(0)
-        value = facts.value(0) if facts.is_weight(0) else np.broadcast_to(facts.value(0), known.shape)
+        # Of a parameter, which may be trained further, what masks make 0.
+        known = facts.zero(0) if facts.is_weight(0) else facts.mask(0)
+        value = np.zeros(known.shape) if facts.is_weight(0) else np.broadcast_to(facts.value(0), known.shape)
         channels = self.channel(node) % known.ndim
         positions = tuple(a for a, s in enumerate(known.shape) if s > 1 and a != channels)
-        if facts.is_weight(0):
-            known, value = np.zeros((1,) * known.ndim, bool), np.zeros((1,) * known.ndim)
-        elif positions:
+        if positions:
             # Some positions may be known in other channels too: a token that is a parameter.
             value = np.where(known, value, 0.0)
             same = value.max(positions, keepdims=True) == value.min(positions, keepdims=True)
