@@ -261,7 +261,7 @@ def _with(function: types.FunctionType, steps: list[Step], edits: list[Edit]) ->
     return made
 
 
-class _Quiet:
+class Quiet:
     """Keeps an ``__init_subclass__`` of the user's (which may register classes) from running."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -318,6 +318,6 @@ def rewritten(cls: type, edits: tuple[Edit, ...]) -> type:
             for name in dict.fromkeys(e.method for e in edits):
                 members.update(edited(base, name, tuple(e for e in edits if e.method == name)))
             registers = getattr(base.__init_subclass__, "__func__", None) is not None
-            bases = (_Quiet, base) if registers else (base,)
+            bases = (Quiet, base) if registers else (base,)
             made = _made[base, edits] = type(base)(base.__name__, bases, members)
         return made

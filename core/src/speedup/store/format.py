@@ -212,7 +212,7 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
 
 
 def _layer(layer: Any) -> dict[str, Any]:
-    if len(_of(layer, dict)) != 1 or not set(layer) <= {"class", "overlay", "edits"}:
+    if len(_of(layer, dict)) != 1 or not set(layer) <= {"class", "overlay", "overlay above", "edits"}:
         raise TypeError(f"{layer!r} is nothing that a class can become")
     for kind, content in layer.items():
         if kind != "edits":

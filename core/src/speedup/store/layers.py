@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from speedup.errors import SpeedupError, StorageError
-from speedup.overlay import Overlay, overlaid, parts_of
+from speedup.overlay import Overlay, above, overlaid, parts_of
 from speedup.registry import Registry
 from speedup.repair.rewrite import Edit, Via, original, rewritten
 from speedup.store.plain import from_json, to_json
@@ -29,7 +29,7 @@ def describe(module: nn.Module, original_class: str, path: str, registry: Regist
     if name_of(base) != original_class:
         found.append({"class": _named(names, base, path)})
     if overlay is not None:
-        found.append({"overlay": _named(names, overlay, path)})
+        found.append({"overlay" if above(cls) is None else "overlay above": _named(names, overlay, path)})
     if edits:
         found.append({"edits": [_edit_to_json(e, names, path) for e in edits]})
     return found
@@ -56,6 +56,8 @@ def remade(module: nn.Module, layers: Sequence[dict[str, Any]], path: str, regis
         found: Any = _known(known, content, path, "is")
         if kind == "overlay" and isinstance(found, type) and issubclass(found, Overlay):
             module.__class__ = overlaid(found, type(module))
+        elif kind == "overlay above" and isinstance(found, type) and issubclass(found, Overlay):
+            module.__class__ = overlaid(found, type(module), _laid_over(type(module), found, registry))
         elif kind == "class" and isinstance(found, type) and issubclass(found, nn.Module):
             made = found.__new__(found)
             made.__dict__.update(module.__dict__)
@@ -63,6 +65,12 @@ def remade(module: nn.Module, layers: Sequence[dict[str, Any]], path: str, regis
         else:
             raise StorageError(f"{path or 'the model'}: {content} is no {kind}")
     return module
+
+
+def _laid_over(cls: type, kind: type, registry: Registry) -> type[nn.Module] | None:
+    """The class above another over which a rule lays an overlay."""
+    rules = ((base, registry.for_type(base)) for base in cls.__mro__ if issubclass(base, nn.Module))
+    return next((base for base, rule in rules if rule is not None and kind in rule.makes), None)
 
 
 def makes(registry: Registry) -> dict[str, Callable[..., Any]]:
