@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import speedup
+from speedup import Registry, Rule, default_registry
 from speedup.testing import check_equal, mask_indices, masked_copy, randomize
 
 
@@ -68,13 +69,26 @@ class Attention(nn.MultiheadAttention):
         return x + y
 
 
+class Memory(nn.LSTM):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return F.gelu(super().forward(x.flip(1))[0])
+
+
+class Gated(nn.GRU):
+    """Called twice, once with a state."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        y, state = super().forward(x)
+        return super().forward(x, state)[0] + y
+
+
 class Stacked(nn.TransformerEncoderLayer):
     def forward(self, src: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return super().forward(src, *args, **kwargs) * 2 + src
 
 
 def net(kind: Callable[[], nn.Module]) -> nn.Module:
-    last = isinstance(kind(), nn.LayerNorm | nn.RMSNorm | nn.MultiheadAttention | nn.TransformerEncoderLayer | Base)
+    last = not isinstance(kind(), nn.Conv1d | nn.GroupNorm)
     first, third = (nn.Linear(6, 12), nn.Linear(12, 4)) if last else (nn.Conv1d(6, 12, 1), nn.Conv1d(12, 4, 1))
     return randomize(nn.Sequential(first, kind(), third))
 
@@ -94,6 +108,8 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "groups": lambda: Groups(3, 12),
     "attention": lambda: Attention(12, 3, batch_first=True),
     "encoder layer": lambda: Stacked(12, 2, 16, dropout=0.0, batch_first=True),
+    "lstm": lambda: Memory(12, 12, batch_first=True),
+    "gru": lambda: Gated(12, 12, batch_first=True),
     "own": Derived,
 }
 
@@ -115,6 +131,47 @@ def test_channels_go(kind: str) -> None:
     less = {n: tuple(range(1, len(p), every)) for n, p in result.model.named_parameters() if n[0] != "2"}
     again = check_equal(result.model, x, mask_indices(result.model, less), [other])
     assert again.shape("0.weight")[0] <= 5
+
+
+class Gain(nn.Module):
+    """It hides what it does behind numpy."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.weight = width, nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(x.detach().numpy() * self.weight.detach().numpy())
+
+
+class Doubled(Gain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-1] == self.width
+        return 2 * super().forward(x) + x
+
+
+class Unlike(Doubled):
+    """It changes more than the forward."""
+
+    def __call__(self, *args: Any) -> Any:
+        return super().__call__(*args)
+
+
+GAIN = Rule(modules=(Gain,), operands=("input", "weight"), axes="* c, c -> * c", sizes={"width": "c"})
+
+
+@pytest.mark.parametrize(("kind", "left"), [(Gain, 6), (Doubled, 6), (Unlike, 12)])
+def test_a_rule_of_a_module_speaks_for_what_is_above(kind: Callable[[int], nn.Module], left: int) -> None:
+    rules = Registry.from_rules(*default_registry().rules, GAIN)
+    model = net(lambda: kind(12))
+    forward = Gain.forward
+    masks = masks_of(model)
+    plan = speedup.plan(copy.deepcopy(model), inputs(model)[0], masks, registry=rules)
+    small: Any = plan.apply()
+    assert Gain.forward is forward
+    assert small[0].weight.shape[0] == left and small[1].width == left
+    other = inputs(model)[1]
+    torch.testing.assert_close(small(other), masked_copy(model, masks)(other))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -78,7 +78,9 @@ class Rule:
 
     Attributes:
         name: how reports call the rule.
-        modules: module types that it claims (and their subclasses, as far as they change nothing of the behaviour).
+        modules: module types that it claims (and their subclasses, as far as they change nothing of the behaviour; of
+            one that does something before or after ``super().forward(...)``, that call, if the rule claims no
+            functions and makes no other forward).
         functions: torch functions that it claims; ``speedup.variants`` lists all spellings of one.
         call: parameters of the functions, written like a Python parameter list ("input, weight, bias=None"); left out,
             every tensor argument is an operand, in order.
