@@ -35,7 +35,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "What a rule is given": (
         speedup.Node, speedup.Value, speedup.Ref, speedup.NodeFacts, speedup.NodeKeep, speedup.Kept, speedup.Call,
     ),
-    "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine),
+    "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine, speedup.Instead),
     "Criteria": (speedup.Criterion, speedup.Scene, speedup.ChannelGroups, speedup.Group, speedup.Member),
     "Helpers": (
         speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.overlaid, speedup.rows_of_one,

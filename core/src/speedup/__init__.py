@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from speedup.groups.result import ChannelGroups, Group, Member
     from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
     from speedup.infer import NodeFacts
+    from speedup.instead import Instead
     from speedup.keep import NodeKeep
     from speedup.movement import Movement
     from speedup.names import op_name, variants
@@ -69,6 +70,7 @@ _HOMES = {
     "speedup.groups.result": "ChannelGroups Group Member",
     "speedup.hookspecs": "CONTRACT_VERSION hookimpl hookspec",
     "speedup.infer": "NodeFacts",
+    "speedup.instead": "Instead",
     "speedup.keep": "NodeKeep",
     "speedup.movement": "Movement",
     "speedup.names": "op_name variants",
@@ -104,6 +106,7 @@ __all__ = [
     "Floats",
     "Group",
     "InputError",
+    "Instead",
     "Kept",
     "Labels",
     "MaskError",

@@ -19,11 +19,12 @@ from speedup.ask import ask
 from speedup.decisions import Decisions, is_decision
 from speedup.errors import CheckError, SpeedupError
 from speedup.graph import Graph, Node
+from speedup.instead import stands_for
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.order import same_orders
 from speedup.registry import Registry
-from speedup.repair.stale import counted_axes, missing, same_number, stale_numbers, wanted_factor
+from speedup.repair.stale import counted_axes, missing, same_number, stale_function, stale_numbers, wanted_factor
 from speedup.rounding import difference, plain_differences
 from speedup.trace.run import trace
 
@@ -175,7 +176,7 @@ def _methods_of(error: BaseException, model: nn.Module) -> list[tuple[str, str]]
 
 def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mismatch | None:
     for old, new in zip(graph.nodes, nodes, strict=False):
-        if old.op_name != new.op_name or len(old.outputs) != len(new.outputs):
+        if not stands_for(new.op_name, old, keeps) or len(old.outputs) != len(new.outputs):
             why = "the small model takes another path from here"
             lock = partial(_lock_call, old, graph, keeps, None, why)
             # The same function with another number of outputs: a split into parts of a stale size.
@@ -209,8 +210,11 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
         if not same_number(new.factor, wanted_factor(old, keeps)):
             found.append(mismatch(old, new, True, partial(_lock_counted, old)))
             continue
+        if stale_function(old, keeps, new):
+            found.append(mismatch(old, new, True, partial(_lock_read, old, keeps)))
+            continue
         changed = _changed_numbers(old, new) if old.module is None and not (old.rule and old.rule.moves) else []
-        if changed and stale_numbers(old, keeps, new.args, new.kwargs):
+        if changed and stale_numbers(old, keeps, new.args, new.kwargs, new):
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
             found.append(mismatch(old, new, True, partial(_lock_scope, old, graph, keeps, why)))
             continue
@@ -238,6 +242,13 @@ def _lock_counted(node: Node) -> list[Lock]:
     assert value is not None
     why = f"the code takes a mean over it, which counts what goes ({node.where})"
     return [Lock(value.number, counted_axes(node), why, kind=Kind.MEAN)]
+
+
+def _lock_read(node: Node, keeps: KeepSets) -> list[Lock]:
+    """Lock what a function reads that cannot be told of what went."""
+    read = dict.fromkeys(v for v in node.operands if v is not None and not v.is_source)
+    why = f"a function counts it, and the code that calls it cannot be changed ({node.where})"
+    return [Lock(v.number, None, why, kind=Kind.MEAN) for v in read if not keeps.whole(v)]
 
 
 def _lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] | None:

@@ -15,6 +15,7 @@ import torch
 from speedup.facts import nothing
 from speedup.fold import is_shifted
 from speedup.graph import Graph, Node, Value
+from speedup.instead import stands_for
 from speedup.keep import KeepSets
 from speedup.rounding import difference, distance, largest_entry
 
@@ -59,7 +60,7 @@ class Decisions:
     ) -> Node | None:
         """The call of the masked run that this one stands for, None where there is none to compare it with."""
         node = self.graph.nodes[number] if number < len(self.graph.nodes) else None
-        if node is None or node.op_name != op_name:
+        if node is None or not stands_for(op_name, node, self.keeps):
             return None
         if len(node.outputs) != len(outputs) or len(node.tensors) != len(tensors):
             return None

@@ -81,12 +81,21 @@ def expand(model: nn.Module, registry: Registry) -> dict[str, Expansion]:
     found: dict[str, Expansion] = {}
     for path, module in walk.named_modules(model):
         plain = plain_class(module)
-        rule = registry.for_type(plain) if "forward" not in vars(module) else None
+        rule = registry.for_base(plain) if "forward" not in vars(module) else None
         if isinstance(rule, Expansion):
             found[path] = rule
             if not isinstance(module, Expanded):
-                module.__class__ = overlaid(rule.forward_for(plain), type(module))
+                module.__class__ = _expanded(rule, module)
     return found
+
+
+def _expanded(rule: Expansion, module: nn.Module) -> Any:
+    """The class of a module with the forward of a rule: over its own, or under what a subclass does before and after
+    ``super().forward(...)``."""
+    plain = plain_class(module)
+    base = next(b for b in plain.__mro__ if b in rule.forwards)
+    own = getattr(plain, "forward", None) is getattr(base, "forward", None)
+    return overlaid(rule.forward_for(plain), type(module), None if own else base)
 
 
 def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call]) -> None:
@@ -95,7 +104,6 @@ def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call])
     Raises:
         RuleError: the rule raised.
     """
-    plain = plain_class(module)
     try:
         needed = rule.settle(module, path, calls)
     except SpeedupError:
@@ -103,4 +111,4 @@ def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call])
     except Exception as error:
         raise RuleError(f"{rule.label} raised in settle at {path or 'the model'}: {error!r}") from error
     if needed:
-        module.__class__ = overlaid(rule.forward_for(plain), type(module))
+        module.__class__ = _expanded(rule, module)

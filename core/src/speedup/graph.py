@@ -231,7 +231,9 @@ class Node:
             held = {name: tensors[number] for name, number in self.attributes.items()}
             # The forward alone is the call; hooks are recorded as calls of their own.
             if held.keys() <= module._parameters.keys() | module._buffers.keys():
-                return shell_of(module, held).forward(*args, **kwargs)
+                # Of a subclass the call may be that of the class above.
+                kind: Any = self.op
+                return kind.forward(shell_of(module, held), *args, **kwargs)
             return torch.func.functional_call(module, held, args, kwargs)
         op: Callable[..., Any] = self.op
         return op(*args, **kwargs)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from speedup.repair.rewrite import original, rewritten
+from speedup.repair.rewrite import Quiet, original, rewritten
 
 
 class Overlay:
@@ -34,29 +34,37 @@ class Overlay:
         reduced = super().__reduce_ex__(max(2, int(protocol)))
         if isinstance(reduced, str):
             return reduced
-        kind, base = parts_of(original(type(self))[0])
+        made = original(type(self))[0]
+        kind, base = parts_of(made)
         make, args, *rest = reduced
-        return (_revive, (kind, make, tuple(base if a is type(self) else a for a in args)), *rest)
+        return (_revive, (kind, make, tuple(base if a is type(self) else a for a in args), above(made)), *rest)
 
 
-_classes: dict[tuple[type, type], type] = {}
+_classes: dict[tuple[type, type, type | None], type] = {}
 
 
-def overlaid(kind: type[Overlay], cls: type[nn.Module]) -> Any:
+def overlaid(kind: type[Overlay], cls: type[nn.Module], over: type[nn.Module] | None = None) -> Any:
     """The class with an overlay: the same one for the same two. Another overlay on it is replaced.
 
     Methods that were rewritten for smaller sizes stay so, as far as the overlay does not have them itself.
+
+    Args:
+        over: a class above ``cls``, over which the overlay is laid: what ``cls`` does itself stays, and its
+            ``super().forward(...)`` goes to the overlay. By default it is laid over ``cls``.
 
     Example:
         >>> module.__class__ = overlaid(SlowForward, type(module))
     """
     base, edits = original(cls)
     _, base = parts_of(base)
-    if (kind, base) not in _classes:
+    over = None if over is base else over
+    if (kind, base, over) not in _classes:
         names = {"__module__": base.__module__, "__qualname__": kind.label.format(base.__qualname__)}
-        members = {**names, "__doc__": base.__doc__, "_speedup_overlay": (kind, base)}
-        _classes[kind, base] = type(kind.label.format(base.__name__), (kind, base), members)
-    return rewritten(_classes[kind, base], tuple(e for e in edits if not hasattr(kind, e.method)))
+        members = {**names, "__doc__": base.__doc__, "_speedup_overlay": (kind, base), "_speedup_above": over}
+        bases = (kind, base) if over is None else (Quiet, base, overlaid(kind, over))
+        _classes[kind, base, over] = type(kind.label.format(base.__name__), bases, members)
+    kept = edits if over is not None else tuple(e for e in edits if not hasattr(kind, e.method))
+    return rewritten(_classes[kind, base, over], kept)
 
 
 def parts_of(cls: type) -> tuple[type[Overlay] | None, type[nn.Module]]:
@@ -65,12 +73,20 @@ def parts_of(cls: type) -> tuple[type[Overlay] | None, type[nn.Module]]:
     return found
 
 
+def above(cls: type) -> type[nn.Module] | None:
+    """The class over which the overlay of a class is laid, where that is one above the user's."""
+    found: type[nn.Module] | None = vars(cls).get("_speedup_above")
+    return found
+
+
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """The user's class of a module: without overlay, and without the methods that were rewritten."""
     return parts_of(original(type(module))[0])[1]
 
 
-def _revive(kind: type[Overlay], make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _revive(
+    kind: type[Overlay], make: Callable[..., Any], args: tuple[Any, ...], over: type[nn.Module] | None = None
+) -> Any:
     module = make(*args)
-    module.__class__ = overlaid(kind, type(module))
+    module.__class__ = overlaid(kind, type(module), over)
     return module

@@ -225,6 +225,20 @@ class Registry:
             self._by_type[kind] = self._claim_by_type(kind)
         return self._by_type[kind]
 
+    def for_base(self, kind: type[nn.Module]) -> Rule | None:
+        """Find the rule that claims a module type, or the type above it that its own forward calls by ``super()`` and
+        of which it changes nothing else; or None."""
+        rule = self.for_type(kind)
+        if rule is not None:
+            return rule
+        for position, base in enumerate(kind.__mro__):
+            if base in self._modules:
+                between = kind.__mro__[:position]
+                calls = all(_calls_super(vars(each)["forward"]) for each in between if "forward" in vars(each))
+                alike = _behaves_like(between, base, ("forward",))
+                return self._modules[base] if calls and alike else None
+        return None
+
     def _claim_by_type(self, kind: type[nn.Module]) -> Rule | None:
         for position, base in enumerate(kind.__mro__):
             if base in self._modules:
@@ -295,9 +309,16 @@ def default_registry() -> Registry:
     return Registry.load()
 
 
-def _behaves_like(derived: Iterable[type], base: type) -> bool:
-    """Tell whether the classes between a type and a claimed base leave the behaviour of the base alone."""
-    return all(_leaves_alone(name, value, base) for between in derived for name, value in vars(between).items())
+def _behaves_like(derived: Iterable[type], base: type, apart: Sequence[str] = ()) -> bool:
+    """Tell whether the classes between a type and a claimed base leave the behaviour of the base alone, but for some
+    names."""
+    given = ((name, value) for between in derived for name, value in vars(between).items() if name not in apart)
+    return all(_leaves_alone(name, value, base) for name, value in given)
+
+
+def _calls_super(forward: Any) -> bool:
+    code = getattr(forward, "__code__", None)
+    return code is not None and "super" in code.co_names and "forward" in code.co_names
 
 
 def _leaves_alone(name: str, value: object, base: type) -> bool:

@@ -44,6 +44,7 @@ from speedup.trial import run_on_constants
 if TYPE_CHECKING:
     from speedup.build import Kept
     from speedup.infer import NodeFacts
+    from speedup.instead import Instead
     from speedup.keep import NodeKeep
 
 _FIELDS = (
@@ -78,7 +79,9 @@ class Rule:
 
     Attributes:
         name: how reports call the rule.
-        modules: module types that it claims (and their subclasses, as far as they change nothing of the behaviour).
+        modules: module types that it claims (and their subclasses, as far as they change nothing of the behaviour; of
+            one that does something before or after ``super().forward(...)``, that call, if the rule claims no
+            functions and makes no other forward).
         functions: torch functions that it claims; ``speedup.variants`` lists all spellings of one.
         call: parameters of the functions, written like a Python parameter list ("input, weight, bias=None"); left out,
             every tensor argument is an operand, in order.
@@ -113,8 +116,9 @@ class Rule:
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
             channels alike: what is the same all along these axes comes out, whatever the indices are.
         origin: the plugin that gave the rule, such as ``'conv' (speedup-plugin-conv 0.1.0)``; set when it is loaded.
-        makes: classes that ``replace`` gives modules beside their own: kinds of ``speedup.Overlay``, or module types.
-            A saved model names them, and only what an installed rule makes is made again when it is loaded.
+        makes: classes that ``replace`` gives modules beside their own: kinds of ``speedup.Overlay``, or module types;
+            and functions that ``instead`` gives. A saved model names them, and only what an installed rule makes is
+            made again when it is loaded.
     """
 
     name: str = ""
@@ -137,7 +141,7 @@ class Rule:
     layout_only: bool = False
     writes_weights: str = ""
     indices: tuple[str, ...] = ()
-    makes: tuple[type, ...] = ()
+    makes: tuple[Callable[..., Any], ...] = ()
     origin: str = ""
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)
 
@@ -687,6 +691,29 @@ class Rule:
             keep: what is kept of the operands, then of the outputs; ``speedup.kept_shape`` gives the new shapes.
         """
         return {}
+
+    def instead(self, node: Node, keep: NodeKeep) -> Instead | None:
+        """Another function that the small model calls in the place of a function (override where no argument can say
+        what is to be counted of what went).
+
+        The call in the source is changed: to the function, which gets the arguments as they stand there, and the
+        numbers by keyword. List the function in ``makes``, and claim it with a rule, so that the small model can be
+        saved, and made smaller again. Where the source cannot be changed, what the call reads stays whole.
+
+        Args:
+            node: the call of a function as it was recorded.
+            keep: the keep sets, which grow no more, and the facts.
+
+        Returns:
+            ``speedup.Instead(function, numbers)``; by default None: the same function is called.
+
+        Example, a sum of squares that goes on counting what went::
+
+            def instead(self, node, keep):
+                gone = float((keep.facts.value(0) ** 2)[~keep.sets[0]].sum())
+                return Instead(squares_and_more, {"more": gone}) if gone else None
+        """
+        return None
 
     def multiply_accumulates(self, node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
         """Multiply-accumulate operations of the call at these shapes, for reports.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup.testing import Case, RuleTests, around, chain
+from speedup_plugin_norm import calls
 from speedup_plugin_norm.compensated import GroupNormForward, LayerNormForward, RMSNormForward, compensate
 from speedup_plugin_norm.custom import NAMES
 
@@ -164,5 +165,10 @@ class TestConformance(RuleTests):
             *(chain(TOKENS, Named(names)) for names in NAMES),
             *(chain(TOKENS, smaller(names)) for names in NAMES),
             around(lambda m, x: F.layer_norm(x, (8,), m.scale, m.scale) + F.rms_norm(x, (8,), m.scale), TOKENS),
+            around(lambda m, x: calls.layer_norm(x, (8,), m.scale, m.scale, total=11, gone_mean=0.2), TOKENS),
+            around(lambda m, x: calls.layer_norm(x, (8,), m.scale, None, 1e-6, total=8, gone_spread=0.7), TOKENS),
+            around(lambda m, x: calls.rms_norm(x, (8,), m.scale, total=11, gone_squares=0.7), TOKENS),
+            around(lambda m, x: calls.group_norm(x, 4, m.scale, m.scale, total=3), MAP),
+            around(lambda m, x: calls.group_norm(x, 1, m.scale, m.scale, total=9, gone_mean=0.2), MAP),
             around(lambda m, x: F.group_norm(x, 4, m.scale, m.scale) + F.instance_norm(x, weight=m.scale), MAP),
         ]

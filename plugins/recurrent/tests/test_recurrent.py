@@ -511,15 +511,22 @@ def test_a_frozen_bias_that_takes_up_constants_stays_frozen() -> None:
 # -- what stays whole -------------------------------------------------------------------------------------------------
 
 
-def test_a_forward_of_its_own_stays_whole() -> None:
+@pytest.mark.parametrize("above", [True, False])
+def test_a_forward_of_its_own_stays_whole_but_for_what_it_calls_above(above: bool) -> None:
     class Residual(nn.GRU):
         def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]
             return super().forward(x)[0] + 1, None
 
-    model = randomize(Net(Residual(6, 8)))
+    class Fused(nn.GRU):
+        def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]
+            return torch._VF.gru(
+                x, x.new_zeros(1, x.shape[1], 8), self._flat_weights, True, 1, 0.0, False, False, False
+            )
+
+    model = randomize(Net(Residual(6, 8) if above else Fused(6, 8)))
     result = checked(model, units(model, GONE))
-    assert sizes(result) == (6, 8)
-    assert result.plan.report.barriers
+    assert sizes(result) == ((6, 8 - len(GONE)) if above else (6, 8))
+    assert bool(result.plan.report.barriers) != above
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

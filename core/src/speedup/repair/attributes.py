@@ -49,7 +49,8 @@ def repaired(module: nn.Module, stale: Stale, given: Sequence[Given], changed: d
                 return {name: value * stale.wanted // stale.now}
     if not given:
         return {}
-    place = given[0].place.caller or given[0].place
+    place = given[0].place
+    place = place.caller if place.caller is not None and not place.bound else place
     near = {name for name, _ in mentioned(place, module, place.call, changed)}
     same = [n for n, v in mentioned(place, module, place.found.tree, changed) if v == stale.now and n not in near]
     return {same[0]: stale.wanted} if len(same) == 1 else {}

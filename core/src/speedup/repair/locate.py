@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from speedup.graph import Node
-from speedup.repair.method import called_function, first_parameter, function_inside, innermost, method_of
+from speedup.repair.method import called_function, first_parameter, function_inside, innermost, method_of, of_super
 from speedup.repair.rewrite import original
 from speedup.repair.source import Definition, definition, nested
 
@@ -29,6 +29,7 @@ class Place:
         call: the expression.
         direct: whether it is the recorded call itself, and not that of a helper that makes it.
         caller: where the method calls the function, None for the method itself.
+        bound: whether the function that is called is the method of a class above.
     """
 
     method: str
@@ -37,11 +38,12 @@ class Place:
     call: ast.expr | ast.stmt
     direct: bool
     caller: Place | None = None
+    bound: bool = False
 
     @property
     def self_name(self) -> str:
         """How the method calls its module; "" in a function that is no method."""
-        return first_parameter(self.found.tree) if self.caller is None else ""
+        return first_parameter(self.found.tree) if self.caller is None or self.bound else ""
 
     def attribute(self, node: ast.AST) -> str | None:
         """The name of the module's attribute that an expression is; None for anything else."""
@@ -56,7 +58,7 @@ def places_of(node: Node, module: nn.Module) -> list[Place]:
     for number, (code, instruction) in enumerate(node.sites):
         place = _place(module, code, instruction, direct=number == 0)
         if place is not None:
-            inside = _place_in_callee(place, *node.sites[0]) if number else None
+            inside = _place_in_callee(place, original(type(module))[0], *node.sites[0]) if number else None
             return [place] if inside is None else [inside, place]
     return []
 
@@ -68,11 +70,11 @@ def sites_within(node: Node, module: nn.Module) -> tuple[Any, ...]:
     return tuple(node.sites[: next(methods, len(node.sites)) + 1])
 
 
-def _place_in_callee(place: Place, code: types.CodeType, instruction: int) -> Place | None:
+def _place_in_callee(place: Place, cls: type, code: types.CodeType, instruction: int) -> Place | None:
     """Where the function that is called at a place makes a call itself."""
     if not isinstance(place.call, ast.Call) or not place.self_name:
         return None
-    called = called_function(place.function, place.call.func)
+    called = called_function(place.function, place.call.func, cls)
     if called is None:
         return None
     for function in innermost(called):
@@ -82,7 +84,7 @@ def _place_in_callee(place: Place, code: types.CodeType, instruction: int) -> Pl
         found = definition(function)
         call = _expression(found.nodes, code, instruction) if found is not None else None
         if found is not None and call is not None:
-            return Place(place.method, function, found, call, True, place)
+            return Place(place.method, function, found, call, True, place, of_super(place.call.func))
     return None
 
 

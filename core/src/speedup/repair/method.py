@@ -48,16 +48,40 @@ def innermost(held: Any, depth: int = _DEPTH) -> list[types.FunctionType]:
     return [held, *(f for inner in _decorated(held) for f in innermost(inner, depth - 1))]
 
 
-def called_function(caller: types.FunctionType, name: ast.expr) -> types.FunctionType | None:
-    """The plain function that an expression such as ``helper`` or ``library.helper`` names where ``caller`` is defined;
-    None for anything else."""
-    found = _named(caller, name)
+def called_function(caller: types.FunctionType, name: ast.expr, cls: type) -> types.FunctionType | None:
+    """The function that an expression such as ``helper``, ``library.helper`` or ``super().forward`` names where
+    ``caller`` is defined; None for anything else.
+
+    Args:
+        cls: whose method the caller is.
+    """
+    found = _next_method(caller, name, cls) if of_super(name) else named(caller, name)
     return found if isinstance(found, types.FunctionType) else None
 
 
-def _named(function: types.FunctionType, name: ast.expr) -> Any:
+def of_super(name: ast.expr) -> bool:
+    """Whether an expression is a method of the class above: ``super().forward``."""
+    called = name.value if isinstance(name, ast.Attribute) else None
+    return isinstance(called, ast.Call) and isinstance(called.func, ast.Name) and called.func.id == "super"
+
+
+def _next_method(caller: types.FunctionType, name: ast.expr, cls: type) -> Any:
+    assert isinstance(name, ast.Attribute) and isinstance(name.value, ast.Call)
+    given = name.value.args
+    cells = dict(zip(caller.__code__.co_freevars, caller.__closure__ or (), strict=False))
+    own = _contents(cells["__class__"]) if "__class__" in cells else None
+    owner = named(caller, given[0]) if given else own
+    if owner not in cls.__mro__:
+        return None
+    above = cls.__mro__[cls.__mro__.index(owner) + 1 :]
+    return next((vars(each)[name.attr] for each in above if name.attr in vars(each)), None)
+
+
+def named(function: types.FunctionType, name: ast.expr) -> Any:
+    """What an expression such as ``helper`` or ``library.helper`` names where a function is defined; None where it is
+    no such name, or one of the function's own."""
     if isinstance(name, ast.Attribute):
-        held = _named(function, name.value)
+        held = named(function, name.value)
         return vars(held).get(name.attr) if isinstance(held, types.ModuleType) else None
     if not isinstance(name, ast.Name) or name.id in function.__code__.co_varnames:
         return None

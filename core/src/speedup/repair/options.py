@@ -13,13 +13,15 @@ from torch import nn
 
 from speedup.check import Mismatch
 from speedup.graph import Graph, Node
+from speedup.instead import instead_of
 from speedup.keep import KeepSets
 from speedup.repair.arguments import Given, Path, behind, expressions, literals, numbers, others, passed
 from speedup.repair.attributes import held, mentioned, repaired
 from speedup.repair.locate import Place, place_of_method, places_of, sites_within
+from speedup.repair.method import named
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, Via, is_literal, span_of
-from speedup.repair.stale import RESULT, Stale, missing, stale_numbers, wanted_factor, wanted_numbers
+from speedup.repair.stale import CALLEE, RESULT, Stale, missing, stale_numbers, wanted_factor, wanted_numbers
 
 Call = tuple[Node, Place, nn.Module, list[Stale]]
 
@@ -48,7 +50,7 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
                 yield from _guesses(job, node, path, name, repairs)
         return
     ran = found.nodes[node.index] if node.index < len(found.nodes) else node
-    stale = stale_numbers(node, job.keeps, found.args, found.kwargs, ran.factor)
+    stale = stale_numbers(node, job.keeps, found.args, found.kwargs, ran)
     if not stale:
         return
     if not _agree(job, node, stale):
@@ -116,10 +118,13 @@ def _left_over(node: Node, stale: list[Stale]) -> Stale | None:
 
 
 def _wanted(job: Job, node: Node, paths: list[Path]) -> list[Any]:
-    places = [path for path, _ in numbers(node.args, node.kwargs)]
+    made = instead_of(node, job.keeps)
+    told = made.numbers if made is not None else {}
+    places = [path for path, _ in numbers(node.args, node.kwargs) if path[0] not in told]
     wanted = dict(zip(places, wanted_numbers(node, job.keeps), strict=True))
-    wanted.update({(name,): value for name, value in missing(node, job.keeps).items()})
+    wanted.update({(name,): value for name, value in (*missing(node, job.keeps).items(), *told.items())})
     wanted[RESULT] = wanted_factor(node, job.keeps)
+    wanted[CALLEE] = made.function if made is not None else None
     return [wanted.get(path) for path in paths]
 
 
@@ -139,8 +144,7 @@ def _alike(job: Job, found: Mismatch, stale: list[Stale], depth: int) -> Iterato
         elif ran is None and not _foreseen(job, node, other, stale):
             continue
         else:
-            factor = ran.factor if ran is not None else 1.0
-            more = [s for s in stale_numbers(other, job.keeps, args, kwargs, factor) if s.path in paths]
+            more = [s for s in stale_numbers(other, job.keeps, args, kwargs, ran or other) if s.path in paths]
         module = job.model.get_submodule(other.scope)
         places = places_of(other, module)
         if more and depth < len(places) and _agree(job, other, more):
@@ -152,7 +156,8 @@ def _twins(job: Job, node: Node, other: Node) -> bool:
     old = numbers(node.args, node.kwargs) == numbers(other.args, other.kwargs)
     same = wanted_numbers(node, job.keeps) == wanted_numbers(other, job.keeps)
     factors = wanted_factor(node, job.keeps), wanted_factor(other, job.keeps)
-    return old and same and factors[0] == factors[1] and missing(node, job.keeps) == missing(other, job.keeps)
+    made = instead_of(node, job.keeps) == instead_of(other, job.keeps)
+    return old and same and made and factors[0] == factors[1] and missing(node, job.keeps) == missing(other, job.keeps)
 
 
 def _foreseen(job: Job, node: Node, other: Node, stale: list[Stale]) -> bool:
@@ -179,6 +184,10 @@ def _given(place: Place, stale: Stale, node: Node) -> list[Given]:
     """The expressions that may give a stale number."""
     if stale.path == RESULT:
         return [Given(place, place.call, ())] if place.direct and isinstance(place.call, ast.Call) else []
+    if stale.path == CALLEE:
+        call = place.call
+        plain = place.direct and isinstance(call, ast.Call) and named(place.function, call.func) is node.op
+        return [Given(place, call, ())] if plain and isinstance(call, ast.Call) else []
     known = [Given(place, e, rest) for e, rest in expressions(place, stale.path, node.op_name, node.args)]
     if stale.now is None and not known and place.direct and isinstance(place.call, ast.Call):
         return [Given(place, place.call, ())]
@@ -206,7 +215,8 @@ def _edit(stale: Stale, given: Given) -> Edit | None:
     if len(rest) > 1 or (rest and not (isinstance(rest[0], int) and rest[0] >= 0)):
         return None
     via, keyword, caller = None, None, place.caller
-    if stale.now is None and expression is place.call:
+    callee = stale.wanted if stale.path == CALLEE else None
+    if callee is None and stale.now is None and expression is place.call:
         keyword = str(stale.path[0])
     if caller is not None:
         assert isinstance(caller.call, ast.Call)
@@ -219,10 +229,11 @@ def _edit(stale: Stale, given: Given) -> Edit | None:
         span=span_of(expression, place.found.tree),
         item=rest[0] if rest else None,
         old=stale.now,
-        new=stale.wanted,
+        new=stale.wanted if callee is None else None,
         text=place.found.text(expression),
         via=via,
         keyword=keyword,
+        callee=callee,
     )
 
 
@@ -234,7 +245,10 @@ def _by_edits(call: Call, choice: int = 0) -> Repair | None:
         if not given:
             return None
         made = _edit(each, given[min(choice, len(given) - 1)])
-        if made is None or edits.setdefault((made.via, made.span, made.item), made) != made:
+        if made is None:
+            return None
+        place_in_it = (made.via, made.span, made.item, made.keyword, made.callee)
+        if edits.setdefault(place_in_it, made) != made:
             return None
     return Repair(edits=tuple((e, node.op_name, node.where) for e in edits.values()))
 

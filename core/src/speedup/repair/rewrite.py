@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any
 
 from speedup.errors import SpeedupError
+from speedup.names import op_name
 from speedup.repair import source
-from speedup.repair.method import called_function, exchanged, first_parameter, innermost
+from speedup.repair.method import called_function, exchanged, first_parameter, innermost, of_super
 from speedup.repair.source import Def, Definition
 
 Span = tuple[int, int, int, int]
@@ -55,7 +56,10 @@ class Edit:
             where one call needs another size in every run, it is "what is left". ``old`` is None where the call
             had no such argument, or None for it.
         text: the argument in the source.
-        keyword: the name of an argument that the call does not have; the place is then that of the whole call.
+        keyword: the name of an argument that the call in the source does not have; the place is then that of the
+            whole call.
+        callee: the function that is called instead of the one in the source; the place is again that of the whole
+            call, and nothing else is changed of it.
     """
 
     method: str
@@ -64,12 +68,15 @@ class Edit:
     span: Span
     item: int | None
     old: int | float | None
-    new: int | float
+    new: int | float | None
     text: str
     via: Via | None = None
     keyword: str | None = None
+    callee: Callable[..., Any] | None = None
 
     def __str__(self) -> str:
+        if self.callee is not None:
+            return f"-> {op_name(self.callee)}"
         if self.keyword is not None:
             return f"{self.keyword}={_shown(self.new)}"
         if self.old == 1.0 and isinstance(self.old, float):
@@ -120,8 +127,13 @@ def _placed(new: ast.expr, old: ast.expr) -> ast.expr:
 def replacement(node: ast.expr, edit: Edit) -> ast.expr:
     """The expression in the place of an argument."""
     if edit.keyword is not None:
+        assert isinstance(node, ast.Call) and edit.new is not None
+        others = [k for k in node.keywords if k.arg != edit.keyword]  # an earlier edit may have given it
+        return ast.Call(node.func, node.args, [*others, ast.keyword(edit.keyword, _number(edit.new))])
+    if edit.callee is not None:
         assert isinstance(node, ast.Call)
-        return ast.Call(node.func, node.args, [*node.keywords, ast.keyword(edit.keyword, _number(edit.new))])
+        return ast.Call(ast.Name(_name_of(edit.callee), ast.Load()), node.args, node.keywords)
+    assert edit.new is not None
     if edit.item is None:
         return scaled(node, edit.old, edit.new)
     v = ast.Name("v", ast.Load())
@@ -134,6 +146,11 @@ def replacement(node: ast.expr, edit: Edit) -> ast.expr:
     items = [part(None, edit.item), scaled(one, edit.old, edit.new), part(edit.item + 1, None)]
     only = ast.arguments([], [ast.arg("v")], None, [], [], None, [])
     return ast.Call(ast.Lambda(only, ast.Tuple(items, ast.Load())), [node], [])
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """How an edited definition calls a function that it gets in its closure."""
+    return f"_{function.__module__}_{function.__name__}".replace(".", "_")
 
 
 def is_literal(node: ast.expr) -> bool:
@@ -178,12 +195,14 @@ def edited(cls: type, name: str, edits: tuple[Edit, ...]) -> dict[str, Any]:
         function = _defined(held, *place)
         if function is None:
             raise SpeedupError(_unknown(f"{cls.__module__}.{cls.__qualname__}.{name}", edits[0]))
-        steps = [_argument(e) for e in edits if e.via is None and (e.function, e.digest) == place]
+        here = [e for e in edits if e.via is None and (e.function, e.digest) == place]
+        steps = [_argument(e) for e in here]
         for via in dict.fromkeys(e.via for e in edits if e.via and (e.via.function, e.via.digest) == place):
             copy = f"_speedup_{name}_{len(members)}"
-            members[copy] = staticmethod(_callee(function, via, [e for e in edits if e.via == via]))
+            made, bound = _callee(cls, function, via, [e for e in edits if e.via == via])
+            members[copy] = made if bound else staticmethod(made)
             steps.append((via.span, partial(_own, copy, function)))
-        held = exchanged(held, function, _with(function, steps))  # type: ignore[arg-type]
+        held = exchanged(held, function, _with(function, steps, here))  # type: ignore[arg-type]
     return {**members, name: held}
 
 
@@ -210,23 +229,24 @@ def _defined(held: Any, name: str, digest: str) -> types.FunctionType | None:
     return None
 
 
-def _callee(caller: types.FunctionType, via: Via, edits: list[Edit]) -> types.FunctionType:
-    """A copy, with edits, of the function that is called at a place."""
+def _callee(cls: type, caller: types.FunctionType, via: Via, edits: list[Edit]) -> tuple[types.FunctionType, bool]:
+    """A copy, with edits, of the function that a method of a class calls at a place; and whether it is the method of a
+    class above."""
     found = source.definition(caller)
     assert found is not None
     names = [n for n in found.nodes if isinstance(n, ast.expr) and span_of(n, found.tree) == via.span]
-    called = called_function(caller, names[0]) if names else None
+    called = called_function(caller, names[0], cls) if names else None
     function = _defined(called, edits[0].function, edits[0].digest)
     if called is None or function is None:
         raise SpeedupError(_unknown(edits[0].function, edits[0]))
-    return exchanged(called, function, _with(function, [_argument(e) for e in edits]))
+    return exchanged(called, function, _with(function, [_argument(e) for e in edits], edits)), of_super(names[0])
 
 
 def _unknown(name: str, edit: Edit) -> str:
     return f"{name} was rewritten for smaller sizes ({edit}), and its source is not at hand, or was changed since"
 
 
-def _with(function: types.FunctionType, steps: list[Step]) -> types.FunctionType:
+def _with(function: types.FunctionType, steps: list[Step], edits: list[Edit]) -> types.FunctionType:
     def change(found: Definition, tree: Def) -> None:
         for span, make in steps:
             step = _Replace(span, make, tree)
@@ -234,13 +254,14 @@ def _with(function: types.FunctionType, steps: list[Step]) -> types.FunctionType
             if not step.done:
                 raise SpeedupError(f"an edited expression is not found in {function.__qualname__}")
 
-    made = source.changed(function, change)
+    called = {_name_of(e.callee): e.callee for e in edits if e.callee is not None}
+    made = source.changed(function, change, called)
     if made is None:
         raise SpeedupError(f"the source of {function.__qualname__} is not at hand")
     return made
 
 
-class _Quiet:
+class Quiet:
     """Keeps an ``__init_subclass__`` of the user's (which may register classes) from running."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -297,6 +318,6 @@ def rewritten(cls: type, edits: tuple[Edit, ...]) -> type:
             for name in dict.fromkeys(e.method for e in edits):
                 members.update(edited(base, name, tuple(e for e in edits if e.method == name)))
             registers = getattr(base.__init_subclass__, "__func__", None) is not None
-            bases = (_Quiet, base) if registers else (base,)
+            bases = (Quiet, base) if registers else (base,)
             made = _made[base, edits] = type(base)(base.__name__, bases, members)
         return made

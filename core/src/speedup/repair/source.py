@@ -14,7 +14,7 @@ import hashlib
 import linecache
 import textwrap
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,9 +120,16 @@ def _imports(node: ast.AST) -> Iterator[ast.AST]:
             yield from _imports(child)
 
 
-def _compiled(old: types.CodeType, found: Definition, tree: Def) -> types.CodeType | None:
+_AROUND = "_speedup"
+
+
+def _compiled(old: types.CodeType, found: Definition, tree: Def, closed: Iterable[str] = ()) -> types.CodeType | None:
     """The code of a function with a (changed) definition: compiled in its scopes, so that closures and private names
-    mean the same."""
+    mean the same.
+
+    Args:
+        closed: further names that are to be found in the closure.
+    """
     built: Any = tree
     for inner, scope in zip(reversed(found.scopes), reversed(found.scopes[:-1]), strict=False):
         if isinstance(scope, ast.ClassDef):
@@ -131,12 +138,23 @@ def _compiled(old: types.CodeType, found: Definition, tree: Def) -> types.CodeTy
             built = shell
         else:
             built = copy.deepcopy(scope, {id(inner): built})
+    names: list[ast.expr] = [ast.Name(name, ast.Store()) for name in closed]
+    if names:
+        around: Any = ast.parse(f"def {_AROUND}(): ...").body[0]
+        around.body = [ast.Assign(names, ast.Constant(None)), built]
+        built = ast.fix_missing_locations(around)
     module = ast.Module(body=[*found.imports, built], type_ignores=[])
     code = compile(module, old.co_filename, "exec", flags=old.co_flags & _FUTURE, dont_inherit=True)
     for each in nested(code):
         if each.co_name == old.co_name and each.co_firstlineno == old.co_firstlineno:
-            return each
+            return _inside_of(f"{_AROUND}.<locals>.", each) if names else each
     return None
+
+
+def _inside_of(around: str, code: types.CodeType) -> types.CodeType:
+    """Code, and all that is defined inside it, by the names that it has without what was put around it."""
+    consts = tuple(_inside_of(around, c) if isinstance(c, types.CodeType) else c for c in code.co_consts)
+    return code.replace(co_qualname=code.co_qualname.removeprefix(around), co_consts=consts)
 
 
 def nested(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -147,11 +165,14 @@ def nested(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from nested(constant)
 
 
-def changed(function: types.FunctionType, change: Callable[[Definition, Def], None]) -> types.FunctionType | None:
+def changed(
+    function: types.FunctionType, change: Callable[[Definition, Def], None], closed: Mapping[str, Any] | None = None
+) -> types.FunctionType | None:
     """A copy of a function whose definition was changed: same globals, closure, defaults, file and line numbers.
 
     Args:
         change: gets the definition and a copy of its tree, which it may change.
+        closed: what further names in the changed definition stand for.
     """
     found = definition(function)
     if found is None:
@@ -159,13 +180,17 @@ def changed(function: types.FunctionType, change: Callable[[Definition, Def], No
     tree = copy.deepcopy(found.tree)
     change(found, tree)
     ast.fix_missing_locations(tree)
-    code = _compiled(function.__code__, found, tree)
-    return None if code is None else with_code(function, code)
+    closed = closed or {}
+    code = _compiled(function.__code__, found, tree, closed)
+    return None if code is None else with_code(function, code, more=closed)
 
 
-def with_code(function: types.FunctionType, code: types.CodeType, cells: Any = None) -> types.FunctionType:
-    """A copy of a function with other code, or other contents in its closure."""
+def with_code(
+    function: types.FunctionType, code: types.CodeType, cells: Any = None, more: Mapping[str, Any] | None = None
+) -> types.FunctionType:
+    """A copy of a function with other code, or other and more contents in its closure."""
     held = dict(zip(function.__code__.co_freevars, cells or function.__closure__ or (), strict=False))
+    held |= {name: types.CellType(value) for name, value in (more or {}).items()}
     closure = tuple(held[name] for name in code.co_freevars) or None
     made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     made.__kwdefaults__ = function.__kwdefaults__

@@ -12,10 +12,12 @@ import numpy as np
 from speedup.ask import ask
 from speedup.build import new_size
 from speedup.graph import Node, Value
+from speedup.instead import instead_of
 from speedup.keep import KeepSets
 from speedup.repair.arguments import Path, numbers
 
 RESULT: Path = ("",)  # the way to a factor of what comes out
+CALLEE: Path = ("()",)  # and to the function that is called
 
 
 @dataclass(frozen=True)
@@ -23,36 +25,55 @@ class Stale:
     """A number of a call.
 
     Attributes:
-        path: the way to it in the arguments, see ``locate.numbers``; ``RESULT`` for a factor of what comes out.
-        now, wanted: what the small model's call has, None where it has no such argument, and what it should have.
+        path: the way to it in the arguments, see ``locate.numbers``; ``RESULT`` for a factor of what comes out,
+            ``CALLEE`` for the function itself.
+        now, wanted: what the small model's call has, None where the source has no such argument, and what it should
+            have.
     """
 
     path: Path
     now: int | float | None
-    wanted: int | float
+    wanted: Any
 
 
-def stale_numbers(
-    node: Node, keeps: KeepSets, args: Sequence[Any], kwargs: dict[str, Any], factor: float = 1.0
-) -> list[Stale]:
+def stale_numbers(node: Node, keeps: KeepSets, args: Sequence[Any], kwargs: dict[str, Any], ran: Node) -> list[Stale]:
     """Sizes and positions that differ from those of the plan, and other numbers that are not what they were.
 
     Args:
         args, kwargs: of the call as the small model makes it.
-        factor: what it multiplies the output with already.
+        ran: this call, or the recorded one where it was not made yet: what it multiplies the output with already, and
+            which function it calls.
     """
+    made = instead_of(node, keeps)
+    if made is not None:
+        kwargs = {name: v for name, v in kwargs.items() if name not in made.numbers}
     given, wanted = numbers(args, kwargs), wanted_numbers(node, keeps)
     if len(given) != len(wanted):
         return []
     present = dict(given)
     share = wanted_factor(node, keeps)
-    found = [] if same_number(factor, share) else [Stale(RESULT, 1.0, share / factor)]
+    found = [] if same_number(ran.factor, share) else [Stale(RESULT, 1.0, share / ran.factor)]
+    found += stale_function(node, keeps, ran)
     found += [Stale((n,), None, v) for n, v in missing(node, keeps).items() if present.get((n,)) is None]
     for (path, now), number in zip(given, wanted, strict=True):
         open_end = now == -1 and path[-1] not in ("lower", "upper")  # "what is left", as it was
         if now is not None and number is not None and not open_end and not same_number(now, number):
             found.append(Stale(path, now, number))
     return found
+
+
+def stale_function(node: Node, keeps: KeepSets, ran: Node) -> list[Stale]:
+    """What differs of the function that is called, and of what it is told beside the arguments of the original."""
+    made = instead_of(node, keeps)
+    if made is None:
+        return []
+    other = [] if ran.op is made.function else [Stale(CALLEE, None, made.function)]
+    told = made.numbers if other else {n: v for n, v in made.numbers.items() if not _is(ran.kwargs.get(n), v)}
+    return other + [Stale((name,), None, value) for name, value in told.items()]
+
+
+def _is(given: Any, number: int | float) -> bool:
+    return isinstance(given, int | float) and same_number(given, number)
 
 
 def wanted_factor(node: Node, keeps: KeepSets) -> float:
@@ -93,14 +114,17 @@ def missing(node: Node, keeps: KeepSets, whole: Value | None = None) -> dict[str
 
 
 def wanted_numbers(node: Node, keeps: KeepSets) -> list[Any]:
-    """The numbers of the call as the plan wants it, in the order of ``numbers(node.args, node.kwargs)``."""
-    old = [number for _, number in numbers(node.args, node.kwargs)]
+    """The numbers of the call as the plan wants it, in the order of ``numbers(node.args, node.kwargs)``; without
+    those that another function is told in its place."""
+    made = instead_of(node, keeps)
+    told = made.numbers if made is not None else {}
+    old = [n for path, n in numbers(node.args, node.kwargs) if path[0] not in told]
     if node.rule is None or node.module is not None:
         return old
     changed = _resized(node, _sets(node, keeps))
     if changed:
-        made = [number for _, number in numbers(*node.rule.rebind(node, changed))]
-        return made if len(made) == len(old) else old
+        new = [n for path, n in numbers(*node.rule.rebind(node, changed)) if path[0] not in told]
+        return new if len(new) == len(old) else old
     if len(node.outputs) == 1:
         value = node.outputs[0]
         rank = value.ndim

@@ -212,7 +212,7 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
 
 
 def _layer(layer: Any) -> dict[str, Any]:
-    if len(_of(layer, dict)) != 1 or not set(layer) <= {"class", "overlay", "edits"}:
+    if len(_of(layer, dict)) != 1 or not set(layer) <= {"class", "overlay", "overlay above", "edits"}:
         raise TypeError(f"{layer!r} is nothing that a class can become")
     for kind, content in layer.items():
         if kind != "edits":
@@ -230,19 +230,24 @@ _EDIT = {
     "span": (list,),
     "item": (int, type(None)),
     "old": (int, float, dict, type(None)),
-    "new": (int, float, dict),
+    "new": (int, float, dict, type(None)),
     "text": (str,),
     "via": (dict, type(None)),
     "keyword": (str, type(None)),
+    "callee": (str,),
 }
+_OPTIONAL = {"callee"}
 
 
 def _check_edit(edit: Any) -> None:
-    """Only numbers are put into a method, and only in the place of what stands there."""
-    if set(_of(edit, dict)) != set(_EDIT):
+    """Only numbers are put into a method, and only in the place of what stands there; and the name of a function that
+    an installed rule makes."""
+    if set(_of(edit, dict)) | _OPTIONAL != set(_EDIT):
         raise TypeError(f"{edit!r} is no edit of a method")
-    for name, kinds in _EDIT.items():
-        _of(edit[name], *kinds)
+    for name in edit:
+        _of(edit[name], *_EDIT[name])
+    if (edit["new"] is None) != ("callee" in edit):
+        raise TypeError(f"{edit!r} is no edit of a method")
     for name in ("old", "new"):
         _of(from_json(edit[name]), int, float, type(None))
     for place in (edit, edit["via"]):

@@ -29,6 +29,7 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.rule import Rule
+from speedup.trace.above import Above
 from speedup.trace.enter import enterable
 from speedup.trace.making import Maker, name_of, transformed
 from speedup.trace.number import Number, number_of
@@ -120,6 +121,7 @@ class Recorder(TorchFunctionMode):
         self.reads = 0
         self.from_input: set[Value] = set()
         self.asking: set[str] = set()
+        self.above: Above = {}
         self.dtypes: set[torch.dtype] = set()
 
     # -- recording ------------------------------------------------------------------------------------------------
@@ -387,6 +389,14 @@ class Recorder(TorchFunctionMode):
             place = f"{self.tensors.paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
             raise RuleError(f"{error}, at {place}") from error
         return found
+
+    def call_above(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A call of the forward of a class above the module's own."""
+        if self.open_calls or transformed():
+            return original(module, *args, **kwargs)
+        base, rule = self.above[id(module)]
+        held = _held(rule, module, self.tensors.paths.get(id(module), ""))
+        return self.record(base, rule, args, kwargs, lambda: original(module, *args, **kwargs), module, held)
 
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:

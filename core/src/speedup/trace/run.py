@@ -18,6 +18,7 @@ from speedup.expand import Expansion, expand
 from speedup.graph import Graph, Node
 from speedup.masking import Masking
 from speedup.registry import Registry
+from speedup.trace.above import called_above, seen
 from speedup.trace.meta import made_there
 from speedup.trace.number import number_of
 from speedup.trace.outputs import later, plain_leaves, tensors_in
@@ -132,6 +133,7 @@ def trace(
             expanded = expand(model, registry)
             see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
             recorder = Recorder(model, registry, substitutes, masking)
+            recorder.above = called_above(model, registry)
             recorder.answers = answers
             recorder.maker.place, recorder.maker.shapes = made_there(model), shapes
             if compared is not None:
@@ -171,7 +173,13 @@ def _run(
         inputs.append(value)
     recorder.underneath = _Underneath(recorder)
     try:
-        with _uncompiled(), _module_calls(recorder), recorder.underneath, recorder:
+        with (
+            _uncompiled(),
+            _module_calls(recorder),
+            seen(recorder.above, recorder.call_above),
+            recorder.underneath,
+            recorder,
+        ):
             result = model(*args, **kwargs)
         if recorder.lends:
             result = pytree.tree_map(number_of, result)

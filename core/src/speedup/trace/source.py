@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_TORCH_MODULES = os.path.join(_TORCH, "nn", "modules") + os.sep
 # What stands on the stack between the forward of one module and that of the next.
 _MODULE_CALL = frozenset({"_call_impl", "_wrapped_call_impl", "call_module"})
 _DEEP = 8  # frames of helper functions between a forward and the torch call
@@ -19,7 +20,7 @@ _DEEP = 8  # frames of helper functions between a forward and the torch call
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 # What is known of files, as there are many frames in few files: whether they are torch's or ours, of those whose lines
 # stand for others, or the user's.
-_LIBRARY, _PASSED, _USERS = 1, 2, 3
+_LIBRARY, _PASSED, _USERS, _MODULES = 1, 2, 3, 4
 _KINDS: dict[str, int] = {}
 
 
@@ -30,7 +31,10 @@ def see_through(files: Iterable[str]) -> None:
 
 
 def _kind(file: str) -> int:
-    kind = _LIBRARY if file.startswith((_TORCH, _OURS)) else _PASSED if file.startswith("<frozen") else _USERS
+    if file.startswith(_TORCH_MODULES):
+        kind = _MODULES
+    else:
+        kind = _LIBRARY if file.startswith((_TORCH, _OURS)) else _PASSED if file.startswith("<frozen") else _USERS
     _KINDS[file] = kind
     return kind
 
@@ -52,8 +56,10 @@ def caller(frame: FrameType | None = None) -> str:
 
 def caller_and_sites() -> tuple[str, tuple[tuple[CodeType, int], ...]]:
     """The ``caller``, and where in the innermost module's forward we are: code and instruction of every frame outside
-    torch and this package, helper functions first. No frame is kept."""
+    torch and this package, helper functions first, and of methods of torch's modules that one of these calls
+    (``super().forward(x)``). No frame is kept."""
     found: list[tuple[CodeType, int]] = []
+    of_torch: list[tuple[CodeType, int]] = []
     where = ""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(found) < _DEEP:
@@ -61,9 +67,12 @@ def caller_and_sites() -> tuple[str, tuple[tuple[CodeType, int], ...]]:
         kind = _KINDS.get(code.co_filename) or _kind(code.co_filename)
         if kind == _USERS:
             where = where or f"{code.co_filename}:{frame.f_lineno}"
-            found.append((code, frame.f_lasti))
-        elif kind == _LIBRARY and code.co_name in _MODULE_CALL:
+            found += [*of_torch, (code, frame.f_lasti)]
+            of_torch = []
+        elif kind != _PASSED and code.co_name in _MODULE_CALL:
             break
+        elif kind == _MODULES:
+            of_torch.append((code, frame.f_lasti))
         frame = frame.f_back
     return where or caller(frame), tuple(found)
 

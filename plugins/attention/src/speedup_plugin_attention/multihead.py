@@ -146,7 +146,9 @@ class MultiheadAttention(Expansion):
     def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
         assert isinstance(module, nn.MultiheadAttention)
         scale, _ = sizes(module)
-        fused = next(c.shapes for c in calls if isinstance(c.node.rule, ScaledDotProductAttention))
+        fused = next((c.shapes for c in calls if isinstance(c.node.rule, ScaledDotProductAttention)), None)
+        if fused is None:
+            return False  # a subclass has not called it
         query, value, out = fused[Q], fused[V], fused[OUT]
         assert query is not None and value is not None and out is not None
         own = module.__dict__

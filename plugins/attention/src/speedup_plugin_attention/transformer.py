@@ -190,7 +190,8 @@ class Transformer(Expansion):
     forwards = {nn.Transformer: BothForward}  # noqa: RUF012
 
     def settle(self, module: nn.Module, path: str, calls: Sequence[Call]) -> bool:
-        last = calls[-1].shapes[-1]
+        # The last one of its parts: a subclass may do more itself.
+        last = next(c.shapes[-1] for c in reversed(calls) if c.node.scope != path or c.node.module is not None)
         assert last is not None
         module.__dict__["d_model"] = last[-1]
         return True  # the original compares the widths with d_model

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, SignatureError, hookimpl
+from speedup_plugin_norm import calls
 from speedup_plugin_norm.compensated import (
     PLAIN,
     REMOVED,
@@ -38,7 +39,8 @@ class LayerNorm(Counting):
 
     name = "layer_norm"
     knows_width = True
-    makes = (LayerNormForward,)
+    counting = (calls.layer_norm,)
+    makes = (LayerNormForward, calls.layer_norm)
     call = "input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True"
 
     def signature(self, node: Node) -> str:
@@ -105,7 +107,8 @@ class RMSNorm(Counting):
 
     name = "rms_norm"
     knows_width = True
-    makes = (RMSNormForward,)
+    counting = (calls.rms_norm,)
+    makes = (RMSNormForward, calls.rms_norm)
     operands: tuple[str, ...] = ("input", "weight")
     call = "input, normalized_shape, weight=None, eps=None"
 
@@ -122,6 +125,9 @@ class RMSNorm(Counting):
         squares = np.square(constants).sum(axis=axes, keepdims=True) + spread + gone * mean**2
         total = np.prod([constants.shape[a] for a in axes]) + gone
         return np.asarray(constants / np.sqrt(squares / total + self.eps(node)))
+
+    def told(self, count: float, mean: float, spread: float) -> dict[str, float]:
+        return {"gone_squares": spread + count * mean**2}
 
     def eps_name(self, node: Node) -> str:
         return "eps"
@@ -239,7 +245,8 @@ class GroupNorm(Counting):
     """As a layer norm, over the channels of each group and all positions."""
 
     name = "group_norm"
-    makes = (GroupNormForward,)
+    counting = (calls.group_norm,)
+    makes = (GroupNormForward, calls.group_norm)
     call = "input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True"
     sizes = {"num_groups": "g", "num_channels": "g c"}  # noqa: RUF012
 
@@ -351,6 +358,34 @@ class CompensatedGroupNorm(_Compensated, GroupNorm):
         return count, mean, spread
 
 
+class _CountingCall(Counting):
+    """A call of a function that has lost channels in an earlier round, and goes on counting them."""
+
+    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
+        count = node.arg("total") - node.layout.sizes["c"]
+        mean, spread = node.arg("gone_mean", 0.0), node.arg("gone_spread", 0.0)
+        return tuple(np.full((1,) * len(node.layout.names), float(n)) for n in (count, mean, spread))  # type: ignore[return-value]
+
+
+class CountingLayerNorm(_CountingCall, LayerNorm):
+    name = "counting layer_norm"
+    call = f"{LayerNorm.call}, *, total, gone_mean=0.0, gone_spread=0.0"
+
+
+class CountingRMSNorm(_CountingCall, RMSNorm):
+    name = "counting rms_norm"
+    call = f"{RMSNorm.call}, *, total, gone_squares=0.0"
+
+    def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
+        count, mean, spread = super().before(node)
+        return count, mean, spread + node.arg("gone_squares")
+
+
+class CountingGroupNorm(_CountingCall, GroupNorm):
+    name = "counting group_norm"
+    call = f"{GroupNorm.call}, *, total, gone_mean=0.0, gone_spread=0.0"
+
+
 class InstanceNorm(Rule):
     """Every channel on its own, over all positions; with running statistics, as a batch norm."""
 
@@ -408,6 +443,7 @@ def speedup_rules() -> Iterable[Rule]:
         OffsetRMSNorm(),
         OtherGroupNorm(),
         GroupNorm(modules=(nn.GroupNorm,), functions=(F.group_norm, torch.group_norm)),
+        *(rule(functions=rule.counting) for rule in (CountingLayerNorm, CountingRMSNorm, CountingGroupNorm)),
         ResponseNorm(),
         LocalResponseNorm(),
         DeviationNorm(),

@@ -26,7 +26,7 @@ from speedup import Overlay, overlaid
 
 PLAIN = ("weight", "bias")
 REMOVED = ("removed", "removed_mean", "removed_spread")
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Compensated(Overlay):
@@ -72,16 +72,80 @@ class Compensated(Overlay):
 
     def normalize(self, x: torch.Tensor, axes: tuple[int, ...], positions: int = 1) -> torch.Tensor:
         """(x - mean) / deviation over ``axes`` and what was removed, which counts once at each position."""
-        here, gone = 1, self.gone(x.shape[axes[0]]) * positions
-        for axis in axes:
-            here = here * x.shape[axis]
-        total = here + gone
-        var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-        overall = (here * mean + gone * self.removed_mean) / total
-        spread = here * (var + (mean - overall) ** 2) + gone * (self.removed_mean - overall) ** 2
-        spread = spread + self.removed_spread * positions
-        result: torch.Tensor = (x - overall) / divisor(spread, total, self.stat_eps, self.stat_spread)
-        return result
+        gone = self.gone(x.shape[axes[0]]), self.removed_mean, self.removed_spread
+        return normalized(x, axes, self.stat_eps, *gone, self.stat_spread, positions)
+
+
+def normalized(
+    x: torch.Tensor,
+    axes: tuple[int, ...],
+    eps: float,
+    gone: Any,
+    gone_mean: Any,
+    gone_spread: Any,
+    form: str = "var",
+    positions: int = 1,
+) -> torch.Tensor:
+    """(x - mean) / deviation over ``axes`` and what was removed.
+
+    Args:
+        gone, gone_mean, gone_spread: how many were removed at each position, their mean and sum of squared deviations.
+        form: how it is divided, see ``divisor``.
+        positions: how many there are, where statistics are taken over them too.
+    """
+    here, gone = 1, gone * positions
+    for axis in axes:
+        here = here * x.shape[axis]
+    total = here + gone
+    var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    overall = (here * mean + gone * gone_mean) / total
+    spread = here * (var + (mean - overall) ** 2) + gone * (gone_mean - overall) ** 2
+    spread = spread + gone_spread * positions
+    result: torch.Tensor = (x - overall) / divisor(spread, total, eps, form)
+    return result
+
+
+def is_plain() -> bool:
+    """Whether nothing but an answer is asked for. A compiler fuses the plain calls better by itself."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def corrected(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    gone: int,
+    gone_mean: float,
+    gone_spread: float,
+) -> torch.Tensor:
+    """The kernel over the last axis, corrected for what was removed. It gives no gradients of its statistics.
+
+    With w = whole: y = kernel(x) · w / inverse + weight · w · q · away + bias, in few passes and few small calls.
+
+    Args:
+        gone, gone_mean, gone_spread: how many were removed, their mean and sum of squared deviations.
+    """
+    dtype = x.dtype
+    if dtype in HALF:
+        dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
+        x = x.float()
+        weight, bias = (None if t is None else t.float() for t in (weight, bias))
+    left = x.shape[-1]
+    total = left + gone
+    p, q = left / total, gone / total
+    y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, eps)
+    away = mean - gone_mean if gone_mean else mean
+    # The kernel's eps is in 1 / inverse² already, p times of it.
+    rest = (q * eps + gone_spread / total) / p
+    whole = inverse.pow(-2).add_(rest).addcmul_(away, away, value=q).rsqrt_()
+    shift, whole = whole * away, whole.div_(inverse)
+    if bias is None:
+        y = y.mul_(whole).add_(shift if weight is None else shift * weight, alpha=q).mul_(p**-0.5)
+    else:
+        ones = bias.new_ones(()) if weight is None else weight
+        y = torch.addcmul(bias, shift, ones, value=q * p**-0.5).addcmul_(y, whole, value=p**-0.5)
+    return y if y.dtype == dtype else y.to(dtype)
 
 
 class LayerNormForward(Compensated):
@@ -91,41 +155,14 @@ class LayerNormForward(Compensated):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         last = self.stat_eps > 0 and self.stat_axis in (-1, x.ndim - 1) and self.stat_spread == "var"
-        # A compiler fuses the plain calls better by itself.
-        if last and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self.behind(self.corrected(x))
-        wide = x.float() if x.dtype in _HALF else x
+        if last and is_plain():
+            weight, bias = (None if t is None else t.reshape(-1) for t in _scale_of(self))
+            gone = self.gone(x.shape[-1])
+            return self.behind(corrected(x, weight, bias, self.stat_eps, gone, self.removed_mean, self.removed_spread))
+        wide = x.float() if x.dtype in HALF else x
         y = self.normalize(wide, (self.stat_axis,)).to(x.dtype)
         shape = [-1 if a == self.stat_axis % x.ndim else 1 for a in range(x.ndim)]
         return self.finish(y, shape)
-
-    def corrected(self, x: torch.Tensor) -> torch.Tensor:
-        """The kernel over the last axis, corrected for what was removed. It gives no gradients of its statistics.
-
-        With w = whole: y = kernel(x) · w / inverse + weight · w · q · away + bias, in few passes and few small calls.
-        """
-        weight, bias = (None if t is None else t.reshape(-1) for t in _scale_of(self))
-        dtype = x.dtype
-        if dtype in _HALF:
-            dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
-            x = x.float()
-            weight, bias = (None if t is None else t.float() for t in (weight, bias))
-        left = x.shape[-1]
-        gone = self.gone(left)
-        total = left + gone
-        p, q = left / total, gone / total
-        y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, self.stat_eps)
-        away = mean - self.removed_mean if self.removed_mean else mean
-        # The kernel's eps is in 1 / inverse² already, p times of it.
-        rest = (q * self.stat_eps + self.removed_spread / total) / p
-        whole = inverse.pow(-2).add_(rest).addcmul_(away, away, value=q).rsqrt_()
-        shift, whole = whole * away, whole.div_(inverse)
-        if bias is None:
-            y = y.mul_(whole).add_(shift if weight is None else shift * weight, alpha=q).mul_(p**-0.5)
-        else:
-            ones = bias.new_ones(()) if weight is None else weight
-            y = torch.addcmul(bias, shift, ones, value=q * p**-0.5).addcmul_(y, whole, value=p**-0.5)
-        return y if y.dtype == dtype else y.to(dtype)
 
 
 class RMSNormForward(Compensated):
@@ -137,7 +174,7 @@ class RMSNormForward(Compensated):
     stat_axis: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float() if x.dtype in _HALF else x
+        wide = x.float() if x.dtype in HALF else x
         total = x.shape[self.stat_axis] + self.gone(x.shape[self.stat_axis])
         squares = wide.square().sum(self.stat_axis, keepdim=True) + self.removed_spread
         return self.behind((wide * torch.rsqrt(squares / total + self.stat_eps)).to(x.dtype))
@@ -149,7 +186,7 @@ class GroupNormForward(Compensated):
     num_groups: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float() if x.dtype in _HALF else x
+        wide = x.float() if x.dtype in HALF else x
         grouped = wide.reshape(x.shape[0], self.num_groups, x.shape[1] // self.num_groups, -1)
         y = self.normalize(grouped, (2, 3), grouped.shape[3]).reshape(x.shape).to(x.dtype)
         return self.finish(y, [1, -1] + [1] * (x.ndim - 2))

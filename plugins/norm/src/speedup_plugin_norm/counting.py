@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from speedup import (
     Constant,
     Fact,
     Floats,
+    Instead,
     Kept,
     Labels,
     Node,
     NodeFacts,
     NodeKeep,
     Rule,
+    kept_shape,
     unused_operands,
 )
 from speedup_plugin_norm.compensated import divisor
@@ -33,6 +36,7 @@ class Counting(Rule):
 
     operands: tuple[str, ...] = ("input", "weight", "bias")
     over = "c"
+    counting: Sequence[Callable[..., Any]] = ()  # what goes on counting in the place of a function
     knows_width = False  # whether the smaller module can count by the width that the original would have
     offset = 0.0  # what is added to the weight before anything is scaled with it
 
@@ -75,9 +79,11 @@ class Counting(Rule):
         return ()
 
     def removable(self, node: Node) -> bool:
-        """Whether a smaller module can stand in for the call: a function has nowhere to keep what it must count."""
+        """Whether a smaller module, or a call that is told what it must count, can stand in for the call."""
+        if node.module is None:
+            return bool(self.counting)
         own = all(v is None or all(n.module is node.module for n, _ in v.uses) for v in node.operands[1:])
-        return node.module is not None and own and (node.calls == 1 or self.alike(node))
+        return own and (node.calls == 1 or self.alike(node))
 
     def alike(self, node: Node) -> bool:
         """Whether one module can count what all its calls lose: the channels of its weight, or what each call is short
@@ -94,10 +100,11 @@ class Counting(Rule):
         return None if value is None else value.shape[self.channel(node)]
 
     def countable(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
-        """The constants that a smaller module can count. One that is called several times counts zeros alone, which
-        are the same in every call."""
+        """The constants that a smaller module or call can count. A module that is called several times counts zeros
+        alone, which are the same in every call; so does a call with several groups, to which one number is told."""
         known, value = self.constants(node, facts)
-        return (known & (value == 0), np.zeros_like(value)) if node.calls > 1 else (known, value)
+        alike = node.calls > 1 or (node.module is None and node.layout.sizes.get("g", 1) > 1)
+        return (known & (value == 0), np.zeros_like(value)) if alike else (known, value)
 
     # -- inference ------------------------------------------------------------------------------------------------
 
@@ -157,13 +164,12 @@ class Counting(Rule):
     def constants(self, node: Node, facts: NodeFacts) -> tuple[Bools, Floats]:
         """The channels that are constant, with one value at all positions, in named space."""
         layout = node.layout
-        known = facts.mask(0)
-        value = facts.value(0) if facts.is_weight(0) else np.broadcast_to(facts.value(0), known.shape)
+        # Of a parameter, which may be trained further, what masks make 0.
+        known = facts.zero(0) if facts.is_weight(0) else facts.mask(0)
+        value = np.zeros(known.shape) if facts.is_weight(0) else np.broadcast_to(facts.value(0), known.shape)
         channels = self.channel(node) % known.ndim
         positions = tuple(a for a, s in enumerate(known.shape) if s > 1 and a != channels)
-        if facts.is_weight(0):
-            known, value = np.zeros((1,) * known.ndim, bool), np.zeros((1,) * known.ndim)
-        elif positions:
+        if positions:
             # Some positions may be known in other channels too: a token that is a parameter.
             value = np.where(known, value, 0.0)
             same = value.max(positions, keepdims=True) == value.min(positions, keepdims=True)
@@ -172,11 +178,10 @@ class Counting(Rule):
         return layout.to_named(0, known), layout.to_named(0, np.where(known, value, 0.0))
 
     def _named(self, node: Node, facts: NodeFacts, k: int, default: float) -> Floats:
-        return (
-            node.layout.to_named(k, facts.value(k))
-            if facts.present(k)
-            else np.full((1,) * len(node.layout.names), default)
-        )
+        """An operand, NaN where nothing is known of it; the default where it is missing."""
+        if k >= len(node.operands) or not facts.present(k):
+            return np.full((1,) * len(node.layout.names), default)
+        return node.layout.to_named(k, np.where(facts.mask(k), facts.value(k), np.nan))
 
     def _wide(self, layout: Any) -> list[int]:
         return [layout.sizes[n] if n in ("g", self.over) else 1 for n in layout.names]
@@ -215,7 +220,32 @@ class Counting(Rule):
         count, _, _ = self.before(node)
         return int(node.layout.sizes[self.over] + count.item())
 
-    def gone(self, node: Node, keep: Kept) -> tuple[Floats, Floats, Floats]:
+    def resize(self, node: Node, keep: Sequence[Bools]) -> Mapping[str, Any]:
+        """A call of a function may hold the width."""
+        if node.module is not None or "normalized_shape" not in node.arguments or self.over not in node.layout.names:
+            return {}
+        value = node.operands[0]
+        assert value is not None
+        return {"normalized_shape": kept_shape(keep[0], value.shape)[-1:]}
+
+    def instead(self, node: Node, keep: NodeKeep) -> Instead | None:
+        """The function that goes on counting."""
+        if self.over not in node.layout.names:
+            return None
+        count, mean, spread = (a.max() for a in self.gone(node, keep))
+        if not count:
+            return None
+        earlier, _, _ = self.before(node)
+        total = int(node.layout.sizes[self.over] + earlier.max())
+        told = {name: number for name, number in self.told(float(count), float(mean), float(spread)).items() if number}
+        return Instead(self.counting[0], {"total": total, **told})
+
+    def told(self, count: float, mean: float, spread: float) -> dict[str, float]:
+        """What the function is told of the channels that went, beside how many there were; what is 0 it needs not be
+        told."""
+        return {"gone_mean": mean, "gone_spread": spread}
+
+    def gone(self, node: Node, keep: Kept | NodeKeep) -> tuple[Floats, Floats, Floats]:
         """Per kept group how many channels are gone by now, and their mean and sum of squared deviations (flat)."""
         layout = node.layout
         _, value = self.countable(node, keep.facts)
