@@ -532,3 +532,27 @@ def test_a_parameter_that_is_normalised_loses_what_masks_make_0() -> None:
     some[3, GONE[0]] = False
     result = check_equal(model, tokens(4, 7), {"": {"table": some}, "norm": {"weight": columns, "bias": columns}})
     assert result.shape("table") == (7, 13 - len(GONE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("affine", [True, False])
+def test_what_is_too_large_for_the_cache_gives_the_same(dtype: torch.dtype, affine: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64, elementwise_affine=affine), nn.Linear(64, 3)).double()
+    masks = mask_indices(randomize(model), {"0.weight": range(1, 64, 2), "0.bias": range(1, 64, 2)})
+    small = speedup.plan(model.eval(), torch.randn(2, 4, dtype=torch.float64), masks).apply().to(dtype)
+    assert small[1].weight is None if not affine else small[1].weight.numel() < 64
+    norm, x = small[1], torch.randn(3, 5000, small[2].in_features).to(dtype)  # nearly twice what is taken at once
+    with torch.no_grad():
+        whole = norm(x)
+        assert whole.shape == x.shape and whole.dtype == dtype
+        assert torch.equal(whole, torch.cat([norm(part) for part in x.split(1)]))
+        assert torch.equal(whole, norm(x.transpose(0, 1)).transpose(0, 1))
+    assert torch.allclose(whole, norm(x), rtol=0.05 if dtype is torch.bfloat16 else 1e-4, atol=1e-2)
+
+
+def test_a_trace_of_a_large_input_takes_others() -> None:
+    norm, large = small_stream().n.float(), torch.randn(5, 8000, 8)
+    with torch.no_grad():
+        traced = torch.jit.trace(norm, large)
+        for x in (large, torch.randn(9, 7000, 8), torch.randn(2, 3, 8)):
+            assert torch.allclose(traced(x), norm(x), atol=1e-5)
