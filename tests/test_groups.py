@@ -140,6 +140,22 @@ class Positions(nn.Module):
         return self.b(self.norm(x))
 
 
+class Registers(nn.Module):
+    """Several learned tokens behind those of the input, to which a fixed table was added or not."""
+
+    def __init__(self, table: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.tokens = nn.Parameter(torch.randn(2, 6))
+        self.table = torch.randn(5, 6) if table else None  # no parameter and no buffer: it stays as it is
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x) if self.table is None else self.a(x) + self.table
+        x = torch.cat([x, self.tokens.expand(len(x), -1, -1)], 1)
+        result: torch.Tensor = self.out(self.b(x).relu())
+        return result
+
+
 class Barrier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -239,6 +255,16 @@ def test_tokens_and_positions() -> None:
     (group,) = speedup.channel_groups(net(Positions()), tokens())
     assert {("first", 2), ("table", 2), ("norm.weight", 0), ("a.weight", 0)} <= places(group, 0).keys()
     assert all(indices == (0,) for indices in places(group, 0).values())
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_tokens_that_are_put_beside_those_of_the_input(table: bool) -> None:
+    groups = speedup.channel_groups(randomize(Registers(table)), torch.randn(2, 5, 4))
+    assert places(find(groups, "b.weight"), 5)["out.weight", 1] == (5,)
+    if table:
+        assert len(groups) == 1
+    else:
+        assert places(find(groups, "a.weight"), 4)["tokens", 1] == (4,)
 
 
 def test_what_no_rule_knows_stays() -> None:

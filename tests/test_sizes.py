@@ -273,3 +273,32 @@ def test_numbers_lists_and_frames_may_be_others(what: str) -> None:
     with torch.no_grad():
         model.a.bias[:2] = 0
     assert check_equal(model, inputs, masks, others).shape("b.weight") == (5, 6)
+
+
+class Pixels(nn.Module):
+    """Pixels by channels, of which a reshape makes channels by rows by columns: which are which depends on the size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.out, self.width = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1), width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, _, h, w = x.shape
+        y = self.a(x).flatten(2).transpose(1, 2)
+        result: torch.Tensor = self.out(y.reshape(b, self.width, h, w))
+        return result
+
+
+@pytest.mark.parametrize("width", [-1, 16])
+def test_a_reshape_that_takes_pixels_for_channels(width: int) -> None:
+    net = randomize(Pixels(width))
+    masks = mask_indices(net, {"a.weight": range(4), "a.bias": range(4)})
+    # With four pixels four channels are one of the new ones; with others they are not.
+    check_equal(net, torch.randn(2, 3, 2, 2), masks, [torch.randn(1, 3, *size) for size in ((1, 1), (4, 4), (6, 5))])
+
+
+def test_images_laid_out_as_vectors_lose_channels() -> None:
+    net = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)))
+    masks = mask_indices(net, {"0.weight": [1, 4], "0.bias": [1, 4]})
+    result = check_equal(net, torch.randn(2, 3, 6, 6), masks, [torch.randn(1, 3, 5, 9)])
+    assert result.shape("3.weight") == (4, 24)

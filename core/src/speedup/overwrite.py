@@ -105,10 +105,49 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Relaid:
+    """All entries of a tensor, which another one of the same memory lays out otherwise: ``x.flatten(2).mT`` of ``x``.
+
+    Attributes:
+        order: the axes of the other tensor, as they lie in memory.
+        shape: of the tensor, its axes as they lie in memory.
+        back: the places of the tensor's axes among these.
+    """
+
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    back: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, other: torch.Tensor) -> Relaid | None:
+        """How to lay out the entries of another tensor; None where these are not the same, each once."""
+        order, its = _in_memory(tensor), _in_memory(other)
+        alike = tensor.dtype == other.dtype and tensor.numel() == other.numel()
+        if order is None or its is None or not alike or tensor.storage_offset() != other.storage_offset():
+            return None
+        return cls(its, tuple(tensor.shape[a] for a in order), tuple(order.index(a) for a in range(tensor.ndim)))
+
+    def take(self, other: torch.Tensor) -> torch.Tensor:
+        return other.permute(self.order).reshape(self.shape).permute(self.back)
+
+
+def _in_memory(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """The axes of a tensor as they lie in memory, the outermost first; None where it has gaps, or entries twice."""
+    strides = [int(s) for s in tensor.stride()]
+    order = sorted(range(tensor.ndim), key=lambda a: (-strides[a], tensor.shape[a]))
+    step = 1
+    for axis in reversed(order):
+        if tensor.shape[axis] != 1 and strides[axis] != step:
+            return None
+        step *= tensor.shape[axis]
+    return tuple(order)
+
+
+@dataclass(frozen=True)
 class Changed:
     """The new contents of a tensor of which another view was changed in place."""
 
-    old_in_new: Block | None
+    old_in_new: Block | Relaid | None
     new_in_old: Block | None
 
     def __call__(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -131,7 +170,8 @@ class InPlaceChange(TiedMovement):
         if any(Block.of(t, changed[0]) is None for t in changed[1:]):
             return
         node.tensors = node.tensors[:2]  # the others are parts of the first
-        change = Changed(Block.of(tensor, changed[0]), Block.of(changed[0], tensor))
+        part = Block.of(tensor, changed[0])
+        change = Changed(part or Relaid.of(tensor, changed[0]), Block.of(changed[0], tensor))
         if change.old_in_new is not None or change.new_in_old is not None:
             node.op = change
             self.claim(node)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from speedup.ask import ask
 from speedup.graph import Graph, Value
 
 
-def rigid_axes(graph: Graph) -> dict[Value, tuple[bool, ...]]:
-    """An axis is rigid when it can never lose an index: the inputs' axes are, and what follows from them."""
-    rigid = {value: (not value.is_source,) * value.ndim for value in graph.values}
+def rigid_axes(graph: Graph, fixed: Collection[tuple[Value, int]] = ()) -> dict[Value, tuple[bool, ...]]:
+    """An axis is rigid when it can never lose an index: the inputs' axes are, and what follows from them.
+
+    Args:
+        fixed: axes of parameters that are to be taken for such too.
+    """
+    rigid = {v: tuple([not v.is_source or (v, axis) in fixed for axis in range(v.ndim)]) for v in graph.values}
     for node in graph.nodes:
         if node.rule is not None:
             found = ask(node, "rigid", [rigid[v] if v is not None else () for v in node.operands])

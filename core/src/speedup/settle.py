@@ -12,6 +12,7 @@ from speedup.build import Parts, build
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
+from speedup.moved import Elsewhere
 from speedup.order import arrange
 from speedup.registry import Registry
 from speedup.repair.mend import mend
@@ -39,11 +40,14 @@ def settle(
         CheckError: there is one way, and the numbers differ or no plan fits.
     """
     way = ways[0]
+    elsewhere = [Elsewhere(model, inputs, w.graph, rules) for w in ways]
     for _ in range(_ROUNDS):
         keeps = [w.keep_sets(drop) for w in ways]
         more = [arrange(w.graph, k) for w, k in zip(ways, keeps, strict=True)]
         if not any(more) and len(ways) > 1:
             more = disagreements(ways, keeps)
+        if not any(more):
+            more = [e.locks(k) for e, k in zip(elsewhere, keeps, strict=True)]
         if not any(more):
             made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
             if not same_parts(made):

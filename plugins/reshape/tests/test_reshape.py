@@ -465,6 +465,35 @@ class Shift(nn.Module):
         return self.t(self.b(out).relu())
 
 
+class Places(nn.Module):
+    """A table added in place to another view of all that a layer gives, which is read afterwards or not."""
+
+    def __init__(self, turned: bool, read: bool) -> None:
+        super().__init__()
+        self.a, self.t = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+        self.turned, self.read = turned, read
+        self.table = nn.Parameter(torch.zeros((1, 1, 8) if turned else (1, 8, 1)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        x = y.flatten(2).mT if self.turned else y.flatten(2)
+        if not self.read:
+            del y
+        x += self.table
+        x = x.tanh().mT if self.turned else x.tanh()
+        return self.t(y + x.view(y.shape) if self.read else x.unsqueeze(-1))
+
+
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_writing_in_place_into_another_view_of_all_of_a_tensor(turned: bool, read: bool) -> None:
+    net = randomize(Places(turned, read))
+    masks = mask_indices(net, {"a.weight": [1, 6], "a.bias": [1, 6]})
+    masks |= mask_indices(net, {"table": [1, 6]}, axis=2 if turned else 1)
+    result = check_equal(net, image(2, 6, 6), masks, [image(3, 7, 8)])
+    assert result.shape("a.weight")[0] == 6 and result.shape("t.weight")[1] == 6
+
+
 class Attention(nn.Module):
     """Heads by view(B, N, 3, h, d) and back, over the positions of an image."""
 

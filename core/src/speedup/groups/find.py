@@ -11,7 +11,7 @@ from speedup.ask import ask
 from speedup.auxiliary import widest_trace
 from speedup.errors import InputError
 from speedup.facts import Bools
-from speedup.graph import Graph
+from speedup.graph import Graph, Value
 from speedup.groups.assemble import assemble
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import STAYS, Labels, Numbers
@@ -20,6 +20,7 @@ from speedup.groups.result import ChannelGroups
 from speedup.grow import bare_keep_sets
 from speedup.inputs import check_made, resolve_inputs
 from speedup.registry import Registry, default_registry
+from speedup.rigid import rigid_axes
 from speedup.trace import sandbox
 
 
@@ -74,10 +75,15 @@ def _usable(classes: Numbers, lines: Numbers, made: Numbers) -> Bools:
 def _tied(graph: Graph) -> Labels:
     """Let every rule say what it ties, and hold what can never go."""
     whole = bare_keep_sets(graph)
-    labels = Labels(whole.rigid, graph.from_input)
-    for node in graph.nodes:
-        if node.rule is not None:
-            ask(node, "tie", labels)
+    fixed: set[tuple[Value, int]] = set()
+    while True:
+        labels = Labels(rigid_axes(graph, fixed) if fixed else whole.rigid, graph.from_input)
+        for node in graph.nodes:
+            if node.rule is not None:
+                ask(node, "tie", labels)
+        if labels.alone <= fixed:
+            break
+        fixed |= labels.alone
     for value in graph.values:
         if labels.has(value) and whole.sets[value].any():
             labels.freeze(value)

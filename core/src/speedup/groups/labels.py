@@ -47,6 +47,8 @@ class Labels:
         read: activations that such a layer reads.
         reads: which numbers of a parameter are of channels that its layer reads, by the axes along which they vary;
             the others are of channels that it makes.
+        alone: axes of parameters that meet, in one tensor, others that have no such axis: the rows of a few tokens that
+            are put before those of the input. They cannot go for themselves.
     """
 
     def __init__(self, rigid: Mapping[Value, Sequence[bool]], from_input: frozenset[Value]) -> None:
@@ -57,6 +59,7 @@ class Labels:
         self.made: list[Numbers] = []
         self.read: list[Value] = []
         self.reads: set[tuple[Value, tuple[int, ...]]] = set()
+        self.alone: set[tuple[Value, int]] = set()
         self._of: dict[Value, dict[tuple[int, ...], Numbers]] = {}
         self._count = 1
         self._edges: list[tuple[Numbers, Numbers]] = []
@@ -111,6 +114,17 @@ class Labels:
     def has(self, value: Value) -> bool:
         """Whether a value has numbers yet."""
         return value in self._of
+
+    def leave(self, arrays: Iterable[Numbers]) -> None:
+        """Nothing goes for these numbers: note the axes of parameters that they are of."""
+        numbers = [a.ravel() for a in arrays]
+        if numbers:
+            of = np.unique(np.concatenate(numbers))
+            for value, known in self._of.items():
+                if value.is_source:
+                    self.alone |= {
+                        (value, axes[0]) for axes, n in known.items() if len(axes) == 1 and np.isin(n, of).any()
+                    }
 
     def keep_dense(self, numbers: Numbers, axis: int | None) -> None:
         """What is left of an array with several axes must be dense again."""
@@ -250,6 +264,9 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
     operands = [v for v in node.operands if v is not None]
     given = [labels.arrays(v) for v in operands]
     if any(len(arrays) != len(given[0]) for arrays in given):
+        kinds = [{tuple([a - n.ndim for a in varied(n)]): n for n in arrays} for arrays in given]
+        common = set.intersection(*map(set, kinds))
+        labels.leave(n for own in kinds for kind, n in own.items() if kind not in common)
         for value in (*operands, *node.outputs):
             labels.freeze(value)
         return

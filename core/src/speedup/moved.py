@@ -1,0 +1,156 @@
+"""Data movement that mixes axes may move other entries at another size of the input.
+
+``x.reshape(b, c, h, w)`` of pixels by channels, (b, h * w, c), takes a channel for a run of pixels: which ones depends
+on the size of the image. What can go of such a call at the size of the dummy input need not at another one. So where a
+plan takes entries from axes that a call mixes with others, the model is run at other sizes, the same entries are
+taken there, and the call must still give the entries that are kept. Where it does not, it is kept whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from torch import nn
+
+from speedup.ask import ask
+from speedup.facts import Bools, compact_axes
+from speedup.graph import Graph, Node, Value
+from speedup.keep import KeepSets, Lock
+from speedup.kinds import Kind
+from speedup.movement import Movement
+from speedup.order import same_orders
+from speedup.registry import Registry
+from speedup.regular import is_regular, varied
+from speedup.repair.vary import Case, Inputs, at_other_sizes
+from speedup.trace import trace
+
+log = logging.getLogger("speedup")
+
+_WHY = "at another size of the input it moves other entries"
+
+Place = tuple[str, str, str]
+
+
+class Elsewhere:
+    """Runs of a model at other sizes of its input, made when they are first asked for."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry) -> None:
+        self._model, self._inputs, self._graph, self._rules = model, inputs, graph, rules
+        self._found: list[Graph] | None = None
+
+    def locks(self, keeps: KeepSets) -> list[Lock]:
+        """What is to be kept whole, as the calls that read or make it do not hold at other sizes."""
+        mixing = [n for n in self._graph.nodes if mixes(n, keeps)]
+        if not mixing:
+            return []
+        found: dict[Node, None] = {}
+        for other in self._graphs():
+            there = _by_place(other)
+            here = _by_place(self._graph)
+            sets: dict[Value, Bools] = {}
+            for node in mixing:
+                own, others = here[_place(node)], there.get(_place(node), [])
+                if len(own) == len(others) and not _holds(node, others[own.index(node)].claimed(), keeps, sets):
+                    found[node] = None
+        return [
+            Lock(v.number, tuple(varied(keeps.sets[v])), f"{_WHY} ({node.where})", kind=Kind.RIGID)
+            for node in found
+            for v in dict.fromkeys((*node.operands, *node.outputs))
+            if v is not None and not keeps.whole(v)
+        ]
+
+    def _graphs(self) -> Sequence[Graph]:
+        if self._found is None:
+            found = self._found = []
+            graph = self._graph
+
+            def takes(case: Case) -> bool:
+                answers = graph.answers if graph.branch is None else None
+                try:
+                    other = trace(
+                        self._model, *case.inputs, self._rules, answers=answers, masking=graph.masking, compared=graph
+                    )
+                except Exception as error:  # whatever a model says to a size that it does not take
+                    log.debug("at another size: %r", error)
+                    return False
+                if not case.comparable(other.reference, graph.reference):
+                    return False
+                found.append(other)
+                return True
+
+            at_other_sizes(self._inputs, takes)
+        return self._found
+
+
+def mixes(node: Node, keeps: KeepSets) -> bool:
+    """Whether a call moves an axis that loses indices to where one goes that never does: one of the input, perhaps."""
+    rule = node.rule
+    if not isinstance(rule, Movement) or all(keeps.whole(v) for v in node.operands if v is not None):
+        return False
+    values = [v for v in node.operands if v is not None]
+    losing = {a for v in values for a in varied(keeps.sets[v])}
+    rigid = {a for v in values for a, r in enumerate(keeps.rigid[v]) if r}
+    for origin in rule.origins(node):
+        along = [{a - c.ndim for a, s in enumerate(c.shape) if s > 1} for c in origin.coordinates]
+        if any(along[a] & along[b] for a in losing for b in rigid - {a} if max(a, b) < len(along)):
+            return True
+    return False
+
+
+def _holds(node: Node, other: Node, keeps: KeepSets, sets: dict[Value, Bools]) -> bool:
+    """Whether a call at another size gives what is kept of what is kept.
+
+    Args:
+        node: the call at the size of the dummy input.
+        other: the same one at another size.
+        sets: what is kept of values of the other run, as far as it is known by calls like this one.
+    """
+    rule = other.rule
+    if not isinstance(rule, Movement) or len(other.values) != len(node.values) or rule.copies(node):
+        return True
+    if any(v is None or 0 in v.shape for v in other.values):
+        return True
+    n = len(node.operands)
+    known = [_there(a, b, keeps, sets) for a, b in zip(node.values, other.values, strict=True)]
+    if any(k is None for k in known[:n]) and all(k is not None for k in known[n:]):
+        known[:n] = rule.scatter(other, cast(list[Bools], known[n:]))
+    if any(k is None for k in known[:n]):
+        return True  # nothing tells what is kept there
+    moved = rule._with_fill(other, rule.gather(other, cast(list[Bools], known[:n]), False))
+    for k, (value, mask) in enumerate(zip(other.outputs, moved, strict=True), n):
+        wanted = known[k]
+        if wanted is None:
+            sets[value] = known[k] = rule._regular(other, k, value, mask)
+        elif (mask & ~wanted).any():
+            return False
+    kept = cast(list[Bools], known)
+    read = rule.scatter(other, kept[n:])
+    if any((r & ~k).any() for r, k in zip(read, kept, strict=False)) or not all(map(is_regular, kept)):
+        return False
+    orders = keeps.orders_of(node)
+    found = ask(other, "arrange", kept, [*orders[:n], *({} for _ in other.outputs)])
+    return found is not None and all(map(same_orders, found, orders))
+
+
+def _there(value: Value | None, other: Value | None, keeps: KeepSets, sets: Mapping[Value, Bools]) -> Bools | None:
+    """What is kept of a value of the other run: what is kept here, where it is told along axes of the same size."""
+    assert value is not None and other is not None
+    if other in sets:
+        return sets[other]
+    (mask,) = compact_axes(keeps.sets[value])
+    fits = value.ndim == other.ndim and all(mask.shape[a] == other.shape[a] for a in varied(mask))
+    return mask if fits else None
+
+
+def _place(node: Node) -> Place:
+    return node.scope, node.path, node.op_name
+
+
+def _by_place(graph: Graph) -> Mapping[Place, Sequence[Node]]:
+    found: dict[Place, list[Node]] = defaultdict(list)
+    for node in graph.nodes:
+        found[_place(node)].append(node)
+    return found
