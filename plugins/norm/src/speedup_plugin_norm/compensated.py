@@ -125,7 +125,8 @@ def corrected(
     Args:
         gone, gone_mean, gone_spread: how many were removed, their mean and sum of squared deviations.
     """
-    if type(x) is not torch.Tensor or torch.jit.is_tracing() or x.numel() <= _AT_ONCE:
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if type(x) is not torch.Tensor or traced or x.numel() <= _AT_ONCE:
         return _corrected(x, weight, bias, eps, gone, gone_mean, gone_spread)
     rows = x.reshape(-1, x.shape[-1])
     step = max(1, _AT_ONCE // x.shape[-1])
