@@ -156,6 +156,22 @@ class Registers(nn.Module):
         return result
 
 
+class Latents(nn.Module):
+    """Learned rows that look at those of the input, as the latents of a Perceiver and the queries of a detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(5, 8))
+        self.q, self.k, self.v, self.proj = nn.Linear(8, 6), nn.Linear(4, 6), nn.Linear(4, 7), nn.Linear(7, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.rows.expand(len(x), -1, -1)
+        seen = (self.q(rows) @ self.k(x).mT * 0.5).softmax(-1) @ self.v(x)
+        result: torch.Tensor = self.out(rows + self.proj(seen))
+        return result
+
+
 class Barrier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -265,6 +281,21 @@ def test_tokens_that_are_put_beside_those_of_the_input(table: bool) -> None:
         assert len(groups) == 1
     else:
         assert places(find(groups, "a.weight"), 4)["tokens", 1] == (4,)
+
+
+def test_learned_rows_that_look_at_those_of_the_input() -> None:
+    model, x = randomize(Latents()), torch.randn(2, 5, 4)
+    groups = speedup.channel_groups(model, x)
+    assert len(groups) == 3
+    assert places(find(groups, "q.weight"), 2)["k.weight", 0] == (2,)
+    assert places(find(groups, "v.weight"), 3)["proj.weight", 1] == (3,)
+    assert (
+        places(find(groups, "proj.weight"), 5)["rows", 1]
+        == places(find(groups, "proj.weight"), 5)["q.weight", 1]
+        == (5,)
+    )
+    result = check_equal(model, x, speedup.prune_masks(model, x), [torch.randn(1, 9, 4)])
+    assert result.shape("rows") == (5, 4) and result.shape("q.weight") == (3, 4)
 
 
 def test_what_no_rule_knows_stays() -> None:

@@ -122,3 +122,27 @@ def test_it_is_recognised_without_contents() -> None:
         mask[[1, 4, 7]] = 0
     plan = speedup.plan(model, torch.zeros(2, 4, 3), masks)
     assert not plan.report.barriers and "were 1.g and 1.b not on the meta device" in plan.explain("0")
+
+
+class Either(nn.LayerNorm):
+    """Over the channels of images and of tokens alike, as in the SegFormer of segmentation_models_pytorch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 4:
+            return nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        n, c, h, w = x.shape
+        x = x.view(n, c, -1).transpose(1, 2)
+        x = nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.transpose(1, 2).view(n, c, h, w)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_a_norm_that_takes_its_channels_from_either_axis(images: bool) -> None:
+    layers = (nn.Conv2d(3, 12, 1), nn.Conv2d(12, 5, 1)) if images else (nn.Linear(3, 12), nn.Linear(12, 5))
+    model = randomize(nn.Sequential(layers[0], Either(12), layers[1]))
+    masks = mask_indices(model, {f"{m}.{p}": [1, 4, 7] for m in "01" for p in ("weight", "bias")})
+    inputs, others = (
+        (torch.randn(2, 3, 4, 4), torch.randn(1, 3, 5, 6)) if images else (torch.randn(2, 3), torch.randn(4, 3))
+    )
+    result = check_equal(model, inputs, masks, [others])
+    assert result.shape("0.weight")[0] < 12 and result.shape("2.weight")[1] < 12

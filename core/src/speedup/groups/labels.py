@@ -47,8 +47,8 @@ class Labels:
         read: activations that such a layer reads.
         reads: which numbers of a parameter are of channels that its layer reads, by the axes along which they vary;
             the others are of channels that it makes.
-        alone: axes of parameters that meet, in one tensor, others that have no such axis: the rows of a few tokens that
-            are put before those of the input. They cannot go for themselves.
+        alone: axes of parameters that count rows beside those of the input (tokens that are learned, places in a
+            table), of which layers make channels: to be taken for axes that can lose no index.
     """
 
     def __init__(self, rigid: Mapping[Value, Sequence[bool]], from_input: frozenset[Value]) -> None:
@@ -190,6 +190,8 @@ def by_signature(node: Node, labels: Labels) -> None:
             if weights:
                 labels.made.append(alike)
             lines.append((free[k], alike))
+        if alike is None and free[k] - frozenset[str]().union(*(names for names, _ in inside)):
+            labels.leave(numbers for _, numbers in inside)
         for _, numbers in [(free[k], alike)] if alike is not None else inside:
             assert numbers is not None
             labels.add(value, layout.from_named(k, numbers))

@@ -23,6 +23,7 @@ from speedup_plugin_norm.compensated import (
     GroupNormForward,
     LayerNormForward,
     RMSNormForward,
+    along,
     compensate,
 )
 from speedup_plugin_norm.counting import Counting
@@ -85,7 +86,7 @@ class LayerNorm(Counting):
         return compensate(
             module,
             LayerNormForward,
-            stat_axis=self.channel(node),
+            stat_axis=self.stat_axis(node),
             stat_eps=self.eps(node),
             removed=int(count[0]),
             removed_mean=float(mean[0]),
@@ -148,7 +149,7 @@ class RMSNorm(Counting):
             return compensate(
                 module,
                 RMSNormForward,
-                stat_axis=self.channel(node),
+                stat_axis=self.stat_axis(node),
                 stat_eps=self.eps(node),
                 removed=int(count[0]),
                 removed_mean=0.0,
@@ -173,6 +174,12 @@ def _over(node: Node, axis: int) -> str:
     return f"{value}, {', '.join(lines)} -> {value}"
 
 
+def _channel(node: Node, axis: int) -> int:
+    value = node.operands[0]
+    assert value is not None
+    return along(axis, value.ndim)
+
+
 class _Recognised:
     """A module of another library, told by what it computes."""
 
@@ -193,8 +200,11 @@ class _Recognised:
         form = form_of(module)
         return form is not None and form.kind == self.kind and form.names[: len(names)] == names
 
-    def channel(self, node: Node) -> int:
+    def stat_axis(self, node: Node) -> int:
         return self.form(node).axis
+
+    def channel(self, node: Node) -> int:
+        return _channel(node, self.stat_axis(node))
 
     def eps(self, node: Node) -> float:
         return eps_of(node.module, self.form(node))
@@ -322,8 +332,11 @@ class _CompensatedChannels(_Compensated):
     def signature(self, node: Node) -> str:
         return _over(node, self.channel(node))
 
-    def channel(self, node: Node) -> int:
+    def stat_axis(self, node: Node) -> int:
         return int(node.arg("stat_axis"))
+
+    def channel(self, node: Node) -> int:
+        return _channel(node, self.stat_axis(node))
 
     def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
         return _numbers(node)

@@ -27,7 +27,14 @@ from speedup import Overlay, overlaid
 PLAIN = ("weight", "bias")
 REMOVED = ("removed", "removed_mean", "removed_spread")
 HALF = (torch.float16, torch.bfloat16)
+EITHER = 0
+"""The axis of the channels of a module that takes images, (n, c, h, w), and tokens, (..., c)."""
 _AT_ONCE = 1 << 18  # numbers that several passes are made over while they are in the cache
+
+
+def along(axis: int, ndim: int) -> int:
+    """The axis of the channels in a tensor of so many axes."""
+    return axis if axis != EITHER else 1 if ndim == 4 else -1
 
 
 class Compensated(Overlay):
@@ -172,19 +179,20 @@ def _corrected(
 
 
 class LayerNormForward(Compensated):
-    """Over one axis."""
+    """Over one axis, see ``along``."""
 
     stat_axis: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        last = self.stat_eps > 0 and self.stat_axis in (-1, x.ndim - 1) and self.stat_spread == "var"
+        axis = along(self.stat_axis, x.ndim)
+        last = self.stat_eps > 0 and axis in (-1, x.ndim - 1) and self.stat_spread == "var"
         if last and is_plain():
             weight, bias = (None if t is None else t.reshape(-1) for t in _scale_of(self))
             gone = self.gone(x.shape[-1])
             return self.behind(corrected(x, weight, bias, self.stat_eps, gone, self.removed_mean, self.removed_spread))
         wide = x.float() if x.dtype in HALF else x
-        y = self.normalize(wide, (self.stat_axis,)).to(x.dtype)
-        shape = [-1 if a == self.stat_axis % x.ndim else 1 for a in range(x.ndim)]
+        y = self.normalize(wide, (axis,)).to(x.dtype)
+        shape = [-1 if a == axis % x.ndim else 1 for a in range(x.ndim)]
         return self.finish(y, shape)
 
 
@@ -198,8 +206,9 @@ class RMSNormForward(Compensated):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float() if x.dtype in HALF else x
-        total = x.shape[self.stat_axis] + self.gone(x.shape[self.stat_axis])
-        squares = wide.square().sum(self.stat_axis, keepdim=True) + self.removed_spread
+        axis = along(self.stat_axis, x.ndim)
+        total = x.shape[axis] + self.gone(x.shape[axis])
+        squares = wide.square().sum(axis, keepdim=True) + self.removed_spread
         return self.behind((wide * torch.rsqrt(squares / total + self.stat_eps)).to(x.dtype))
 
 

@@ -70,6 +70,10 @@ class Counting(Rule):
         """The axis of the channels."""
         return -1
 
+    def stat_axis(self, node: Node) -> int:
+        """The same as a compensated module notes it, see ``compensated.along``."""
+        return self.channel(node)
+
     def spread(self, node: Node) -> str:
         """How the deviation is made, see ``compensated.divisor``."""
         return "var"

@@ -8,9 +8,10 @@ an activation for a child, which it calls last (``GroupNormAct``).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup_plugin_norm.compensated import PLAIN, Compensated, divisor, scale
+from speedup_plugin_norm.compensated import EITHER, PLAIN, Compensated, along, divisor, scale
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Form:
     ``rms+1`` is an RMS norm that scales by 1 + weight, as in Gemma; ``layer+1`` a layer norm that does, as in Nemotron.
 
     Attributes:
+        axis: that of the channels, see ``compensated.along``.
         eps: the name of the attribute, or the number that its code holds.
         tail: the children that are called on the result, in this order: activations, entry by entry.
         names: of weight and bias.
@@ -113,7 +115,20 @@ def _recognise(module: nn.Module) -> Form | None:
                 for spread in _SPREADS if kind == "layer" else ("var",):
                     form = Form(kind, axis, eps, tail, names, spread)
                     if _computes(probe, x, got, form):
-                        return form
+                        return form if axis == 1 else _of_images_too(probe, form)
+    return None
+
+
+def _of_images_too(module: nn.Module, form: Form) -> Form | None:
+    """The form of a module over the last axis, which may take images too; None where it makes no form of them."""
+    x = torch.randn((2, _width(module), 2, 3), generator=torch.Generator().manual_seed(2)).to(_like(module))
+    got = _run(module, x)
+    if got is None or got.shape != x.shape:
+        return form
+    for each in (form, replace(form, axis=EITHER)):
+        with contextlib.suppress(RuntimeError):  # weight and bias do not lie along that axis
+            if _is_close(got, formula(module, x, each)):
+                return each
     return None
 
 
@@ -223,16 +238,16 @@ def _is_close(got: torch.Tensor | None, wanted: torch.Tensor) -> bool:
 def formula(module: nn.Module, x: torch.Tensor, form: Form) -> torch.Tensor:
     """What a module of that form should compute."""
     wide = x.float() if x.dtype.itemsize == 2 else x
-    eps = eps_of(module, form)
+    eps, axis = eps_of(module, form), along(form.axis, x.ndim)
     if form.kind == "group":
         y = F.group_norm(wide, _groups(module), eps=eps)
     elif form.kind.startswith("layer"):
-        var, mean = torch.var_mean(wide, form.axis, correction=0, keepdim=True)
-        count = wide.shape[form.axis]
+        var, mean = torch.var_mean(wide, axis, correction=0, keepdim=True)
+        count = wide.shape[axis]
         y = (wide - mean) / divisor(var * count, count, eps, form.spread)
     else:
-        y = wide * torch.rsqrt(wide.square().mean(form.axis, keepdim=True) + eps)
-    shape = [-1 if a == form.axis % x.ndim else 1 for a in range(x.ndim)]
+        y = wide * torch.rsqrt(wide.square().mean(axis, keepdim=True) + eps)
+    shape = [-1 if a == axis % x.ndim else 1 for a in range(x.ndim)]
     y = y.to(x.dtype)
     scaled = scale(module, y, shape, form.names) + (y if form.kind.endswith("+1") else 0)
     return run_tail(module, form.tail, scaled)
