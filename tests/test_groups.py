@@ -298,6 +298,24 @@ def test_learned_rows_that_look_at_those_of_the_input() -> None:
     assert result.shape("rows") == (5, 4) and result.shape("q.weight") == (3, 4)
 
 
+class Empty(nn.Module):
+    """With a memory in front of the tokens, of which there is nothing yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        result: torch.Tensor = self.b(torch.cat([x[:, :0].clamp(-10, 10), x], 1))
+        return result
+
+
+def test_a_part_that_is_empty() -> None:
+    (group,) = speedup.channel_groups(randomize(Empty()), torch.randn(2, 5, 4))
+    assert places(group, 2)["b.weight", 1] == (2,)
+
+
 def test_what_no_rule_knows_stays() -> None:
     groups = speedup.channel_groups(net(Barrier()), tokens())
     assert [g.name for g in groups] == ["b.weight"]

@@ -167,7 +167,7 @@ def by_signature(node: Node, labels: Labels) -> None:
     layout = node.layout
     values = node.values
     fixed = rigid_names(layout, [labels.rigid[v] if v is not None else [] for v in values])
-    still = {n for n in layout.names if n in fixed or layout.sizes[n] == 1}
+    still = {n for n in layout.names if n in fixed or layout.sizes[n] <= 1}
     first_output = layout.n_inputs
     free = {k: layout.names_of(k) - still for k in range(len(values)) if layout.present(k)}
     named: dict[int, list[tuple[frozenset[str], Numbers]]] = {}
@@ -274,6 +274,8 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
         return
     for arrays in zip(*given, strict=True):
         for value, moved in zip(node.outputs, rule.gather(node, arrays, STAYS), strict=True):
+            if moved.size == 0:  # nothing comes out, so nothing is tied
+                moved = labels.fresh((1,) * moved.ndim)
             for axis in range(moved.ndim):
                 if moved.shape[axis] > 1 and labels.rigid[value][axis]:
                     first = np.take(moved, [0], axis)
