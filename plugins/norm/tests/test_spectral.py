@@ -108,3 +108,11 @@ def test_a_small_model_trains_on() -> None:
         small(sound(2, 3, 10).double())
     norms = [torch.linalg.matrix_norm(layer.weight.flatten(1), 2) for layer in (small.a, small.b, small.c)]
     assert torch.allclose(torch.stack(norms), torch.ones(3, dtype=torch.float64), atol=1e-2)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_channels_can_be_chosen(transposed: bool) -> None:
+    model = trained(Net(transposed=transposed))
+    result = checked(model, speedup.prune_masks(model, sound(2, 3, 10)))
+    small = (3, 4, 3) if transposed else (4, 3, 3)
+    assert result.shape(f"a.{WEIGHT}") == small and result.shape(f"b.{WEIGHT}")[not transposed] == 4

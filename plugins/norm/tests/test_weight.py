@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import speedup
 from speedup.testing import check_equal, mask_indices, randomize
 
 GONE = [0, 3, 4]
@@ -84,3 +85,20 @@ def test_a_length_that_two_layers_share_takes_up_nothing() -> None:
     model.c = nn.Sequential(twin, nn.Conv1d(6, 4, 1))
     result = checked(model, {f"a.{LENGTH}": GONE, "a.bias": GONE})
     assert result.shape(f"b.{DIRECTION}") == (6, 8, 3)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, None])
+def test_channels_are_chosen_by_their_length_where_they_have_one(dim: int | None) -> None:
+    """A direction that is masked whole has no norm, and one that lacks a column another one."""
+    model = randomize(Net(lambda layer: parametrizations.weight_norm(layer, dim=dim)), 0)
+    masks = speedup.prune_masks(model, sound(2, 3, 10))
+    assert (f"a.{LENGTH}" in masks, f"a.{DIRECTION}" in masks) == (dim == 0, dim != 0)
+    result = check_equal(model, sound(2, 3, 10), masks, [sound(3, 3, 17)])
+    assert result.shape(f"a.{DIRECTION}") == (4, 3, 3) and result.shape(f"b.{DIRECTION}") == (3, 4, 3)
+
+
+def test_channels_of_transposed_layers_are_columns() -> None:
+    layers = nn.ConvTranspose1d(3, 8, 3), nn.ReLU(), nn.ConvTranspose1d(8, 2, 3)
+    model = randomize(nn.Sequential(*(parametrizations.weight_norm(m) if hasattr(m, "weight") else m for m in layers)))
+    result = check_equal(model, sound(2, 3, 10), speedup.prune_masks(model, sound(2, 3, 10)), [sound(3, 3, 17)])
+    assert result.shape(f"0.{DIRECTION}") == (3, 4, 3) and result.shape(f"2.{DIRECTION}") == (4, 2, 3)

@@ -24,10 +24,13 @@ def assemble(graph: Graph, labels: Labels, blocks: Blocks, usable: Bools, mixed:
     """
     classes = blocks.classes
     found: list[tuple[Value, Numbers, bool]] = []
+    taken = np.unique(np.concatenate([np.zeros(0, np.int64), *(n.ravel() for n in labels.taken)]))
     for value in graph.sources:
         if labels.has(value) and value.kind == "parameter":
             seen: list[Numbers] = []
             for numbers in labels.arrays(value):
+                if np.isin(numbers, taken).all():
+                    continue
                 resolved = classes[numbers]
                 if not usable[resolved].any() or any(np.array_equal(resolved, s) for s in seen):
                     continue

@@ -47,6 +47,9 @@ class Labels:
         read: activations that such a layer reads.
         reads: which numbers of a parameter are of channels that its layer reads, by the axes along which they vary;
             the others are of channels that it makes.
+        computed: weights that a call makes of parameters.
+        taken: numbers of what such a weight reads: of the parameters they go by themselves, and to mask them there may
+            change what else is made of it.
         alone: axes of parameters that count rows beside those of the input (tokens that are learned, places in a
             table), of which layers make channels: to be taken for axes that can lose no index.
     """
@@ -59,6 +62,8 @@ class Labels:
         self.made: list[Numbers] = []
         self.read: list[Value] = []
         self.reads: set[tuple[Value, tuple[int, ...]]] = set()
+        self.computed: set[Value] = set()
+        self.taken: list[Numbers] = []
         self.alone: set[tuple[Value, int]] = set()
         self._of: dict[Value, dict[tuple[int, ...], Numbers]] = {}
         self._count = 1
@@ -171,13 +176,18 @@ def by_signature(node: Node, labels: Labels) -> None:
     first_output = layout.n_inputs
     free = {k: layout.names_of(k) - still for k in range(len(values)) if layout.present(k)}
     named: dict[int, list[tuple[frozenset[str], Numbers]]] = {}
+    # Of a weight that is made of parameters, each axis is one by itself, as of a parameter.
+    computed = not layout.contracted and all(v is None or v.is_source for v in node.operands)
+    if computed:
+        labels.computed.update(node.outputs)
     for k, value in enumerate(values[:first_output]):
-        if value is None or not layout.present(k) or (value.is_source and not labels.has(value)):
+        if value is None or not layout.present(k) or (value.is_source and not labels.has(value) and not computed):
             continue
         for numbers in labels.arrays(value):
             named.setdefault(k, []).append(_settled(labels, layout, layout.to_named(k, numbers), fixed))
     weights = any(v is not None and v not in labels.from_input for v in node.operands)
     lines = [pair for pairs in named.values() for pair in pairs if pair[0]]
+    of_weights = [p for k, pairs in named.items() if values[k] not in labels.from_input for p in pairs]
     for k in range(first_output, len(values)):
         value = values[k]
         assert value is not None
@@ -190,6 +200,8 @@ def by_signature(node: Node, labels: Labels) -> None:
             if weights:
                 labels.made.append(alike)
             lines.append((free[k], alike))
+        elif alike is not None and layout.contracted and value in labels.from_input:
+            labels.made += [n for names, n in of_weights if names == free[k]]
         if alike is None and free[k] - frozenset[str]().union(*(names for names, _ in inside)):
             labels.leave(numbers for _, numbers in inside)
         for _, numbers in [(free[k], alike)] if alike is not None else inside:
@@ -207,6 +219,8 @@ def by_signature(node: Node, labels: Labels) -> None:
     for k, value in enumerate(node.operands):
         if value is None or not layout.present(k):
             continue
+        if value in labels.computed:
+            labels.taken += [n for names, n in named.get(k, []) if names & layout.contracted]
         for names, numbers in by_names.items():
             if value.is_source and names <= layout.names_of(k):
                 added = layout.from_named(k, numbers)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrizations
 
-from speedup import Node, NodeKeep, Rule, SignatureError
+from speedup import Labels, Node, NodeKeep, Rule, SignatureError
 
 _OUT = 3
 _SMALL = 1e-6  # of what a product adds up: what is left of it says nothing about the whole
@@ -38,6 +38,14 @@ class SpectralNorm(Rule):
         rest = [n for i, n in enumerate(names) if i != node.arg("dim")]
         all_names = " ".join(names)
         return f"{all_names}, {names[node.arg('dim')]}, ({' '.join(rest)}) -> {all_names}"
+
+    def tie(self, node: Node, labels: Labels) -> None:
+        """Each axis of the weight is one by itself, though v counts several together."""
+        weight, out = node.operands[0], node.outputs[0]
+        assert weight is not None
+        for numbers in labels.arrays(weight):
+            labels.add(out, numbers)
+        labels.computed.add(out)
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """What is left of the product must say something about the whole, and u must be this call's own."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from speedup import Bools, Node, NodeKeep, Rule
+from speedup import Bools, Labels, Node, NodeKeep, Rule
 
 _OUT = 2
 
@@ -34,6 +34,17 @@ class WeightNorm(Rule):
         names = [f"a{i}" for i in range(v.ndim)]
         length = [n if size > 1 else "1" for n, size in zip(names, g.shape, strict=False)]
         return f"{' '.join(names)}, {' '.join(length)} -> {' '.join(names)}"
+
+    def tie(self, node: Node, labels: Labels) -> None:
+        """What g has a length for is masked there: v without entries has no norm to be divided by."""
+        v, g = node.operands
+        assert v is not None and g is not None
+        for axis, size in enumerate(v.shape):
+            if size > 1:
+                numbers = labels.fresh([size if a == axis else 1 for a in range(v.ndim)])
+                labels.add(node.outputs[0], numbers)
+                labels.add(v if axis in self._over(node) else g, numbers)
+        labels.computed.add(node.outputs[0])
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """No norm may become 0, and a length that is not this call's own stays the norm of the same entries."""
