@@ -316,6 +316,25 @@ def test_a_part_that_is_empty() -> None:
     assert places(group, 2)["b.weight", 1] == (2,)
 
 
+class LowRank(nn.Linear):
+    """With a product of two small matrices added to the weight."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight + self.up @ self.down * 0.5, self.bias)
+
+
+def test_weights_that_are_computed() -> None:
+    model, x = randomize(nn.Sequential(LowRank(4, 8), nn.ReLU(), LowRank(8, 3))), torch.randn(2, 4)
+    (group,) = speedup.channel_groups(model, x)
+    assert places(group, 2)["0.weight", 0] == places(group, 2)["0.up", 0] == (2,)
+    result = check_equal(model, x, speedup.prune_masks(model, x), [torch.randn(5, 4)])
+    assert result.shape("0.up") == (4, 2) and result.shape("2.down") == (2, 4)
+
+
 def test_what_no_rule_knows_stays() -> None:
     groups = speedup.channel_groups(net(Barrier()), tokens())
     assert [g.name for g in groups] == ["b.weight"]

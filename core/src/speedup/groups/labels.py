@@ -177,7 +177,7 @@ def by_signature(node: Node, labels: Labels) -> None:
     free = {k: layout.names_of(k) - still for k in range(len(values)) if layout.present(k)}
     named: dict[int, list[tuple[frozenset[str], Numbers]]] = {}
     # Of a weight that is made of parameters, each axis is one by itself, as of a parameter.
-    computed = not layout.contracted and all(v is None or v.is_source for v in node.operands)
+    computed = all(v is None or v.is_source or v in labels.computed for v in node.operands)
     if computed:
         labels.computed.update(node.outputs)
     for k, value in enumerate(values[:first_output]):
@@ -200,7 +200,7 @@ def by_signature(node: Node, labels: Labels) -> None:
             if weights:
                 labels.made.append(alike)
             lines.append((free[k], alike))
-        elif alike is not None and layout.contracted and value in labels.from_input:
+        elif alike is not None and layout.contracted and (value in labels.from_input or computed):
             labels.made += [n for names, n in of_weights if names == free[k]]
         if alike is None and free[k] - frozenset[str]().union(*(names for names, _ in inside)):
             labels.leave(numbers for _, numbers in inside)
