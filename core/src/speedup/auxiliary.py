@@ -26,7 +26,7 @@ from speedup.rounding import difference
 from speedup.trace.first import first_trace
 from speedup.trace.run import trace
 from speedup.trace.sandbox import in_training
-from speedup.verification import Inputs
+from speedup.verification import Inputs, run
 
 log = logging.getLogger("speedup")
 
@@ -50,7 +50,7 @@ class Auxiliary:
                 value.is_output = True
                 graph.outputs.append(value)
 
-    def holds(self, model: nn.Module, inputs: Inputs, rules: Registry, parts: Parts, drop: bool) -> bool:
+    def holds(self, model: nn.Module, inputs: Inputs, parts: Parts, drop: bool) -> bool:
         """Whether the small model is right in eval mode too. The answers of the graph are those of eval mode then.
 
         Args:
@@ -63,13 +63,13 @@ class Auxiliary:
         transaction = Transaction(model, parts)
         transaction.apply()
         try:
-            again = trace(model, *inputs, rules, substitutes=transaction.substitutes, compared=first)
-        except Exception as error:
-            log.debug("with what only training calls, eval mode fails: %r", error)
-            return False
+            again = run(model, {"eval mode": inputs})["eval mode"]
         finally:
             transaction.undo()
-        if not drop and difference(first.reference, again.reference, 0.0, first.coarsest, effects) is not None:
+        if isinstance(again, Exception):
+            log.debug("with what only training calls, eval mode fails: %r", again)
+            return False
+        if not drop and difference(first.reference, again.tensors, 0.0, first.coarsest, effects) is not None:
             return False
         graph.outputs = [*self._outputs, *(v for v in graph.outputs if v not in set(self._outputs))]
         graph.reference, graph.plain, graph.effects = first.reference, first.plain, effects

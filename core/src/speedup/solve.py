@@ -77,7 +77,7 @@ def _with_auxiliary(
         log.debug("with what only training calls: %s", error)
         return None
     assert settled is not None  # there is one way
-    return settled if auxiliary.holds(model, inputs, rules, settled[2], drop) else None
+    return settled if auxiliary.holds(model, inputs, settled[2], drop) else None
 
 
 def _on_all_ways(
