@@ -156,6 +156,21 @@ class Registers(nn.Module):
         return result
 
 
+class Grid(nn.Module):
+    """Channels of rows and columns, as the detector DETR has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Conv2d(3, 8, 1), nn.Linear(8, 3)
+        self.rows, self.columns = nn.Parameter(torch.randn(9, 4)), nn.Parameter(torch.randn(9, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, w = x.shape[-2:]
+        columns, rows = self.columns[:w].unsqueeze(0).repeat(h, 1, 1), self.rows[:h].unsqueeze(1).repeat(1, w, 1)
+        result: torch.Tensor = self.out(torch.cat([columns, rows], -1).flatten(0, 1) + self.a(x).flatten(2).mT)
+        return result
+
+
 class Latents(nn.Module):
     """Learned rows that look at those of the input, as the latents of a Perceiver and the queries of a detector."""
 
@@ -281,6 +296,15 @@ def test_tokens_that_are_put_beside_those_of_the_input(table: bool) -> None:
         assert len(groups) == 1
     else:
         assert places(find(groups, "a.weight"), 4)["tokens", 1] == (4,)
+
+
+def test_tables_of_rows_and_of_columns() -> None:
+    model, x = randomize(Grid()), torch.randn(2, 3, 4, 4)
+    groups = speedup.channel_groups(model, x)
+    assert places(find(groups, "columns"), 1)["a.weight", 0] == (1,)
+    assert places(find(groups, "rows"), 1)["a.weight", 0] == places(find(groups, "rows"), 1)["out.weight", 1] == (5,)
+    result = check_equal(model, x, speedup.prune_masks(model, x), [torch.randn(1, 3, 5, 6)])
+    assert result.shape("rows") == result.shape("columns") == (9, 2)
 
 
 def test_learned_rows_that_look_at_those_of_the_input() -> None:

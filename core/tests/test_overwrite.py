@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup.overwrite import Block
+from speedup.overwrite import Block, Relaid
 from speedup.testing import check_equal, mask_indices, random_masks, randomize
 
 
@@ -55,11 +55,11 @@ CHANGES = {
     "every second": 4,
     "one channel": 6,  # what stands before a position that the code holds stays
     "transposed": 4,
-    "a flat view": 4,
     "a view of a view": 4,
     "a copy into it": 3,  # the same goes into all four: one carries it for the others
+    "a flat view": 4,
 }
-# Here more than one view is changed at once: they stay whole.
+# Here more than one view is changed at once: these stay whole.
 BARRIERS = ("halves into one another",)
 
 X, OTHER = torch.randn(2, 3, 6, 6), torch.randn(3, 3, 5, 9)
@@ -136,3 +136,18 @@ def test_what_is_no_block() -> None:
     whole = torch.arange(24.0).reshape(4, 6)
     for part in (whole.view(-1)[3:9], whole.as_strided((3,), (7,)), whole[:, :1].expand(4, 6), whole.view(torch.int32)):
         assert Block.of(part, whole) is None
+
+
+@pytest.mark.parametrize("view", [torch.flatten, torch.t, lambda t: t.flatten(1).mT, lambda t: t.view(4, 3, 2, 1).mT])
+def test_all_of_a_tensor_laid_out_otherwise(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    other = view(whole)
+    for a, b in ((whole, other), (other, whole)):
+        relaid = Relaid.of(a, b)
+        assert relaid is not None and torch.equal(relaid.take(b.clone()), a)
+
+
+def test_what_is_not_all_of_a_tensor() -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    for part in (whole[:2], whole[:, :3], whole.as_strided((24,), (0,)), whole.view(torch.int32)):
+        assert Relaid.of(part, whole) is None and Relaid.of(whole, part) is None

@@ -279,8 +279,9 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
     """Tie the channels at a call that moves entries: what comes out has the numbers of what went in."""
     operands = [v for v in node.operands if v is not None]
     given = [labels.arrays(v) for v in operands]
-    if any(len(arrays) != len(given[0]) for arrays in given):
-        kinds = [{tuple([a - n.ndim for a in varied(n)]): n for n in arrays} for arrays in given]
+    kinds = [{tuple([a - n.ndim for a in varied(n)]): n for n in arrays} for arrays in given]
+    several = any(len(arrays) > 1 for arrays in given)
+    if any(len(own) != len(kinds[0]) or (several and own.keys() != kinds[0].keys()) for own in kinds):
         common = set.intersection(*map(set, kinds))
         labels.leave(n for own in kinds for kind, n in own.items() if kind not in common)
         for value in (*operands, *node.outputs):
