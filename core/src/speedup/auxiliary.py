@@ -13,7 +13,6 @@ import inspect
 import logging
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -147,20 +146,11 @@ def _values_of(first: Graph, graph: Graph) -> dict[Value, Value] | None:
 
 def _is_same(node: Node, other: Node, same: Mapping[Value, Value]) -> bool:
     """Whether two calls are one, on the same values."""
-    if (node.op_name, node.path, node.scope, node.where) != (other.op_name, other.path, other.scope, other.where):
+    if (node.place, node.where) != (other.place, other.where):
         return False
     if [(v.shape, v.dtype) for v in node.outputs] != [(v.shape, v.dtype) for v in other.outputs]:
         return False
-    if len(node.tensors) != len(other.tensors) or not _equal(node, other):
+    if len(node.tensors) != len(other.tensors) or not node.is_given(other):
         return False
     pairs = zip(node.tensors, other.tensors, strict=True)
     return all(same.get(a) is b or (a not in same and a.kind == b.kind == "unknown") for a, b in pairs)
-
-
-def _equal(node: Node, other: Node) -> bool:
-    """Whether two calls were given the same beside tensors."""
-    given: Any = (node.args, node.kwargs)
-    try:
-        return bool(given == (other.args, other.kwargs))
-    except (RuntimeError, ValueError):  # arrays among them
-        return False

@@ -280,17 +280,10 @@ def _returned_mismatch(graph: Graph, keeps: KeepSets, again: Graph, effects: Seq
 
 def _changed_numbers(old: Node, new: Node) -> list[tuple[float, float]]:
     """Numbers of a call that differ by more than rounding."""
-    if _alike(old.args, new.args) and _alike(old.kwargs, new.kwargs):
+    if old.is_given(new):
         return []
     new.claimed()
     return [(a, b) for a, b in zip(_numbers(old), _numbers(new), strict=False) if not same_number(a, b)]
-
-
-def _alike(old: Any, new: Any) -> bool:
-    try:
-        return bool(old == new)
-    except (RuntimeError, ValueError):  # arrays among them
-        return False
 
 
 def _numbers(node: Node) -> list[int | float]:

@@ -168,6 +168,22 @@ class Node:
             return getattr(self.module, name, default)
         return default
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What is the same of a call in all runs of a model: the scope, the module that was called, the op."""
+        return self.scope, self.path, self.op_name
+
+    def is_given(self, other: Node) -> bool:
+        """Whether two calls were given the same beside tensors.
+
+        Args:
+            other: another call of the same op.
+        """
+        try:
+            return bool(self.args == other.args and self.kwargs == other.kwargs)
+        except (RuntimeError, ValueError):  # arrays among them
+            return False
+
     def operand(self, name: str) -> Value | None:
         """The operand of that name, None when it is missing."""
         for value, known in zip(self.operands, self.operand_names, strict=True):

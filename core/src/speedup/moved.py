@@ -31,8 +31,6 @@ log = logging.getLogger("speedup")
 
 _WHY = "at another size of the input it moves other entries"
 
-Place = tuple[str, str, str]
-
 
 class Elsewhere:
     """Runs of a model at other sizes of its input, made when they are first asked for."""
@@ -52,7 +50,7 @@ class Elsewhere:
             here = _by_place(self._graph)
             sets: dict[Value, Bools] = {}
             for node in mixing:
-                own, others = here[_place(node)], there.get(_place(node), [])
+                own, others = here[node.place], there.get(node.place, [])
                 if len(own) == len(others) and not _holds(node, others[own.index(node)].claimed(), keeps, sets):
                     found[node] = None
         return [
@@ -145,12 +143,8 @@ def _there(value: Value | None, other: Value | None, keeps: KeepSets, sets: Mapp
     return mask if fits else None
 
 
-def _place(node: Node) -> Place:
-    return node.scope, node.path, node.op_name
-
-
-def _by_place(graph: Graph) -> Mapping[Place, Sequence[Node]]:
-    found: dict[Place, list[Node]] = defaultdict(list)
+def _by_place(graph: Graph) -> Mapping[tuple[str, str, str], Sequence[Node]]:
+    found: dict[tuple[str, str, str], list[Node]] = defaultdict(list)
     for node in graph.nodes:
-        found[_place(node)].append(node)
+        found[node.place].append(node)
     return found

@@ -120,18 +120,13 @@ def _corresponds(big: Graph, elsewhere: Graph, small: Graph, small_elsewhere: Gr
     if len({len(g.nodes) for g in graphs}) > 1 or len({frozenset(g.plain) for g in graphs}) > 1:
         return False
     for nodes in zip(*(g.nodes for g in graphs), strict=True):
-        if len(set(map(_place, nodes))) > 1 or len({_read(n) for n in nodes}) > 1:
+        if len({n.place for n in nodes}) > 1 or len({_read(n) for n in nodes}) > 1:
             return False
         if any(one.op_name != other.op_name for one, other in (nodes[:2], nodes[2:])):
             return False  # the small model may call another function than the masked one, but the same at both sizes
         if not all(_follows(*each) for each in zip_longest(*map(_sizes_and_numbers, nodes), fillvalue="")):
             return False
     return all(_follows(*(g.plain[name] for g in graphs)) for name in big.plain)
-
-
-def _place(node: Node) -> tuple[Any, ...]:
-    """What is the same of a call in all runs."""
-    return node.path, node.scope
 
 
 def _read(node: Node) -> tuple[Any, ...]:

@@ -169,10 +169,11 @@ class Report:
         """What to know of modules that no run called, in one sentence; "" where all were."""
         if not self.uncalled:
             return ""
-        some = ", ".join(self.uncalled[:4]) + (f" and {len(self.uncalled) - 4} more" if self.uncalled[4:] else "")
+        from speedup.report.reasons import some
+
         return (
-            f"not called on the dummy input, and as before: {some}; code that calls them later may find that what they "
-            "read has become smaller"
+            f"not called on the dummy input, and as before: {some(self.uncalled, 4)}; code that calls them later may "
+            "find that what they read has become smaller"
         )
 
     def __call__(self, path: str | os.PathLike[str], *, title: str = "") -> None:

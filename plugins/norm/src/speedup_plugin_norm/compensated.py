@@ -129,39 +129,28 @@ def corrected(
 ) -> torch.Tensor:
     """The kernel over the last axis, corrected for what was removed. It gives no gradients of its statistics.
 
+    With w = whole: y = kernel(x) · w / inverse + weight · w · q · away + bias, in few passes and few small calls.
+
     Args:
         gone, gone_mean, gone_spread: how many were removed, their mean and sum of squared deviations.
     """
+    left = x.shape[-1]
+    step = max(1, _AT_ONCE // left)
     traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if type(x) is not torch.Tensor or traced or x.numel() <= _AT_ONCE:
-        return _corrected(x, weight, bias, eps, gone, gone_mean, gone_spread)
-    rows = x.reshape(-1, x.shape[-1])
-    step = max(1, _AT_ONCE // x.shape[-1])
-    made: torch.Tensor | None = None
-    for start in range(0, len(rows), step):
-        some = _corrected(rows[start : start + step], weight, bias, eps, gone, gone_mean, gone_spread)
-        made = some.new_empty(rows.shape) if made is None else made
-        made[start : start + step] = some
-    assert made is not None
-    return made.view(x.shape)
-
-
-def _corrected(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-    gone: int,
-    gone_mean: float,
-    gone_spread: float,
-) -> torch.Tensor:
-    """With w = whole: y = kernel(x) · w / inverse + weight · w · q · away + bias, in few passes and few small calls."""
+    if type(x) is torch.Tensor and not traced and x.numel() > step * left:
+        rows = x.reshape(-1, left)
+        made: torch.Tensor | None = None
+        for start in range(0, len(rows), step):
+            part = corrected(rows[start : start + step], weight, bias, eps, gone, gone_mean, gone_spread)
+            made = part.new_empty(rows.shape) if made is None else made
+            made[start : start + step] = part
+        assert made is not None
+        return made.view(x.shape)
     dtype = x.dtype
     if dtype in HALF:
         dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
         x = x.float()
         weight, bias = (None if t is None else t.float() for t in (weight, bias))
-    left = x.shape[-1]
     total = left + gone
     p, q = left / total, gone / total
     y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, eps)
