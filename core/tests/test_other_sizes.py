@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from speedup.graph import Ref
-from speedup.repair.vary import Case, at_other_sizes
 from speedup.trace.shapes import Shapes
+from speedup.vary import Case, at_other_sizes
 
 
 def tried(takes, *inputs):

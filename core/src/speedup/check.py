@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from speedup.ask import ask
 from speedup.decisions import Decisions, is_decision
 from speedup.errors import CheckError, SpeedupError
-from speedup.graph import Graph, Node
+from speedup.graph import Graph, Node, Value
 from speedup.instead import stands_for
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
@@ -26,6 +26,7 @@ from speedup.order import same_orders
 from speedup.registry import Registry
 from speedup.repair.stale import counted_axes, missing, same_number, stale_function, stale_numbers, wanted_factor
 from speedup.rounding import difference, plain_differences
+from speedup.trace.replay import replay
 from speedup.trace.run import trace
 
 
@@ -139,6 +140,55 @@ def check(
     if found is not None:
         return found
     return answers_mismatch(graph, keeps, again, decisions.largest if decisions is not None else 0.0)
+
+
+def does_as_planned(
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    graph: Graph,
+    keeps: KeepSets,
+    registry: Registry,
+    substitutes: Mapping[int, type[nn.Module]],
+) -> bool:
+    """Whether the changed model makes the calls of the masked one, with the same arguments, on fewer indices, and gives
+    its answers: then ``check`` finds nothing. False says nothing; it is for the model without repairs.
+    """
+    run = replay(model, inputs, registry, graph, keeps.shape, substitutes)
+    if run is None or set(run.plain) != set(graph.plain):
+        return False
+    planned = [_as_planned(node, keeps) for node in graph.nodes]
+    if None in planned or _argument_mismatch(graph, keeps, [n for n in planned if n is not None]) is not None:
+        return False
+    if keeps.drop:
+        return True
+    dtypes = [t.dtype for t in graph.reference]
+    numbers = plain_differences(graph.plain, run.plain, dtypes, ())
+    return difference(graph.reference, run.reference, 0.0, graph.coarsest) is None and all(
+        relative <= allowed for _, _, relative, allowed in numbers
+    )
+
+
+def _as_planned(node: Node, keeps: KeepSets) -> Node | None:
+    """A recorded call of a function as the small model makes it with the same arguments, itself where nothing goes;
+    None where that cannot be told without a run."""
+    if node.module is not None or node.rule is None or all(map(keeps.whole, (*node.tensors, *node.outputs))):
+        return node
+    if any(v.is_source and not keeps.whole(v) for v in node.tensors):
+        return None
+
+    def small(value: Value) -> Value:
+        return Value(value.number, keeps.shape(value), value.dtype, value.kind)
+
+    return replace(
+        node,
+        rule=None,
+        claimant=node.rule,
+        tensors=tuple(map(small, node.tensors)),
+        outputs=tuple(map(small, node.outputs)),
+        arguments={},
+        operands=(),
+        operand_names=(),
+    )
 
 
 def answers_mismatch(

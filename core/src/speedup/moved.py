@@ -8,79 +8,51 @@ taken there, and the call must still give the entries that are kept. Where it do
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from torch import nn
-
 from speedup.ask import ask
+from speedup.elsewhere import Elsewhere
 from speedup.facts import Bools, compact_axes
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.movement import Movement
 from speedup.order import same_orders
-from speedup.registry import Registry
 from speedup.regular import is_regular, varied
-from speedup.repair.vary import Case, Inputs, at_other_sizes
-from speedup.trace import trace
-
-log = logging.getLogger("speedup")
+from speedup.vary import Case, at_other_sizes
 
 _WHY = "at another size of the input it moves other entries"
 
 
-class Elsewhere:
-    """Runs of a model at other sizes of its input, made when they are first asked for."""
+def locks(elsewhere: Elsewhere, keeps: KeepSets) -> list[Lock]:
+    """What is to be kept whole, as the calls that read or make it do not hold at other sizes."""
+    mixing = [n for n in elsewhere.graph.nodes if mixes(n, keeps)]
+    if not mixing:
+        return []
+    here = _by_place(elsewhere.graph)
+    found: dict[Node, None] = {}
 
-    def __init__(self, model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry) -> None:
-        self._model, self._inputs, self._graph, self._rules = model, inputs, graph, rules
-        self._found: list[Graph] | None = None
+    def takes(case: Case) -> bool:
+        other = elsewhere.run(case)
+        if other is None:
+            return False
+        there = _by_place(other)
+        sets: dict[Value, Bools] = {}
+        for node in mixing:
+            own, others = here[node.place], there.get(node.place, [])
+            if len(own) == len(others) and not _holds(node, others[own.index(node)].claimed(), keeps, sets):
+                found[node] = None
+        return True
 
-    def locks(self, keeps: KeepSets) -> list[Lock]:
-        """What is to be kept whole, as the calls that read or make it do not hold at other sizes."""
-        mixing = [n for n in self._graph.nodes if mixes(n, keeps)]
-        if not mixing:
-            return []
-        found: dict[Node, None] = {}
-        for other in self._graphs():
-            there = _by_place(other)
-            here = _by_place(self._graph)
-            sets: dict[Value, Bools] = {}
-            for node in mixing:
-                own, others = here[node.place], there.get(node.place, [])
-                if len(own) == len(others) and not _holds(node, others[own.index(node)].claimed(), keeps, sets):
-                    found[node] = None
-        return [
-            Lock(v.number, tuple(varied(keeps.sets[v])), f"{_WHY} ({node.where})", kind=Kind.RIGID)
-            for node in found
-            for v in dict.fromkeys((*node.operands, *node.outputs))
-            if v is not None and not keeps.whole(v)
-        ]
-
-    def _graphs(self) -> Sequence[Graph]:
-        if self._found is None:
-            found = self._found = []
-            graph = self._graph
-
-            def takes(case: Case) -> bool:
-                answers = graph.answers if graph.branch is None else None
-                try:
-                    other = trace(
-                        self._model, *case.inputs, self._rules, answers=answers, masking=graph.masking, compared=graph
-                    )
-                except Exception as error:  # whatever a model says to a size that it does not take
-                    log.debug("at another size: %r", error)
-                    return False
-                if not case.comparable(other.reference, graph.reference):
-                    return False
-                found.append(other)
-                return True
-
-            at_other_sizes(self._inputs, takes)
-        return self._found
+    at_other_sizes(elsewhere.inputs, takes)
+    return [
+        Lock(v.number, tuple(varied(keeps.sets[v])), f"{_WHY} ({node.where})", kind=Kind.RIGID)
+        for node in found
+        for v in dict.fromkeys((*node.operands, *node.outputs))
+        if v is not None and not keeps.whole(v)
+    ]
 
 
 def mixes(node: Node, keeps: KeepSets) -> bool:
@@ -88,6 +60,8 @@ def mixes(node: Node, keeps: KeepSets) -> bool:
     rule = node.rule
     if not isinstance(rule, Movement) or all(keeps.whole(v) for v in node.operands if v is not None):
         return False
+    if rule.merges and all(_is_fixed(v, a) for v in node.outputs for a in varied(keeps.sets[v])):
+        return False  # it has the same entries in the same order wherever it has as many
     values = [v for v in node.operands if v is not None]
     losing = {a for v in values for a in varied(keeps.sets[v])}
     rigid = {a for v in values for a, r in enumerate(keeps.rigid[v]) if r}
@@ -96,6 +70,23 @@ def mixes(node: Node, keeps: KeepSets) -> bool:
         if any(along[a] & along[b] for a in losing for b in rigid - {a} if max(a, b) < len(along)):
             return True
     return False
+
+
+def _is_fixed(value: Value, axis: int) -> bool:
+    """Whether an axis has the same size in every run, that of a parameter: each call that reads it ties it to one, or
+    gives it on to calls that do."""
+    for node, number in value.uses:
+        if node.rule is None or node.rule.moves or number < 0:
+            return False
+        dims = node.layout.operands
+        names = (dims[number] or ())[axis]
+        if any(v is not None and v.is_source and names in (d or ()) for v, d in zip(node.values, dims, strict=True)):
+            continue
+        outputs = dims[len(node.operands) :]
+        onward = [(v, d.index(names)) for v, d in zip(node.outputs, outputs, strict=True) if d and names in d]
+        if not onward or not all(_is_fixed(*each) for each in onward):
+            return False
+    return bool(value.uses)
 
 
 def _holds(node: Node, other: Node, keeps: KeepSets, sets: dict[Value, Bools]) -> bool:

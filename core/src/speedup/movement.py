@@ -41,7 +41,12 @@ class Movement(CoordinateRule):
     be tensors that the model holds. ``resize`` gives the arguments of the call for smaller operands, where they
     contain sizes. ``fills`` says that the op also puts in entries of its own; unless ``fill_stays`` is False, how many
     of them is written in the code, so that they stay (padding of channels).
+
+    Attributes:
+        merges: whether the op joins neighbouring axes whole, whatever their sizes are (``torch.flatten``).
     """
+
+    merges = False
 
     def sums_to_one(self, node: Node) -> int | None:
         """Where all entries of a row of the operand of ``node`` come out side by side, in whatever order."""

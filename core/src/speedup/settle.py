@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from torch import nn
 
+from speedup import moved
 from speedup.build import Parts, build
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
-from speedup.moved import Elsewhere
 from speedup.order import arrange
 from speedup.registry import Registry
 from speedup.repair.mend import mend
@@ -40,14 +40,13 @@ def settle(
         CheckError: there is one way, and the numbers differ or no plan fits.
     """
     way = ways[0]
-    elsewhere = [Elsewhere(model, inputs, w.graph, rules) for w in ways]
     for _ in range(_ROUNDS):
         keeps = [w.keep_sets(drop) for w in ways]
         more = [arrange(w.graph, k) for w, k in zip(ways, keeps, strict=True)]
         if not any(more) and len(ways) > 1:
             more = disagreements(ways, keeps)
         if not any(more):
-            more = [e.locks(k) for e, k in zip(elsewhere, keeps, strict=True)]
+            more = [moved.locks(w.elsewhere, k) for w, k in zip(ways, keeps, strict=True)]
         if not any(more):
             made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
             if not same_parts(made):
@@ -79,7 +78,7 @@ def _mended(
 
     def holds(repairs: Repairs) -> bool:
         assert tries.run is not None
-        return steady(model, inputs, tries.graph, tries.keeps, rules, replace(parts, repairs=repairs), tries.run)
+        return steady(ways[0].elsewhere, tries.keeps, replace(parts, repairs=repairs), tries.run)
 
     parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)
     locks = [found.locks() if found is not None else []]

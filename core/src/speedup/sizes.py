@@ -17,12 +17,14 @@ be, the model is run on inputs of other sizes too, and a constant that is anothe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
+from speedup.elsewhere import Elsewhere
+from speedup.errors import RuleError
 from speedup.facts import Bools, Floats, everything
 from speedup.graph import Graph, Node, Value
 from speedup.grow import keep_sets
@@ -31,8 +33,7 @@ from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
-from speedup.repair.vary import Case, Inputs, at_other_sizes, further, has_loose
-from speedup.trace import trace
+from speedup.vary import Case, Inputs, at_other_sizes, further, has_loose
 from speedup.ways import Way
 
 Place = tuple[str, str, str, str, int]
@@ -53,54 +54,41 @@ def lasting(
         drop: as for ``keep_sets``.
     """
 
+    elsewhere = Elsewhere(model, inputs, graph, rules)
     found = infer(graph, masks)
     doubtful = _doubtful(model, graph, found, has_loose(inputs))
     if not doubtful:
-        return Way(graph, found)
+        return Way(graph, found, elsewhere)
     without = infer(graph, masks, doubtful)
     many, few = (keep_sets(graph, known, drop=drop) for known in (found, without))
     if all(many.same(v, few) for v in graph.values if v.is_source):
-        return Way(graph, without, few)
-
-    def look(case: Inputs) -> tuple[Graph, Facts]:
-        other = trace(
-            model, *case, rules, answers=graph.answers if graph.branch is None else None, masking=graph.masking
-        )
-        return other, infer(other, masks)
-
-    denied = _following(inputs, graph, found, doubtful, look)
-    return Way(graph, infer(graph, masks, denied)) if denied else Way(graph, found, many)
+        return Way(graph, without, elsewhere, few)
+    denied = _following(elsewhere, found, doubtful, masks)
+    return Way(graph, infer(graph, masks, denied), elsewhere) if denied else Way(graph, found, elsewhere, many)
 
 
 def _following(
-    inputs: Inputs,
-    graph: Graph,
-    facts: Facts,
-    doubtful: Mapping[Value, Bools],
-    look: Callable[[Inputs], tuple[Graph, Facts]],
+    elsewhere: Elsewhere, facts: Facts, doubtful: Mapping[Value, Bools], masks: Mapping[str, torch.Tensor]
 ) -> dict[Value, Bools]:
-    """The entries that are constant at the size of the dummy input only; where the model takes no other, all doubtful.
-
-    Args:
-        look: runs the model on other inputs and infers what is known there; raises where they do not fit.
-    """
+    """The entries that are constant at the size of the dummy input only; all doubtful ones where there is no other."""
     found: dict[Value, Bools] = {}
     taken: list[Case] = []
 
     def takes(case: Case) -> bool:
+        other = elsewhere.run(case, claimed=True)
+        if other is None:
+            return False
         try:
-            other, known = look(case.inputs)
-        except Exception:  # whatever a model says to a size that it does not take
+            known = infer(other, masks)
+        except RuleError:  # of a call that no model is trained with, perhaps
             return False
-        if not case.comparable(other.reference, graph.reference):
-            return False
-        for value, entries in _differing(graph, facts, other, known, doubtful):
+        for value, entries in _differing(elsewhere.graph, facts, other, known, doubtful):
             found[value] = found[value] | entries if value in found else entries
         taken.append(case)
         return True
 
-    at_other_sizes(inputs, takes, stretched=False)
-    for case in further(inputs, tuple(taken)):
+    at_other_sizes(elsewhere.inputs, takes, stretched=False)
+    for case in further(elsewhere.inputs, tuple(taken)):
         takes(case)
     return found if taken else dict(doubtful)
 

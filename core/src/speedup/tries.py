@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from speedup.build import Parts
-from speedup.check import AnswersError, Mismatch, check
+from speedup.check import AnswersError, Mismatch, check, does_as_planned
 from speedup.commit import Transaction
 from speedup.conditioning import excused
 from speedup.decisions import Decisions
@@ -71,10 +71,11 @@ class Tries:
         transaction = Transaction(self._model, parts)
         transaction.apply()
         runs: list[Graph] = []
+        made = self._model, self._inputs, self.graph, self.keeps, self._rules, transaction.substitutes
         try:
-            return check(
-                self._model, self._inputs, self.graph, self.keeps, self._rules, transaction.substitutes, decisions, runs
-            )
+            if decisions is None and not parts.repairs and does_as_planned(*made):
+                return None
+            return check(*made, decisions, runs)
         finally:
             transaction.undo()
             self.run = runs[0] if runs else self.run

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from speedup.build import Parts
+from speedup.elsewhere import Elsewhere
 from speedup.errors import SpeedupError
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
@@ -43,11 +44,13 @@ class Way:
     """One series of answers: its graph, what is known in it, and what must stay there.
 
     Attributes:
+        elsewhere: the same way at other sizes of the input.
         unlocked: the keep sets of these facts without any lock, where they are known already.
     """
 
     graph: Graph
     facts: Facts
+    elsewhere: Elsewhere
     unlocked: KeepSets | None = None
     locks: list[Lock] = field(default_factory=list)
 

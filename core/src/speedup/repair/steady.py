@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from speedup.build import Parts
 from speedup.commit import Transaction
+from speedup.elsewhere import Elsewhere
 from speedup.errors import CheckError
 from speedup.graph import Graph, Node
 from speedup.instead import instead_of
@@ -26,12 +26,10 @@ from speedup.keep import KeepSets
 from speedup.registry import Registry
 from speedup.repair.arguments import numbers
 from speedup.repair.stale import same_number
-from speedup.repair.vary import Case, Inputs, at_other_sizes
 from speedup.report.counts import sizes_of
-from speedup.trace.meta import all_on_meta, on_meta, to_meta
+from speedup.trace.meta import all_on_meta, on_meta
 from speedup.trace.run import trace
-from speedup.trace.sandbox import undisturbed
-from speedup.trace.shapes import Shapes
+from speedup.vary import Case, Inputs, at_other_sizes
 from speedup.verification import Returned, compare, effects_on, run
 
 log = logging.getLogger("speedup")
@@ -42,53 +40,41 @@ log = logging.getLogger("speedup")
 _HEAVY = 20e6
 
 
-def steady(
-    model: nn.Module, inputs: Inputs, graph: Graph, keeps: KeepSets, rules: Registry, parts: Parts, small: Graph
-) -> bool:
+def steady(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts, small: Graph) -> bool:
     """Whether a repaired model gives the masked one's answers at other sizes of the input too.
 
     Args:
-        graph: the run of the masked model on the dummy input.
         keeps: what the repaired model was checked against.
         parts: what makes the repaired model of the model.
         small: its run on the dummy input.
     """
     if not parts.repairs:
         return True
+    graph = elsewhere.graph
     width = max((t.dtype.itemsize for t in graph.reference), default=4)
     heavy = sizes_of(graph, keeps)["macs"][0] * width > _HEAVY * len(graph.nodes)
-    if heavy and _makes_the_same_calls(model, inputs, graph, rules, parts, small):
+    if heavy and _makes_the_same_calls(elsewhere, parts, small):
         return True
-    return _answers_the_same(model, inputs, graph, keeps, rules, parts)
+    return _answers_the_same(elsewhere, keeps, parts)
 
 
 # -- calls ----------------------------------------------------------------------------------------------------------
 
 
-def _makes_the_same_calls(
-    model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry, parts: Parts, small: Graph
-) -> bool:
+def _makes_the_same_calls(elsewhere: Elsewhere, parts: Parts, small: Graph) -> bool:
     """Whether the calls at other sizes prove it; False where they do not, or cannot be had."""
-    found: list[tuple[Case, Graph]] = []
-    shapes = Shapes()
-
-    def takes(case: Case) -> bool:
-        elsewhere = _calls(model, case.inputs, graph, rules, shapes)
-        if elsewhere is None or not case.comparable(elsewhere.reference, graph.reference):
-            return False
-        found.append((case, elsewhere))
-        return True
-
+    model, graph, rules = elsewhere.model, elsewhere.graph, elsewhere.rules
+    contentless = elsewhere.contentless()
+    if contentless is None:
+        return False
     transaction = Transaction(model, parts)
     try:
-        with all_on_meta(model, always=True):
-            at_other_sizes(to_meta(inputs), takes)
         transaction.apply()
         with all_on_meta(model, always=True):
-            for case, elsewhere in found:
+            for case, there in contentless.runs:
                 stands = transaction.substitutes
-                other = trace(model, *case.inputs, rules, substitutes=stands, compared=graph, shapes=shapes)
-                if not _corresponds(graph, elsewhere, small, other):
+                other = trace(model, *case.inputs, rules, substitutes=stands, compared=graph, shapes=contentless.shapes)
+                if not _corresponds(graph, there, small, other):
                     log.debug("without contents, %s: other calls", case.name)
                     return False
     except Exception as error:
@@ -97,21 +83,6 @@ def _makes_the_same_calls(
     finally:
         transaction.undo()
     return True
-
-
-def _calls(model: nn.Module, case: Inputs, graph: Graph, rules: Registry, shapes: Shapes) -> Graph | None:
-    """What a model calls for other inputs; None where it does not take them.
-
-    Raises:
-        Exception: it does not run without contents.
-    """
-    try:
-        return trace(model, *case, rules, compared=graph, shapes=shapes)
-    except Exception as error:
-        if isinstance(error, NotImplementedError) or "meta" in str(error):
-            raise
-        log.debug("without contents, at another size: %r", error)
-        return None
 
 
 def _corresponds(big: Graph, elsewhere: Graph, small: Graph, small_elsewhere: Graph) -> bool:
@@ -161,24 +132,23 @@ def _same(a: Any, b: Any) -> bool:
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
-def _answers_the_same(
-    model: nn.Module, inputs: Inputs, graph: Graph, keeps: KeepSets, rules: Registry, parts: Parts
-) -> bool:
+def _answers_the_same(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts) -> bool:
     """Whether both models return the same at other sizes."""
+    model, graph, rules = elsewhere.model, elsewhere.graph, elsewhere.rules
     cases: dict[str, Inputs] = {}
     wanted: dict[str, Returned | Exception] = {}
     given: dict[str, list[float]] = {}
 
     def takes(case: Case) -> bool:
-        outputs = _masked(model, case.inputs, graph, rules)
-        if outputs is None or not case.comparable(outputs.tensors, graph.reference):
+        other = elsewhere.run(case, told=False)
+        if other is None:
             return False
-        cases[case.name], wanted[case.name] = case.inputs, outputs
+        cases[case.name], wanted[case.name] = case.inputs, Returned(other.reference, other.plain)
         if on_meta(model):
             given[case.name] = _factors(model, case.inputs, graph, keeps, rules)
         return True
 
-    at_other_sizes(inputs, takes)
+    at_other_sizes(elsewhere.inputs, takes)
     if not cases:
         return True
     # Only what the plan itself needed an excuse for is excused here.
@@ -193,19 +163,6 @@ def _answers_the_same(
         return False
     finally:
         transaction.undo()
-
-
-def _masked(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Returned | None:
-    """What the masked model returns for other inputs; None where it does not take them."""
-    try:
-        assert graph.masking is not None  # it is the graph of a run
-        with undisturbed(model), graph.masking.sparing():
-            torch.manual_seed(0)  # as ``run`` does
-            other = trace(model, *case, rules, masking=graph.masking, compared=graph)
-    except Exception as error:  # whatever a model says to a size that it does not take
-        log.debug("at another size: %r", error)
-        return None
-    return Returned(other.reference, other.plain)
 
 
 def _factors(model: nn.Module, case: Inputs, graph: Graph, keeps: KeepSets, rules: Registry) -> list[float]:

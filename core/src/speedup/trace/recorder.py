@@ -1,12 +1,7 @@
 """The recorder: one run of the model under a function mode and a dispatch mode becomes a graph.
 
-Three layers see a call, from the outside in:
-
-1. ``nn.Module.__call__``: a module whose type a rule claims becomes one node, and what runs inside it is not recorded;
-2. the torch function mode: a function that a rule claims becomes a node; another one written in Python is entered and
-   its parts recorded; anything else becomes a node without a rule, a *barrier*;
-3. the dispatch mode underneath sees ATen ops that no recorded call accounts for (a scripted helper, for one); they
-   become barriers, so that no use of a tensor is missed.
+What a call is, ``speedup.trace.calls`` says. The dispatch mode underneath sees ATen ops that none of them accounts for
+(a scripted helper, for one); they become barriers, so that no use of a tensor is missed.
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
 
@@ -29,12 +24,11 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.rule import Rule
-from speedup.trace.above import Above
-from speedup.trace.enter import enterable
+from speedup.trace.calls import Calls
 from speedup.trace.making import Maker, name_of, transformed
 from speedup.trace.number import Number, number_of
 from speedup.trace.outputs import tensors_in
-from speedup.trace.source import caller, caller_and_sites, ends_at, see_through
+from speedup.trace.source import caller, caller_and_sites, ends_at
 from speedup.trace.tensors import Tensors
 from speedup.trees import replaced
 
@@ -86,7 +80,7 @@ class Watch(Protocol):
     ) -> list[torch.Tensor]: ...
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(Calls):
     """Records calls into ``nodes``; use through ``trace``."""
 
     def __init__(
@@ -96,17 +90,12 @@ class Recorder(TorchFunctionMode):
         substitutes: Mapping[int, type[nn.Module]] | None = None,
         masking: Masking | None = None,
     ) -> None:
-        super().__init__()
         self.masking = masking if masking is not None else Masking(model)
-        self.substitutes = substitutes or {}
+        self.tensors = Tensors(model, self.masking)
+        super().__init__(registry, substitutes or {}, self.tensors.paths)
         self.maker = Maker(model, self.masking, self.substitutes)
-        self.registry = registry
         self.nodes: list[Node] = []
         self.passed: list[Node] = []
-        self.tensors = Tensors(model, self.masking)
-        self.scope: list[str] = [""]
-        self.open_calls = 0
-        self.entering: list[Any] = []
         self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
@@ -115,13 +104,11 @@ class Recorder(TorchFunctionMode):
         self.answers: Sequence[bool] | None = None
         self.compared = False
         self.expected: Sequence[Node] = ()
-        self.claims: dict[int, Rule | None] = {}
         self.asked: list[bool] = []
         self.lends = False
         self.reads = 0
         self.from_input: set[Value] = set()
         self.asking: set[str] = set()
-        self.above: Above = {}
         self.dtypes: set[torch.dtype] = set()
 
     # -- recording ------------------------------------------------------------------------------------------------
@@ -129,28 +116,17 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if self.lends:
-            args, kwargs = pytree.tree_map(number_of, (args, kwargs))
-        if self.open_calls:
-            return func(*args, **kwargs)
-        if self.compared and self._is_correction(args):
+            args, kwargs = self.given(args, kwargs or {})
+        if self.compared and not self.open_calls and self._is_correction(args):
             return self._corrected(func, args)
-        rule = self.registry.for_function(func) if not transformed() else None
-        inside = enterable(func) if rule is None else _parts(rule, func, args, kwargs)
-        if inside is not None and rule is not None and not self._gives_the_same(func, inside, args, kwargs):
-            inside = None
-        if inside is not None and func not in self.entering:
-            self.entering.append(func)
-            try:
-                with self:
-                    return inside(*args, **kwargs)
-            finally:
-                self.entering.pop()
-        return self.record(func, rule, args, kwargs, lambda: func(*args, **kwargs))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return pytree.tree_map(number_of, (args, kwargs)) if self.lends else (args, kwargs)
 
     @_unrecorded
-    def _gives_the_same(self, func: Any, parts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def enters(self, func: Any, parts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call in parts gives what the call gives: every run that is compared is made in parts, so that a
         mistake in them would show in none."""
         tensors = list(tensors_in((args, kwargs)))
@@ -168,6 +144,15 @@ class Recorder(TorchFunctionMode):
             return False  # it is told by the call itself
         finally:
             self.masking.unmask(states)
+
+    @_unrecorded
+    def claim_by_structure(self, module: nn.Module) -> Rule | None:
+        try:
+            found: Rule | None = self.registry.for_module(module)
+        except RuleError as error:
+            place = f"{self.paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
+            raise RuleError(f"{error}, at {place}") from error
+        return found
 
     def _is_correction(self, args: tuple[Any, ...]) -> bool:
         """Whether an edit has put this call in, to multiply what the call before it gave by a number: it is made at
@@ -369,90 +354,6 @@ class Recorder(TorchFunctionMode):
             if self.log is not None:
                 self.log.append([tensor.detach().clone()])
             self.tensors.track(tensor, node.outputs[0])
-
-    # -- modules --------------------------------------------------------------------------------------------------
-
-    def _rule_of(self, module: nn.Module) -> Rule | None:
-        """The rule that claims a module, asked for once."""
-        if id(module) not in self.claims:
-            rule = self.registry.for_type(type(module))
-            if rule is None or "forward" in vars(module):
-                rule = self._rule_by_structure(module)
-            self.claims[id(module)] = rule
-        return self.claims[id(module)]
-
-    @_unrecorded
-    def _rule_by_structure(self, module: nn.Module) -> Rule | None:
-        try:
-            found: Rule | None = self.registry.for_module(module)
-        except RuleError as error:
-            place = f"{self.tensors.paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
-            raise RuleError(f"{error}, at {place}") from error
-        return found
-
-    def call_above(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """A call of the forward of a class above the module's own."""
-        if self.open_calls or transformed():
-            return original(module, *args, **kwargs)
-        base, rule = self.above[id(module)]
-        held = _held(rule, module, self.tensors.paths.get(id(module), ""))
-        return self.record(base, rule, args, kwargs, lambda: original(module, *args, **kwargs), module, held)
-
-    def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if self.open_calls:
-            return original(module, *args, **kwargs)
-        path = self.tensors.paths.get(id(module), "")
-        stands_for = self.substitutes.get(id(module))
-        known = stands_for is None and id(module) in self.tensors.paths and not transformed()
-        rule = self._rule_of(module) if known else None
-        if rule is None and stands_for is None:
-            self.scope.append(path)
-            try:
-                return original(module, *args, **kwargs)
-            finally:
-                self.scope.pop()
-        forward = module.forward
-
-        def recorded(*a: Any, **k: Any) -> Any:
-            if self.lends:
-                a, k = pytree.tree_map(number_of, (a, k))
-            if stands_for is not None:
-                return self.record(stands_for, None, a, k, lambda: forward(*a, **k), module)
-            held = _held(rule, module, path)
-            return self.record(type(module), rule, a, k, lambda: forward(*a, **k), module, held)
-
-        if not (module._forward_hooks or module._forward_pre_hooks):
-            return recorded(*args, **kwargs)
-        # Hooks see and may change what goes in and out: only the forward itself is the node.
-        shadowed = module.__dict__.get("forward")
-        module.__dict__["forward"] = recorded
-        try:
-            return original(module, *args, **kwargs)
-        finally:
-            if shadowed is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = shadowed
-
-
-def _parts(rule: Rule, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
-    try:
-        parts = rule.in_parts(function, args, kwargs)
-    except Exception as error:
-        raise RuleError(f"{rule.label} raised in in_parts at {op_name(function)} ({caller()}): {error!r}") from error
-    code = getattr(parts, "__code__", None)
-    if code is not None:
-        see_through([code.co_filename])  # the place of the calls is that of the call they stand for
-    return parts
-
-
-def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
-    try:
-        held: dict[str, torch.Tensor] = rule.held(module)
-    except Exception as error:
-        place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
-        raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
-    return held
 
 
 def _alike(tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:

@@ -18,7 +18,8 @@ from speedup.expand import Expansion, expand
 from speedup.graph import Graph, Node
 from speedup.masking import Masking
 from speedup.registry import Registry
-from speedup.trace.above import called_above, seen
+from speedup.trace.above import called_above
+from speedup.trace.calls import listening
 from speedup.trace.meta import made_there
 from speedup.trace.number import number_of
 from speedup.trace.outputs import later, plain_leaves, tensors_in
@@ -56,21 +57,7 @@ class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return recorder.record(func, None, args, kwargs, lambda: func(*args, **kwargs))
 
 
-@contextlib.contextmanager
-def _module_calls(recorder: Recorder) -> Iterator[None]:
-    original = nn.Module.__call__
-
-    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return recorder.call_module(original, module, args, kwargs)
-
-    nn.Module.__call__ = traced  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
     """Compiled models run eagerly, for their calls to be seen; nothing to do where nobody has loaded the compiler."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
@@ -79,7 +66,7 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def _versioned(model: nn.Module) -> Iterator[None]:
+def versioned(model: nn.Module) -> Iterator[None]:
     """Tensors that are made in inference mode do not say when they are written into, so code that asks for it (as a
     decorator of forward, say) runs without gradients and no more: these are off anyway."""
     kind, own = torch.inference_mode, {n: vars(torch.inference_mode)[n] for n in ("__enter__", "__exit__")}
@@ -128,7 +115,7 @@ def trace(
     masking = masking if masking is not None else Masking(model)
 
     def once() -> Graph:
-        with _versioned(model), undisturbed(model), masking.run():
+        with versioned(model), undisturbed(model), masking.run():
             own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
             expanded = expand(model, registry)
             see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
@@ -174,11 +161,9 @@ def _run(
     recorder.underneath = _Underneath(recorder)
     try:
         with (
-            _uncompiled(),
-            _module_calls(recorder),
-            seen(recorder.above, recorder.call_above),
+            uncompiled(),
             recorder.underneath,
-            recorder,
+            listening(recorder),
         ):
             result = model(*args, **kwargs)
         if recorder.lends:

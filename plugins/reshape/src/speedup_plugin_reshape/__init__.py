@@ -66,6 +66,12 @@ class View(Movement):
         return frozenset(wide) - {0}  # which counts samples: those that it meets are all there
 
 
+class Flatten(Movement):
+    """Neighbouring axes become one."""
+
+    merges = True
+
+
 class Unflatten(Movement):
     """One axis becomes several: as an argument ``sizes`` or a module attribute ``unflattened_size``."""
 
@@ -231,7 +237,7 @@ class Fold(Rule):
 
 
 _AS_THEY_ARE = (
-    "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
+    "permute transpose swapaxes swapdims movedim moveaxis t adjoint T mT H mH squeeze unsqueeze "
     "unbind roll flip fliplr flipud rot90 diagonal "
     "pixel_shuffle pixel_unshuffle unfold"
 ).split()
@@ -243,8 +249,15 @@ def speedup_rules() -> Iterable[Rule]:
     return [
         Movement(
             name="move",
-            modules=(nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle),
+            modules=(nn.PixelShuffle, nn.PixelUnshuffle),
             functions=tuple(plain),
+            call="input, *args, **kwargs",
+            operands=("input",),
+        ),
+        Flatten(
+            name="flatten",
+            modules=(nn.Flatten,),
+            functions=variants("flatten", "ravel"),
             call="input, *args, **kwargs",
             operands=("input",),
         ),

@@ -1,4 +1,4 @@
-"""Does a repaired model hold at other sizes? Inputs like the dummy input with more samples, smaller, or larger.
+"""Does a plan hold at other sizes? Inputs like the dummy input with more samples, smaller, or larger.
 
 A position that the code holds may be right for all that is smaller, or larger: both are tried, and more samples. As few
 runs as can be say so, on inputs as small as can be:

@@ -1,0 +1,117 @@
+"""Runs of the masked model at other sizes of its input.
+
+What a plan says has to hold at every size. Three ask for it: whether constants follow the size (``sizes``), whether
+data movement moves other entries there (``moved``), whether repairs are right there (``repair.steady``). The model is
+run once for each size that any of them asks for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from speedup.graph import Graph
+from speedup.registry import Registry
+from speedup.trace.meta import all_on_meta, to_meta
+from speedup.trace.run import trace
+from speedup.trace.sandbox import undisturbed
+from speedup.trace.shapes import Shapes
+from speedup.vary import Case, Inputs, at_other_sizes
+
+log = logging.getLogger("speedup")
+
+
+@dataclass(frozen=True)
+class Contentless:
+    """Runs on the meta device, where tensors have shapes alone.
+
+    Attributes:
+        runs: one for each size that the model takes, with inputs that are there too.
+        shapes: what their calls gave, for further runs there.
+    """
+
+    runs: Sequence[tuple[Case, Graph]]
+    shapes: Shapes
+
+
+class Elsewhere:
+    """Runs of one model at other sizes, made when they are first asked for. Use inside ``sandbox``.
+
+    Args:
+        graph: the run on the dummy input.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry) -> None:
+        self.model, self.inputs, self.graph, self.rules = model, inputs, graph, rules
+        self._runs: dict[tuple[str, bool], tuple[Graph | None, bool]] = {}
+        self._contentless: Contentless | None = None
+        self._needs_contents = False
+
+    def run(self, case: Case, claimed: bool = False, told: bool = True) -> Graph | None:
+        """The run on one case; None where the model does not take it as it takes the dummy input.
+
+        Args:
+            claimed: whether the rules are asked about its calls, which is needed to infer from it.
+            told: whether Python is told the truth values that it was told on the dummy input, whatever the data say.
+        """
+        answers = self.graph.answers if told and self.graph.branch is None else None
+        key = case.name, bool(answers)
+        found, is_claimed = self._runs.get(key, (None, False))
+        if key not in self._runs or (claimed and found is not None and not is_claimed):
+            found = self._run(case, claimed, answers)
+            self._runs[key] = found, claimed
+        return found
+
+    def _run(self, case: Case, claimed: bool, answers: Sequence[bool] | None) -> Graph | None:
+        graph, masking = self.graph, self.graph.masking
+        assert masking is not None  # it is the graph of a run
+        try:
+            with undisturbed(self.model), masking.sparing():
+                torch.manual_seed(0)  # as in ``verification.run``
+                made = trace(
+                    self.model,
+                    *case.inputs,
+                    self.rules,
+                    answers=answers,
+                    masking=masking,
+                    compared=None if claimed else graph,
+                )
+        except Exception as error:  # whatever a model says to a size that it does not take
+            log.debug("%s: %r", case.name, error)
+            return None
+        return made if case.comparable(made.reference, graph.reference) else None
+
+    def contentless(self) -> Contentless | None:
+        """The runs at all other sizes without contents; None where the model needs these."""
+        if self._contentless is None and not self._needs_contents:
+            try:
+                self._contentless = self._without_contents()
+            except Exception as error:
+                log.debug("without contents: %r", error)
+                self._needs_contents = True
+        return self._contentless
+
+    def _without_contents(self) -> Contentless:
+        found: list[tuple[Case, Graph]] = []
+        shapes = Shapes()
+
+        def takes(case: Case) -> bool:
+            try:
+                made = trace(self.model, *case.inputs, self.rules, compared=self.graph, shapes=shapes)
+            except Exception as error:
+                if isinstance(error, NotImplementedError) or "meta" in str(error):
+                    raise
+                log.debug("without contents, %s: %r", case.name, error)
+                return False
+            if not case.comparable(made.reference, self.graph.reference):
+                return False
+            found.append((case, made))
+            return True
+
+        with all_on_meta(self.model, always=True):
+            at_other_sizes(to_meta(self.inputs), takes)
+        return Contentless(found, shapes)

@@ -1,0 +1,198 @@
+"""What counts as one call in a run of a model: of a module or function that a rule claims, whatever is inside of it.
+
+Two layers see a call, from the outside in:
+
+1. ``nn.Module.__call__``: a module whose type a rule claims is one call, and what runs inside it is none;
+2. the torch function mode: a function that a rule claims is one; another one written in Python is entered and its parts
+   are calls; anything else is one without a rule, a *barrier*.
+
+What becomes of a call is up to subclasses: the recorder makes a node of it, a replay compares it with one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from speedup.errors import RuleError
+from speedup.names import op_name
+from speedup.registry import Registry
+from speedup.rule import Rule
+from speedup.trace.above import Above, seen
+from speedup.trace.enter import enterable
+from speedup.trace.making import transformed
+from speedup.trace.source import caller, see_through
+
+
+class Calls(TorchFunctionMode):
+    """Tells the calls of a run; use inside ``listening``.
+
+    Attributes:
+        substitutes: modules (by identity) that are one call of the type that they stand for.
+        paths: the first path of every module, by identity.
+        above: the modules of which the forward of a class above is a call, see ``speedup.trace.above``.
+        claims: the rules that claim modules, by identity; None for those that are entered.
+        scope: the paths of the modules that were entered, the innermost last.
+        open_calls: how many calls are under way; nothing inside of one is a call.
+    """
+
+    def __init__(
+        self, registry: Registry, substitutes: Mapping[int, type[nn.Module]], paths: Mapping[int, str]
+    ) -> None:
+        super().__init__()
+        self.registry = registry
+        self.substitutes = substitutes
+        self.paths = paths
+        self.above: Above = {}
+        self.claims: dict[int, Rule | None] = {}
+        self.scope: list[str] = [""]
+        self.open_calls = 0
+        self._entering: list[Any] = []
+
+    # -- what subclasses say ----------------------------------------------------------------------------------------
+
+    def record(
+        self,
+        op: Any,
+        rule: Rule | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: Callable[[], Any],
+        module: nn.Module | None = None,
+        held: dict[str, torch.Tensor] | None = None,
+    ) -> Any:
+        """Make a call.
+
+        Args:
+            call: makes it.
+            held: the tensors that the module holds and its rule speaks of, by name.
+        """
+        raise NotImplementedError
+
+    def enters(self, func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the parts that a rule makes of a call are calls instead of it."""
+        raise NotImplementedError
+
+    def claim_by_structure(self, module: nn.Module) -> Rule | None:
+        """The rule that claims a module of which no rule names the type."""
+        raise NotImplementedError
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a call is given."""
+        return args, kwargs
+
+    # -- functions --------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.open_calls:
+            return func(*args, **kwargs)
+        rule = self.registry.for_function(func) if not transformed() else None
+        inside = enterable(func) if rule is None else _parts(rule, func, args, kwargs)
+        if inside is not None and rule is not None and not self.enters(func, inside, args, kwargs):
+            inside = None
+        if inside is not None and func not in self._entering:
+            self._entering.append(func)
+            try:
+                with self:
+                    return inside(*args, **kwargs)
+            finally:
+                self._entering.pop()
+        return self.record(func, rule, args, kwargs, lambda: func(*args, **kwargs))
+
+    # -- modules ----------------------------------------------------------------------------------------------------
+
+    def _rule_of(self, module: nn.Module) -> Rule | None:
+        """The rule that claims a module, asked for once."""
+        if id(module) not in self.claims:
+            rule = self.registry.for_type(type(module))
+            if rule is None or "forward" in vars(module):
+                rule = self.claim_by_structure(module)
+            self.claims[id(module)] = rule
+        return self.claims[id(module)]
+
+    def call_above(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A call of the forward of a class above the module's own."""
+        if self.open_calls or transformed():
+            return original(module, *args, **kwargs)
+        base, rule = self.above[id(module)]
+        held = _held(rule, module, self.paths.get(id(module), ""))
+        return self.record(base, rule, args, kwargs, lambda: original(module, *args, **kwargs), module, held)
+
+    def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if self.open_calls:
+            return original(module, *args, **kwargs)
+        path = self.paths.get(id(module), "")
+        stands_for = self.substitutes.get(id(module))
+        known = stands_for is None and id(module) in self.paths and not transformed()
+        rule = self._rule_of(module) if known else None
+        if rule is None and stands_for is None:
+            self.scope.append(path)
+            try:
+                return original(module, *args, **kwargs)
+            finally:
+                self.scope.pop()
+        forward = module.forward
+
+        def recorded(*a: Any, **k: Any) -> Any:
+            a, k = self.given(a, k)
+            if stands_for is not None:
+                return self.record(stands_for, None, a, k, lambda: forward(*a, **k), module)
+            held = _held(rule, module, path)
+            return self.record(type(module), rule, a, k, lambda: forward(*a, **k), module, held)
+
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return recorded(*args, **kwargs)
+        # Hooks see and may change what goes in and out: only the forward itself is the node.
+        shadowed = module.__dict__.get("forward")
+        module.__dict__["forward"] = recorded
+        try:
+            return original(module, *args, **kwargs)
+        finally:
+            if shadowed is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = shadowed
+
+
+@contextlib.contextmanager
+def listening(calls: Calls) -> Iterator[None]:
+    """Inside of it calls of modules and functions go through ``calls``."""
+    original = nn.Module.__call__
+
+    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return calls.call_module(original, module, args, kwargs)
+
+    nn.Module.__call__ = traced  # type: ignore[method-assign]
+    try:
+        with seen(calls.above, calls.call_above), calls:
+            yield
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def _parts(rule: Rule, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+    try:
+        parts = rule.in_parts(function, args, kwargs)
+    except Exception as error:
+        raise RuleError(f"{rule.label} raised in in_parts at {op_name(function)} ({caller()}): {error!r}") from error
+    code = getattr(parts, "__code__", None)
+    if code is not None:
+        see_through([code.co_filename])  # the place of the calls is that of the call they stand for
+    return parts
+
+
+def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
+    try:
+        held: dict[str, torch.Tensor] = rule.held(module)
+    except Exception as error:
+        place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
+        raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
+    return held

@@ -1,0 +1,220 @@
+"""A run of the small model that is expected to make the very calls of the masked one, on fewer indices.
+
+Most small models do. To see that takes much less than to record the run: each call is compared with the one that is
+due, its op, the numbers that it is given, the shapes of what it gives. Where one is another, or where more than calls
+would have to be watched, nothing is said: the run is recorded then, and looked at closely.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._ops import OpOverload
+from torch.overrides import _pop_mode, _push_mode
+from torch.utils import _pytree as pytree
+
+from speedup import walk
+from speedup.expand import expand
+from speedup.graph import Graph, Node, Ref
+from speedup.names import op_name
+from speedup.registry import Registry
+from speedup.rule import Rule
+from speedup.trace.above import called_above
+from speedup.trace.calls import Calls, listening
+from speedup.trace.making import transformed
+from speedup.trace.meta import on_meta
+from speedup.trace.outputs import later, plain_leaves, tensors_in
+from speedup.trace.run import uncompiled, versioned
+from speedup.trace.sandbox import undisturbed
+from speedup.trees import PLAIN
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """What the model returned, see ``Graph``."""
+
+    reference: list[torch.Tensor]
+    plain: Mapping[str, Any]
+
+
+class _OtherwiseError(Exception):
+    """The model does not do what is expected."""
+
+
+def replay(
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    registry: Registry,
+    graph: Graph,
+    shape_of: Callable[[Any], Shape],
+    substitutes: Mapping[int, type[nn.Module]],
+) -> Replayed | None:
+    """Run the small model; None where it makes other calls than the graph has, or where nothing can be said.
+
+    Call it inside ``sandbox``. What the run changes of the model is put back after it.
+
+    Args:
+        shape_of: the shape that a value of the graph is to have in the small model.
+        substitutes: as for ``trace``.
+    """
+    if not _is_plain(graph) or on_meta(model):
+        return None
+    with versioned(model), undisturbed(model):
+        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
+        expand(model, registry)
+        player = _Player(registry, substitutes, _paths(model), graph, shape_of)
+        player.above = called_above(model, registry)
+        try:
+            with uncompiled(), listening(player):
+                result = model(*args, **kwargs)
+        except Exception:  # what it raises is seen again when it is recorded
+            return None
+        if player.due is not None or later(result):
+            return None
+        return Replayed([t.detach().clone() for t in tensors_in(result)], plain_leaves(result))
+
+
+def _paths(model: nn.Module) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for path, module in walk.all_paths(model):
+        found.setdefault(id(module), path)
+    return found
+
+
+def _is_plain(graph: Graph) -> bool:
+    """Whether nothing but calls matters of a run: Python is told nothing of the data, no parameter is written to, and
+    no call is seen but through those of functions and modules."""
+    if graph.branch is not None or graph.answers:
+        return False
+    for node in graph.nodes:
+        if node.op is None or isinstance(node.op, OpOverload):
+            return False
+        if node.writes and any(v.kind not in ("input", "activation") for v in node.tensors[: _given(node)]):
+            return False
+    return True
+
+
+def _given(node: Node) -> int:
+    """How many tensors a call is given; behind them come those that its module holds."""
+    return len(node.tensors) - len(node.attributes)
+
+
+class _Player(Calls):
+    """Compares each call with the one that is due.
+
+    Attributes:
+        due: that call; None at the end.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        substitutes: Mapping[int, type[nn.Module]],
+        paths: Mapping[int, str],
+        graph: Graph,
+        shape_of: Callable[[Any], Shape],
+    ) -> None:
+        super().__init__(registry, substitutes, paths)
+        self.claims = dict(graph.claims)
+        self._shape_of = shape_of
+        self._nodes = iter(graph.nodes)
+        self.due = next(self._nodes, None)
+
+    def enters(self, func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        raise _OtherwiseError  # what is made in parts is to be compared with the whole
+
+    def claim_by_structure(self, module: nn.Module) -> Rule | None:
+        raise _OtherwiseError  # a module that the masked model does not call
+
+    def record(
+        self,
+        op: Any,
+        rule: Rule | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: Callable[[], Any],
+        module: nn.Module | None = None,
+        held: dict[str, torch.Tensor] | None = None,
+    ) -> Any:
+        if transformed():
+            raise _OtherwiseError
+        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
+        self.open_calls += 1
+        try:
+            tensors = _tensors(args, kwargs)
+            versions = [walk.version_of(t) for t in tensors]
+            result = call()
+            outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
+            changed = [t for t, v in zip(tensors, versions, strict=True) if walk.version_of(t) != v]
+            untouched = {id(t) for t in tensors} - {id(t) for t in changed}
+            outputs = [t for t in outputs if id(t) not in untouched]
+            outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
+            if not self._passes(rule, tensors, outputs):
+                self._compare(op, args, kwargs, outputs)
+            return result
+        finally:
+            self.open_calls -= 1
+            if mode is not None:
+                _push_mode(mode)  # type: ignore[no-untyped-call]
+
+    def _passes(self, rule: Rule | None, tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
+        """Whether the recorder makes no node of a call."""
+        if not outputs:
+            return self.due is None or bool(self.due.outputs)  # else it may be what the graph has
+        if rule is None or not rule.layout_only or len(outputs) != 1 or len(tensors) != 1:
+            return False
+        return outputs[0].shape == tensors[0].shape and outputs[0].dtype == tensors[0].dtype
+
+    def _compare(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Sequence[torch.Tensor]) -> None:
+        """Go on to the next call.
+
+        Raises:
+            _OtherwiseError: this is not the one that is due.
+        """
+        due = self.due
+        if due is None or len(outputs) != len(due.outputs):
+            raise _OtherwiseError
+        if op is not due.op and op_name(op) != due.op_name:
+            raise _OtherwiseError
+        for tensor, value in zip(outputs, due.outputs, strict=True):
+            wanted = self._shape_of(value)
+            if tensor.is_nested or (tensor.shape != wanted and not (0 in wanted and 0 in tensor.shape)):
+                raise _OtherwiseError
+        if not (_alike(args, due.args) and _alike(kwargs, due.kwargs)):
+            raise _OtherwiseError
+        self.due = next(self._nodes, None)
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for argument in (*args, *kwargs.values()):
+        if isinstance(argument, torch.Tensor):
+            found.append(argument)
+        elif type(argument) not in PLAIN:
+            found += tensors_in(argument)
+    return found
+
+
+def _alike(given: Any, recorded: Any) -> bool:
+    """Whether two calls are given the same beside tensors."""
+    if isinstance(given, torch.Tensor):
+        return type(recorded) is Ref
+    kind = type(given)
+    if kind is not type(recorded):
+        return False
+    if kind in (tuple, list, torch.Size):
+        return len(given) == len(recorded) and all(map(_alike, given, recorded))
+    if kind is dict:
+        return given.keys() == recorded.keys() and all(_alike(v, recorded[k]) for k, v in given.items())
+    if given is recorded:
+        return True
+    with contextlib.suppress(RuntimeError, ValueError):  # arrays
+        return kind in (int, float, bool, str, slice, complex) and bool(given == recorded)
+    return False

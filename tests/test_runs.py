@@ -1,0 +1,161 @@
+"""How often a model is run, and that the short check of the small model overlooks nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import speedup
+from speedup.testing import Masks, check_equal, mask_indices, masked_copy, randomize
+
+
+def dropped(net: nn.Module) -> Masks:
+    """Three of eight channels of ``conv`` are masked, biases too."""
+    return mask_indices(net, {"conv.weight": [0, 3, 4], "conv.bias": [0, 3, 4]})
+
+
+class Counted(nn.Module):
+    """Counts the runs with the shapes of their inputs, as its hook sees them."""
+
+    def runs(self, masks: Masks, inputs: torch.Tensor) -> list[tuple[int, ...]]:
+        seen: list[tuple[int, ...]] = []
+        self.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+        speedup.plan(self, inputs, masks)
+        return seen
+
+
+class Flat(Counted):
+    def __init__(self, flatten: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head, self.flatten = nn.Linear(8 * 16, 5), flatten
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(F.dropout(self.flatten(F.relu(self.norm(self.conv(x)))), 0.5, self.training))
+        return result
+
+
+def test_a_plain_model_runs_twice() -> None:
+    """The masked one, the small one: a flatten whose size is that of a weight is the same in every run."""
+    net = randomize(Flat(lambda x: torch.flatten(x, 1))).double()
+    assert net.runs(dropped(net), torch.randn(2, 3, 4, 4).double()) == [(2, 3, 4, 4)] * 2
+
+
+def test_a_flatten_of_another_order_is_looked_at_too() -> None:
+    """Channels last, and a size that the next call takes as it comes."""
+
+    class Mixed(Counted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            flat = torch.flatten(x.permute(0, 2, 3, 1), 1)
+            result: torch.Tensor = self.head(flat.view(x.shape))
+            return result
+
+    net = randomize(Mixed()).double()
+    check_equal(
+        net,
+        torch.randn(2, 3, 4, 4).double(),
+        dropped(net),
+        [torch.randn(3, 3, 6, 4).double(), torch.randn(1, 3, 2, 8).double()],
+    )
+
+
+def test_every_other_size_is_run_once() -> None:
+    """For data movement, and for repairs: the masked model is not run again for what is known."""
+
+    class Both(Counted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv1d(3, 8, 1), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            x = x.reshape(x.shape[0], -1).reshape(-1, 8, x.shape[2])
+            result: torch.Tensor = self.head(x.transpose(1, 2) * x.shape[1] ** -0.5)
+            return result
+
+    net = randomize(Both()).double()
+    seen = net.runs(dropped(net), torch.randn(2, 3, 6).double())
+    others = [s for s in seen if s != (2, 3, 6)]
+    assert others and all(others.count(s) <= 2 for s in others)  # of the masked model and of the small one
+
+
+# -- what the short check must see ------------------------------------------------------------------------------------
+
+
+class Sized(nn.Module):
+    """Uses the width of a layer in a way that this input does not show."""
+
+    def __init__(self, use: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head, self.use = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1), use
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.use(torch.sigmoid(self.conv(x)), self.conv.out_channels))
+        return result
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, width: torch.clamp(x, max=width / 8),
+        lambda x, width: torch.clamp(x, -float(width), width - 6.5),
+        lambda x, width: F.normalize(x * width, dim=1) if width > 6 else x,
+        lambda x, width: x.mean(1, keepdim=True) * x / width * 8,
+        lambda x, width: x[:, :width] + x[:, -width:],
+    ],
+    ids=["clamp", "clamp of a lower bound", "another way", "mean", "slices"],
+)
+def test_a_width_that_enters_numbers(use: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    net = randomize(Sized(use)).double()
+    inputs = torch.randn(2, 3, 4, 4).double()
+    check_equal(net, inputs, dropped(net), [inputs * 30, torch.randn(3, 3, 6, 6).double()])
+
+
+def test_a_bound_that_acts_on_other_data_only() -> None:
+    """Outputs agree on the dummy input, whatever the bound is: the number of the call has to."""
+
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.head(self.conv(x).clamp(max=100.0 * self.conv.out_channels))
+            return result
+
+    net = randomize(Bounded()).double()
+    small, inputs = copy.deepcopy(net), torch.randn(2, 3, 4, 4).double()
+    masks = dropped(net)
+    speedup.plan(small, inputs, masks).apply()
+    masked = masked_copy(net, masks).eval()
+    assert small.conv.out_channels == 5
+    for scale in (1.0, 1e3, 1e5):
+        torch.testing.assert_close(small(inputs * scale), masked(inputs * scale), rtol=1e-12, atol=0)
+
+
+def test_a_forward_that_writes_into_a_parameter_leaves_it() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+            self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.steps += 1
+            result: torch.Tensor = self.head(self.conv(x))
+            return result
+
+    net = randomize(Writes()).double()
+    before = net.steps.clone()
+    speedup.plan(net, torch.randn(2, 3, 4, 4).double(), dropped(net)).apply()
+    assert net.conv.out_channels == 5 and torch.equal(net.steps, before)
