@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -184,21 +185,28 @@ class CoordinateRule(Rule):
         sources: list[np.ndarray[Any, Any]] = []
         fills: list[Floats] = []
         for axis in range(rank):
+            if (axis or len(node.operands) == 1) and not self.fills and _is_flat(node, axis):
+                for number, value in enumerate(node.outputs):  # there is one index only
+                    coordinates[number].append(_zeros(value.ndim))
+                    if axis == 0:
+                        sources.append(_zeros(value.ndim))
+                        fills.append(np.zeros((1,) * value.ndim))
+                continue
             tensors, base = self._encoded(node, axis)
             outs = [_shrunk(t) for t in self._run(node, writable(node, tensors))]
             other = [_shrunk(t) for t in self._run(node, writable(node, [-t for t in tensors]))] if self.fills else None
             for number, array in enumerate(outs):
-                filled = np.zeros((1,) * array.ndim, dtype=bool)
+                source, index = _decoded(base, array)
+                fill: Floats = np.zeros((1,) * array.ndim)
                 if other is not None:
                     array, negative = np.broadcast_arrays(array, other[number])
                     filled = array == negative
-                source = np.searchsorted(base, array, side="right") - 1
-                source = np.where(filled, _FILLED, source)
-                index = np.where(filled, 0, array - np.take(base, np.maximum(source, 0))).astype(np.int64)
-                coordinates[number].append(compact_axes(index)[0])
+                    source, index = np.where(filled, _FILLED, source), np.where(filled, 0, index)
+                    fill = np.where(filled, array, 0.0)
+                coordinates[number].append(compact_axes(index.astype(np.int64))[0])
                 if axis == 0:
                     sources.append(compact_axes(source)[0])
-                    fills.append(np.where(filled, array, 0.0))
+                    fills.append(fill)
         return [_Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
 
     def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
@@ -310,4 +318,28 @@ def without_repeats(tensor: torch.Tensor) -> torch.Tensor:
 def _shrunk(tensor: torch.Tensor) -> Floats:
     """A coordinate tensor with every axis along which it does not vary reduced to size 1."""
     array: Floats = without_repeats(tensor).numpy()
-    return compact_axes(array)[0].astype(np.float64, copy=False)
+    return compact_axes(array)[0]
+
+
+def _is_flat(node: Node, axis: int) -> bool:
+    """Whether no operand has more than one index along an axis."""
+    return all(v is None or axis >= v.ndim or v.shape[axis] == 1 for v in node.operands)
+
+
+def _zeros(ndim: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.zeros((1,) * ndim, dtype=np.int64)
+
+
+def _decoded(base: Sequence[int], array: Floats) -> tuple[np.ndarray[Any, Any], Floats]:
+    """Which operand encoded entries are of, and their indices there.
+
+    Args:
+        base: where the numbers of each operand begin, and where they end; there are few, and many entries.
+    """
+    index: Floats = array - array.dtype.type(base[0])
+    source = _zeros(array.ndim)
+    for before, first in itertools.pairwise(base[:-1]):
+        later = array >= first
+        np.subtract(index, index.dtype.type(first - before), out=index, where=later)
+        source = source + later
+    return source, index
