@@ -20,7 +20,7 @@ from speedup.trace.meta import all_on_meta, to_meta
 from speedup.trace.run import trace
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.shapes import Shapes
-from speedup.vary import Case, Inputs, at_other_sizes
+from speedup.vary import Case, Inputs, Takes, at_other_sizes
 
 log = logging.getLogger("speedup")
 
@@ -50,6 +50,12 @@ class Elsewhere:
         self._runs: dict[tuple[str, bool], tuple[Graph | None, bool]] = {}
         self._contentless: Contentless | None = None
         self._needs_contents = False
+        self._stretched = True
+
+    def at_sizes(self, takes: Takes, stretched: bool = True) -> None:
+        """Go through other sizes, those that are known first; see ``vary.at_other_sizes``."""
+        self._stretched = self._stretched and stretched
+        at_other_sizes(self.inputs, takes, self._stretched)
 
     def run(self, case: Case, claimed: bool = False, told: bool = True) -> Graph | None:
         """The run on one case; None where the model does not take it as it takes the dummy input.

@@ -21,7 +21,7 @@ from speedup.kinds import Kind
 from speedup.movement import Movement
 from speedup.order import same_orders
 from speedup.regular import is_regular, varied
-from speedup.vary import Case, at_other_sizes
+from speedup.vary import Case
 
 _WHY = "at another size of the input it moves other entries"
 
@@ -46,7 +46,7 @@ def locks(elsewhere: Elsewhere, keeps: KeepSets) -> list[Lock]:
                 found[node] = None
         return True
 
-    at_other_sizes(elsewhere.inputs, takes)
+    elsewhere.at_sizes(takes)
     return [
         Lock(v.number, tuple(varied(keeps.sets[v])), f"{_WHY} ({node.where})", kind=Kind.RIGID)
         for node in found

@@ -33,7 +33,7 @@ from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
-from speedup.vary import Case, Inputs, at_other_sizes, further, has_loose
+from speedup.vary import Case, Inputs, further, has_loose
 from speedup.ways import Way
 
 Place = tuple[str, str, str, str, int]
@@ -87,7 +87,7 @@ def _following(
         taken.append(case)
         return True
 
-    at_other_sizes(elsewhere.inputs, takes, stretched=False)
+    elsewhere.at_sizes(takes, stretched=False)
     for case in further(elsewhere.inputs, tuple(taken)):
         takes(case)
     return found if taken else dict(doubtful)

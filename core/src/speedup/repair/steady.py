@@ -29,7 +29,7 @@ from speedup.repair.stale import same_number
 from speedup.report.counts import sizes_of
 from speedup.trace.meta import all_on_meta, on_meta
 from speedup.trace.run import trace
-from speedup.vary import Case, Inputs, at_other_sizes
+from speedup.vary import Case, Inputs
 from speedup.verification import Returned, compare, effects_on, run
 
 log = logging.getLogger("speedup")
@@ -148,7 +148,7 @@ def _answers_the_same(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts) -> bo
             given[case.name] = _factors(model, case.inputs, graph, keeps, rules)
         return True
 
-    at_other_sizes(elsewhere.inputs, takes)
+    elsewhere.at_sizes(takes)
     if not cases:
         return True
     # Only what the plan itself needed an excuse for is excused here.
