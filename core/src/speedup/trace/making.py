@@ -22,9 +22,7 @@ from speedup.trace.shapes import Shapes
 from speedup.trace.slices import slices_of
 from speedup.trace.written import Written
 
-_IN_PLACE = re.compile(
-    r"__setitem__|__i[a-z]+__|[a-z]\w*[a-z0-9]_"
-)  # the names of functions that write into their first
+_IN_PLACE = re.compile(r"__setitem__|__i[a-z]+__|[a-z]\w*[a-z0-9]_")  # names of what writes into its first argument
 _BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
