@@ -552,6 +552,28 @@ class Scan(nn.Module):
         return self.c(torch.stack(outputs, 1))
 
 
+class Complex(nn.Module):
+    """Real and imaginary parts from a layer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.complex(self.a(x), self.b(x))
+        made: torch.Tensor = self.c((z * z.conj()).real + z.angle() + torch.polar(z.real, z.imag).imag)
+        return made
+
+
+def test_complex_numbers_go_where_both_parts_are_0() -> None:
+    model = randomize(Complex(), 0)
+    gone = {f"{layer}.{name}": [0, 5] for layer in "ab" for name in ("weight", "bias")}
+    result = check_equal(model, torch.randn(2, 3), mask_indices(model, {**gone, "a.bias": [0, 2, 5]}))
+    assert [result.shape(f"{n}.weight") for n in "abc"] == [(6, 3), (6, 3), (4, 6)]
+    result = check_equal(model, torch.randn(2, 3), mask_indices(model, {"a.weight": [0, 5], "b.weight": [0, 5]}))
+    assert result.shape("c.weight") == (4, 8)  # another number than 0 is not followed
+
+
 class Heads(nn.Module):
     """A matrix for each head, as linear attention keeps it."""
 

@@ -37,6 +37,8 @@ _POINTWISE = (
     "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh deg2rad rad2deg "
     "arcsin arccos arctan arcsinh arccosh arctanh "
     "floor ceil round trunc fix frac nan_to_num "
+    # complex numbers
+    "complex polar conj conj_physical resolve_conj resolve_neg angle "
     # comparison and choice
     "eq ne lt le gt ge greater greater_equal less less_equal not_equal isclose isnan isinf isfinite isposinf isneginf "
     "logical_or logical_xor logical_not bitwise_or bitwise_xor bitwise_not "
