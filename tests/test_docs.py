@@ -263,8 +263,9 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
         *("identity", "dropout", "torch.dropout", "cast"),  # in eval mode no call is left of these, or it is a copy
         *("recurrent", "recurrent cell", "pack_padded_sequence", "pad_packed_sequence"),  # a fixpoint over time
         *("attention_with_weights", "norm", "made", "full", "empty"),  # no call of one tensor brings them about
-        *("tensordot", "outer", "multi_dot", "masked_scatter", "multi_head_attention_forward"),  # taken apart into
+        *("tensordot", "outer", "multi_dot", "solve_triangular", "masked_scatter"),  # taken apart into
         *(
+            "multi_head_attention_forward",
             "masked rows",
             "queries of attention",
             "attention by width",

@@ -141,3 +141,28 @@ def test_transforms_of_functions_hold_what_they_touch(body: Callable[[Any, torch
     result = check_equal(model, torch.randn(2, 4), masks, [torch.randn(5, 4)])
     assert result.shape("one.weight") == (8, 4) and result.shape("mid.weight") == (8, 8)
     assert result.shape("first.0.weight") == (4, 4), "what came before goes as ever"
+
+
+def test_a_mask_that_a_transform_makes_of_positions_keeps_nothing() -> None:
+    """As libraries make masks of attention of a function of two positions."""
+
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            def may_see(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+                return (q >= k) | (ids[0].gather(0, q) == ids[0].gather(0, k))
+
+            at = torch.arange(x.shape[1])[:, None]
+            seen = torch.vmap(torch.vmap(may_see, (None, 0)), (0, None))(at, at)[..., 0]
+            hidden = self.one(x).relu()
+            result: torch.Tensor = self.two(seen.to(hidden.dtype) @ hidden)
+            return result
+
+    model = randomize(Causal()).eval()
+    given = (torch.randn(2, 5, 4), torch.tensor([[0, 1, 1, 0, 2]]))
+    other = (torch.randn(1, 7, 4), torch.tensor([[0, 1, 1, 2, 2, 3, 0]]))
+    result = check_equal(model, given, mask_indices(model, MASKED), [other])
+    assert result.shape("one.weight")[0] < 8 and result.shape("two.weight")[1] < 8

@@ -127,3 +127,11 @@ def test_an_input_from_a_file(tmp_path: Path) -> None:
 def test_a_bad_specification_is_explained(specs: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         make_input(specs)
+
+
+def test_a_file_without_weights_is_told_from_a_whole_model(project: Path) -> None:
+    torch.save(nn.Linear(3, 2), "whole.pt")
+    Path("junk.pt").write_text("hello")
+    for name, what in (("whole.pt", r"model\.state_dict\(\)"), ("junk.pt", "no file of torch.save")):
+        with pytest.raises(StorageError, match=what):
+            load_model(arguments("target_of_cli:ready", "--weights", name, "--input", "1x3"))

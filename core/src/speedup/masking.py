@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -180,3 +181,25 @@ def memory_of(tensor: torch.Tensor) -> int:
         return storage._cdata if tensor.is_meta else storage.data_ptr()
     except (RuntimeError, NotImplementedError):  # a type of tensor without memory of its own
         return 0
+
+
+def are_apart(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one memory have no number in common, as the halves of a tensor; False where not known."""
+    both = (one, other)
+    if one.dtype != other.dtype or any(t.layout is not torch.strided or t.numel() == 0 for t in both):
+        return False
+    starts = [int(t.storage_offset()) for t in both]
+    ends = [
+        s + 1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+        for s, t in zip(starts, both, strict=True)
+    ]
+    first = min(starts)
+    if max(starts) >= min(ends):
+        return True
+    line = np.zeros(max(ends) - first, np.bool_)
+    views = [
+        np.lib.stride_tricks.as_strided(line[s - first :], t.shape, t.stride())
+        for s, t in zip(starts, both, strict=True)
+    ]
+    views[0][...] = True
+    return not views[1].any()

@@ -552,6 +552,53 @@ class Scan(nn.Module):
         return self.c(torch.stack(outputs, 1))
 
 
+class Complex(nn.Module):
+    """Real and imaginary parts from a layer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.complex(self.a(x), self.b(x))
+        made: torch.Tensor = self.c((z * z.conj()).real + z.angle() + torch.polar(z.real, z.imag).imag)
+        return made
+
+
+def test_complex_numbers_go_where_both_parts_are_0() -> None:
+    model = randomize(Complex(), 0)
+    gone = {f"{layer}.{name}": [0, 5] for layer in "ab" for name in ("weight", "bias")}
+    result = check_equal(model, torch.randn(2, 3), mask_indices(model, {**gone, "a.bias": [0, 2, 5]}))
+    assert [result.shape(f"{n}.weight") for n in "abc"] == [(6, 3), (6, 3), (4, 6)]
+    result = check_equal(model, torch.randn(2, 3), mask_indices(model, {"a.weight": [0, 5], "b.weight": [0, 5]}))
+    assert result.shape("c.weight") == (4, 8)  # another number than 0 is not followed
+
+
+class Heads(nn.Module):
+    """A matrix for each head, as linear attention keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.v, self.o = nn.Linear(3, 12), nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        k, v = (y.unflatten(-1, (2, -1)) for y in (self.k(x), self.v(x)))
+        state = torch.zeros(x.shape[0], 2, k.shape[-1], v.shape[-1], dtype=x.dtype)
+        outputs = []
+        for i in range(x.shape[1]):
+            state = state + k[:, i, :, :, None] * v[:, i, :, None]
+            outputs.append((k[:, i, :, None] @ state).flatten(1))
+        return self.o(torch.stack(outputs, 1))
+
+
+def test_both_sides_of_a_matrix_for_each_head_go() -> None:
+    model = randomize(Heads(), 0)
+    masks = mask_indices(model, {"k.weight": [0, 6], "k.bias": [0, 6], "v.weight": [1, 5], "v.bias": [1, 5]})
+    x, other = (torch.randn(*shape, 3, generator=torch.Generator().manual_seed(1)) for shape in ((2, 4), (3, 7)))
+    result = check_equal(model, x, masks, [other])
+    assert [result.shape(f"{n}.weight") for n in "kvo"] == [(10, 3), (6, 3), (4, 6)]
+
+
 def test_channels_and_states_of_a_recurrence_go() -> None:
     model = randomize(Scan(), 0)
     masks = mask_indices(model, {"a.weight": [0, 5], "a.bias": [0, 5], "b.weight": [1], "b.bias": [1]})

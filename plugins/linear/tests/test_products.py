@@ -249,6 +249,32 @@ def test_products_by_other_names(name: str) -> None:
     assert result.shape("w") == ((8, 8) if name == "outer" else (7, 6))
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_solutions_lose_columns_of_the_right_side(left: bool) -> None:
+    """As linear attention with a delta rule solves for its values: the matrix is one of positions."""
+
+    class Solved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.k, self.v, self.last = nn.Linear(5, 6), nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            k, v = self.k(x), self.v(x)
+            scores = k @ k.mT
+            if left:
+                made = torch.linalg.solve_triangular(scores, v, upper=False, unitriangular=True)
+            else:
+                made = torch.linalg.solve_triangular(scores, v.mT, upper=True, left=False, unitriangular=True).mT
+            result: torch.Tensor = self.last(made)
+            return result
+
+    model = randomize(Solved())
+    gone = {"k.weight": [0, 1], "k.bias": [0, 1], "v.weight": [2], "v.bias": [2]}
+    result = check_equal(model, batch(4, 3, 5), mask_indices(model, gone), [batch(3, 4, 5)])
+    assert [result.shape(f"{n}.weight") for n in ("k", "v", "last")] == [(4, 5), (7, 5), (3, 7)]
+    assert not result.plan.report.barriers
+
+
 def test_a_matrix_per_group_loses_rows_and_columns_of_its_own() -> None:
     """As the gates of a recurrent Gemma: each group has lost other inputs, and other outputs."""
 

@@ -556,3 +556,8 @@ def test_a_trace_of_a_large_input_takes_others() -> None:
         traced = torch.jit.trace(norm, large)
         for x in (large, torch.randn(9, 7000, 8), torch.randn(2, 3, 8)):
             assert torch.allclose(traced(x), norm(x), atol=1e-5)
+
+
+def test_a_trace_with_gradients_passes_the_check_without() -> None:
+    model, x = small_stream(), tokens(2, 5).double()
+    assert torch.allclose(torch.jit.trace(model, x)(x), model(x), rtol=1e-12)

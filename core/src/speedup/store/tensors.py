@@ -48,9 +48,15 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         try:
             loaded = torch.load(target, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can fail in any way inside torch.load
-            first = str(error).partition("\n")[0]
+            if "Unsupported" in str(error):  # a global, an operand, a class
+                why = (
+                    "it holds more than tensors, such as a whole model: write it with torch.save(model.state_dict(), …)"
+                )
+            else:
+                first = f"{type(error).__name__}: {error}".partition("\n")[0]
+                why = f"it is damaged, cut off, or no file of torch.save ({first})"
             raise StorageError(
-                f"weight file {str(path)!r} cannot be read as tensors alone (code in it never runs): {first}"
+                f"weight file {str(path)!r} cannot be read as tensors alone (code in it never runs): {why}"
             ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,13 +15,14 @@ from torch import nn
 from torch.utils import _python_dispatch as dispatch
 
 from speedup import walk
-from speedup.graph import Node
-from speedup.masking import Masking
+from speedup.graph import Node, Ref
+from speedup.masking import Masking, are_apart, memory_of
 from speedup.trace.outputs import tensors_in
 from speedup.trace.shapes import Shapes
 from speedup.trace.slices import slices_of
 from speedup.trace.written import Written
 
+_IN_PLACE = re.compile(r"__setitem__|__i[a-z]+__|[a-z]\w*[a-z0-9]_")  # names of what writes into its first argument
 _BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
@@ -98,6 +100,8 @@ class Maker:
         )
         if sets_data:
             changed = [tensors[0], *(t for t in changed if t is not tensors[0])]
+        if len(changed) > 1:
+            changed = _written(node, tensors, changed)
         self.masking.unmask(masked, outputs)
         untouched = {id(t) for t in tensors} - {id(t) for t in changed}
         outputs = [t for t in outputs if id(t) not in untouched]
@@ -150,6 +154,25 @@ def transformed() -> bool:
     """Whether ``torch.vmap``, ``torch.func.grad`` or the like runs: tensors inside it are wrappers of others, made and
     taken off out of sight."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _written(node: Node, tensors: list[torch.Tensor], changed: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Of tensors that count as changed, as all views of one do, those that are: ``a.add_(b)`` changes no b beside a."""
+    target = node.args[0] if node.args else None
+    if not isinstance(target, Ref) or "out" in node.kwargs or not _IN_PLACE.fullmatch(name_of(node.op)):
+        return changed
+    first = part = tensors[target.number]
+    if all(t is not first for t in changed):
+        return changed
+    if name_of(node.op) == "__setitem__" and _is_view(node.args[1]):
+        part = first[node.args[1]]
+    return [t for t in changed if t is first or memory_of(t) != memory_of(first) or not are_apart(part, t)]
+
+
+def _is_view(index: Any) -> bool:
+    """Whether an index takes a part of a tensor, and no copy of one."""
+    items = index if isinstance(index, tuple) else (index,)
+    return all(i is None or i is Ellipsis or (isinstance(i, int | slice) and type(i) is not bool) for i in items)
 
 
 def _state(tensor: torch.Tensor) -> Any:

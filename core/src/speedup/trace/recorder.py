@@ -33,6 +33,7 @@ from speedup.trace.tensors import Tensors
 from speedup.trees import replaced
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
+_HELD = frozenset(("parameter", "buffer", "attribute"))  # kinds of values that the model holds
 _READS = frozenset(
     {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
 )
@@ -108,6 +109,7 @@ class Recorder(Calls):
         self.lends = False
         self.reads = 0
         self.from_input: set[Value] = set()
+        self.of_model: set[Value] = set()  # what is made of something that the model holds
         self.asking: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
 
@@ -236,6 +238,8 @@ class Recorder(Calls):
             tensors.append(leaf)
             return Ref(len(tensors) - 1)
 
+        inside = transformed()
+
         # A list keeps its own contents when a caller fills it later: the structure is copied here.
         plain_args = tuple([ref(a) if isinstance(a, torch.Tensor) else replaced(torch.Tensor, ref, a) for a in args])
         plain_kwargs = {name: replaced(torch.Tensor, ref, a) for name, a in kwargs.items()} if kwargs else {}
@@ -253,16 +257,27 @@ class Recorder(Calls):
             where=where,
             args=plain_args,
             kwargs=plain_kwargs,
-            tensors=tuple([self.tensors.value_of(t) for t in tensors]),
+            tensors=tuple([self._wrapped(t) if inside else self.tensors.value_of(t) for t in tensors]),
             outputs=(),
             attributes=attributes,
             sites=sites,
         )
         return node, tensors
 
+    def _wrapped(self, tensor: torch.Tensor) -> Value:
+        """The value of a tensor inside a transform, which wraps the tensors that it is given."""
+        while self.tensors.made(tensor) is None and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        return self.tensors.value_of(tensor)
+
     def _noted(self, node: Node, rule: Rule | None, result: Any, outputs: list[torch.Tensor]) -> Any:
         """Take a call that was made into the graph; what Python gets of it."""
         node.outputs = tuple([self.tensors.new(t, "activation", node) for t in outputs])
+        if not self.of_model.isdisjoint(node.tensors) or any(v.kind in _HELD for v in node.tensors):
+            self.of_model.update(node.outputs)
+            if transformed() and self.branch is None:
+                why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
+                self.branch = Branch(node, self.tensors.existing(), why)
         if any(v in self.from_input or v.kind == "unknown" for v in node.tensors):
             self.from_input.update(node.outputs)
             self.dtypes |= self.maker.inside
@@ -275,9 +290,6 @@ class Recorder(Calls):
                     result = self._lent(node, result)
                 else:
                     self.branch = Branch(node, self.tensors.existing())
-        if transformed() and self.branch is None:
-            why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
-            self.branch = Branch(node, self.tensors.existing(), why)
         self._claim(node, rule)
         self._append(node)
         if self.log is not None:
@@ -349,6 +361,8 @@ class Recorder(Calls):
             node.outputs = (self.tensors.new(tensor, "activation", node),)
             if any(v in self.from_input or v.kind == "unknown" for v in node.tensors):
                 self.from_input.update(node.outputs)
+            if not self.of_model.isdisjoint(node.tensors) or value.kind in _HELD:
+                self.of_model.update(node.outputs)
             self.in_place.claim_change(node, tensor, changed)
             self._append(node)
             if self.log is not None:

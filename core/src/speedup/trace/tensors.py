@@ -12,7 +12,7 @@ from torch import nn
 from speedup import walk
 from speedup.attributes import INTERNAL
 from speedup.graph import Node, Value
-from speedup.masking import Masking, memory_of
+from speedup.masking import Masking, are_apart, memory_of
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
 from speedup.trees import PLAIN
 
@@ -123,6 +123,7 @@ class Tensors:
             and id(tensor) not in known
             and memory_of(tensor) in memories
             and self._live.get(id(tensor), (None, value))[1] is value
+            and not all(memory_of(t) != memory_of(tensor) or are_apart(t, tensor) for t in changed)
         ]
 
     def _sources_in(self, memory: int) -> list[Value]:

@@ -19,6 +19,7 @@ from speedup import (
     NodeKeep,
     Rule,
     Unused,
+    Value,
     hookimpl,
     rows_of_one,
     variants,
@@ -36,6 +37,8 @@ _POINTWISE = (
     "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh deg2rad rad2deg "
     "arcsin arccos arctan arcsinh arccosh arctanh "
     "floor ceil round trunc fix frac nan_to_num "
+    # complex numbers
+    "complex polar conj conj_physical resolve_conj resolve_neg angle "
     # comparison and choice
     "eq ne lt le gt ge greater greater_equal less less_equal not_equal isclose isnan isinf isfinite isposinf isneginf "
     "logical_or logical_xor logical_not bitwise_or bitwise_xor bitwise_not "
@@ -195,7 +198,7 @@ class Made(Rule):
     moves = True  # its numbers are sizes
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-        return [[axis not in _channel_axes(v.shape) for axis in range(v.ndim)] for v in node.outputs]
+        return [[axis not in _channel_axes(v) for axis in range(v.ndim)] for v in node.outputs]
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Whoever reads it says what is kept."""
@@ -249,11 +252,14 @@ class FullBy(MadeBy):
     moves = False
 
 
-def _channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _channel_axes(value: Value) -> tuple[int, ...]:
     """The axes that may hold channels of a tensor that is made in a forward."""
-    if all(size == 1 for size in shape[1:]):
+    if all(size == 1 for size in value.shape[1:]):
         return (0,)
-    return (1, 2) if len(shape) == 3 else (1,)  # tokens by channels, or the channels and states of a recurrence
+    moved = any(isinstance(node.rule, Movement) for node, _ in value.uses)
+    if value.ndim == 4 and not moved:  # a matrix for each head of a recurrence (linear attention)
+        return (1, 2, 3)
+    return (1, 2) if value.ndim == 3 else (1,)  # tokens by channels, or the channels and states of a recurrence
 
 
 def _like(name: str, functions: Any, *shapes: int, axes: str = "*, ... -> *") -> Rule:

@@ -47,7 +47,26 @@ def _chain(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(torch.matmul, tensors)
 
 
+def _solved(
+    A: torch.Tensor, B: torch.Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> torch.Tensor:
+    unit = torch.ones(A.shape[-2:], dtype=A.dtype, device=A.device).tril().triu()
+    inverse: torch.Tensor = torch.linalg.solve_triangular(A, unit, upper=upper, unitriangular=unitriangular)
+    return inverse @ B if left else B @ inverse
+
+
+class Solve(OtherProduct):
+    """The solution of A X = B is a product with the inverse of A, and that of A X = 1 reads all of a matrix."""
+
+    call = "A, B, *, upper, left=True, unitriangular=False"
+    operands = ("A", "B")
+
+    def signature(self, node: Node) -> str:
+        return "* ~i ~j, * ~j ~k -> * ~i ~k"
+
+
 RULES = [
+    Solve("solve_triangular", _solved, torch.linalg.solve_triangular),
     OtherProduct("tensordot", _tensordot, torch.tensordot),
     OtherProduct("outer", _outer, *variants("outer", "ger")),
     OtherProduct("multi_dot", _chain, torch.linalg.multi_dot),

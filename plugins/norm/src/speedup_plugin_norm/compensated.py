@@ -114,8 +114,13 @@ def normalized(
 
 
 def is_plain() -> bool:
-    """Whether nothing but an answer is asked for. A compiler fuses the plain calls better by itself."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether nothing but an answer is asked for.
+
+    A compiler fuses the plain calls better by itself. ``torch.jit.trace`` compares what it records with gradients with
+    what it records without, and is to see the same calls.
+    """
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not torch.is_grad_enabled() and not recorded
 
 
 def corrected(
@@ -136,8 +141,7 @@ def corrected(
     """
     left = x.shape[-1]
     step = max(1, _AT_ONCE // left)
-    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if type(x) is torch.Tensor and not traced and x.numel() > step * left:
+    if type(x) is torch.Tensor and x.numel() > step * left:
         rows = x.reshape(-1, left)
         made: torch.Tensor | None = None
         for start in range(0, len(rows), step):
