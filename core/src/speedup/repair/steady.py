@@ -32,6 +32,7 @@ from speedup.trace.meta import all_on_meta, on_meta, to_meta
 from speedup.trace.run import trace
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.shapes import Shapes
+from speedup.trace.told import told
 from speedup.verification import Returned, compare, effects_on, run
 
 log = logging.getLogger("speedup")
@@ -199,7 +200,7 @@ def _masked(model: nn.Module, case: Inputs, graph: Graph, rules: Registry) -> Re
     """What the masked model returns for other inputs; None where it does not take them."""
     try:
         assert graph.masking is not None  # it is the graph of a run
-        with undisturbed(model), graph.masking.sparing():
+        with undisturbed(model), graph.masking.sparing(), told(None):
             torch.manual_seed(0)  # as ``run`` does
             other = trace(model, *case, rules, masking=graph.masking, compared=graph)
     except Exception as error:  # whatever a model says to a size that it does not take
