@@ -111,6 +111,16 @@ def test_experts_become_smaller_whichever_the_data_choose(kind, tokens):
     assert not plan.report.uncalled
 
 
+@pytest.mark.parametrize("kind", [Skipping, Hit, Asking])
+def test_channels_of_experts_that_are_not_called_are_in_groups(kind):
+    model = randomize(kind(), seed=0).double().eval()
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 5, dtype=torch.float64)
+    plan = planned(model, x, speedup.prune_masks(model, x, sparsity=0.5))
+    before, after = plan.report.parameters
+    assert after < 0.31 * before
+
+
 def test_experts_that_leave_constants_of_their_own_keep_them():
     model = randomize(Skipping(), seed=0)
     torch.manual_seed(0)
@@ -166,6 +176,22 @@ def test_layers_that_are_left_out_become_smaller(step):
     torch.manual_seed(0)
     plan = planned(model, torch.randn(2, 3, 5), every_second(model, "last"))
     assert all("8x8 -> 4x4" in plan.explain(f"layers.{number}") for number in range(4))
+
+
+class Padded(Layers):
+    """One more question, of which both answers are looked at."""
+
+    def forward(self, x):
+        return super().forward(x * 2 if x.mean() > 0 else x)
+
+
+@pytest.mark.parametrize("step", ["one after another", "added", "the last one", "counted"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("biases", [True, False])
+def test_beside_other_ways(step, seed, biases):
+    model = randomize(Padded(STEPS[step]), seed=1)
+    torch.manual_seed(seed)
+    planned(model, torch.randn(2, 3, 5), every_second(model, "last", biases=biases))
 
 
 def test_layers_that_data_choose_in_unknown_ways_stay():

@@ -13,7 +13,7 @@ place of one another:
    reads one of the tensors that it may read.
 
 Of places of which all are there Python may be told what it likes: it is the same for all data. Where the run on the
-data as they are calls every layer, it is the widest one itself.
+data as they are calls every layer, and Python reads nothing else, it is the widest one itself.
 
 Where a run makes another call, nothing is gained; and if it calls other layers too, the data decide which (``Branch``).
 """
@@ -61,8 +61,6 @@ class Detours:
             drop: whether its answers may be others.
         """
         first, graph = self._first, self.graph
-        if first is graph:
-            return True
         transaction = Transaction(model, parts)
         transaction.apply()
         try:
@@ -79,44 +77,76 @@ class Detours:
 
 
 def find_detours(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph) -> Detours | None:
-    """The widest run of a model, if it is known in what others differ from it; None where none was looked for.
+    """The widest run of a model, if others differ from it in known ways; None where ``first`` is the one to be planned.
 
-    Where other data call other layers in ways that are not known, ``first`` gets a branch. Call it inside ``sandbox``.
+    Of ``first`` it is noted then what other data leave out. Call it inside ``sandbox``.
 
     Args:
         first: the run on the data as they are.
     """
-    few = len(first.answers or ()) <= _FEW
-    if first.seeking is None and (few or not first.answers):
+    several = len(first.answers or ()) > _FEW
+    if first.seeking is None and not several:
         return None
-
-    def traced(what: Told, compared: Graph | None = None) -> Graph:
-        with told(what):
-            return trace(model, *inputs, rules, answers=(), masking=first.masking, compared=compared)
-
-    what, graph = Told(), first
-    if first.uncalled or first.branch is not None or not few:
+    widest: tuple[Told, Graph] | None = None
+    if first.uncalled or first.branch is not None or several:
         for answer in (True, False):
-            asked = Told(answer, everything=True)
+            what = Told(answer, everything=True)
             try:
-                found = traced(asked)
+                with told(what):
+                    graph = trace(model, *inputs, rules, answers=(), masking=first.masking)
             except Exception as error:  # whatever code says to what it is told
                 log.debug("told that all is there: %r", error)
                 continue
-            if found.branch is None and (graph is first or len(found.uncalled) < len(graph.uncalled)):
-                what, graph = asked, found
-            if not found.answers:
+            if graph.branch is None and (widest is None or len(graph.uncalled) < len(widest[1].uncalled)):
+                widest = what, graph
+            if not graph.answers:
                 break
-    elif first.answers:
-        return None  # all ways can be looked at
-    if graph is first and first.branch is not None:
+    if widest is None:
+        note_detours(model, inputs, rules, first)
         return None
+    what, graph = widest
+    pairs, decide = _left_out(model, inputs, rules, graph, what)
+    if pairs is None:
+        _branch(first, decide)
+        return None
+    graph.instead = _by_value(pairs)
+    return Detours(first, graph, what)
+
+
+def note_detours(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph) -> None:
+    """Note of a run, which nobody told anything but answers, what other data leave out. Call it inside ``sandbox``."""
+    if graph.seeking is None:
+        return
+    pairs, decide = _left_out(model, inputs, rules, graph, Told())
+    if pairs is None:
+        _branch(graph, decide)
+    else:
+        graph.instead = _by_value(pairs)
+
+
+def _branch(graph: Graph, decide: bool) -> None:
+    seeking = graph.seeking
+    if decide and seeking is not None and (graph.branch is None or seeking.node.index < graph.branch.node.index):
+        graph.branch = seeking
+
+
+def _left_out(
+    model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, what: Told
+) -> tuple[set[tuple[Value, Value]] | None, bool]:
+    """What runs that leave something out say of the widest one.
+
+    Returns:
+        the values of which one comes in the place of the other, None where that is not known; and whether other layers
+        are called.
+    """
     pairs: set[tuple[Value, Value]] | None = set()
-    decide = False  # which layers are called
+    decide = False
+    answers = graph.answers if what == Told() else ()
     for series in _others(what, graph):
         for asked in series:
             try:
-                other = traced(asked, graph)
+                with told(asked):
+                    other = trace(model, *inputs, rules, answers=answers, masking=graph.masking, compared=graph)
             except SpeedupError:
                 raise
             except Exception as error:
@@ -127,17 +157,9 @@ def find_detours(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph
             decide = decide or _called(other) != _called(graph)
             more = _paired(other, graph)
             pairs = pairs | more if pairs is not None and more is not None else None
-            if more is not None and not more and len(other.nodes) == len(graph.nodes):
-                break  # with less found the same is called
-    if pairs is None:
-        seeking = first.seeking
-        if decide and seeking and (first.branch is None or seeking.node.index < first.branch.node.index):
-            first.branch = seeking
-        return None
-    if graph is first and not pairs:
-        return None
-    graph.instead = _by_value(pairs)
-    return Detours(first, graph, what)
+            if not more and _called(other) == _called(graph):
+                break  # with nothing found the same layers are called on the same, or in ways that are not known
+    return pairs, decide
 
 
 def _others(what: Told, widest: Graph) -> Iterator[Iterator[Told]]:

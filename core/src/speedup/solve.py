@@ -15,7 +15,7 @@ from torch import nn
 from speedup import rule_log
 from speedup.auxiliary import find_auxiliary
 from speedup.build import Parts
-from speedup.detours import find_detours
+from speedup.detours import find_detours, note_detours
 from speedup.drop import measure
 from speedup.errors import CheckError, TraceError
 from speedup.graph import Graph
@@ -112,10 +112,14 @@ def _on_all_ways(
         masking = first.masking
         graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers, masking=masking))
         log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
+        for graph in (graphs or ())[1:]:
+            note_detours(model, inputs, rules, graph)
         if graphs:
             settled = settle(model, inputs, [way, *map(known, graphs[1:])], rules, drop)
         if settled is None:
-            way = known(trace(model, *inputs, rules, masking=masking))
+            alone = trace(model, *inputs, rules, masking=masking)
+            note_detours(model, inputs, rules, alone)
+            way = known(alone)
     if settled is None:
         settled = settle(model, inputs, [way], rules, drop)
     assert settled is not None
