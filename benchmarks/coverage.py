@@ -54,7 +54,8 @@ SINGLE, THREADS = False, 1  # options of the whole run
 LARGE = 120_000_000
 PER_HEAD = ("relative", "temperature", "logit_scale")  # parameters with an entry per head, not per channel
 EXPERTS = ("gate_up_proj", "down_proj")  # parameters of all experts of a layer: the rows of each are its outputs
-FLOAT32 = ("raft",)  # they make float32 tensors of their own
+# They make float32 tensors of their own, or bring their weights to it at each call.
+FLOAT32 = ("raft", "transformers:switch_transformers", "transformers:nllb-moe")
 Masks = dict[str, dict[str, torch.Tensor]]
 
 

@@ -178,6 +178,24 @@ def test_writing_through_views_and_into_others_tensors_stays_right(
     check(between(step)())
 
 
+class Converted(nn.Module):
+    """A layer that is brought to a type at every call, which changes nothing where it has that type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one.to(x.dtype)(x))
+
+
+def test_data_that_are_set_to_what_they_are() -> None:
+    model = randomize(Converted())
+    masks = mask_indices(model, {"one.weight": [1, 3], "one.bias": [1, 3]})
+    result = check_equal(model, torch.randn(3, 4), masks)
+    assert result.shape("one.weight") == (4, 4)
+
+
 # -- calls that the function mode does not see ------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from speedup import walk
 from speedup.build import Parts
 from speedup.commit import Transaction
+from speedup.detours import find_detours
 from speedup.graph import Graph, Node, Value, paths_around
 from speedup.registry import Registry
 from speedup.rounding import difference
@@ -106,14 +107,15 @@ def find_auxiliary(model: nn.Module, inputs: Inputs, rules: Registry, first: Gra
 
 
 def widest_trace(model: nn.Module, inputs: Inputs, rules: Registry) -> Graph:
-    """The run on the dummy input with what only training calls, if that can be had. Call it inside ``sandbox``.
+    """The run on the dummy input with what only training or other data call, if that can be had. Call it inside
+    ``sandbox``.
 
     Raises:
         TraceError: the model rejects the input.
     """
     first = first_trace(model, inputs, rules)
-    auxiliary = find_auxiliary(model, inputs, rules, first)
-    return first if auxiliary is None else auxiliary.graph
+    found = find_auxiliary(model, inputs, rules, first) or find_detours(model, inputs, rules, first)
+    return first if found is None else found.graph
 
 
 def _asks_whether_it_trains(kind: type) -> bool:

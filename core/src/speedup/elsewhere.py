@@ -20,6 +20,7 @@ from speedup.trace.meta import all_on_meta, to_meta
 from speedup.trace.run import trace
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.shapes import Shapes
+from speedup.trace.told import now_told, told
 from speedup.vary import Case, Inputs, Takes, at_other_sizes
 
 log = logging.getLogger("speedup")
@@ -57,18 +58,19 @@ class Elsewhere:
         self._stretched = self._stretched and stretched
         at_other_sizes(self.inputs, takes, self._stretched)
 
-    def run(self, case: Case, claimed: bool = False, told: bool = True) -> Graph | None:
+    def run(self, case: Case, claimed: bool = False, forced: bool = True) -> Graph | None:
         """The run on one case; None where the model does not take it as it takes the dummy input.
 
         Args:
             claimed: whether the rules are asked about its calls, which is needed to infer from it.
-            told: whether Python is told the truth values that it was told on the dummy input, whatever the data say.
+            forced: whether Python is told what it was told on the dummy input, whatever the data say.
         """
-        answers = self.graph.answers if told and self.graph.branch is None else None
-        key = case.name, bool(answers)
+        answers = self.graph.answers if forced and self.graph.branch is None else None
+        key = case.name, forced and (bool(answers) or now_told() is not None)
         found, is_claimed = self._runs.get(key, (None, False))
         if key not in self._runs or (claimed and found is not None and not is_claimed):
-            found = self._run(case, claimed, answers)
+            with told(now_told() if forced else None):
+                found = self._run(case, claimed, answers)
             self._runs[key] = found, claimed
         return found
 

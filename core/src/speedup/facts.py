@@ -205,6 +205,11 @@ def along(array: Bools, axis: int) -> Bools:
     return any_of(array, tuple(a for a in range(array.ndim) if a != axis)).reshape(-1)
 
 
+def unfit(array: Bools | Floats, shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes along which an array is for tensors of another size than this shape has."""
+    return tuple([a for a, (s, whole) in enumerate(zip(array.shape, shape, strict=True)) if s not in (1, whole)])
+
+
 @functools.cache
 def nothing(ndim: int) -> Bools:
     """The empty fact for a tensor of ``ndim`` axes; read-only."""

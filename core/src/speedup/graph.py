@@ -311,6 +311,11 @@ class Graph:
             empty where nobody had to measure it.
         passed: calls of modules that gave a tensor back as it is, and are no nodes therefore.
         beside: calls that only training makes, see ``speedup.auxiliary``.
+        instead: of a value that a call reads, those that it may read instead with other data, and the other way round,
+            see ``speedup.detours``: what is known of one is known of all, and they keep the same.
+        seeking: the first call that looks for places in data of the input, see ``Rule.seeks``.
+        extent: of a run that was told what the data do not say, the most questions and the most calls that look for
+            places in one module, and the fewest entries that such a call looks through.
     """
 
     nodes: list[Node]
@@ -330,6 +335,9 @@ class Graph:
     effects: Sequence[float] = ()
     claims: dict[int, Rule | None] = field(default_factory=dict)
     beside: frozenset[Node] = frozenset()
+    instead: Mapping[Value, Sequence[Value]] = field(default_factory=dict)
+    seeking: Branch | None = None
+    extent: tuple[int, int, int] = (0, 0, 0)
 
     @cached_property
     def uncalled(self) -> list[str]:

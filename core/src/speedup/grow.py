@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from speedup.ask import ask
-from speedup.facts import any_of, everything, nothing
+from speedup.facts import any_of, everything, nothing, unfit
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock, NodeKeep
@@ -21,6 +21,8 @@ from speedup.kinds import Kind
 from speedup.rule import Rule
 from speedup.sets import Product
 from speedup.tie import derive_parts, derived_operands
+
+_WHY_INSTEAD = "with other data another tensor comes in its place, which keeps it"
 
 
 def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool = False) -> KeepSets:
@@ -43,6 +45,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         if lock.axes is None:
             wanted = everything(value.ndim) if lock.entries is None else lock.entries
             keeps.grow(value, wanted, lock.why, value.producer, None, lock.kind)
+    _share(keeps, graph.instead)
     keeps.patient = True
     _settle(keeps, nodes, nodes)
     keeps.patient = False
@@ -52,6 +55,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         if not value.is_source and not keeps.sets[value].any():
             _fill(keeps, value, (), "a tensor keeps at least one index", Kind.LEAST)
             more.append(value)
+    more += _share(keeps, graph.instead)
     _settle(keeps, nodes, keeps.waiting.union(*(_near(v) for v in more)))
     _derive_weights(keeps)
     return keeps
@@ -110,6 +114,19 @@ def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str, kind: 
     return keeps.grow(value, first & empty, why, value.producer, None, kind)
 
 
+def _share(keeps: KeepSets, changed: Iterable[Value]) -> list[Value]:
+    """Let values that may stand in the place of one another keep the same; those that keep more now."""
+    waiting, grown = list(changed), []
+    while waiting:
+        value = waiting.pop()
+        for other in keeps.graph.instead[value]:
+            entries = any_of(keeps.sets[value], unfit(keeps.sets[value], other.shape))
+            if keeps.grow(other, entries, _WHY_INSTEAD, other.producer, value, Kind.DATA):
+                waiting.append(other)
+                grown.append(other)
+    return grown
+
+
 def _near(value: Value) -> set[int]:
     """The calls with a rule that make or read a value."""
     near = [n for n, _ in value.uses] + ([value.producer] if value.producer is not None else [])
@@ -128,6 +145,7 @@ def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> No
         keep = NodeKeep(keeps, node)
         ask(node, "constrain", keep)
         asked = set().union(*(_near(v) for v in keep.changed)) - ({index} if keep.settled else set())
+        asked = asked.union(*(_near(v) for v in _share(keeps, keep.changed & keeps.graph.instead.keys())))
         for other in asked - waiting:
             waiting.add(other)
             heapq.heappush(heap, other)

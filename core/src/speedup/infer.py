@@ -24,10 +24,12 @@ from speedup.facts import (
     Floats,
     Unused,
     affine,
+    all_of,
     compact_axes,
     everything,
     nothing,
     read_only,
+    unfit,
 )
 from speedup.graph import Graph, Node, Value
 from speedup.masks import compact
@@ -108,6 +110,14 @@ class Facts:
         """Entries that no reader needs."""
         if value.is_output or value in self.graph.uncertain:
             return nothing(value.ndim)
+        result = self._unread(value)
+        for other in self.graph.instead.get(value, ()):
+            unread = self._unread(other)
+            result = read_only(result & all_of(unread, unfit(unread, value.shape)))
+        return result
+
+    def _unread(self, value: Value) -> Bools:
+        """Entries that no reader of this very value needs."""
         result = everything(value.ndim)
         for node, number in value.uses:
             claim = self.claims.get((value, node, number))
@@ -298,14 +308,32 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
         near: list[Node] = []
         for function in _functions(kind, "infer_from_output"):
             for value, number, fact in _returned(node, function, seen[node]):
-                grown = isinstance(fact, Unused) and facts.add_unused(node, number, value, fact)
-                if grown and value.producer is not None and value.producer.rule is not None:
-                    near.append(value.producer)
+                if isinstance(fact, Unused) and facts.add_unused(node, number, value, fact):
+                    makers = [v.producer for v in (value, *graph.instead.get(value, ()))]
+                    near += [n for n in makers if n is not None and n.rule is not None]
         return near
 
     _fixpoint(seen, forward, 1)
+    if graph.instead and (only := _not_of_all(facts)):
+        already = denied or {}
+        return infer(graph, masks, {**already, **{v: e | already.get(v, nothing(v.ndim)) for v, e in only.items()}})
     _fixpoint(seen, backward, -1)
     return facts
+
+
+def _not_of_all(facts: Facts) -> dict[Value, Bools]:
+    """What is known of a value, and not of those that may stand in its place."""
+    found: dict[Value, Bools] = {}
+    for value, others in facts.graph.instead.items():
+        known = facts.known(value)
+        for other in others:
+            mask, numbers = facts.mask(other), facts.value(other)
+            if unfit(mask, value.shape) or unfit(numbers, value.shape):
+                mask, numbers = nothing(value.ndim), _zeros(value.ndim)
+            entries = known & ~(mask & facts.mask(value) & (numbers == facts.value(value)))
+            if entries.any():
+                found[value] = entries | found.get(value, nothing(value.ndim))
+    return found
 
 
 @functools.lru_cache(maxsize=1024)

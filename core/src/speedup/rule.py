@@ -65,6 +65,7 @@ _FIELDS = (
     "linear",
     "keeps_zeros",
     "places",
+    "seeks",
     "layout_only",
     "writes_weights",
     "indices",
@@ -109,6 +110,8 @@ class Rule:
             along the mixed axes: a Fourier transform, a scatter. Of other constants nothing is said.
         places: arguments that are no operands, and whose tensors only say where entries go or how many there are, such
             as the amounts of a padding: what ``evaluate`` says of constants is right whatever they are.
+        seeks: whether the call gives the places of what is not 0 in its first argument. How many there are is for the
+            data to say, and layers that are called only where there are some are looked at as if all were there.
         layout_only: whether the call gives its tensor as it is, or a copy of it in another order in memory. It is not
             recorded, since smaller tensors may need a copy where the original ones do not.
         writes_weights: the argument that, where it is given, has a call change the weights that it reads, such as the
@@ -138,6 +141,7 @@ class Rule:
     linear: tuple[str, ...] = ()
     keeps_zeros: bool = False
     places: tuple[str, ...] = ()
+    seeks: bool = False
     layout_only: bool = False
     writes_weights: str = ""
     indices: tuple[str, ...] = ()

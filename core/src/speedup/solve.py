@@ -1,7 +1,7 @@
 """From a model with its masks to a plan that was tried: which runs of the model it is made for.
 
 The run in eval mode on the dummy input; with it those in which Python is given other truth values (``ways``); or the
-one in which layers are called besides that only training calls (``auxiliary``).
+one in which layers are called besides that only training calls (``auxiliary``), or only some data (``detours``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 from speedup import rule_log
 from speedup.auxiliary import find_auxiliary
 from speedup.build import Parts
+from speedup.detours import find_detours, note_detours
 from speedup.drop import measure
 from speedup.errors import CheckError, TraceError
 from speedup.graph import Graph
@@ -28,6 +29,7 @@ from speedup.sizes import lasting
 from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
 from speedup.trace.sandbox import in_training
+from speedup.trace.told import told
 from speedup.verification import Inputs
 from speedup.ways import Way, explore
 
@@ -55,6 +57,7 @@ def solve(
             raise TraceError("the model returns no tensor, so nothing says what of it is needed")
         known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules, drop=drop)
         settled = _with_auxiliary(model, inputs, rules, first, known, drop)
+        settled = settled or _with_detours(model, inputs, rules, first, known, drop)
         graph, keeps, parts = settled or _on_all_ways(model, inputs, rules, first, known, drop)
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
     if stands.originals:
@@ -80,6 +83,24 @@ def _with_auxiliary(
     return settled if auxiliary.holds(model, inputs, settled[2], drop) else None
 
 
+def _with_detours(
+    model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[[Graph], Way], drop: bool
+) -> Settled | None:
+    """The plan for the run in which all is called that data may leave out; None where there is none."""
+    detours = find_detours(model, inputs, rules, first)
+    if detours is None:
+        return None
+    check_shared(detours.graph)
+    try:
+        with told(detours.what):
+            settled = settle(model, inputs, [known(detours.graph)], rules, drop)
+    except CheckError as error:
+        log.debug("with all that data may leave out: %s", error)
+        return None
+    assert settled is not None  # there is one way
+    return settled if detours.holds(model, inputs, settled[2], drop) else None
+
+
 def _on_all_ways(
     model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[[Graph], Way], drop: bool
 ) -> Settled:
@@ -91,10 +112,14 @@ def _on_all_ways(
         masking = first.masking
         graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers, masking=masking))
         log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
+        for graph in (graphs or ())[1:]:
+            note_detours(model, inputs, rules, graph)
         if graphs:
             settled = settle(model, inputs, [way, *map(known, graphs[1:])], rules, drop)
         if settled is None:
-            way = known(trace(model, *inputs, rules, masking=masking))
+            alone = trace(model, *inputs, rules, masking=masking)
+            note_detours(model, inputs, rules, alone)
+            way = known(alone)
     if settled is None:
         settled = settle(model, inputs, [way], rules, drop)
     assert settled is not None

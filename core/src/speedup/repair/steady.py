@@ -140,7 +140,7 @@ def _answers_the_same(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts) -> bo
     given: dict[str, list[float]] = {}
 
     def takes(case: Case) -> bool:
-        other = elsewhere.run(case, told=False)
+        other = elsewhere.run(case, forced=False)
         if other is None:
             return False
         cases[case.name], wanted[case.name] = case.inputs, Returned(other.reference, other.plain)

@@ -86,6 +86,10 @@ class Calls(TorchFunctionMode):
         """What a call is given."""
         return args, kwargs
 
+    def sought(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What a call is given that looks for places, see ``Rule.seeks``."""
+        return args
+
     # -- functions --------------------------------------------------------------------------------------------------
 
     def __torch_function__(
@@ -105,7 +109,8 @@ class Calls(TorchFunctionMode):
                     return inside(*args, **kwargs)
             finally:
                 self._entering.pop()
-        return self.record(func, rule, args, kwargs, lambda: func(*args, **kwargs))
+        given = self.sought(args) if rule is not None and rule.seeks else args
+        return self.record(func, rule, args, kwargs, lambda: func(*given, **kwargs))
 
     # -- modules ----------------------------------------------------------------------------------------------------
 

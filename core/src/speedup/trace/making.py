@@ -75,7 +75,7 @@ class Maker:
         before = [_state(t) for t in tensors]
         self.current = f"{node.op_name} at {node.where}"
         self.inside.clear()
-        sets_data = name_of(op) == "__set__" and bool(tensors)  # x.data = y
+        sets_data = name_of(op) == "__set__" and any(t is not tensors[0] for t in tensors)  # x.data = y
         if sets_data:
             self.written.save_data(tensors[0])
         try:

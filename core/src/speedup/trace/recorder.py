@@ -7,6 +7,7 @@ What a call is, ``speedup.trace.calls`` says. The dispatch mode underneath sees 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from speedup.trace.number import Number, number_of
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, caller_and_sites, ends_at
 from speedup.trace.tensors import Tensors
+from speedup.trace.told import now_told
 from speedup.trees import replaced
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
@@ -37,6 +39,8 @@ _HELD = frozenset(("parameter", "buffer", "attribute"))  # kinds of values that 
 _READS = frozenset(
     {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
 )
+
+_KINDS = ("question", "call")  # of what a run may be told
 
 _MOST_READS = 100  # in a run that is told what the data do not say
 
@@ -106,6 +110,11 @@ class Recorder(Calls):
         self.compared = False
         self.expected: Sequence[Node] = ()
         self.asked: list[bool] = []
+        self.told = now_told()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.seeking: Branch | None = None
+        self.least = 0
+        self.free: set[Value] = set()
         self.lends = False
         self.reads = 0
         self.from_input: set[Value] = set()
@@ -126,6 +135,27 @@ class Recorder(Calls):
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return pytree.tree_map(number_of, (args, kwargs)) if self.lends else (args, kwargs)
+
+    @_unrecorded
+    def sought(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a call that looks for places, as it is told where they are."""
+        if not args or self.tensors.value_of(args[0]) not in self.from_input:
+            return args
+        self.least = min(self.least or args[0].numel(), args[0].numel())
+        number = self._number("call")
+        return args if self.told is None else (self.told.found(number, args[0]), *args[1:])
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """Of what a run is told: the most questions and the most calls in one module, and the fewest places of one."""
+        most = [max((n for (kind, _), n in self.counts.items() if kind == what), default=0) for what in _KINDS]
+        return most[0], most[1], self.least
+
+    def _number(self, what: str) -> int:
+        """How many of this kind there were before in the forward of this module."""
+        key = what, self.scope[-1]
+        self.counts[key] += 1
+        return self.counts[key] - 1
 
     @_unrecorded
     def enters(self, func: Any, parts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -278,12 +308,20 @@ class Recorder(Calls):
             if transformed() and self.branch is None:
                 why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
                 self.branch = Branch(node, self.tensors.existing(), why)
-        if any(v in self.from_input or v.kind == "unknown" for v in node.tensors):
+        fresh = [v for v in node.tensors if v in self.from_input or v.kind == "unknown"]
+        if fresh:
             self.from_input.update(node.outputs)
             self.dtypes |= self.maker.inside
-            if not outputs:
+            seeks = rule is not None and rule.seeks
+            if seeks and self.seeking is None:
+                why = "which layers are called hangs on what is found here, so with other data it may be another one"
+                self.seeking = Branch(node, self.tensors.existing(), why)
+            free = self.told is not None and (seeks or self.free.issuperset(fresh))
+            if free:
+                self.free.update(node.outputs)
+            elif not outputs:
                 self._count_read()
-            if not outputs and self.branch is None:
+            if not outputs and not free and self.branch is None:
                 if isinstance(result, bool) and self.answers is not None:
                     result = self._answer(result)
                 elif type(result) in (int, float) and name_of(node.op) == "item" and self.answers is not None:
@@ -301,13 +339,15 @@ class Recorder(Calls):
     def _count_read(self) -> None:
         """A loop that waits for its data may never end when Python was told something else about them."""
         self.reads += 1
-        if self.answers and self.reads > _MOST_READS:
+        if (self.answers or self.told is not None) and self.reads > _MOST_READS:
             raise EndlessError(f"more than {_MOST_READS} looks at data of the input")
 
     def _answer(self, real: bool) -> bool:
         """The truth value that Python is told."""
         assert self.answers is not None
         number = len(self.asked)
+        if self.told is not None:
+            real = self.told.answered(self._number("question"), real)
         self.asked.append(self.answers[number] if number < len(self.answers) else real)
         return self.asked[-1]
 

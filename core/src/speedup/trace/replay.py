@@ -31,6 +31,7 @@ from speedup.trace.meta import on_meta
 from speedup.trace.outputs import later, plain_leaves, tensors_in
 from speedup.trace.run import uncompiled, versioned
 from speedup.trace.sandbox import undisturbed
+from speedup.trace.told import now_told
 from speedup.trees import PLAIN
 
 Shape = tuple[int, ...]
@@ -64,7 +65,7 @@ def replay(
         shape_of: the shape that a value of the graph is to have in the small model.
         substitutes: as for ``trace``.
     """
-    if not _is_plain(graph) or on_meta(model):
+    if not _is_plain(graph) or on_meta(model) or now_told() is not None:
         return None
     with versioned(model), undisturbed(model):
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)

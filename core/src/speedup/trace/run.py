@@ -211,4 +211,6 @@ def _run(
         recorder.masking,
         recorder.passed,
         claims=recorder.claims,
+        seeking=recorder.seeking,
+        extent=recorder.extent,
     )

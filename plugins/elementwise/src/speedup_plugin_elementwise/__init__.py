@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,14 @@ class Pointwise(Rule):
 
 
 class Choose(Chosen, Pointwise):
-    """Entry by entry one of two."""
+    """Entry by entry one of two; of a condition alone, the places where it holds."""
+
+    def in_parts(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[..., Any] | None:
+        if function is torch.where and len(args) + len(kwargs) == 1:
+            return lambda condition: condition.nonzero(as_tuple=True)
+        return None
 
 
 class Same(Pointwise):

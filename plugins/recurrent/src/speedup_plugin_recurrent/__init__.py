@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from speedup import Bools, Constant, Fact, Kept, Node, NodeFacts, NodeKeep, Rule, Unused, hookimpl
+from speedup import Bools, Constant, Fact, Kept, Labels, Node, NodeFacts, NodeKeep, Rule, Unused, hookimpl
 from speedup_plugin_recurrent import keeping
 from speedup_plugin_recurrent.analysis import cells_of, constants, reads
 from speedup_plugin_recurrent.call import Call, bind, held
 from speedup_plugin_recurrent.known import Known
 from speedup_plugin_recurrent.packing import Pack, Pad
+from speedup_plugin_recurrent.tying import tie
 
 
 class Recurrent(Rule):
@@ -100,6 +101,9 @@ class Recurrent(Rule):
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         keeping.constrain(self.call_of(node), node, keep)
+
+    def tie(self, node: Node, labels: Labels) -> None:
+        tie(self.call_of(node), node, labels)
 
     def derived(self, node: Node) -> set[int]:
         return keeping.own_weights(self.call_of(node), node)

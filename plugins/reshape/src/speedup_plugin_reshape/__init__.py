@@ -23,6 +23,7 @@ from speedup import (
     Movement,
     Node,
     Rule,
+    SignatureError,
     TiedMovement,
     hookimpl,
     kept_shape,
@@ -210,6 +211,15 @@ class Narrow(Movement):
         return {"start": kept.start, "length": kept.stop - kept.start}
 
 
+class Places(Rule):
+    """The places of what is not 0. They are numbers made of data, so what is looked through stays whole."""
+
+    seeks = True
+
+    def check(self, node: Node) -> None:
+        raise SignatureError("how many places there are is for the data to say")
+
+
 class Fold(Rule):
     """The inverse of unfold: the entries of every window are added at their places.
 
@@ -303,5 +313,6 @@ def speedup_rules() -> Iterable[Rule]:
         MaskedScatter(name="masked_scatter", functions=variants("masked_scatter")),
         MaskedRows(name="masked rows", functions=(masked_rows,)),
         Narrow(name="narrow", functions=variants("narrow")),
+        Places(name="nonzero", functions=variants("nonzero", "argwhere")),
         Pattern(),
     ]

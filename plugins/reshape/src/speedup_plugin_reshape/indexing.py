@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,18 @@ class Index(Select):
         if node.rule is None:
             self.lookup.claim(node) if is_data(node) else super().claim(node)
 
+    def in_parts(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[..., Any] | None:
+        """x[None, index]: x[index], and then the new axes."""
+        if len(args) != 2 or not isinstance(args[1], tuple):
+            return None
+        new = [i for i in args[1] if i is None]
+        if not new or len(new) == len(args[1]) or not any(isinstance(i, torch.Tensor) for i in args[1]):
+            return None
+        widened = _widened(args[1])
+        return lambda x, items: x[tuple(i for i in items if i is not None)][widened]
+
     def positions(self, node: Node, value: Value) -> Mapping[int, int]:
         return {axis: item for item, axis in _items(node) if isinstance(item, int) and axis is not None}
 
@@ -103,6 +115,21 @@ def _items(node: Node) -> list[tuple[Any, int | None]]:
         if item is Ellipsis:
             axis = value.ndim - sum(isinstance(i, int | slice) for i in items[len(found) :])
     return found
+
+
+def _widened(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The new axes of an index alone, for what the rest of it gives: its tensors give their axes at the first one."""
+    tensors = [i for i in items if isinstance(i, torch.Tensor)]
+    given = max(1 if t.dtype == torch.bool else t.ndim for t in tensors)
+    found: list[Any] = []
+    for item in items:
+        if item is None or item is Ellipsis:
+            found.append(item)
+        elif isinstance(item, slice):
+            found.append(slice(None))
+        elif item is tensors[0]:
+            found += [slice(None)] * given
+    return tuple(found)
 
 
 def kept_slice(item: slice, keep: Bools, axis: int) -> slice:

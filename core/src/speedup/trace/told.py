@@ -1,0 +1,77 @@
+"""What a run is told instead of what its data say: which answers Python gets, and what calls find that look for places.
+
+Code may call a layer only where there is something for it (the experts of a mixture): it asks for a truth value, or
+goes through the places of what is not 0 (``Rule.seeks``). A run that is told that all is there calls every layer;
+others are told that only some of it is, and show what is left out then (see ``speedup.detours``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+_TOLD: ContextVar[Told | None] = ContextVar("what runs are told", default=None)
+
+
+@dataclass(frozen=True)
+class Every:
+    """Of things that are counted from 0, every ``step``-th one from ``start`` on."""
+
+    step: int
+    start: int
+
+    def __contains__(self, number: int) -> bool:
+        return number % self.step == self.start
+
+
+ALL, NONE = Every(1, 0), Every(1, 1)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one run is told. Questions and calls are counted in the forward of each module.
+
+    Attributes:
+        answer: to the questions of Python, and the other one to those that are not among ``questions``; None for what
+            the data say.
+        calls: which of the calls that look for places find any.
+        places: which places they find: of all if ``everything``, else of those that the data say.
+    """
+
+    answer: bool | None = None
+    everything: bool = False
+    questions: Every = ALL
+    calls: Every = ALL
+    places: Every = ALL
+
+    def answered(self, number: int, real: bool) -> bool:
+        """The answer to a question."""
+        return (real if self.answer is None else self.answer) == (number in self.questions)
+
+    def found(self, number: int, sought: torch.Tensor) -> torch.Tensor:
+        """What a call is given to look through."""
+        if number not in self.calls:
+            return torch.zeros_like(sought)
+        if not self.everything:
+            return sought
+        places = torch.arange(sought.numel(), device=sought.device) % self.places.step == self.places.start
+        return places.reshape(sought.shape).to(sought.dtype)
+
+
+@contextlib.contextmanager
+def told(what: Told | None) -> Iterator[None]:
+    """Inside of it every run that is traced is told this, or goes by its data."""
+    before = _TOLD.set(what)
+    try:
+        yield
+    finally:
+        _TOLD.reset(before)
+
+
+def now_told() -> Told | None:
+    """What runs are told here; None where they go by their data."""
+    return _TOLD.get()

@@ -1,0 +1,201 @@
+"""Layers that are called only where data have something for them: the experts of a mixture."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import speedup
+from speedup.testing import masked_copy, randomize
+
+WIDTH, HIDDEN, EXPERTS, CHOSEN = 8, 12, 4, 2
+
+
+class Expert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
+
+
+class Mixture(nn.Module):
+    """Each token goes to the experts with the highest scores, and is added to what they make of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(5, WIDTH), nn.Linear(WIDTH, EXPERTS), nn.Linear(WIDTH, 3)
+        self.experts = nn.ModuleList(Expert() for _ in range(EXPERTS))
+
+    def forward(self, x):
+        x = self.first(x)
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.gate(tokens).softmax(-1).topk(CHOSEN, -1)
+        return self.last((tokens + self.mixed(tokens, weights, chosen)).reshape(x.shape))
+
+
+class Skipping(Mixture):
+    def mixed(self, x, weights, chosen):
+        out, masks = torch.zeros_like(x), F.one_hot(chosen, EXPERTS).permute(2, 1, 0)
+        for mask, expert in zip(masks, self.experts, strict=True):
+            rank, token = torch.where(mask)
+            if token.numel() == 0:
+                continue
+            out.index_add_(0, token, expert(x[token]) * weights[token, rank, None])
+        return out
+
+
+class Hit(Mixture):
+    """As SwitchTransformers of transformers."""
+
+    def mixed(self, x, weights, chosen):
+        out, masks = torch.zeros_like(x), F.one_hot(chosen, EXPERTS).permute(2, 1, 0)
+        for hit in torch.greater(masks.sum((-1, -2)), 0).nonzero():
+            rank, token = torch.where(masks[hit].squeeze(0))
+            made = self.experts[int(hit[0])](x[None, token].reshape(-1, x.shape[-1]))
+            out.index_add_(0, token, made * weights[token, rank, None])
+        return out
+
+
+class Asking(Mixture):
+    def mixed(self, x, weights, chosen):
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            mask = chosen == number
+            rows = mask.any(-1)
+            if not rows.any():
+                continue
+            out[rows] += expert(x[rows]) * (weights * mask).sum(-1, keepdim=True)[rows]
+        return out
+
+
+def every_second(model: nn.Module, *besides: str, biases: bool = True):
+    masks: dict[str, dict[str, torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        path, _, own = name.rpartition(".")
+        if path not in besides and (biases or own != "bias"):
+            line = torch.arange(parameter.shape[0]) % 2 == 0
+            masks.setdefault(path, {})[own] = line.reshape(-1, *(1,) * (parameter.ndim - 1)).expand_as(parameter)
+    return masks
+
+
+def planned(model: nn.Module, x: torch.Tensor, masks):
+    """The plan, after a look at what the small model answers to other data."""
+    model = model.double().eval()
+    masked = masked_copy(model, masks)
+    plan = speedup.plan(copy.deepcopy(model), x.double(), masks)
+    small = plan.apply()
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for number in range(60):
+            other = torch.randn(1 + number % 3, 1 + number % 4, 5, dtype=torch.float64)
+            assert torch.allclose(small(other), masked(other), rtol=1e-9, atol=1e-9), number
+    return plan
+
+
+@pytest.mark.parametrize("kind", [Skipping, Hit, Asking])
+@pytest.mark.parametrize("tokens", [1, 12])
+def test_experts_become_smaller_whichever_the_data_choose(kind, tokens):
+    model = randomize(kind(), seed=0)
+    torch.manual_seed(0)
+    plan = planned(model, torch.randn(1, tokens, 5), every_second(model, "gate", "last"))
+    for number in range(EXPERTS):
+        assert "12x8 -> 6x4" in plan.explain(f"experts.{number}.up")
+        assert "8x12 -> 4x6" in plan.explain(f"experts.{number}.down")
+    assert "4x8 -> 4x4" in plan.explain("gate")
+    assert not plan.report.uncalled
+
+
+@pytest.mark.parametrize("kind", [Skipping, Hit, Asking])
+def test_channels_of_experts_that_are_not_called_are_in_groups(kind):
+    model = randomize(kind(), seed=0).double().eval()
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 5, dtype=torch.float64)
+    plan = planned(model, x, speedup.prune_masks(model, x, sparsity=0.5))
+    before, after = plan.report.parameters
+    assert after < 0.31 * before
+
+
+def test_experts_that_leave_constants_of_their_own_keep_them():
+    model = randomize(Skipping(), seed=0)
+    torch.manual_seed(0)
+    plan = planned(model, torch.randn(1, 12, 5), every_second(model, "gate", "last", "first", biases=False))
+    assert "12x8 -> 6x8" in plan.explain("experts.0.up")  # the constants of its hidden units are its own
+    assert plan.explain("experts.0.down").endswith("8x12 -> 8x6") or "stay" in plan.explain("experts.0.down")
+
+
+class Layers(nn.Module):
+    """Layers that are left out where nothing is large."""
+
+    def __init__(self, step) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.step = step
+
+    def forward(self, x):
+        h = self.first(x)
+        out = torch.zeros_like(h)
+        count = 0
+        for number, layer in enumerate(self.layers):
+            if (x[..., number] > 1).nonzero().numel() == 0:
+                continue
+            count += 1
+            h, out = self.step(layer, h, out, count)
+        return self.last(h + out)
+
+
+STEPS = {
+    "one after another": (lambda layer, h, out, count: (layer(h), out)),
+    "added": (lambda layer, h, out, count: (h, out + layer(h))),
+    "the last one": (lambda layer, h, out, count: (h, layer(h))),
+    "shifted": (lambda layer, h, out, count: (F.relu(h) + 0.5, out + layer(h))),
+    "turned": (lambda layer, h, out, count: (h.flip(-1), out + layer(h))),
+    "counted": (lambda layer, h, out, count: (h, out + layer(h) / count)),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_is_left_out_changes_no_answer(step, biases, seed):
+    """The dummy input takes some of the layers, or all: other data take others."""
+    model = randomize(Layers(STEPS[step]), seed=1)
+    torch.manual_seed(seed)
+    planned(model, torch.randn(2, 3, 5), every_second(model, "last", biases=biases))
+
+
+@pytest.mark.parametrize("step", ["one after another", "added", "the last one"])
+def test_layers_that_are_left_out_become_smaller(step):
+    model = randomize(Layers(STEPS[step]), seed=1)
+    torch.manual_seed(0)
+    plan = planned(model, torch.randn(2, 3, 5), every_second(model, "last"))
+    assert all("8x8 -> 4x4" in plan.explain(f"layers.{number}") for number in range(4))
+
+
+class Padded(Layers):
+    """One more question, of which both answers are looked at."""
+
+    def forward(self, x):
+        return super().forward(x * 2 if x.mean() > 0 else x)
+
+
+@pytest.mark.parametrize("step", ["one after another", "added", "the last one", "counted"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("biases", [True, False])
+def test_beside_other_ways(step, seed, biases):
+    model = randomize(Padded(STEPS[step]), seed=1)
+    torch.manual_seed(seed)
+    planned(model, torch.randn(2, 3, 5), every_second(model, "last", biases=biases))
+
+
+def test_layers_that_data_choose_in_unknown_ways_stay():
+    model = randomize(Layers(STEPS["counted"]), seed=1)
+    torch.manual_seed(0)
+    plan = planned(model, torch.randn(2, 3, 5), every_second(model, "last"))
+    assert "which layers are called hangs on what is found here" in plan.explain("first")
