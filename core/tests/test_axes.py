@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedup.axes import Layout, parse
+from speedup.axes import parse
 from speedup.errors import SignatureError, SpeedupError
+from speedup.layout import Layout
 
 CONV = "n (g i) ~2, (g o) i ~2, (g o)? -> n (g o) ~2"
 

@@ -31,19 +31,13 @@ The notation follows einops (https://einops.rocks); groups in parentheses mean t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from typing import Any, TypeAlias
-
-import numpy as np
 
 from speedup.errors import SignatureError
-from speedup.facts import all_of, any_of
-
-Shape = tuple[int, ...]
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+from speedup.layout import Layout, Shape
 
 _TOKEN = re.compile(r"\s*(\.\.\.|->|~?[A-Za-z_]\w*(?:=\d+)?|~\d*|[*(),?1])")
 
@@ -106,179 +100,6 @@ class Signature:
     def _misfit(self, inputs: Sequence[Shape | None], outputs: Sequence[Shape], why: str) -> SignatureError:
         shapes = ", ".join(str(s) for s in inputs) + " -> " + ", ".join(str(s) for s in outputs)
         return SignatureError(f"signature {self.text!r} does not fit the shapes {shapes}: {why}")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A signature bound to shapes: for every operand (inputs, then outputs) the names behind each of its axes.
-
-    The engine computes in *named space*: arrays with one axis per name, in the order of ``names``, of size 1 where
-    they do not vary. ``to_named`` and ``from_named`` go there and back.
-    """
-
-    names: tuple[str, ...]
-    sizes: dict[str, int]
-    operands: tuple[tuple[tuple[str, ...], ...] | None, ...]
-    n_inputs: int
-    mixed: frozenset[str]
-    contracted: frozenset[str] = field(default=frozenset())
-    _found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-    _to: dict[tuple[int, Shape], Any] = field(default_factory=dict, repr=False, compare=False)
-    _from: dict[tuple[int, Shape], Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def n_outputs(self) -> int:
-        return len(self.operands) - self.n_inputs
-
-    def present(self, k: int) -> bool:
-        return self.operands[k] is not None
-
-    def ndim(self, k: int) -> int:
-        """How many axes operand ``k`` has."""
-        return len(self.operands[k] or ())
-
-    def names_of(self, k: int) -> frozenset[str]:
-        """The names that operand ``k`` varies along."""
-        return self._names_by_operand[k]
-
-    def varying(self, k: int, shape: Shape) -> list[str]:
-        """The names that an array of this shape, which broadcasts to operand ``k``, is written out along."""
-        dims = self.operands[k] or ()
-        return [n for size, dim in zip(shape, dims, strict=True) if size > 1 for n in dim]
-
-    def shared(self, k: int) -> frozenset[str]:
-        """The names of operand ``k`` that are not private to it (mixed axes are)."""
-        return self._shared_by_operand[k]
-
-    def private(self, k: int) -> tuple[int, ...]:
-        """The axes in named space that are no shared names of operand ``k``."""
-        return self._private_by_operand[k]
-
-    @cached_property
-    def factors(self) -> tuple[int, ...]:
-        """The inputs that are multiplied: those with contracted names."""
-        return tuple([k for k in range(self.n_inputs) if self.names_of(k) & self.contracted])
-
-    @cached_property
-    def inputs(self) -> tuple[int, ...]:
-        """The inputs that are there."""
-        return tuple([k for k in range(self.n_inputs) if self.operands[k] is not None])
-
-    @cached_property
-    def passing(self) -> frozenset[int]:
-        """The inputs that have the axes of the only output, none of them mixed: entry for entry one belongs to one."""
-        if self.n_outputs != 1 or self.mixed:
-            return frozenset()
-        return frozenset(k for k in range(self.n_inputs) if self.operands[k] == self.operands[-1])
-
-    @cached_property
-    def contracted_axes(self) -> tuple[int, ...]:
-        """The positions of contracted names in named space."""
-        return self.axes(self.contracted)
-
-    @cached_property
-    def mixed_axes(self) -> tuple[int, ...]:
-        """The positions of mixed names in named space."""
-        return self.axes(self.mixed)
-
-    @cached_property
-    def _names_by_operand(self) -> list[frozenset[str]]:
-        return [frozenset(n for dim in dims or () for n in dim) for dims in self.operands]
-
-    @cached_property
-    def _shared_by_operand(self) -> list[frozenset[str]]:
-        return [names - self.mixed for names in self._names_by_operand]
-
-    @cached_property
-    def _private_by_operand(self) -> list[tuple[int, ...]]:
-        return [self.axes(set(self.names) - shared) for shared in self._shared_by_operand]
-
-    def to_named(self, k: int, array: Array) -> Array:
-        """Bring an array that broadcasts to operand ``k`` into named space."""
-        way = self._to.get((k, array.shape))
-        if way is None:
-            way = self._to[k, array.shape] = self._way_to(k, array.shape)
-        factored, order, named = way
-        if order is None:
-            return array.reshape(named)
-        return array.reshape(factored).transpose(order).reshape(named)
-
-    def is_even(self, k: int, shape: Shape) -> bool:
-        """Whether an array of this shape, which broadcasts to operand ``k``, has size 1 along all that is mixed."""
-        return not self.mixed or bool(
-            self.once("even", (k, shape), lambda: self.mixed.isdisjoint(self.varying(k, shape)))
-        )
-
-    def from_named(self, k: int, array: Array) -> Array:
-        """Bring a named array that varies only along names of operand ``k`` back to its own axes."""
-        way = self._from.get((k, array.shape))
-        if way is None:
-            way = self._from[k, array.shape] = self._way_from(k, array.shape)
-        order, factored, wide, shape = way
-        if order is None:
-            return array.reshape(shape)
-        array = array.transpose(order).reshape(factored)
-        return (array if wide == factored else np.broadcast_to(array, wide)).reshape(shape)
-
-    def axes(self, names: frozenset[str] | set[str]) -> tuple[int, ...]:
-        """Positions of ``names`` in named space."""
-        return tuple([p for p, n in enumerate(self.names) if n in names])
-
-    def project_any(self, k: int, array: Array) -> Array:
-        """Reduce a named bool array to the shared names of operand ``k``: true where any entry is."""
-        return any_of(array, self._private_by_operand[k])
-
-    def project_all(self, k: int, array: Array) -> Array:
-        """Reduce a named bool array to the shared names of operand ``k``: true where every entry is."""
-        return all_of(array, self._private_by_operand[k])
-
-    def once(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
-        """What follows from the layout and a key alone, found once for all calls of this layout."""
-        try:
-            return self._found[kind, key]
-        except KeyError:
-            found = self._found[kind, key] = find()
-            return found
-
-    def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int] | None, list[int]]:
-        """The shape in which each name has an axis, how to transpose it (None: not at all), and that in named space."""
-        dims = self.operands[k]
-        assert dims is not None
-        shape: list[int] = []
-        order: list[str] = []
-        for size, dim in zip(sizes, dims, strict=True):
-            shape += [1] * len(dim) if size == 1 else [self.sizes[n] for n in dim]
-            order += dim
-        by_name = dict(zip(order, range(len(order)), strict=True))
-        here = [n for n in self.names if n in by_name]
-        named = [shape[by_name[n]] if n in by_name else 1 for n in self.names]
-        order_of = [by_name[n] for n in here]
-        return shape, None if _in_place(order_of, shape) else order_of, named
-
-    def _way_from(self, k: int, sizes: Shape) -> tuple[list[int] | None, list[int], list[int], list[int]]:
-        """How to transpose (None: not at all), the shape in which each name has an axis, the same written out, and the
-        operand's own."""
-        dims = self.operands[k]
-        assert dims is not None
-        flat = [n for dim in dims for n in dim]
-        order = [self.names.index(n) for n in flat] + [p for p, n in enumerate(self.names) if n not in flat]
-        factored = [sizes[self.names.index(n)] for n in flat]
-        shape: list[int] = []
-        wide: list[int] = []
-        at = 0
-        for dim in dims:
-            full = any(s > 1 for s in factored[at : at + len(dim)])
-            wide += [self.sizes[n] if full else 1 for n in dim]
-            shape.append(prod(self.sizes[n] for n in dim) if full else 1)
-            at += len(dim)
-        plain = wide == factored and _in_place(order, sizes)
-        return None if plain else order, factored, wide, shape
-
-
-def _in_place(order: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Whether a transposition leaves the axes that are longer than 1 in their order."""
-    long = [a for a in order if sizes[a] > 1]
-    return long == sorted(long)
 
 
 @lru_cache(maxsize=4096)

@@ -21,17 +21,23 @@ from speedup.errors import CheckError, SpeedupError
 from speedup.graph import Graph, Node, Value
 from speedup.instead import stands_for
 from speedup.keep import KeepSets, Lock
-from speedup.kinds import Kind
+from speedup.locking import (
+    changed_axes,
+    lock_before,
+    lock_call,
+    lock_counted,
+    lock_for_missing,
+    lock_read,
+    lock_scope,
+    stale_axes,
+    why_stale,
+)
 from speedup.order import same_orders
 from speedup.registry import Registry
-from speedup.repair.stale import counted_axes, missing, same_number, stale_function, stale_numbers, wanted_factor
+from speedup.repair.stale import same_number, stale_function, stale_numbers, wanted_factor
 from speedup.rounding import difference, plain_differences
 from speedup.trace.replay import replay
 from speedup.trace.run import trace
-
-
-class UnsteadyError(CheckError):
-    """Two runs of the model itself make other calls."""
 
 
 class AnswersError(CheckError):
@@ -131,7 +137,7 @@ def check(
             kwargs,
             False,
             nodes,
-            lambda: _lock_call(failed, graph, keeps, _changed_axes(failed, keeps), why),
+            lambda: lock_call(failed, graph, keeps, changed_axes(failed, keeps), why),
             raised=_methods_of(error, model),
         )
     if runs is not None:
@@ -228,16 +234,16 @@ def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mism
     for old, new in zip(graph.nodes, nodes, strict=False):
         if not stands_for(new.op_name, old, keeps) or len(old.outputs) != len(new.outputs):
             why = "the small model takes another path from here"
-            lock = partial(_lock_call, old, graph, keeps, None, why)
+            lock = partial(lock_call, old, graph, keeps, None, why)
             # The same function with another number of outputs: a split into parts of a stale size.
             args, kwargs = (new.args, new.kwargs) if old.op_name == new.op_name else (None, None)
             return Mismatch(old, 0, args, kwargs, False, nodes, lock, _decided(graph, old))
         for number, (a, b) in enumerate(zip(old.outputs, new.outputs, strict=True)):
             planned = keeps.shape(a)
             if planned != b.shape and not (0 in planned and 0 in b.shape):
-                at = number, _stale_axes(a.shape, planned, b.shape)
+                at = number, stale_axes(a.shape, planned, b.shape)
                 sizes = frozenset(zip(planned, b.shape, strict=False))
-                lock = partial(_lock_call, old, graph, keeps, at, _why(a.shape, planned, b.shape), sizes)
+                lock = partial(lock_call, old, graph, keeps, at, why_stale(a.shape, planned, b.shape), sizes)
                 tipped = planned == a.shape and _decided(graph, old)
                 return Mismatch(old, 0, new.args, new.kwargs, False, nodes, lock, tipped)
     return None
@@ -258,15 +264,15 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
 
     for old, new in zip(graph.nodes, nodes, strict=False):
         if not same_number(new.factor, wanted_factor(old, keeps)):
-            found.append(mismatch(old, new, True, partial(_lock_counted, old)))
+            found.append(mismatch(old, new, True, partial(lock_counted, old)))
             continue
         if stale_function(old, keeps, new):
-            found.append(mismatch(old, new, True, partial(_lock_read, old, keeps)))
+            found.append(mismatch(old, new, True, partial(lock_read, old, keeps)))
             continue
         changed = _changed_numbers(old, new) if old.module is None and not (old.rule and old.rule.moves) else []
         if changed and stale_numbers(old, keeps, new.args, new.kwargs, new):
             why = f"a number in the call is made of a size: {', '.join(f'{a} -> {b}' for a, b in changed)}"
-            found.append(mismatch(old, new, True, partial(_lock_scope, old, graph, keeps, why)))
+            found.append(mismatch(old, new, True, partial(lock_scope, old, graph, keeps, why)))
             continue
         if old.rule is None or old.module is not None:
             continue
@@ -279,36 +285,11 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
         )
         if found_orders is None or not all(map(same_orders, found_orders, orders)):
             why = "the code of the call holds a position: it would take other entries"
-            lock = _lock_for_missing(old, keeps) or partial(_lock_call, old, graph, keeps, None, why)
+            lock = lock_for_missing(old, keeps) or partial(lock_call, old, graph, keeps, None, why)
             found.append(mismatch(old, new, False, lock))
     if not found:
         return None
     return replace(found[0], locks=lambda: [lock for each in found for lock in each.locks()])
-
-
-def _lock_counted(node: Node) -> list[Lock]:
-    """Lock what a call takes the mean of, which it divides by how many there are."""
-    value = node.operands[0]
-    assert value is not None
-    why = f"the code takes a mean over it, which counts what goes ({node.where})"
-    return [Lock(value.number, counted_axes(node), why, kind=Kind.MEAN)]
-
-
-def _lock_read(node: Node, keeps: KeepSets) -> list[Lock]:
-    """Lock what a function reads that cannot be told of what went."""
-    read = dict.fromkeys(v for v in node.operands if v is not None and not v.is_source)
-    why = f"a function counts it, and the code that calls it cannot be changed ({node.where})"
-    return [Lock(v.number, None, why, kind=Kind.MEAN) for v in read if not keeps.whole(v)]
-
-
-def _lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] | None:
-    """A lock of one operand that makes an argument needless which the smaller call would have to be given."""
-    wanted = missing(node, keeps)
-    for value in dict.fromkeys(v for v in node.operands if wanted and v is not None):
-        if not missing(node, keeps, whole=value):
-            why = f"the code of the call leaves {', '.join(wanted)} to be made of a size ({node.where})"
-            return partial(list, [Lock(value.number, None, why)])
-    return None
 
 
 def _returned_mismatch(graph: Graph, keeps: KeepSets, again: Graph, effects: Sequence[float]) -> Mismatch | None:
@@ -323,7 +304,7 @@ def _returned_mismatch(graph: Graph, keeps: KeepSets, again: Graph, effects: Seq
         why = f"the model returns a number that is made of a size: {name} is {new} instead of {old}"
         sizes = frozenset({(old, new)}) if isinstance(old, int) and isinstance(new, int) else frozenset()
         last = graph.nodes[-1]
-        lock = partial(_lock_before, last, graph, keeps, why, sizes)
+        lock = partial(lock_before, last, graph, keeps, why, sizes)
         return Mismatch(last, 2, None, None, False, again.nodes, lock, _decided(graph, last))
     return None
 
@@ -343,76 +324,3 @@ def _numbers(node: Node) -> list[int | float]:
         {k: v for k, v in node.arguments.items() if k not in sizes} if node.arguments else (node.args, node.kwargs)
     )
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, int | float)]
-
-
-def _lock_scope(node: Node, graph: Graph, keeps: KeepSets, why: str) -> list[Lock]:
-    """Lock the smaller tensors that a call can have a size from: those of the same forward, else all before it."""
-    before = [n for n in graph.nodes if n.index < node.index]
-    near = {v for n in before if n.scope == node.scope for v in (*n.tensors, *n.outputs) if not v.is_source}
-    smaller = [v for v in graph.values if v in near and not keeps.whole(v)]
-    if smaller:
-        return [Lock(v.number, None, f"{why} ({node.where})") for v in smaller]
-    return _lock_before(node, graph, keeps, why, frozenset())
-
-
-def _stale_axes(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) -> tuple[int, ...] | None:
-    if len(planned) != len(got):
-        return None
-    wrong = [a for a in range(len(full)) if planned[a] != got[a]]
-    stale = [a for a in wrong if got[a] == full[a]]
-    return tuple(stale or wrong)
-
-
-def _changed_axes(node: Node, keeps: KeepSets) -> tuple[int, tuple[int, ...]] | None:
-    """The axes of a call's only output that the plan makes smaller."""
-    if len(node.outputs) != 1:
-        return None
-    value = node.outputs[0]
-    planned = keeps.shape(value)
-    return 0, tuple(a for a, (p, f) in enumerate(zip(planned, value.shape, strict=True)) if p != f)
-
-
-def _why(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) -> str:
-    return f"the code of the call holds a size: it gives {got} where {planned} is left of {full}"
-
-
-def _lock_call(
-    node: Node,
-    graph: Graph,
-    keeps: KeepSets,
-    at: tuple[int, tuple[int, ...] | None] | None,
-    why: str,
-    sizes: frozenset[tuple[int, int]] = frozenset(),
-) -> list[Lock]:
-    """Lock a call, and all others from the same line of source, which hold the same size.
-
-    Args:
-        at: the output and its axes to lock; None locks everything that goes in and comes out.
-        sizes: (planned, got) where they differ: the call may have its size from another tensor that became smaller.
-    """
-    locks = []
-    for other in graph.nodes:
-        same = other is node or (node.where and other.where == node.where and other.op_name == node.op_name)
-        if not same or len(other.outputs) != len(node.outputs):
-            continue
-        reason = f"{why} ({other.where})"
-        if at is not None and at[1] is not None:
-            locks.append(Lock(other.outputs[at[0]].number, at[1], reason))
-        else:
-            locks += [Lock(v.number, None, reason) for v in (*other.tensors, *other.outputs)]
-    new = [k for k in locks if not keeps.holds(k)]
-    if not new:
-        new = [Lock(v.number, None, f"{why} ({node.where})") for v in (*node.tensors, *node.outputs)]
-        new = [k for k in new if not keeps.holds(k)] or _lock_before(node, graph, keeps, why, sizes)
-    return new
-
-
-def _lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: frozenset[tuple[int, int]]) -> list[Lock]:
-    """Lock earlier tensors whose shape the call may have been given: those with its size, else all."""
-    smaller = [v for v in graph.values if v.producer is not None and not keeps.whole(v)]
-    before = [v for v in smaller if v.producer is not None and v.producer.index < node.index]
-    alike = [v for v in before if sizes & set(zip(v.shape, keeps.shape(v), strict=True))]
-    chosen = alike or before or smaller
-    if not chosen:
-        raise UnsteadyError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
-    return [Lock(v.number, None, f"{why} ({node.where})") for v in chosen]

@@ -11,7 +11,7 @@ the others apart:
   may be chosen are the same.
 * *keeping zeros*: whatever it does with numbers along its mixed axes, it makes 0 of zeros.
 
-All of it is computed in named space (see ``speedup.axes``), where arrays have size 1 along names that do not matter.
+All of it is computed in named space (see ``speedup.layout``), where arrays have size 1 along names that do not matter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.utils._pytree import tree_leaves
 
-from speedup.axes import Layout
 from speedup.facts import (
     Affine,
     Bools,
@@ -41,6 +40,7 @@ from speedup.facts import (
     sum_product,
 )
 from speedup.graph import Node, Ref, Value
+from speedup.layout import Layout
 from speedup.linearity import through
 from speedup.named import Named
 from speedup.response import response

@@ -21,8 +21,8 @@ from speedup.shell import shell_of
 from speedup.trees import replaced
 
 if TYPE_CHECKING:
-    from speedup.axes import Layout, Shape
     from speedup.expand import Expansion
+    from speedup.layout import Layout, Shape
     from speedup.rule import Rule
 
 

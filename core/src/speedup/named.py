@@ -1,4 +1,4 @@
-"""The facts at a call in named space: arrays with one axis per name of its signature (see ``speedup.axes``)."""
+"""The facts at a call in named space: arrays with one axis per name of its signature (see ``speedup.layout``)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speedup.axes import Layout
 from speedup.facts import Bools, Floats, any_of, everything, nothing
 from speedup.graph import Node
+from speedup.layout import Layout
 
 if TYPE_CHECKING:
     from speedup.infer import NodeFacts

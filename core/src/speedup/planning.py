@@ -19,7 +19,6 @@ from torch import nn
 from speedup import walk
 from speedup.atomic import replacing
 from speedup.build import Parts
-from speedup.check import UnsteadyError
 from speedup.commit import Transaction
 from speedup.distributed import is_spread
 from speedup.drop import find_dropped
@@ -29,6 +28,7 @@ from speedup.fast.fuse import fused
 from speedup.graph import Graph
 from speedup.inputs import resolve_inputs
 from speedup.keep import KeepSets
+from speedup.locking import UnsteadyError
 from speedup.masking import Masking, memory_of
 from speedup.masks import LoadedMasks, Prepared, Source, fully_masked
 from speedup.registry import Registry, default_registry

@@ -8,10 +8,10 @@ from math import prod
 import numpy as np
 import torch
 
-from speedup.axes import Layout
 from speedup.cutting import take
 from speedup.facts import Bools, Floats, Indices, along, sum_product
 from speedup.graph import Node
+from speedup.layout import Layout
 
 # Entries of a weight that are read at a time in float64.
 AT_ONCE = 1 << 16

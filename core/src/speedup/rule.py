@@ -31,11 +31,12 @@ import torch
 from torch import nn
 
 from speedup import flow, tie
-from speedup.axes import Layout, parse
+from speedup.axes import parse
 from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.facts import Bools, Fact, Floats
 from speedup.graph import Node, Ref, Value
 from speedup.groups.labels import Labels, by_signature
+from speedup.layout import Layout
 from speedup.order import Orders, along_names
 from speedup.parameters import Parameters
 from speedup.shell import shell_of

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speedup import fold
-from speedup.axes import Layout
 from speedup.facts import Bools, any_of, compact_axes, everything
 from speedup.graph import Node
 from speedup.kinds import Kind
+from speedup.layout import Layout
 from speedup.regular import regularize, varied
 
 if TYPE_CHECKING:

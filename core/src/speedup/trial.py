@@ -10,9 +10,9 @@ from math import prod
 import numpy as np
 import torch
 
-from speedup.axes import Layout, Shape
 from speedup.facts import Floats
 from speedup.graph import Node
+from speedup.layout import Layout, Shape
 
 
 def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:

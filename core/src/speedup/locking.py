@@ -1,0 +1,114 @@
+"""What is kept whole where a call cannot take the sizes that the plan gives it, and nothing repairs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from speedup.errors import CheckError
+from speedup.graph import Graph, Node
+from speedup.keep import KeepSets, Lock
+from speedup.kinds import Kind
+from speedup.repair.stale import counted_axes, missing
+
+
+class UnsteadyError(CheckError):
+    """Two runs of the model itself make other calls."""
+
+
+def lock_counted(node: Node) -> list[Lock]:
+    """Lock what a call takes the mean of, which it divides by how many there are."""
+    value = node.operands[0]
+    assert value is not None
+    why = f"the code takes a mean over it, which counts what goes ({node.where})"
+    return [Lock(value.number, counted_axes(node), why, kind=Kind.MEAN)]
+
+
+def lock_read(node: Node, keeps: KeepSets) -> list[Lock]:
+    """Lock what a function reads that cannot be told of what went."""
+    read = dict.fromkeys(v for v in node.operands if v is not None and not v.is_source)
+    why = f"a function counts it, and the code that calls it cannot be changed ({node.where})"
+    return [Lock(v.number, None, why, kind=Kind.MEAN) for v in read if not keeps.whole(v)]
+
+
+def lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] | None:
+    """A lock of one operand that makes an argument needless which the smaller call would have to be given."""
+    wanted = missing(node, keeps)
+    for value in dict.fromkeys(v for v in node.operands if wanted and v is not None):
+        if not missing(node, keeps, whole=value):
+            why = f"the code of the call leaves {', '.join(wanted)} to be made of a size ({node.where})"
+            return partial(list, [Lock(value.number, None, why)])
+    return None
+
+
+def lock_scope(node: Node, graph: Graph, keeps: KeepSets, why: str) -> list[Lock]:
+    """Lock the smaller tensors that a call can have a size from: those of the same forward, else all before it."""
+    before = [n for n in graph.nodes if n.index < node.index]
+    near = {v for n in before if n.scope == node.scope for v in (*n.tensors, *n.outputs) if not v.is_source}
+    smaller = [v for v in graph.values if v in near and not keeps.whole(v)]
+    if smaller:
+        return [Lock(v.number, None, f"{why} ({node.where})") for v in smaller]
+    return lock_before(node, graph, keeps, why, frozenset())
+
+
+def stale_axes(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) -> tuple[int, ...] | None:
+    if len(planned) != len(got):
+        return None
+    wrong = [a for a in range(len(full)) if planned[a] != got[a]]
+    stale = [a for a in wrong if got[a] == full[a]]
+    return tuple(stale or wrong)
+
+
+def changed_axes(node: Node, keeps: KeepSets) -> tuple[int, tuple[int, ...]] | None:
+    """The axes of a call's only output that the plan makes smaller."""
+    if len(node.outputs) != 1:
+        return None
+    value = node.outputs[0]
+    planned = keeps.shape(value)
+    return 0, tuple(a for a, (p, f) in enumerate(zip(planned, value.shape, strict=True)) if p != f)
+
+
+def why_stale(full: tuple[int, ...], planned: tuple[int, ...], got: tuple[int, ...]) -> str:
+    return f"the code of the call holds a size: it gives {got} where {planned} is left of {full}"
+
+
+def lock_call(
+    node: Node,
+    graph: Graph,
+    keeps: KeepSets,
+    at: tuple[int, tuple[int, ...] | None] | None,
+    why: str,
+    sizes: frozenset[tuple[int, int]] = frozenset(),
+) -> list[Lock]:
+    """Lock a call, and all others from the same line of source, which hold the same size.
+
+    Args:
+        at: the output and its axes to lock; None locks everything that goes in and comes out.
+        sizes: (planned, got) where they differ: the call may have its size from another tensor that became smaller.
+    """
+    locks = []
+    for other in graph.nodes:
+        same = other is node or (node.where and other.where == node.where and other.op_name == node.op_name)
+        if not same or len(other.outputs) != len(node.outputs):
+            continue
+        reason = f"{why} ({other.where})"
+        if at is not None and at[1] is not None:
+            locks.append(Lock(other.outputs[at[0]].number, at[1], reason))
+        else:
+            locks += [Lock(v.number, None, reason) for v in (*other.tensors, *other.outputs)]
+    new = [k for k in locks if not keeps.holds(k)]
+    if not new:
+        new = [Lock(v.number, None, f"{why} ({node.where})") for v in (*node.tensors, *node.outputs)]
+        new = [k for k in new if not keeps.holds(k)] or lock_before(node, graph, keeps, why, sizes)
+    return new
+
+
+def lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: frozenset[tuple[int, int]]) -> list[Lock]:
+    """Lock earlier tensors whose shape the call may have been given: those with its size, else all."""
+    smaller = [v for v in graph.values if v.producer is not None and not keeps.whole(v)]
+    before = [v for v in smaller if v.producer is not None and v.producer.index < node.index]
+    alike = [v for v in before if sizes & set(zip(v.shape, keeps.shape(v), strict=True))]
+    chosen = alike or before or smaller
+    if not chosen:
+        raise UnsteadyError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
+    return [Lock(v.number, None, f"{why} ({node.where})") for v in chosen]
