@@ -107,6 +107,7 @@ class Registry:
         self._modules = self._table(lambda rule: rule.modules)
         self._structural = [rule for rule in self._rules if type(rule).claims is not Rule.claims]
         self._by_type: weakref.WeakKeyDictionary[type[nn.Module], Rule | None] = weakref.WeakKeyDictionary()
+        self._by_base: weakref.WeakKeyDictionary[type[nn.Module], Rule | None] = weakref.WeakKeyDictionary()
 
     @classmethod
     def load(
@@ -228,9 +229,11 @@ class Registry:
     def for_base(self, kind: type[nn.Module]) -> Rule | None:
         """Find the rule that claims a module type, or the type above it that its own forward calls by ``super()`` and
         of which it changes nothing else; or None."""
-        rule = self.for_type(kind)
-        if rule is not None:
-            return rule
+        if kind not in self._by_base:
+            self._by_base[kind] = self.for_type(kind) or self._claim_by_super(kind)
+        return self._by_base[kind]
+
+    def _claim_by_super(self, kind: type[nn.Module]) -> Rule | None:
         for position, base in enumerate(kind.__mro__):
             if base in self._modules:
                 between = kind.__mro__[:position]
