@@ -281,6 +281,8 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
 
 def _traced(call: str) -> speedup.Node:
     """The node that a call, written with ``x``, ``w`` and ``nn.`` or ``F.``, becomes."""
+    import torchvision  # noqa: F401 (its operators are called)
+
     names = {"torch": torch, "nn": torch.nn, "F": F}
     made = re.match(r"(nn\.\w+\(.*?\)) on (.*)$", call)
     if made:

@@ -302,3 +302,27 @@ def test_images_laid_out_as_vectors_lose_channels() -> None:
     masks = mask_indices(net, {"0.weight": [1, 4], "0.bias": [1, 4]})
     result = check_equal(net, torch.randn(2, 3, 6, 6), masks, [torch.randn(1, 3, 5, 9)])
     assert result.shape("3.weight") == (4, 24)
+
+
+@pytest.mark.parametrize("threshold", [-1e9, 1e9], ids=["all", "none"])
+def test_channels_pass_calls_of_which_nothing_comes_out(threshold: float) -> None:
+    """What is chosen by data may be nothing on the dummy input: a flatten, a join, a table that is filled."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(16 * 16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            some = y[x.flatten(1).sum(1) > threshold]
+            made = torch.zeros(len(some), y.shape[1], 4, 4, dtype=y.dtype)
+            made[torch.arange(len(some))] = some
+            result: torch.Tensor = self.head(torch.cat([some, made.flip(2)], 1).flatten(1))
+            return result
+
+    net = randomize(Chosen())
+    masks = mask_indices(net, {"conv.weight": [0, 3, 4], "conv.bias": [0, 3, 4]})
+    images = [torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(n)).double() for n in (2, 3, 1)]
+    small = check_equal(net, images[0], masks, [images[1] * 1e9, images[2] + 1e9]).model
+    assert (small.conv.out_channels, small.head.in_features) == (5, 160)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from speedup.errors import PluginConflictError, PluginError, RuleError
+from speedup.errors import InputError, PluginConflictError, PluginError, RuleError
 from speedup.names import variants
+from speedup.plugins import check_rule
 from speedup.registry import Registry, default_registry
 from speedup.rule import Rule
 
@@ -208,6 +209,27 @@ def test_types_are_not_kept_alive() -> None:
     assert reference() is None
 
 
+# -- custom operators --------------------------------------------------------------------------------------------------
+
+
+def test_an_operator_is_claimed_by_name() -> None:
+    """Whichever overload is called, and whether its library is there when the rule is made or not."""
+    rule = Rule(name="late", functions=("torch.ops.speedup_late.op",), axes="* -> *")
+    registry = Registry.from_rules(rule)
+    library = torch.library.Library("speedup_late", "DEF")
+    library.define("op(Tensor x) -> Tensor")
+    packet = torch.ops.speedup_late.op
+    assert registry.for_function(packet) is rule
+    assert registry.for_function(packet.default) is rule
+    assert registry.for_function(torch.ops.aten.relu) is None
+
+
+@pytest.mark.parametrize("name", ["roi_align", "torch.relu", "torch.ops.one", "torch.ops.a.b.c"])
+def test_a_text_that_names_no_operator(name: str) -> None:
+    with pytest.raises(PluginError, match=r"names no operator: write torch\.ops\.library\.name"):
+        check_rule(Rule(name="wrong", functions=(name,), axes="* -> *"))
+
+
 # -- structure -------------------------------------------------------------------------------------------------------
 
 
@@ -342,3 +364,8 @@ def test_the_default_registry_is_built_once(install_plugin: InstallPlugin) -> No
         assert [plugin.name for plugin in default_registry().plugins] == ["good"]
     finally:
         default_registry.cache_clear()
+
+
+def test_a_number_is_no_criterion() -> None:
+    with pytest.raises(InputError, match=r"0\.5 is no criterion: .*sparsity=0\.5"):
+        default_registry().criterion(0.5)  # type: ignore[arg-type]

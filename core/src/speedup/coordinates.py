@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -155,20 +156,17 @@ class CoordinateRule(Rule):
         except (RuntimeError, ValueError, IndexError, TypeError, SignatureError):
             return None
 
-    def _encoded(self, node: Node, axis: int) -> tuple[list[torch.Tensor], list[int]]:
+    def _encoded(self, shapes: Sequence[tuple[int, ...]], axis: int) -> tuple[list[torch.Tensor], list[int]]:
         """Per operand a tensor that says which operand and which index along ``axis`` an entry has."""
         tensors: list[torch.Tensor] = []
         base = [1]
-        for value in node.operands:
-            assert value is not None
-            size = value.shape[axis] if axis < value.ndim else 1
-            base.append(base[-1] + size)
+        for shape in shapes:
+            base.append(base[-1] + (shape[axis] if axis < len(shape) else 1))
         dtype = torch.float32 if base[-1] < _EXACT and not self.fills else torch.float64
-        for value, start, end in zip(node.operands, base[:-1], base[1:], strict=True):
-            assert value is not None
+        for shape, start, end in zip(shapes, base[:-1], base[1:], strict=True):
             line = torch.arange(start, end, dtype=dtype)
-            line = line.reshape([end - start if a == axis else 1 for a in range(value.ndim)])
-            tensors.append(line.expand(value.shape))
+            line = line.reshape([end - start if a == axis else 1 for a in range(len(shape))])
+            tensors.append(line.expand(shape))
         return tensors, base
 
     def origins(self, node: Node) -> list[_Origin]:
@@ -179,20 +177,33 @@ class CoordinateRule(Rule):
             node.__dict__["_origins"] = known
         return known
 
+    def _shapes(self, node: Node) -> list[tuple[int, ...]]:
+        """The shapes of the operands to find origins with: where nothing comes out (of no boxes, say), those of one
+        index instead of none, if the call takes these and gives one too."""
+        shapes = [v.shape for v in node.operands if v is not None]
+        if all(0 in v.shape for v in node.outputs):
+            filled = [_filled(s) for s in shapes]
+            with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
+                outs = self._run(node, writable(node, [torch.zeros(()).expand(s) for s in filled]))
+                if [tuple(t.shape) for t in outs] == [_filled(v.shape) for v in node.outputs]:
+                    return filled
+        return shapes
+
     def _find_origins(self, node: Node) -> list[_Origin]:
+        shapes = self._shapes(node)
         rank = max([1, *(v.ndim for v in node.operands if v is not None)])
         coordinates: list[list[np.ndarray[Any, Any]]] = [[] for _ in node.outputs]
         sources: list[np.ndarray[Any, Any]] = []
         fills: list[Floats] = []
         for axis in range(rank):
-            if (axis or len(node.operands) == 1) and not self.fills and _is_flat(node, axis):
+            if (axis or len(node.operands) == 1) and not self.fills and _is_flat(shapes, axis):
                 for number, value in enumerate(node.outputs):  # there is one index only
                     coordinates[number].append(_zeros(value.ndim))
                     if axis == 0:
                         sources.append(_zeros(value.ndim))
                         fills.append(np.zeros((1,) * value.ndim))
                 continue
-            tensors, base = self._encoded(node, axis)
+            tensors, base = self._encoded(shapes, axis)
             outs = [_shrunk(t) for t in self._run(node, writable(node, tensors))]
             other = [_shrunk(t) for t in self._run(node, writable(node, [-t for t in tensors]))] if self.fills else None
             for number, array in enumerate(outs):
@@ -233,7 +244,7 @@ class CoordinateRule(Rule):
                 assert value is not None
                 chosen = array if origin.only is not None else (origin.source == number) & array
                 if chosen.any():
-                    back = _scattered(chosen, origin, value.shape)
+                    back = _scattered(chosen, origin, _filled(value.shape))
                     results[number] = back if results[number] is nothing(value.ndim) else results[number] | back
         return results
 
@@ -321,9 +332,14 @@ def _shrunk(tensor: torch.Tensor) -> Floats:
     return compact_axes(array)[0]
 
 
-def _is_flat(node: Node, axis: int) -> bool:
+def _is_flat(shapes: Sequence[tuple[int, ...]], axis: int) -> bool:
     """Whether no operand has more than one index along an axis."""
-    return all(v is None or axis >= v.ndim or v.shape[axis] == 1 for v in node.operands)
+    return all(axis >= len(s) or s[axis] == 1 for s in shapes)
+
+
+def _filled(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a tensor with one index where there is none."""
+    return tuple([size or 1 for size in shape])
 
 
 def _zeros(ndim: int) -> np.ndarray[Any, np.dtype[np.int64]]:

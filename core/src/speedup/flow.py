@@ -130,7 +130,7 @@ def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:
     holds = _all_known(rule, named)
     if not any([mask.any() for mask in holds]):
         return []
-    if named.node.others and not all(v.is_known or v in _places(rule, named.node) for v in named.node.others):
+    if named.node.others and not all(v.is_known or v in placing(named.node) for v in named.node.others):
         return []
     arrays: list[Floats | None] = [None] * layout.n_inputs
     for k in named.inputs:
@@ -143,9 +143,10 @@ def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:
     return [constant(m, np.asarray(r, dtype=np.float64)) for m, r in zip(holds, results, strict=True)]
 
 
-def _places(rule: Rule, node: Node) -> set[Value]:
+def placing(node: Node) -> set[Value]:
     """The tensors that only say where entries go, see ``Rule.places``."""
-    leaves = [leaf for name in rule.places for leaf in tree_leaves(node.arguments.get(name))]
+    names = node.rule.places if node.rule is not None else ()
+    leaves = [leaf for name in names for leaf in tree_leaves(node.arguments.get(name))]
     return {node.tensors[leaf.number] for leaf in leaves if isinstance(leaf, Ref)}
 
 

@@ -256,8 +256,9 @@ class Movement(CoordinateRule):
         if self.fills or not all(map(is_box, keep)):
             return self._arranged(node, keep, orders, call, changed)
         lines = [{a: along(k, a) for a in varied(k)} for k in keep]
+        shapes = [v.shape for v in node.operands if v is not None]
         for axis in sorted({a for own in lines[:n] for a in own} | {0}):
-            tensors, base = self._encoded(node, axis)
+            tensors, base = self._encoded(shapes, axis)
             try:
                 small = [_cut_line(t, axis, own) for t, own in zip(tensors, lines, strict=False)]
                 small = [t if t.numel() else t.new_empty(0) for t in small]  # to be joined with tensors of any width
@@ -286,10 +287,11 @@ class Movement(CoordinateRule):
     ) -> Sequence[Orders] | None:
         n = len(node.operands)
         axes = {a for k in keep[:n] for a, s in enumerate(k.shape) if s > 1} | {a for o in orders[:n] for a in o}
+        shapes = [v.shape for v in node.operands if v is not None]
         wanted: list[list[torch.Tensor]] = [[] for _ in node.outputs]
         got: list[list[torch.Tensor]] = [[] for _ in node.outputs]
         for axis in sorted(axes | {0}):
-            tensors, _ = self._encoded(node, axis)
+            tensors, _ = self._encoded(shapes, axis)
             whole = [cut(t, k) for t, k in zip(self._run(node, writable(node, tensors)), keep[n:], strict=True)]
             try:
                 small = [in_order(cut(t, k).clone(), o) for t, k, o in zip(tensors, keep, orders, strict=False)]

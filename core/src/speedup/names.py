@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from types import GetSetDescriptorType
@@ -41,6 +42,9 @@ _OTHER = {
     "bitwise_not": ("invert",),
     **{name: (name,) for name in ("eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem")},
 }
+
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_OPERATOR = re.compile(r"torch\.ops\.\w+\.\w+")
 
 _NAMESPACES: dict[str, Any] = {
     "torch": torch,
@@ -105,13 +109,25 @@ def is_reflected(function: Function) -> bool:
         return False
 
 
+def names_operator(name: str) -> bool:
+    """Whether a text is the name of a custom operator."""
+    return _OPERATOR.fullmatch(name) is not None
+
+
+def operator_name(op: Any) -> str:
+    """How rules call a custom operator, whichever overload it is: ``torch.ops.mylib.my_op``; '' for anything else."""
+    packet = op.overloadpacket if isinstance(op, torch._ops.OpOverload) else op
+    return op_name(packet) if isinstance(packet, torch._ops.OpOverloadPacket) else ""
+
+
 def op_name(op: Any) -> str:
     """Give the public name of an op, a module type or a function, for messages and lists.
 
     The name does not depend on where torch happens to keep the implementation, nor on the process.
 
     Args:
-        op: a module type, or a function as it arrives when a model runs. Anything else gets the name of its type.
+        op: a module type, or a function as it arrives when a model runs, or the name of a custom operator
+            (``"torch.ops.mylib.my_op"``). Anything else gets the name of its type.
 
     Example:
         >>> op_name(torch.nn.Conv2d), op_name(torch.Tensor.add_), op_name(torch.nn.functional.relu)
@@ -125,7 +141,9 @@ def op_name(op: Any) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _known_name(op: Any) -> str:
-    if isinstance(op, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if isinstance(op, str):
+        return op
+    if isinstance(op, OPERATORS):
         return f"torch.ops.{op}"
     if isinstance(op, type):
         return _public_path(op)

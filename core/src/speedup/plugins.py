@@ -30,6 +30,7 @@ from torch import nn
 
 from speedup import hookspecs
 from speedup.errors import PluginError
+from speedup.names import names_operator
 from speedup.pruning.criterion import Criterion
 from speedup.rule import Rule
 
@@ -166,6 +167,11 @@ def check_rule(rule: object) -> None:
         if not (isinstance(module, type) and issubclass(module, nn.Module)):
             raise PluginError(f"rule {rule.name!r}: modules holds {module!r}, which is no nn.Module type")
     for function in rule.functions:
+        if isinstance(function, str):
+            if not names_operator(function):
+                names = "names no operator: write torch.ops.library.name"
+                raise PluginError(f"rule {rule.name!r}: functions holds {function!r}, which {names}")
+            continue
         if not callable(function):
             raise PluginError(f"rule {rule.name!r}: functions holds {function!r}, which cannot be called")
         try:

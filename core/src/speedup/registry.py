@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from speedup.errors import InputError, PluginConflictError, RuleError
-from speedup.names import op_name
+from speedup.names import op_name, operator_name
 from speedup.plugins import (
     DISABLE_VARIABLE,
     PREFER_VARIABLE,
@@ -160,9 +160,11 @@ class Registry:
         """Find a criterion for pruning by its name; case, ``-`` and ``_`` do not matter.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: there is none of that name, or it is no name.
             PluginConflictError: two plugins have one, and ``prefer`` does not decide between them.
         """
+        if not isinstance(name, str):
+            raise InputError(f"{name!r} is no criterion: give the name of one, or a Criterion (or sparsity={name!r}?)")
         found = [(p, c) for p in self.plugins for c in p.criteria if _plain(c.name) == _plain(name)]
         for preferred in self._prefer:
             found = [each for each in found if each[0].is_called(preferred)] or found
@@ -197,7 +199,7 @@ class Registry:
             function: the function as it arrives when a model runs; any object will do.
         """
         try:
-            return self._functions.get(function)
+            return self._functions.get(function) or self._functions.get(operator_name(function))
         except TypeError:  # not hashable
             return None
 

@@ -84,7 +84,8 @@ class Rule:
         modules: module types that it claims (and their subclasses, as far as they change nothing of the behaviour; of
             one that does something before or after ``super().forward(...)``, that call, if the rule claims no
             functions and makes no other forward).
-        functions: torch functions that it claims; ``speedup.variants`` lists all spellings of one.
+        functions: torch functions that it claims; ``speedup.variants`` lists all spellings of one. Custom operators by
+            name (``"torch.ops.mylib.my_op"``): their library need not be loaded.
         call: parameters of the functions, written like a Python parameter list ("input, weight, bias=None"); left out,
             every tensor argument is an operand, in order.
         also: other names by which functions take a parameter of ``call``: ``{"size": "sizes", "shape": "sizes"}``.
@@ -127,7 +128,7 @@ class Rule:
 
     name: str = ""
     modules: tuple[type[nn.Module], ...] = ()
-    functions: tuple[Callable[..., Any], ...] = ()
+    functions: tuple[Callable[..., Any] | str, ...] = ()
     call: str | None = None
     also: Mapping[str, str] = {}
     operands: tuple[str, ...] = ()

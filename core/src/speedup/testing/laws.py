@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
 from speedup.facts import Affine, Bools, Constant, Fact, Unused, nothing
+from speedup.flow import placing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts, _returned, infer
 from speedup.inputs import resolve_inputs
@@ -170,6 +171,7 @@ class _Laws:
             less, more = self.maker.pair(self.node, self.samples)
             one, two = self._ask(less), self._ask(more)
             given = {v: self._numbers(v, more) for v in self.node.tensors} if self.runs else {}
+            given |= {v: self.samples[v] for v in placing(self.node) if self.runs}  # others may be out of bounds
             outputs = run(self.node, given) if self.runs else None
             # An entry that is not finite (0 / 0) has no constant; only the larger facts may tell that.
             finite = (

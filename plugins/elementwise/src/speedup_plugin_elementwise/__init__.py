@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,13 @@ class Made(Rule):
 
     axes = "? -> *"
     moves = True  # its numbers are sizes
+    numbers = MappingProxyType({"zeros": 0.0, "ones": 1.0})
+
+    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
+        number = self.numbers.get(node.op_name.rpartition(".")[2])
+        if number is None:
+            return super().evaluate(node, arrays)
+        return [np.full((1,) * node.outputs[0].ndim, number)]  # also where no box was found, so that there is no entry
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
         return [[axis not in _channel_axes(v) for axis in range(v.ndim)] for v in node.outputs]
