@@ -122,8 +122,8 @@ def _share(keeps: KeepSets, changed: Iterable[Value]) -> list[Value]:
         value = waiting.pop()
         for other in keeps.graph.together[value]:
             entries = any_of(keeps.sets[value], unfit(keeps.sets[value], other.shape))
-            changed = value.next is other or other.next is value
-            why, kind = (_WHY_NEXT, Kind.RULE) if changed else (_WHY_INSTEAD, Kind.DATA)
+            is_next = value.next is other or other.next is value
+            why, kind = (_WHY_NEXT, Kind.RULE) if is_next else (_WHY_INSTEAD, Kind.DATA)
             if keeps.grow(other, entries, why, other.producer, value, kind):
                 waiting.append(other)
                 grown.append(other)
