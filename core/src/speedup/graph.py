@@ -204,7 +204,11 @@ class Node:
 
     def repeats(self, other: Node) -> bool:
         """Whether it is a call of another run made again: at the same place, and given the same beside tensors, with
-        tensors of as many axes."""
+        tensors of as many axes.
+
+        Args:
+            other: that call.
+        """
         if (self.place, self.op) != (other.place, other.op) or not self.is_given(other):
             return False
         if self.module is None and self.where != other.where:

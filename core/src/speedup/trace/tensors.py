@@ -99,7 +99,8 @@ class Tensors:
     def at_the_end(self, source: Value) -> Value:
         """What the model holds in the place of one of its tensors when the run is over."""
         assert source.tensor is not None
-        found = [members.get(name) for members, name in self._places.get(source.number, ())]
+        # Those of scripted modules are no dicts.
+        found = [members[name] for members, name in self._places.get(source.number, ()) if name in members]
         others = [t for t in found if isinstance(t, torch.Tensor) and t is not source.tensor]
         return self.value_of(others[0] if others else source.tensor)
 
