@@ -204,8 +204,8 @@ class NodeFacts:
         return self._values[k] is not None
 
     def is_weight(self, k: int) -> bool:
-        """Whether operand ``k`` is a tensor that the model holds and of which all is known: not one on meta, or one
-        that changes from call to call."""
+        """Whether operand ``k`` is a tensor that the model holds and of which all is known: not on meta, and not
+        changed from call to call."""
         value, facts = self._values[k], self._facts
         if value is None or value.tensor is None or value in facts.blind:
             return False
