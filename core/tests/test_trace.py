@@ -332,7 +332,7 @@ def test_a_buffer_made_smaller_keeps_step() -> None:
     assert result.shape("one.weight") == (5, 4) and result.shape("scale") == (5,)
 
 
-def test_a_buffer_that_the_forward_writes_stays_whole() -> None:
+def test_a_buffer_that_the_forward_writes_and_reads_keeps_step() -> None:
     class Model(Base):
         def __init__(self) -> None:
             super().__init__()
@@ -342,6 +342,21 @@ def test_a_buffer_that_the_forward_writes_stays_whole() -> None:
             y = self.one(x)
             self.last.copy_(y.mean(0))
             result: torch.Tensor = self.two(y + self.last)
+            return result
+
+    assert check(Model()).shape("last") == (5,)
+
+
+def test_a_buffer_that_the_forward_writes_for_others_stays_whole() -> None:
+    class Model(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("last", torch.zeros(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.one(x)
+            self.last.copy_(y.mean(0))
+            result: torch.Tensor = self.two(y)
             return result
 
     assert check(Model()).shape("last") == (8,)

@@ -157,7 +157,7 @@ def _folds(
         if node.rule is None or not ask(node, "folds"):
             continue
         keep = NodeKeep(keeps, node)
-        if not all(v.is_known for v in weights_of(node)):
+        if any(v.is_blank for v in weights_of(node)):
             _blank_folds(node, keeps, folded, gained)
             continue
         for target, tensor in fold.fold(node.rule, node, keep, keeps).items():
@@ -175,7 +175,7 @@ def _folds(
         if node.rule is not None and type(node.rule).refit is not Rule.refit:
             for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
                 value = node.operand(name)
-                if value is None or not value.is_source or len(value.uses) != 1:
+                if value is None or not value.is_of_one_call:
                     raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
                 folded[value] = kept_of(keeps, value, tensor)
         if node.rule is not None and type(node.rule).rescale is not Rule.rescale:

@@ -309,7 +309,7 @@ def follows(node: Node, k: int) -> bool:
     """Whether nobody asks which entries of an operand are read: of a weight of this call alone, which keeps what the
     other operands keep. Of a contraction that fact would be of the weight's size."""
     value = node.operands[k]
-    return value is not None and value.is_source and len(value.uses) == 1
+    return value is not None and value.is_of_one_call
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------

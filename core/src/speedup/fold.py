@@ -173,7 +173,7 @@ def _find_absorber(node: Node) -> Value | None:
     if reader.rule is None or reader.rule.shift is None or number != 0 or reader.rule.folds(reader):
         return None
     mean = reader.operand(reader.rule.shift)
-    if mean is None or not mean.is_source or len(mean.uses) != 1 or not _called_once(reader):
+    if mean is None or not mean.is_of_one_call or not _called_once(reader):
         return None
     k = reader.operands.index(mean)
     here, there = node.layout, reader.layout

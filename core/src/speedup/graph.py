@@ -37,6 +37,8 @@ class Value:
         aliases: attributes of modules, by qualified name, that hold a parameter or buffer beside its owner.
         tensor: the tensor itself, for parameters, buffers and attributes only; see ``contents`` for its numbers.
         mask: of the tensor, if it is masked: a bool tensor that broadcasts to it, True = keep.
+        next: of a tensor that the forward writes into or replaces, what the next call reads in its place, see
+            ``speedup.trace.lasting``.
         ndim: how many axes it has.
         is_source: whether it is a parameter or buffer: a tensor that can be cut where it is stored.
     """
@@ -49,6 +51,7 @@ class Value:
     aliases: tuple[str, ...] = ()
     tensor: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    next: Value | None = None
     producer: Node | None = None
     uses: list[tuple[Node, int]] = field(default_factory=list)
     is_output: bool = False
@@ -61,8 +64,23 @@ class Value:
 
     @property
     def is_known(self) -> bool:
-        """Whether its contents are at hand: the model holds it, and not on the meta device."""
-        return self.tensor is not None and not self.tensor.is_meta
+        """Whether its contents are at hand: the model holds it, not on the meta device, and no forward changes it."""
+        return self.tensor is not None and not self.tensor.is_meta and self.next is None
+
+    @property
+    def is_of_one_call(self) -> bool:
+        """Whether one call alone reads it, a parameter or buffer, and no call changes it."""
+        return self.is_source and len(self.uses) == 1 and self.next is None
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the model holds it on the meta device."""
+        return self.tensor is not None and self.tensor.is_meta
+
+    @property
+    def is_replaced_alike(self) -> bool:
+        """Whether what the next call reads in its place has the same shape and type."""
+        return self.next is not None and (self.next.shape, self.next.dtype) == (self.shape, self.dtype)
 
     @property
     def label(self) -> str:
@@ -184,6 +202,19 @@ class Node:
         except (RuntimeError, ValueError):  # arrays among them
             return False
 
+    def repeats(self, other: Node) -> bool:
+        """Whether it is a call of another run made again: at the same place, and given the same beside tensors, with
+        tensors of as many axes.
+
+        Args:
+            other: that call.
+        """
+        if (self.place, self.op) != (other.place, other.op) or not self.is_given(other):
+            return False
+        if self.module is None and self.where != other.where:
+            return False
+        return [(v.ndim, v.dtype) for v in self.tensors] == [(v.ndim, v.dtype) for v in other.tensors]
+
     def operand(self, name: str) -> Value | None:
         """The operand of that name, None when it is missing."""
         for value, known in zip(self.operands, self.operand_names, strict=True):
@@ -296,7 +327,7 @@ class Graph:
     """Everything that one run of the model did.
 
     Attributes:
-        outputs: the values that the model returns, then parameters and buffers that its forward writes to.
+        outputs: the values that the model returns, then what its forward leaves for others in parameters and buffers.
         reference: copies of the tensors that the model returned.
         from_input: the values that depend on the input; the others are made of parameters alone.
         answers: the truth values that Python took from data of the input, in order, where they were asked for
@@ -316,6 +347,7 @@ class Graph:
         seeking: the first call that looks for places in data of the input, see ``Rule.seeks``.
         extent: of a run that was told what the data do not say, the most questions and the most calls that look for
             places in one module, and the fewest entries that such a call looks through.
+        lasts: whether the next call of the model makes no other calls, as far as it changes what the model holds.
     """
 
     nodes: list[Node]
@@ -338,6 +370,22 @@ class Graph:
     instead: Mapping[Value, Sequence[Value]] = field(default_factory=dict)
     seeking: Branch | None = None
     extent: tuple[int, int, int] = (0, 0, 0)
+    lasts: bool = True
+
+    @cached_property
+    def together(self) -> dict[Value, list[Value]]:
+        """Of values that are read in the place of one another, with other data or in the next call, the others."""
+        found = {v: list(others) for v, others in self.instead.items()}
+        for value in self.replaced:
+            if value.next is not None and value.is_replaced_alike:
+                found.setdefault(value, []).append(value.next)
+                found.setdefault(value.next, []).append(value)
+        return found
+
+    @property
+    def replaced(self) -> list[Value]:
+        """The tensors of the model that its forward writes into or replaces."""
+        return [v for v in self.values if v.next is not None]
 
     @cached_property
     def uncalled(self) -> list[str]:

@@ -23,6 +23,7 @@ from speedup.sets import Product
 from speedup.tie import derive_parts, derived_operands
 
 _WHY_INSTEAD = "with other data another tensor comes in its place, which keeps it"
+_WHY_NEXT = "the forward changes it, and the next call reads it"
 
 
 def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool = False) -> KeepSets:
@@ -45,7 +46,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         if lock.axes is None:
             wanted = everything(value.ndim) if lock.entries is None else lock.entries
             keeps.grow(value, wanted, lock.why, value.producer, None, lock.kind)
-    _share(keeps, graph.instead)
+    _share(keeps, graph.together)
     keeps.patient = True
     _settle(keeps, nodes, nodes)
     keeps.patient = False
@@ -55,7 +56,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         if not value.is_source and not keeps.sets[value].any():
             _fill(keeps, value, (), "a tensor keeps at least one index", Kind.LEAST)
             more.append(value)
-    more += _share(keeps, graph.instead)
+    more += _share(keeps, graph.together)
     _settle(keeps, nodes, keeps.waiting.union(*(_near(v) for v in more)))
     _derive_weights(keeps)
     return keeps
@@ -119,9 +120,11 @@ def _share(keeps: KeepSets, changed: Iterable[Value]) -> list[Value]:
     waiting, grown = list(changed), []
     while waiting:
         value = waiting.pop()
-        for other in keeps.graph.instead[value]:
+        for other in keeps.graph.together[value]:
             entries = any_of(keeps.sets[value], unfit(keeps.sets[value], other.shape))
-            if keeps.grow(other, entries, _WHY_INSTEAD, other.producer, value, Kind.DATA):
+            is_next = value.next is other or other.next is value
+            why, kind = (_WHY_NEXT, Kind.RULE) if is_next else (_WHY_INSTEAD, Kind.DATA)
+            if keeps.grow(other, entries, why, other.producer, value, kind):
                 waiting.append(other)
                 grown.append(other)
     return grown
@@ -145,7 +148,7 @@ def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> No
         keep = NodeKeep(keeps, node)
         ask(node, "constrain", keep)
         asked = set().union(*(_near(v) for v in keep.changed)) - ({index} if keep.settled else set())
-        asked = asked.union(*(_near(v) for v in _share(keeps, keep.changed & keeps.graph.instead.keys())))
+        asked = asked.union(*(_near(v) for v in _share(keeps, keep.changed & keeps.graph.together.keys())))
         for other in asked - waiting:
             waiting.add(other)
             heapq.heappush(heap, other)

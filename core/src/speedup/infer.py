@@ -42,6 +42,8 @@ class Facts:
     Attributes:
         blind: tensors of the model whose contents were not at hand (on the meta device): only what masks have made 0
             is known of them.
+        denied: entries that are not to be taken for constants.
+        awaited: of what a call leaves for the next one, the entries that this one reads.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class Facts:
     ) -> None:
         self.graph = graph
         self.denied = denied or {}
+        self.awaited: dict[Value, Bools] = {}
         self.constants: dict[Value, Constant] = {}
         self.affine: dict[Value, Affine] = {}
         self.claims: dict[tuple[Value, Node, int], Bools] = {}
         self.masked: dict[Value, Bools] = {}
-        self.blind = frozenset(v for v in graph.values if v.tensor is not None and not v.is_known)
+        self.blind = frozenset(v for v in graph.values if v.is_blank)
         self._numbers: dict[Value, Floats] = {}
         for value in graph.sources:
             given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
@@ -66,9 +69,9 @@ class Facts:
     def mask(self, value: Value) -> Bools:
         """Entries that are constant."""
         if value in self.blind:
-            return self.masked.get(value, nothing(value.ndim))
+            return self._allowed(value, self.masked.get(value, nothing(value.ndim)))
         if value.tensor is not None and not value.tensor.is_complex():
-            return everything(value.ndim)
+            return self._allowed(value, everything(value.ndim))
         known = self.constants.get(value)
         return known.mask if known is not None else nothing(value.ndim)
 
@@ -95,7 +98,7 @@ class Facts:
     def zero(self, value: Value) -> Bools:
         """Entries known to be 0: of parameters only the masked ones, since the others may be trained further."""
         if value.is_source:
-            return self.masked.get(value, nothing(value.ndim))
+            return self._allowed(value, self.masked.get(value, nothing(value.ndim)))
         if value.tensor is not None:
             return nothing(value.ndim)
         known = self.constants.get(value)
@@ -114,7 +117,8 @@ class Facts:
         for other in self.graph.instead.get(value, ()):
             unread = self._unread(other)
             result = read_only(result & all_of(unread, unfit(unread, value.shape)))
-        return result
+        awaited = self.awaited.get(value)
+        return result if awaited is None else read_only(result & ~awaited)
 
     def _unread(self, value: Value) -> Bools:
         """Entries that no reader of this very value needs."""
@@ -200,9 +204,12 @@ class NodeFacts:
         return self._values[k] is not None
 
     def is_weight(self, k: int) -> bool:
-        """Whether operand ``k`` is a tensor that the model holds and of which all is known (not one on meta)."""
-        value = self._values[k]
-        return value is not None and value.tensor is not None and value not in self._facts.blind
+        """Whether operand ``k`` is a tensor that the model holds and of which all is known: not on meta, and not
+        changed from call to call."""
+        value, facts = self._values[k], self._facts
+        if value is None or value.tensor is None or value in facts.blind:
+            return False
+        return value.next is None or value not in facts.denied
 
     def from_input(self, k: int) -> bool:
         """Whether operand ``k`` depends on the model's input; else it is made of parameters alone."""
@@ -314,15 +321,20 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
         return near
 
     _fixpoint(seen, forward, 1)
-    if graph.instead and (only := _not_of_all(facts)):
+    if only := _not_of_all(facts):
         already = denied or {}
         return infer(graph, masks, {**already, **{v: e | already.get(v, nothing(v.ndim)) for v, e in only.items()}})
     _fixpoint(seen, backward, -1)
+    # The least that the next call can read of what this one leaves; its own next call reads as much.
+    while more := _read_next(facts):
+        facts.awaited |= more
+        facts.claims.clear()
+        _fixpoint(seen, backward, -1)
     return facts
 
 
 def _not_of_all(facts: Facts) -> dict[Value, Bools]:
-    """What is known of a value, and not of those that may stand in its place."""
+    """What is known of a value, and not of those that may stand in its place, in the next call too."""
     found: dict[Value, Bools] = {}
     for value, others in facts.graph.instead.items():
         known = facts.known(value)
@@ -333,6 +345,25 @@ def _not_of_all(facts: Facts) -> dict[Value, Bools]:
             entries = known & ~(mask & facts.mask(value) & (numbers == facts.value(value)))
             if entries.any():
                 found[value] = entries | found.get(value, nothing(value.ndim))
+    for value in facts.graph.replaced:
+        later = value.next
+        entries = facts.mask(value)
+        if facts.graph.lasts and later is not None and value.is_replaced_alike:
+            entries = entries & ~(facts.mask(later) & (facts.value(later) == facts.value(value)))
+        if entries.any():
+            found[value] = entries | found.get(value, nothing(value.ndim))
+    return found
+
+
+def _read_next(facts: Facts) -> dict[Value, Bools]:
+    """What the next call reads of what this one leaves, as far as it was not known."""
+    found: dict[Value, Bools] = {}
+    for value in facts.graph.replaced:
+        if value.next is None or not value.is_replaced_alike:
+            continue
+        read, known = ~facts.unused(value), facts.awaited.get(value.next, nothing(value.ndim))
+        if (read & ~known).any():
+            found[value.next] = read | known | found.get(value.next, nothing(value.ndim))
     return found
 
 

@@ -74,7 +74,7 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
                 continue
         why = f"{node.op_name} cannot take fewer indices here ({node.where})"
         locks += [Lock(v.number, None, why) for v in values if not keeps.whole(v) or v in keeps.orders]
-    for value, others in graph.instead.items():
+    for value, others in graph.together.items():
         if any(not same_orders(keeps.orders.get(value, {}), keeps.orders.get(v, {})) for v in others):
             locks.append(Lock(value.number, None, "with other data it stands in another order here"))
     return locks

@@ -16,9 +16,9 @@ _STEPS = 4  # that parameters are moved in
 
 
 def is_own(node: Node, k: int) -> bool:
-    """Whether operand ``k`` is a weight, or a piece of one, that this call alone reads."""
+    """Whether operand ``k`` is a weight, or a piece of one, that this call alone reads, and that no call changes."""
     value = node.values[k]
-    if value is None or len(value.uses) != 1:
+    if value is None or len(value.uses) != 1 or value.next is not None:
         return False
     return value.is_source or is_piece(value)
 
@@ -138,7 +138,7 @@ def _pieces(value: Value) -> dict[Value, torch.Tensor]:
     if made is None or not _moves_one(made):
         return {}
     source = _source_of(value)
-    if not source.is_source or not all(_moves_one(n) for n, _ in source.uses):
+    if not source.is_source or source.next is not None or not all(_moves_one(n) for n, _ in source.uses):
         return {}
     known: dict[Value, torch.Tensor] | None = source.__dict__.get("_pieces")
     if known is None:

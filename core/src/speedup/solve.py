@@ -115,6 +115,8 @@ def _on_all_ways(
         for graph in (graphs or ())[1:]:
             note_detours(model, inputs, rules, graph)
         if graphs:
+            if first.replaced:
+                way = known(first)
             settled = settle(model, inputs, [way, *map(known, graphs[1:])], rules, drop)
         if settled is None:
             alone = trace(model, *inputs, rules, masking=masking)

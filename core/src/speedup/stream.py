@@ -137,7 +137,7 @@ def with_contents(graph: Graph, keeps: KeepSets, model: nn.Module, parts: Parts,
         return value.tensor.detach()
 
     stream = Stream(graph, keeps, model, at_hand)
-    known = [n for v in graph.sources if v.is_known for n in v.names if n in parts.tensors]
+    known = [n for v in graph.sources if not v.is_blank for n in v.names if n in parts.tensors]
     for path in dict.fromkeys(n.rpartition(".")[0] for n in known):
         new = stream.module(path)
         for kind in ("_parameters", "_buffers") if new is not None else ():

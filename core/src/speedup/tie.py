@@ -65,7 +65,7 @@ def _rigid_outputs(layout: Layout, rigid: Sequence[Sequence[bool]]) -> list[list
 def derived_operands(node: Node) -> set[int]:
     """Weights that this call alone reads and whose every name another operand or output has."""
     layout = node.layout
-    own = frozenset([k for k, v in enumerate(node.operands) if v is not None and v.is_source and len(v.uses) == 1])
+    own = frozenset([k for k, v in enumerate(node.operands) if v is not None and v.is_of_one_call])
     return set(layout.once("derived", own, lambda: _derived_operands(layout, own))) if own else set()
 
 

@@ -6,7 +6,7 @@ and a plan that holds in all of them holds for all data. In a run the answers de
 1. every series of answers is tried, up to a limit (``explore``). One that ends in an error which Python code raises
    itself ends in it for all data, and asks for nothing; one that ends in a call that fails on these data is not known;
 2. each way has its own facts and keep sets. What one keeps of a parameter all keep, until they agree
-   (``disagreements``);
+   (``disagreements``); what one leaves changed for the next call (``Value.next``) is known on none;
 3. what they make of the model must be the same, folded constants included (``same_parts``).
 
 Where that cannot be had, the reads count as others do: what is made or read after them stays whole (``Branch``).
@@ -86,7 +86,20 @@ def explore(first: Graph, run: Callable[[Sequence[bool]], Graph]) -> list[Graph]
         found.append(graph)
         waiting += _others(graph.answers or (), len(answers))
     used = [{v.number for v in g.sources if v.uses} for g in found]
-    return found if all(u == used[0] for u in used) else None
+    return found if all(u == used[0] for u in used) and (len(found) == 1 or _change_the_same(found)) else None
+
+
+def _change_the_same(graphs: Sequence[Graph]) -> bool:
+    """Let what the forward changes on one way be changed on all of them, to what is not known; whether that can be."""
+    changed = {v.number for g in graphs for v in g.replaced}
+    for graph in graphs if changed else ():
+        others = [v for v in graph.values if v.number in changed and v.next is None]
+        if any(number < 0 for v in others for _, number in v.uses):
+            return False  # a call was claimed as if it stayed
+        for value in others:
+            value.next = value
+        graph.lasts = False
+    return True
 
 
 def _others(answers: tuple[bool, ...], known: int) -> list[tuple[bool, ...]]:

@@ -179,7 +179,7 @@ class _Search:
             return _Step(Fused(node.path), {node.path: made}) if taken else "others read what goes into it too"
         if node.calls > 1:
             return f"it is called {node.calls} times"
-        if any(len(v.uses) > 1 for v in node.operands[1:] if v is not None):
+        if any(len(v.uses) > 1 or v.next is not None for v in node.operands[1:] if v is not None):
             return "its parameters have other readers"
         first = self._into_front(node, by)
         if not isinstance(first, str):

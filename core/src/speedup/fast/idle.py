@@ -44,7 +44,7 @@ def _shift(node: Node, bias: Value | None, nothing: Floats) -> Floats | None:
 
 
 def _is_plain(value: Value) -> bool:
-    return value.is_source and value.tensor is not None and len(value.uses) == 1
+    return value.is_of_one_call
 
 
 def idle_calls(graph: Graph) -> set[Node]:

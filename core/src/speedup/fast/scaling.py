@@ -144,7 +144,7 @@ def _only_along(node: Node, k: int, *arrays: Floats) -> bool:
 
 def _is_alone(value: Value) -> bool:
     """Whether a value is a plain parameter that one call reads, under one name."""
-    return value.is_source and value.tensor is not None and len(value.uses) == 1 and len(value.names) == 1
+    return value.is_of_one_call and len(value.names) == 1
 
 
 def _numbers(tensor: torch.Tensor) -> Floats:

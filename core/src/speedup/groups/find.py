@@ -84,6 +84,10 @@ def _tied(graph: Graph) -> Labels:
         if labels.alone <= fixed:
             break
         fixed |= labels.alone
+    for value in graph.replaced:
+        if value.next is not None and value.is_replaced_alike and labels.has(value) and labels.has(value.next):
+            for old, new in zip(labels.arrays(value), labels.arrays(value.next), strict=True):
+                labels.join(old, new)
     for value in graph.values:
         if labels.has(value) and whole.sets[value].any():
             labels.freeze(value)

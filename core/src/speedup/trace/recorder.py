@@ -368,8 +368,22 @@ class Recorder(Calls):
         elif node.module is None:
             node.claimant = rule
 
+    def claim_again(self) -> None:
+        """Calls that read beside their operands what the next call finds changed were claimed as if it stayed."""
+        for node in self.nodes:
+            if node.rule is not None and any(v.next is not None for v in node.others):
+                for value in set(node.tensors):
+                    value.uses[:] = [use for use in value.uses if use[0] is not node]
+                for name in ("layout", "_found"):
+                    node.__dict__.pop(name, None)
+                node.rule.claim(node)
+                self._note_uses(node)
+
     def _append(self, node: Node) -> None:
         self.nodes.append(node)
+        self._note_uses(node)
+
+    def _note_uses(self, node: Node) -> None:
         read = node.operands if node.rule is not None else node.tensors
         for number, value in enumerate(read):
             if value is not None:

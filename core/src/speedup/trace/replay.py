@@ -92,7 +92,7 @@ def _paths(model: nn.Module) -> dict[int, str]:
 def _is_plain(graph: Graph) -> bool:
     """Whether nothing but calls matters of a run: Python is told nothing of the data, no parameter is written to, and
     no call is seen but through those of functions and modules."""
-    if graph.branch is not None or graph.answers:
+    if graph.branch is not None or graph.answers or graph.replaced:
         return False
     for node in graph.nodes:
         if node.op is None or isinstance(node.op, OpOverload):

@@ -20,6 +20,7 @@ from speedup.masking import Masking
 from speedup.registry import Registry
 from speedup.trace.above import called_above
 from speedup.trace.calls import listening
+from speedup.trace.lasting import hold, is_repeated, left_over
 from speedup.trace.meta import made_there
 from speedup.trace.number import number_of
 from speedup.trace.outputs import later, plain_leaves, tensors_in
@@ -91,6 +92,7 @@ def trace(
     masking: Masking | None = None,
     compared: Graph | None = None,
     shapes: Shapes | None = None,
+    before: int = 0,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -106,6 +108,7 @@ def trace(
         compared: another run of the model, large or small, which this one is only compared with: the same modules are
             calls, and of them places and what their rules say are not noted.
         shapes: what calls of other runs gave, where the model is on meta.
+        before: how often the model is called before the call that is recorded.
         watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
@@ -115,22 +118,25 @@ def trace(
     masking = masking if masking is not None else Masking(model)
 
     def once() -> Graph:
-        with versioned(model), undisturbed(model), masking.run():
-            own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-            expanded = expand(model, registry)
-            see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
-            recorder = Recorder(model, registry, substitutes, masking)
-            recorder.above = called_above(model, registry)
-            recorder.answers = answers
-            recorder.maker.place, recorder.maker.shapes = made_there(model), shapes
-            if compared is not None:
-                recorder.compared, recorder.claims = True, dict(compared.claims)
-                recorder.expected = compared.nodes
-            recorder.watch, recorder.log = watch, log if watch is None else watch.got
-            try:
-                return _run(model, own_args, own_kwargs, recorder, expanded)
-            finally:
-                recorder.maker.written.put_back()
+        with versioned(model), undisturbed(model), masking.run(), contextlib.ExitStack() as written:
+            for _ in range(before):
+                called(written)
+            return called(written)
+
+    def called(written: contextlib.ExitStack) -> Graph:
+        own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+        expanded = expand(model, registry)
+        see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
+        recorder = Recorder(model, registry, substitutes, masking)
+        recorder.above = called_above(model, registry)
+        recorder.answers = answers
+        recorder.maker.place, recorder.maker.shapes = made_there(model), shapes
+        if compared is not None:
+            recorder.compared, recorder.claims = True, dict(compared.claims)
+            recorder.expected = compared.nodes
+        recorder.watch, recorder.log = watch, log if watch is None else watch.got
+        written.callback(recorder.maker.written.put_back)
+        return _run(model, own_args, own_kwargs, recorder, expanded)
 
     try:
         graph = once()
@@ -142,6 +148,16 @@ def trace(
         if log is not None:
             log.clear()
         graph = once()
+    if compared is None and graph.replaced:
+        try:
+            again = trace(
+                model, args, kwargs, registry, None, substitutes, None, graph.answers, masking, graph, None, 1
+            )
+            graph.lasts = is_repeated(graph, again)
+        except Exception:  # whatever the model says to a second call
+            masking.interrupted = graph.lasts = False
+        if not graph.lasts:
+            hold(graph)
     return graph
 
 
@@ -182,12 +198,8 @@ def _run(
     # What the model wrote into inputs, or put into lists and dicts that it was given, is there for its caller.
     given = [tensors.value_of(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     outputs += [v for v in given if v.kind != "input"]
-    for source in list(tensors.sources.values()):
-        # A parameter or buffer that the forward writes to is read by the next call.
-        assert source.tensor is not None
-        value = tensors.value_of(source.tensor)
-        if value is not source:
-            outputs.append(value)
+    outputs += left_over(tensors, outputs)
+    recorder.claim_again()
     for value in outputs:
         value.is_output = True
     calls: dict[int, list[Node]] = defaultdict(list)

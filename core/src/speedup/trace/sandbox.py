@@ -91,6 +91,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         np.random.set_state(of_numpy)
         with torch.no_grad():
             for buffer, saved in buffers:
+                if buffer.shape != saved.shape:
+                    buffer.resize_(saved.shape)
                 if not same(buffer, saved):
                     buffer.copy_(saved)
         holdings.restore()

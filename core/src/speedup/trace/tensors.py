@@ -36,6 +36,7 @@ class Tensors:
         self._masking = masking
         self._live: dict[int, tuple[Any, Value]] = {}
         self._held: list[torch.Tensor] = []
+        self._places: dict[int, list[tuple[dict[str, Any], str]]] = {}  # where modules hold them
         self._stored: dict[int, list[Value]] | None = None
         self._stored_at = 0
         self._collect_sources(model)
@@ -52,6 +53,7 @@ class Tensors:
                     if known is None:
                         known = self.sources[id(tensor)] = self.new(tensor, kind)
                         known.tensor, known.mask = tensor, self._masking.mask_of(tensor)
+                    self._places.setdefault(known.number, []).append((members, name))
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
         for prefix, module in found:  # a list of parameters, say, may stand in front of the module that they belong to
@@ -67,6 +69,8 @@ class Tensors:
                         value = self.sources[id(tensor)] = self.new(tensor, "attribute")
                         value.tensor, value.names = tensor, (prefix + name,)
                         self._held.append(tensor)
+                        if held is tensor:
+                            self._places[value.number] = [(module.__dict__, name)]
                     elif value.is_source and prefix + name not in value.aliases:
                         value.aliases += (prefix + name,)
 
@@ -91,6 +95,14 @@ class Tensors:
         if source is not None:
             return source
         return self.track(tensor, self.new(tensor, "unknown"))
+
+    def at_the_end(self, source: Value) -> Value:
+        """What the model holds in the place of one of its tensors when the run is over."""
+        assert source.tensor is not None
+        # Those of scripted modules are no dicts.
+        found = [members[name] for members, name in self._places.get(source.number, ()) if name in members]
+        others = [t for t in found if isinstance(t, torch.Tensor) and t is not source.tensor]
+        return self.value_of(others[0] if others else source.tensor)
 
     def track(self, tensor: torch.Tensor, value: Value) -> Value:
         """From now on, as long as it lives, a tensor is this value."""

@@ -79,7 +79,7 @@ class WeightNorm(Rule):
 
     @staticmethod
     def _own(node: Node) -> bool:
-        return all(v is not None and v.is_source and len(v.uses) == 1 for v in node.operands)
+        return all(v is not None and v.is_of_one_call for v in node.operands)
 
     @staticmethod
     def _over(node: Node) -> tuple[int, ...]:

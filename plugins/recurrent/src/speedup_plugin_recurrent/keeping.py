@@ -83,7 +83,7 @@ def required(call: Call, node: Node, facts: NodeFacts) -> Sets:
 def is_own(node: Node, k: int) -> bool:
     """Whether an operand is a weight that this call alone reads."""
     value = node.operands[k]
-    return value is not None and value.is_source and len(value.uses) == 1
+    return value is not None and value.is_of_one_call
 
 
 def own_weights(call: Call, node: Node) -> set[int]:
