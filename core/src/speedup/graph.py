@@ -291,6 +291,27 @@ class Branch:
     why: str = "Python reads data of the input here, and may go another way with other data"
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What a run could be told, see ``speedup.trace.told``.
+
+    Attributes:
+        questions, calls: the most in one module.
+        places: the fewest entries that a call looks through.
+        asking, seeking: the modules with questions, and those with calls that look for places.
+        masks: whether Python asks how many entries a mask has chosen.
+        missed: whether a call has found no places in the data as they are.
+    """
+
+    questions: int = 0
+    calls: int = 0
+    places: int = 0
+    asking: tuple[str, ...] = ()
+    seeking: tuple[str, ...] = ()
+    masks: bool = False
+    missed: bool = False
+
+
 @dataclass(eq=False)
 class Graph:
     """Everything that one run of the model did.
@@ -314,8 +335,9 @@ class Graph:
         instead: of a value that a call reads, those that it may read instead with other data, and the other way round,
             see ``speedup.detours``: what is known of one is known of all, and they keep the same.
         seeking: the first call that looks for places in data of the input, see ``Rule.seeks``.
-        extent: of a run that was told what the data do not say, the most questions and the most calls that look for
-            places in one module, and the fewest entries that such a call looks through.
+        extent: what the run could be told.
+        loose: values that calls read which are made with other data alone, or instead of which calls read what those
+            give: they stay whole, and nothing is known of them.
     """
 
     nodes: list[Node]
@@ -337,7 +359,8 @@ class Graph:
     beside: frozenset[Node] = frozenset()
     instead: Mapping[Value, Sequence[Value]] = field(default_factory=dict)
     seeking: Branch | None = None
-    extent: tuple[int, int, int] = (0, 0, 0)
+    extent: Extent = Extent()
+    loose: frozenset[Value] = frozenset()
 
     @cached_property
     def uncalled(self) -> list[str]:
