@@ -194,8 +194,146 @@ def test_beside_other_ways(step, seed, biases):
     planned(model, torch.randn(2, 3, 5), every_second(model, "last", biases=biases))
 
 
-def test_layers_that_data_choose_in_unknown_ways_stay():
+def test_what_is_made_with_other_data_alone_holds_what_it_reads():
+    """What is found is counted, and divides what the layers give: another call for each number."""
     model = randomize(Layers(STEPS["counted"]), seed=1)
     torch.manual_seed(0)
     plan = planned(model, torch.randn(2, 3, 5), every_second(model, "last"))
-    assert "which layers are called hangs on what is found here" in plan.explain("first")
+    assert "with other data other calls read it" in plan.explain("layers.1")
+
+
+class Joined(Mixture):
+    """What the chosen experts make is joined: how many tensors are joined is for the data to say."""
+
+    def mixed(self, x, weights, chosen):
+        made, places = [], []
+        for number, expert in enumerate(self.experts):
+            (token,) = torch.where(chosen[:, 0] == number)
+            if token.numel() == 0:
+                continue
+            made.append(expert(x[token]))
+            places.append(token)
+        return torch.cat(made)[torch.cat(places).argsort()]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("biases", [True, False])
+def test_experts_that_are_joined_in_unknown_ways(seed, biases):
+    model = randomize(Joined(), seed=seed + 1)
+    torch.manual_seed(seed)
+    planned(model, torch.randn(2, 3, 5), every_second(model, "gate", "last", biases=biases))
+
+
+class Selecting(Mixture):
+    """A mask chooses, and Python asks for the size of what it has chosen."""
+
+    def mixed(self, x, weights, chosen):
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            mask = chosen[:, 0] == number
+            mine = x[mask]
+            if mine.shape[0] == 0:
+                continue
+            out[mask] = expert(mine)
+        return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("biases", [True, False])
+def test_experts_whose_tokens_a_mask_chooses(seed, biases):
+    model = randomize(Selecting(), seed=seed + 1)
+    torch.manual_seed(seed)
+    plan = planned(model, torch.randn(2, 3, 5), every_second(model, "gate", "last", biases=biases))
+    assert all("12x8 -> 6x" in plan.explain(f"experts.{number}.up") for number in range(EXPERTS))
+
+
+class Block(nn.Linear):
+    """A layer that is left out where nothing is large; it looks by itself."""
+
+    def __init__(self, look) -> None:
+        super().__init__(WIDTH, WIDTH)
+        self.look = look
+
+    def forward(self, h, x):
+        return super().forward(h) if self.look(x) else h
+
+
+LOOKS = {
+    "asks": lambda x: (x > 1).any(),
+    "looks for places": lambda x: (x > 1).nonzero().numel(),
+    "counts what a mask chooses": lambda x: x[x > 1].numel(),
+    "counts what masked_select gives": lambda x: len(torch.masked_select(x, x > 1)),
+}
+
+
+class Blocks(nn.Module):
+    def __init__(self, look) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.blocks = nn.ModuleList(Block(look) for _ in range(4))
+
+    def forward(self, x):
+        h = self.first(x)
+        for number, block in enumerate(self.blocks):
+            h = block(h, x[..., number])
+        return self.last(h)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("biases", [True, False])
+def test_blocks_that_look_by_themselves(look, seed, biases):
+    model = randomize(Blocks(LOOKS[look]), seed=seed + 1)
+    torch.manual_seed(seed)
+    plan = planned(model, torch.randn(2, 3, 5), every_second(model, "last", biases=biases))
+    assert not biases or all("8x8 -> 4x4" in plan.explain(f"blocks.{number}") for number in range(4))
+
+
+class Otherwise(nn.Module):
+    """The same layers are called, on something else."""
+
+    def __init__(self, step) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.step = step
+
+    def forward(self, x):
+        return self.last(F.relu(self.second(self.step(self.first(x), (x > 1.5).nonzero().shape[0]))))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda h, n: h if n else h + 0.5,
+        lambda h, n: h if n else h.flip(-1),
+        lambda h, n: h * n,
+        lambda h, n: h / (n + 1),
+    ],
+    ids=["added", "turned", "times", "divided"],
+)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("biases", [True, False])
+def test_what_is_found_makes_other_calls(step, seed, biases):
+    model = randomize(Otherwise(step), seed=seed + 1)
+    torch.manual_seed(seed)
+    planned(model, torch.randn(1, 1, 5), every_second(model, "last", biases=biases))
+
+
+def test_what_comes_in_place_of_what_comes_in_place_of_a_third():
+    """Channel 0 is read by layer 3 alone, which may get it from layer 0, with those between left out."""
+    model = randomize(Layers(STEPS["one after another"]), seed=0)
+    with torch.no_grad():
+        model.last.weight[:, :2] = 0
+    masks = {"last": {"weight": torch.ones(3, WIDTH)}}
+    masks["last"]["weight"][:, :2] = 0
+    for number in range(4):
+        mask = torch.ones(WIDTH, WIDTH)
+        mask[:, 1] = 0
+        if number != 3:
+            mask[:, 0] = 0
+        if number == 0:
+            mask[0, 1] = 1
+        masks[f"layers.{number}"] = {"weight": mask}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        planned(model, torch.randn(1, 2, 5), masks)

@@ -273,6 +273,7 @@ def test_signatures_in_the_docs_are_those_of_the_rules() -> None:
         ),  # into these
         *("max_unpool2d", "max_unpool3d"),  # as max_unpool1d
         "nonzero",  # stays whole
+        "masked_select",  # stays whole
         *("real", "view_as_real"),  # of complex numbers, which no row makes
         *("counting layer_norm", "counting rms_norm", "counting group_norm"),  # what earlier rounds leave of calls
         "spectral_norm",  # stands inside of the layer whose weight it makes

@@ -2,27 +2,32 @@
 
 ``if not chosen.any(): continue``, or a loop over the places of what is chosen: each expert is a detour, which is taken
 or not. All ways through ``n`` of them would be ``2 ** n``. So the model is run as if all of it were taken, the *widest*
-run, and then in ways that leave detours out: every second one, all but one, all. These say which values come in the
-place of one another:
+run, and then in ways that leave detours out: every second one, all but one, all; those of every module, and those of
+some modules. These say which values come in the place of one another:
 
-1. each call of such a run is a call of the widest one, in its order: the same op at the same place, given the same
+1. the calls of such a run are calls of the widest one, in its order: the same op at the same place, given the same
    beside tensors;
-2. where the two read different tensors, a call may get either (``Graph.instead``): what is known of one has to be known
-   of both, and they keep the same;
-3. so a plan for the widest run holds in each of these runs, and in those that leave out any of the detours: every call
+2. where the two read different tensors, a call may get either (``Graph.instead``), and so with what comes in the place
+   of either: what is known of one has to be known of all, and they keep the same;
+3. a call that the widest run does not make gives what is not known: what it reads, and what is read elsewhere in the
+   place of what it gives, stays whole (``Graph.loose``);
+4. so a plan for the widest run holds in each of these runs, and in those that leave out any of the detours: every call
    reads one of the tensors that it may read.
+
+What a mask chooses (``x[mask]``) are places too, where Python asks how many there are (``Rule.seek``).
 
 Of places of which all are there Python may be told what it likes: it is the same for all data. Where the run on the
 data as they are calls every layer, and Python reads nothing else, it is the widest one itself.
 
-Where a run makes another call, nothing is gained; and if it calls other layers too, the data decide which (``Branch``).
+Where such a run fails, or hands other data to Python, the data decide what is called (``Branch``).
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -32,14 +37,16 @@ from speedup.errors import SpeedupError
 from speedup.graph import Graph, Node, Value
 from speedup.registry import Registry
 from speedup.rounding import difference
+from speedup.trace.recorder import EndlessError
 from speedup.trace.run import trace
-from speedup.trace.told import NONE, Every, Told, told
+from speedup.trace.told import ALL, NONE, Every, Told, told
 from speedup.verification import Inputs, run
 
 log = logging.getLogger("speedup")
 
 _FEW = 3  # questions of which all answers can be looked at (``speedup.ways``)
-_MOST = 16  # detours in one module of which each is taken alone
+_SOME = 4  # places that are found at least, in a run of which the data say where they are
+_MOST = 16  # detours in one module, or modules with detours, of which each is taken alone
 
 
 class Detours:
@@ -90,10 +97,14 @@ def find_detours(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph
     widest: tuple[Told, Graph] | None = None
     if first.uncalled or first.branch is not None or several:
         for answer in (True, False):
-            what = Told(answer, everything=True)
+            what = Told(answer, everything=True, masks=first.extent.masks)
             try:
                 with told(what):
                     graph = trace(model, *inputs, rules, answers=(), masking=first.masking)
+                if graph.extent.masks and not what.masks:
+                    what = replace(what, masks=True)
+                    with told(what):
+                        graph = trace(model, *inputs, rules, answers=(), masking=first.masking)
             except Exception as error:  # whatever code says to what it is told
                 log.debug("told that all is there: %r", error)
                 continue
@@ -105,11 +116,11 @@ def find_detours(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph
         note_detours(model, inputs, rules, first)
         return None
     what, graph = widest
-    pairs, decide = _left_out(model, inputs, rules, graph, what)
-    if pairs is None:
-        _branch(first, decide)
+    others = _left_out(model, inputs, rules, graph, what)
+    if others is None:
+        _branch(first)
         return None
-    graph.instead = _by_value(pairs)
+    others.note(graph)
     return Detours(first, graph, what)
 
 
@@ -117,61 +128,101 @@ def note_detours(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph
     """Note of a run, which nobody told anything but answers, what other data leave out. Call it inside ``sandbox``."""
     if graph.seeking is None:
         return
-    pairs, decide = _left_out(model, inputs, rules, graph, Told())
-    if pairs is None:
-        _branch(graph, decide)
+    others = _left_out(model, inputs, rules, graph, Told(masks=graph.extent.masks))
+    if others is None:
+        _branch(graph)
     else:
-        graph.instead = _by_value(pairs)
+        others.note(graph)
 
 
-def _branch(graph: Graph, decide: bool) -> None:
+def _branch(graph: Graph) -> None:
     seeking = graph.seeking
-    if decide and seeking is not None and (graph.branch is None or seeking.node.index < graph.branch.node.index):
+    if seeking is not None and (graph.branch is None or seeking.node.index < graph.branch.node.index):
         graph.branch = seeking
 
 
-def _left_out(
-    model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, what: Told
-) -> tuple[set[tuple[Value, Value]] | None, bool]:
-    """What runs that leave something out say of the widest one.
+@dataclass
+class _Others:
+    """What other runs say of values of the widest one.
 
-    Returns:
-        the values of which one comes in the place of the other, None where that is not known; and whether other layers
-        are called.
+    Attributes:
+        pairs: of which one comes in the place of the other.
+        loose: see ``Graph``.
     """
-    pairs: set[tuple[Value, Value]] | None = set()
-    decide = False
-    answers = graph.answers if what == Told() else ()
+
+    pairs: set[tuple[Value, Value]] = field(default_factory=set)
+    loose: set[Value] = field(default_factory=set)
+
+    @property
+    def is_none(self) -> bool:
+        return not self.pairs and not self.loose
+
+    @property
+    def crosses(self) -> bool:
+        """Whether what one module leaves out may change what another one reads."""
+        scopes = (tuple(v.producer.scope if v.producer is not None else "" for v in pair) for pair in self.pairs)
+        return bool(self.loose) or any(a != b for a, b in scopes)
+
+    def note(self, graph: Graph) -> None:
+        """Note it in the graph of the widest run."""
+        graph.instead, graph.loose = _classes(self.pairs), frozenset(self.loose)
+
+
+def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, what: Told) -> _Others | None:
+    """What runs that leave something out say of the widest one; None where that is not known."""
+    found = _Others()
+    answers = () if what.everything else graph.answers
     for series in _others(what, graph):
         for asked in series:
+            if asked.modules is not None and not found.crosses:
+                break
             try:
                 with told(asked):
                     other = trace(model, *inputs, rules, answers=answers, masking=graph.masking, compared=graph)
             except SpeedupError:
                 raise
             except Exception as error:
-                if hasattr(error, "speedup_call") and NONE not in (asked.questions, asked.calls, asked.places):
+                failed = hasattr(error, "speedup_call") and not _is_none(asked)
+                failed = failed or isinstance(error, EndlessError)
+                if graph.extent.missed if asked.least else failed:  # where all find some, more is no other way
                     log.debug("told %s: %r", asked, error)
-                    pairs = None
+                    return None
                 continue  # there are no such data
-            decide = decide or _called(other) != _called(graph)
-            more = _paired(other, graph)
-            pairs = pairs | more if pairs is not None and more is not None else None
-            if not more and _called(other) == _called(graph):
-                break  # with nothing found the same layers are called on the same, or in ways that are not known
-    return pairs, decide
+            more = _compared(other, graph)
+            if more is None:
+                return None
+            found.pairs |= more.pairs
+            found.loose |= more.loose
+            first = _is_none(asked) or asked.places != ALL
+            if first and asked.modules is None and more.is_none and _called(other) == _called(graph):
+                break  # the same layers are called on the same
+    return found
+
+
+def _is_none(asked: Told) -> bool:
+    return NONE in (asked.questions, asked.calls, asked.places)
 
 
 def _others(what: Told, widest: Graph) -> Iterator[Iterator[Told]]:
     """What the other runs are told, in series; where the first run of a series is no other, none of it is."""
-    if what != Told():
-        yield iter([Told()])
-    questions, calls, places = widest.extent
+    extent, after = widest.extent, _calls_after(widest)
+    yield iter([Told() if what.everything else replace(what, least=_SOME)])
+    if not what.everything and not after:
+        yield iter([replace(what, calls=NONE)])
+        return
     if what.answer is not None:
-        yield (replace(what, questions=some) for some in _some(questions))
-    yield (replace(what, calls=some) for some in _some(calls))
+        yield (replace(what, questions=some) for some in _some(extent.questions))
+        yield (replace(what, questions=NONE, modules=some) for some in _parts(extent.asking))
+    yield (replace(what, calls=some) for some in _some(extent.calls))
+    yield (replace(what, calls=NONE, modules=some) for some in _parts(extent.seeking))
     if what.everything:
-        yield (replace(what, places=some) for some in _some(places))
+        yield (replace(what, places=some) for some in _some(extent.places))
+
+
+def _calls_after(graph: Graph) -> bool:
+    """Whether layers are called behind the first call that looks for places."""
+    first = graph.seeking.node.index if graph.seeking is not None else 0
+    return any(node.index > first for v in graph.sources for node, _ in v.uses)
 
 
 def _some(count: int) -> Iterator[Every]:
@@ -184,53 +235,82 @@ def _some(count: int) -> Iterator[Every]:
         yield from (Every(count, k) for k in range(min(count, _MOST)))
 
 
+def _parts(modules: Sequence[str]) -> Iterator[frozenset[str]]:
+    """Some of several modules: all but one, and halves, so that of any two one is left out alone."""
+    if len(modules) > 2:
+        yield from (frozenset(modules) - {m} for m in modules[:_MOST])
+    for bit in range((len(modules) - 1).bit_length()):
+        for side in (0, 1):
+            yield frozenset(m for number, m in enumerate(modules) if number >> bit & 1 == side)
+
+
 def _called(graph: Graph) -> set[int]:
     return {v.number for v in graph.sources if v.uses}
 
 
-def _by_value(pairs: Collection[tuple[Value, Value]]) -> dict[Value, tuple[Value, ...]]:
+def _classes(pairs: Collection[tuple[Value, Value]]) -> dict[Value, tuple[Value, ...]]:
+    """By value all others that may come in its place: one may come for another that comes for a third."""
     found: dict[Value, dict[Value, None]] = {}
     for a, b in sorted(pairs, key=lambda pair: (pair[0].number, pair[1].number)):
-        found.setdefault(a, {})[b] = None
-        found.setdefault(b, {})[a] = None
-    return {v: tuple(others) for v, others in found.items()}
+        one, other = found.setdefault(a, {a: None}), found.setdefault(b, {b: None})
+        if one is not other:
+            one.update(other)
+            found.update(dict.fromkeys(other, one))
+    return {v: tuple(o for o in others if o is not v) for v, others in found.items()}
 
 
-def _paired(graph: Graph, widest: Graph) -> set[tuple[Value, Value]] | None:
-    """Which values of the widest run come in the place of which in another one; None where it makes other calls."""
+def _compared(graph: Graph, widest: Graph) -> _Others | None:
+    """What a run says of the widest one; None where that is not known."""
     if graph.branch is not None:
         log.debug("%s reads data of the input", graph.branch.node.label)
+        return None
+    if len(graph.outputs) != len(widest.outputs):
         return None
     held = {v.names: v for v in widest.values if v.tensor is not None}
     same = dict(zip(graph.inputs, widest.inputs, strict=True))
     same |= {v: held[v.names] for v in graph.values if v.tensor is not None and v.names in held}
-    found: set[tuple[Value, Value]] = set()
-    others = iter(widest.nodes)
+    found = _Others()
+    places: dict[tuple[str, str, str], list[Node]] = defaultdict(list)
+    for node in widest.nodes:
+        places[node.place].append(node)
+    start = 0
     for node in graph.nodes:
-        other = next((n for n in others if _is_same(node, n, same)), None)
+        further = (n for n in places[node.place] if n.index >= start)
+        other = next((n for n in further if _is_same(node, n, same)), None)
         if other is None:
             log.debug("with other data it makes another call: %s (%s)", node.label, node.where)
-            return None
-        found |= set(_different(node.tensors, other.tensors, same))
+            found.loose.update(v for t in node.tensors if t in same for v in _around(same[t]))
+            continue
+        start = other.index + 1
+        _differing(node.tensors, other.tensors, same, found)
         same.update(zip(node.outputs, other.outputs, strict=False))
         same.update((v, other.outputs[-1]) for v in node.outputs[len(other.outputs) :])
-    if len(graph.outputs) != len(widest.outputs):
-        return None
     ends = [(v.next, same[v].next) for v in graph.values if v in same and v.tensor is not None]
     if any((a is None) != (b is None) for a, b in ends):
         log.debug("with other data it leaves other tensors changed for the next call")
         return None
     left = [(a, b) for a, b in ends if a is not None and b is not None]
-    found |= set(_different([a for a, _ in left], [b for _, b in left], same))
-    return found | set(_different(graph.outputs, widest.outputs, same))
+    _differing([a for a, _ in left], [b for _, b in left], same, found)
+    _differing(graph.outputs, widest.outputs, same, found)
+    return found
 
 
-def _different(
-    own: Sequence[Value], others: Sequence[Value], same: dict[Value, Value]
-) -> Iterator[tuple[Value, Value]]:
+def _around(value: Value) -> Iterator[Value]:
+    """A value; instead of one that the model holds, those that the calls which read it read and give."""
+    if value.tensor is None:
+        yield value
+    else:
+        yield from (v for node, _ in value.uses for v in (*node.tensors, *node.outputs) if v.tensor is None)
+
+
+def _differing(own: Sequence[Value], others: Sequence[Value], same: Mapping[Value, Value], found: _Others) -> None:
+    """Note where one call reads something else in two runs."""
     for a, b in zip(own, others, strict=True):
-        if a in same and same[a] is not b:
-            yield same[a], b
+        if a in same:
+            if same[a] is not b:
+                found.pairs.add((same[a], b))
+        elif a.producer is not None or b.producer is not None:
+            found.loose.add(b)
 
 
 def _is_same(node: Node, other: Node, same: Mapping[Value, Value]) -> bool:

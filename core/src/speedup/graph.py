@@ -322,6 +322,27 @@ class Branch:
     why: str = "Python reads data of the input here, and may go another way with other data"
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What a run could be told, see ``speedup.trace.told``.
+
+    Attributes:
+        questions, calls: the most in one module.
+        places: the fewest entries that a call looks through.
+        asking, seeking: the modules with questions, and those with calls that look for places.
+        masks: whether Python asks how many entries a mask has chosen.
+        missed: whether a call has found no places in the data as they are.
+    """
+
+    questions: int = 0
+    calls: int = 0
+    places: int = 0
+    asking: tuple[str, ...] = ()
+    seeking: tuple[str, ...] = ()
+    masks: bool = False
+    missed: bool = False
+
+
 @dataclass(eq=False)
 class Graph:
     """Everything that one run of the model did.
@@ -345,9 +366,10 @@ class Graph:
         instead: of a value that a call reads, those that it may read instead with other data, and the other way round,
             see ``speedup.detours``: what is known of one is known of all, and they keep the same.
         seeking: the first call that looks for places in data of the input, see ``Rule.seeks``.
-        extent: of a run that was told what the data do not say, the most questions and the most calls that look for
-            places in one module, and the fewest entries that such a call looks through.
         lasts: whether the next call of the model makes no other calls, as far as it changes what the model holds.
+        extent: what the run could be told.
+        loose: values that calls read which are made with other data alone, or instead of which calls read what those
+            give: they stay whole, and nothing is known of them.
     """
 
     nodes: list[Node]
@@ -369,18 +391,19 @@ class Graph:
     beside: frozenset[Node] = frozenset()
     instead: Mapping[Value, Sequence[Value]] = field(default_factory=dict)
     seeking: Branch | None = None
-    extent: tuple[int, int, int] = (0, 0, 0)
+    extent: Extent = Extent()
+    loose: frozenset[Value] = frozenset()
     lasts: bool = True
 
     @cached_property
     def together(self) -> dict[Value, list[Value]]:
         """Of values that are read in the place of one another, with other data or in the next call, the others."""
-        found = {v: list(others) for v, others in self.instead.items()}
+        sets = {v: {v, *others} for v, others in self.instead.items()}
         for value in self.replaced:
             if value.next is not None and value.is_replaced_alike:
-                found.setdefault(value, []).append(value.next)
-                found.setdefault(value.next, []).append(value)
-        return found
+                joined = sets.get(value, {value}) | sets.get(value.next, {value.next})
+                sets.update(dict.fromkeys(joined, joined))
+        return {v: sorted(joined - {v}, key=lambda other: other.number) for v, joined in sets.items()}
 
     @property
     def replaced(self) -> list[Value]:

@@ -22,6 +22,7 @@ from speedup.rule import Rule
 from speedup.sets import Product
 from speedup.tie import derive_parts, derived_operands
 
+_WHY_LOOSE = "with other data other calls read it, or give what comes in its place"
 _WHY_INSTEAD = "with other data another tensor comes in its place, which keeps it"
 _WHY_NEXT = "the forward changes it, and the next call reads it"
 
@@ -90,6 +91,8 @@ def _require_whole(keeps: KeepSets, value: Value) -> None:
     branch = keeps.graph.branch
     if branch is not None and value in keeps.graph.uncertain:
         keeps.grow(value, whole, branch.why, branch.node, None, Kind.DATA)
+    if value in keeps.graph.loose:
+        keeps.grow(value, whole, _WHY_LOOSE, value.producer, None, Kind.DATA)
     for node, number in value.uses:
         if node.rule is None or number < 0:
             keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node, None, Kind.BARRIER)

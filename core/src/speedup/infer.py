@@ -50,7 +50,7 @@ class Facts:
         self, graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None
     ) -> None:
         self.graph = graph
-        self.denied = denied or {}
+        self.denied = {**(denied or {}), **{v: everything(v.ndim) for v in graph.loose}}
         self.awaited: dict[Value, Bools] = {}
         self.constants: dict[Value, Constant] = {}
         self.affine: dict[Value, Affine] = {}
@@ -111,7 +111,7 @@ class Facts:
 
     def unused(self, value: Value) -> Bools:
         """Entries that no reader needs."""
-        if value.is_output or value in self.graph.uncertain:
+        if value.is_output or value in self.graph.uncertain or value in self.graph.loose:
             return nothing(value.ndim)
         result = self._unread(value)
         for other in self.graph.instead.get(value, ()):

@@ -215,6 +215,27 @@ class Rule:
         """
         return None
 
+    def seek(self, args: tuple[Any, ...], found: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, ...]:
+        """Where a call looks for places of what is not 0 (override where that is not its first argument).
+
+        How many there are is for the data to say. Code may leave out layers where there are none, so the model is run
+        as if there were all, none, and some.
+
+        Args:
+            args: of the call.
+            found: what the call is to look through instead of a tensor.
+
+        Returns:
+            the arguments with what is found in the place of what is looked through; by default that is the first one
+            if the rule ``seeks``, else none.
+
+        Example, a choice by a mask::
+
+            def seek(self, args, found):
+                return args[0], found(args[1])
+        """
+        return (found(args[0]), *args[1:]) if self.seeks else args
+
     def signature(self, node: Node) -> str:
         """The axes signature of one call (override where it depends on shapes or arguments; by default ``axes``).
 

@@ -49,7 +49,7 @@ class Named(nn.Module):
 
 class TestConformance(RuleTests):
     plugins = ("reshape",)
-    unasked = ("masked_scatter", "nonzero")  # calls of one are taken apart, those of the other stay whole
+    unasked = ("masked_scatter", "masked_select", "nonzero")  # calls of the first are taken apart, others stay whole
 
     def cases(self) -> list[Case]:
         return [

@@ -86,8 +86,8 @@ class Calls(TorchFunctionMode):
         """What a call is given."""
         return args, kwargs
 
-    def sought(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What a call is given that looks for places, see ``Rule.seeks``."""
+    def sought(self, rule: Rule | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What a call is given that looks for places, see ``Rule.seek``."""
         return args
 
     # -- functions --------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Calls(TorchFunctionMode):
                     return inside(*args, **kwargs)
             finally:
                 self._entering.pop()
-        given = self.sought(args) if rule is not None and rule.seeks else args
+        given = self.sought(rule, args)
         return self.record(func, rule, args, kwargs, lambda: func(*given, **kwargs))
 
     # -- modules ----------------------------------------------------------------------------------------------------

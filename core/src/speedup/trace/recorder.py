@@ -18,7 +18,7 @@ from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
-from speedup.graph import Branch, Node, Ref, Value
+from speedup.graph import Branch, Extent, Node, Ref, Value
 from speedup.masking import Masking
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
@@ -41,6 +41,8 @@ _READS = frozenset(
 )
 
 _KINDS = ("question", "call")  # of what a run may be told
+
+_WHY_SEEKING = "which layers are called hangs on what is found here, so with other data it may be another one"
 
 _MOST_READS = 100  # in a run that is told what the data do not say
 
@@ -114,6 +116,10 @@ class Recorder(Calls):
         self.counts: Counter[tuple[str, str]] = Counter()
         self.seeking: Branch | None = None
         self.least = 0
+        self.places: dict[Value, tuple[int, str]] = {}  # where what is looked through was so first
+        self.looks = False  # whether the call that is made looks through data of the input
+        self.sized: dict[Value, Branch] = {}  # how many entries they have is for masks to say
+        self.masks = self.missed = False
         self.free: set[Value] = set()
         self.lends = False
         self.reads = 0
@@ -137,19 +143,34 @@ class Recorder(Calls):
         return pytree.tree_map(number_of, (args, kwargs)) if self.lends else (args, kwargs)
 
     @_unrecorded
-    def sought(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of a call that looks for places, as it is told where they are."""
-        if not args or self.tensors.value_of(args[0]) not in self.from_input:
+    def sought(self, rule: Rule | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a call that looks for places, as it is told where they are: the same wherever the same is
+        looked through."""
+        self.looks = False
+        if rule is None or not args or (type(rule).seek is Rule.seek and not rule.seeks):
             return args
-        self.least = min(self.least or args[0].numel(), args[0].numel())
-        number = self._number("call")
-        return args if self.told is None else (self.told.found(number, args[0]), *args[1:])
+
+        def found(through: torch.Tensor) -> torch.Tensor:
+            value = self.tensors.value_of(through)
+            if value not in self.from_input:
+                return through
+            self.looks = True
+            self.least = min(self.least or through.numel(), through.numel())
+            if value not in self.places:
+                self.places[value] = self._number("call"), self.scope[-1]
+            if self.told is not None and (rule.seeks or self.told.masks):
+                return self.told.found(*self.places[value], through)
+            self.missed = self.missed or not through.any()
+            return through
+
+        return rule.seek(args, found)
 
     @property
-    def extent(self) -> tuple[int, int, int]:
-        """Of what a run is told: the most questions and the most calls in one module, and the fewest places of one."""
+    def extent(self) -> Extent:
+        """What the run could be told."""
         most = [max((n for (kind, _), n in self.counts.items() if kind == what), default=0) for what in _KINDS]
-        return most[0], most[1], self.least
+        modules = [tuple(scope for kind, scope in self.counts if kind == what) for what in _KINDS]
+        return Extent(most[0], most[1], self.least, modules[0], modules[1], self.masks, self.missed)
 
     def _number(self, what: str) -> int:
         """How many of this kind there were before in the forward of this module."""
@@ -243,6 +264,7 @@ class Recorder(Calls):
             if not reads or list(tensors_in(result)):
                 if type(result) in (int, torch.Size) and name_of(op) != "dim":
                     self.asking.add(self.scope[-1])
+                    self._count_chosen(node)
                 if module is not None and rule is not None and rule.scales and isinstance(result, torch.Tensor):
                     node.outputs = (self.tensors.value_of(result),)
                     self._claim(node, rule)
@@ -314,8 +336,14 @@ class Recorder(Calls):
             self.dtypes |= self.maker.inside
             seeks = rule is not None and rule.seeks
             if seeks and self.seeking is None:
-                why = "which layers are called hangs on what is found here, so with other data it may be another one"
-                self.seeking = Branch(node, self.tensors.existing(), why)
+                self.seeking = Branch(node, self.tensors.existing(), _WHY_SEEKING)
+            if not node.writes:
+                sized = next((self.sized[v] for v in node.tensors if v in self.sized), None)
+                if self.looks and not seeks:
+                    sized = Branch(node, self.tensors.existing(), _WHY_SEEKING)
+                if sized is not None:
+                    self.sized.update(dict.fromkeys(node.outputs, sized))
+            self.looks = False
             free = self.told is not None and (seeks or self.free.issuperset(fresh))
             if free:
                 self.free.update(node.outputs)
@@ -342,12 +370,21 @@ class Recorder(Calls):
         if (self.answers or self.told is not None) and self.reads > _MOST_READS:
             raise EndlessError(f"more than {_MOST_READS} looks at data of the input")
 
+    def _count_chosen(self, node: Node) -> None:
+        """Note that Python asks how many entries a tensor has, which masks may say."""
+        for value in node.tensors:
+            if value in self.sized:
+                self.masks = True
+                chosen = self.sized[value]
+                if self.seeking is None or self.seeking.node.index > chosen.node.index:
+                    self.seeking = chosen
+
     def _answer(self, real: bool) -> bool:
         """The truth value that Python is told."""
         assert self.answers is not None
         number = len(self.asked)
         if self.told is not None:
-            real = self.told.answered(self._number("question"), real)
+            real = self.told.answered(self._number("question"), self.scope[-1], real)
         self.asked.append(self.answers[number] if number < len(self.answers) else real)
         return self.asked[-1]
 

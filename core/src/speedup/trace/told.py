@@ -40,6 +40,9 @@ class Told:
             the data say.
         calls: which of the calls that look for places find any.
         places: which places they find: of all if ``everything``, else of those that the data say.
+        modules: those in which questions and calls are left out; None for all.
+        masks: whether it is told too what masks choose, see ``Rule.seek``.
+        least: how many places a call finds at least, the first ones, whatever the data say.
     """
 
     answer: bool | None = None
@@ -47,19 +50,29 @@ class Told:
     questions: Every = ALL
     calls: Every = ALL
     places: Every = ALL
+    modules: frozenset[str] | None = None
+    masks: bool = False
+    least: int = 0
 
-    def answered(self, number: int, real: bool) -> bool:
+    def answered(self, number: int, scope: str, real: bool) -> bool:
         """The answer to a question."""
-        return (real if self.answer is None else self.answer) == (number in self.questions)
+        there = number in self.questions or not self._leaves_out(scope)
+        return (real if self.answer is None else self.answer) == there
 
-    def found(self, number: int, sought: torch.Tensor) -> torch.Tensor:
+    def found(self, number: int, scope: str, sought: torch.Tensor) -> torch.Tensor:
         """What a call is given to look through."""
-        if number not in self.calls:
+        if number not in self.calls and self._leaves_out(scope):
             return torch.zeros_like(sought)
         if not self.everything:
-            return sought
+            if not self.least or sought.count_nonzero() >= self.least:
+                return sought
+            first = torch.arange(sought.numel(), device=sought.device).reshape(sought.shape) < self.least
+            return torch.where(first, torch.ones_like(sought), sought)
         places = torch.arange(sought.numel(), device=sought.device) % self.places.step == self.places.start
         return places.reshape(sought.shape).to(sought.dtype)
+
+    def _leaves_out(self, scope: str) -> bool:
+        return self.modules is None or scope in self.modules
 
 
 @contextlib.contextmanager

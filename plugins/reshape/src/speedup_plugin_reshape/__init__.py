@@ -6,7 +6,7 @@ smaller call has anew (``resize``) and which axes the call divides evenly (``par
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from types import MappingProxyType
@@ -220,6 +220,16 @@ class Places(Rule):
         raise SignatureError("how many places there are is for the data to say")
 
 
+class Chosen(Rule):
+    """masked_select: entries that a mask chooses, one after the other."""
+
+    def seek(self, args: tuple[Any, ...], found: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, ...]:
+        return (args[0], found(args[1])) if len(args) == 2 else args
+
+    def check(self, node: Node) -> None:
+        raise SignatureError("entries of all channels come one after the other")
+
+
 class Fold(Rule):
     """The inverse of unfold: the entries of every window are added at their places.
 
@@ -314,5 +324,6 @@ def speedup_rules() -> Iterable[Rule]:
         MaskedRows(name="masked rows", functions=(masked_rows,)),
         Narrow(name="narrow", functions=variants("narrow")),
         Places(name="nonzero", functions=variants("nonzero", "argwhere")),
+        Chosen(name="masked_select", functions=variants("masked_select")),
         Pattern(),
     ]

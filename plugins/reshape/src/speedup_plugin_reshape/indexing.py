@@ -85,6 +85,14 @@ class Index(Select):
         widened = _widened(args[1])
         return lambda x, items: x[tuple(i for i in items if i is not None)][widened]
 
+    def seek(self, args: tuple[Any, ...], found: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, ...]:
+        """Masks in the index choose what is not 0 in them."""
+        if len(args) < 2:
+            return args
+        items = args[1] if isinstance(args[1], tuple) else (args[1],)
+        told = tuple([found(i) if isinstance(i, torch.Tensor) and i.dtype == torch.bool else i for i in items])
+        return (args[0], told if isinstance(args[1], tuple) else told[0], *args[2:])
+
     def positions(self, node: Node, value: Value) -> Mapping[int, int]:
         return {axis: item for item, axis in _items(node) if isinstance(item, int) and axis is not None}
 
