@@ -9,39 +9,40 @@ else that one is planned alone, and what it leaves out keeps its size.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from speedup import walk
-from speedup.build import Parts
-from speedup.commit import Transaction
 from speedup.detours import find_detours
 from speedup.graph import Graph, Node, Value, paths_around
 from speedup.registry import Registry
-from speedup.rounding import difference
 from speedup.trace.first import first_trace
 from speedup.trace.run import trace
 from speedup.trace.sandbox import in_training
-from speedup.verification import Inputs, run
+from speedup.verification import Inputs
+from speedup.wider import Wider
 
 log = logging.getLogger("speedup")
 
 
-class Auxiliary:
+class Auxiliary(Wider):
     """A run in which layers are called that eval mode leaves out.
 
     Attributes:
-        graph: the run.
         modules: those that were told that they train.
     """
 
+    label = "what only training calls"
+
     def __init__(self, first: Graph, graph: Graph, modules: Sequence[nn.Module], same: Mapping[Value, Value]) -> None:
-        self.graph, self.modules = graph, modules
-        self._first = first
+        super().__init__(first, graph)
+        self.modules = modules
         self._outputs = [same[v] for v in first.outputs]
         known = {v.producer for v in same.values()}
         graph.beside = frozenset(n for n in graph.nodes if n not in known)
@@ -50,30 +51,20 @@ class Auxiliary:
                 value.is_output = True
                 graph.outputs.append(value)
 
-    def holds(self, model: nn.Module, inputs: Inputs, parts: Parts, drop: bool) -> bool:
-        """Whether the small model is right in eval mode too. The answers of the graph are those of eval mode then.
+    def entered(self) -> contextlib.AbstractContextManager[Any]:
+        return in_training(self.modules)
 
-        Args:
-            drop: whether its answers may be others.
-        """
-        first, graph = self._first, self.graph
+    def effects(self) -> Sequence[float]:
+        graph = self.graph
+        if not graph.effects:
+            return ()
         returned = graph.outputs[: len(graph.reference)]
-        count = len(first.reference)
-        effects = [graph.effects[returned.index(v)] for v in self._outputs[:count]] if graph.effects else ()
-        transaction = Transaction(model, parts)
-        transaction.apply()
-        try:
-            again = run(model, {"eval mode": inputs})["eval mode"]
-        finally:
-            transaction.undo()
-        if isinstance(again, Exception):
-            log.debug("with what only training calls, eval mode fails: %r", again)
-            return False
-        if not drop and difference(first.reference, again.tensors, 0.0, first.coarsest, effects) is not None:
-            return False
-        graph.outputs = [*self._outputs, *(v for v in graph.outputs if v not in set(self._outputs))]
-        graph.reference, graph.plain, graph.effects = first.reference, first.plain, effects
-        return True
+        return [graph.effects[returned.index(v)] for v in self._outputs[: len(self.first.reference)]]
+
+    def narrow(self, effects: Sequence[float]) -> None:
+        own = set(self._outputs)
+        self.graph.outputs = [*self._outputs, *(v for v in self.graph.outputs if v not in own)]
+        super().narrow(effects)
 
 
 def find_auxiliary(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph) -> Auxiliary | None:

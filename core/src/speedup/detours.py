@@ -24,23 +24,23 @@ Where such a run fails, or hands other data to Python, the data decide what is c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
-from speedup.build import Parts
-from speedup.commit import Transaction
 from speedup.errors import SpeedupError
 from speedup.graph import Graph, Node, Value
 from speedup.registry import Registry
-from speedup.rounding import difference
 from speedup.trace.recorder import EndlessError
 from speedup.trace.run import trace
 from speedup.trace.told import ALL, NONE, Every, Told, told
-from speedup.verification import Inputs, run
+from speedup.verification import Inputs
+from speedup.wider import Wider
 
 log = logging.getLogger("speedup")
 
@@ -49,38 +49,21 @@ _SOME = 4  # places that are found at least, in a run of which the data say wher
 _MOST = 16  # detours in one module, or modules with detours, of which each is taken alone
 
 
-class Detours:
+class Detours(Wider):
     """The widest run of a model.
 
     Attributes:
-        graph: the run.
         what: it was told.
     """
 
+    label = "all that data may leave out"
+
     def __init__(self, first: Graph, graph: Graph, what: Told) -> None:
-        self.graph, self.what = graph, what
-        self._first = first
+        super().__init__(first, graph)
+        self.what = what
 
-    def holds(self, model: nn.Module, inputs: Inputs, parts: Parts, drop: bool) -> bool:
-        """Whether the small model is right on the data as they are. The answers of the graph are those from then on.
-
-        Args:
-            drop: whether its answers may be others.
-        """
-        first, graph = self._first, self.graph
-        transaction = Transaction(model, parts)
-        transaction.apply()
-        try:
-            again = run(model, {"as the data are": inputs})["as the data are"]
-        finally:
-            transaction.undo()
-        if isinstance(again, Exception):
-            log.debug("with detours, the data as they are fail: %r", again)
-            return False
-        if not drop and difference(first.reference, again.tensors, 0.0, first.coarsest, graph.effects) is not None:
-            return False
-        graph.reference, graph.plain = first.reference, first.plain
-        return True
+    def entered(self) -> contextlib.AbstractContextManager[Any]:
+        return told(self.what)
 
 
 def find_detours(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph) -> Detours | None:

@@ -28,10 +28,9 @@ from speedup.shared import check_shared
 from speedup.sizes import lasting
 from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
-from speedup.trace.sandbox import in_training
-from speedup.trace.told import told
 from speedup.verification import Inputs
 from speedup.ways import Way, explore
+from speedup.wider import Wider
 
 log = logging.getLogger("speedup")
 
@@ -56,49 +55,32 @@ def solve(
         if not first.outputs and first.branch is None and not first.answers:
             raise TraceError("the model returns no tensor, so nothing says what of it is needed")
         known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules, drop=drop)
-        settled = _with_auxiliary(model, inputs, rules, first, known, drop)
-        settled = settled or _with_detours(model, inputs, rules, first, known, drop)
-        graph, keeps, parts = settled or _on_all_ways(model, inputs, rules, first, known, drop)
+        graph, keeps, parts = (
+            _with_more(model, inputs, rules, find_auxiliary(model, inputs, rules, first), known, drop)
+            or _with_more(model, inputs, rules, find_detours(model, inputs, rules, first), known, drop)
+            or _on_all_ways(model, inputs, rules, first, known, drop)
+        )
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
     if stands.originals:
         with_contents(graph, keeps, model, parts, stands)
     return graph, keeps, parts, changes
 
 
-def _with_auxiliary(
-    model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[[Graph], Way], drop: bool
+def _with_more(
+    model: nn.Module, inputs: Inputs, rules: Registry, wider: Wider | None, known: Callable[[Graph], Way], drop: bool
 ) -> Settled | None:
-    """The plan for the run in which layers are called that only training calls; None where there is none."""
-    auxiliary = find_auxiliary(model, inputs, rules, first)
-    if auxiliary is None:
+    """The plan for a run that calls more than the one on the dummy input; None where there is none."""
+    if wider is None:
         return None
-    check_shared(auxiliary.graph)
+    check_shared(wider.graph)
     try:
-        with in_training(auxiliary.modules):
-            settled = settle(model, inputs, [known(auxiliary.graph)], rules, drop)
+        with wider.entered():
+            settled = settle(model, inputs, [known(wider.graph)], rules, drop)
     except CheckError as error:
-        log.debug("with what only training calls: %s", error)
+        log.debug("with %s: %s", wider.label, error)
         return None
     assert settled is not None  # there is one way
-    return settled if auxiliary.holds(model, inputs, settled[2], drop) else None
-
-
-def _with_detours(
-    model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[[Graph], Way], drop: bool
-) -> Settled | None:
-    """The plan for the run in which all is called that data may leave out; None where there is none."""
-    detours = find_detours(model, inputs, rules, first)
-    if detours is None:
-        return None
-    check_shared(detours.graph)
-    try:
-        with told(detours.what):
-            settled = settle(model, inputs, [known(detours.graph)], rules, drop)
-    except CheckError as error:
-        log.debug("with all that data may leave out: %s", error)
-        return None
-    assert settled is not None  # there is one way
-    return settled if detours.holds(model, inputs, settled[2], drop) else None
+    return settled if wider.holds(model, inputs, settled[2], drop) else None
 
 
 def _on_all_ways(

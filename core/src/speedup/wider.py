@@ -1,0 +1,70 @@
+"""Runs that call more layers than the run on the dummy input: those that only training calls, or other data.
+
+A plan is made for the wider run, and tried on the run on the dummy input too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from speedup.build import Parts
+from speedup.commit import Transaction
+from speedup.graph import Graph
+from speedup.rounding import difference
+from speedup.verification import Inputs, run
+
+log = logging.getLogger("speedup")
+
+
+class Wider:
+    """One such run.
+
+    Attributes:
+        first: the run on the dummy input.
+        graph: the wider one.
+        label: what it is, in messages.
+    """
+
+    label = ""
+
+    def __init__(self, first: Graph, graph: Graph) -> None:
+        self.first, self.graph = first, graph
+
+    def entered(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside of it every run of the model is one like this."""
+        raise NotImplementedError
+
+    def effects(self) -> Sequence[float]:
+        """How far last digits move the outputs of the run on the dummy input, see ``Graph``."""
+        return self.graph.effects
+
+    def narrow(self, effects: Sequence[float]) -> None:
+        """From now on the answers of the graph are those of the run on the dummy input."""
+        self.graph.reference, self.graph.plain, self.graph.effects = self.first.reference, self.first.plain, effects
+
+    def holds(self, model: nn.Module, inputs: Inputs, parts: Parts, drop: bool) -> bool:
+        """Whether the small model is right on the dummy input too; if so, the graph is narrowed.
+
+        Args:
+            drop: whether its answers may be others.
+        """
+        effects = self.effects()
+        transaction = Transaction(model, parts)
+        transaction.apply()
+        try:
+            again = run(model, {"dummy input": inputs})["dummy input"]
+        finally:
+            transaction.undo()
+        if isinstance(again, Exception):
+            log.debug("with %s, the run on the dummy input fails: %r", self.label, again)
+            return False
+        first = self.first
+        if not drop and difference(first.reference, again.tensors, 0.0, first.coarsest, effects) is not None:
+            return False
+        self.narrow(effects)
+        return True
