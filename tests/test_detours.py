@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import speedup
-from speedup.testing import masked_copy, randomize
+from speedup.testing import check_equal, mask_indices, masked_copy, randomize
 
 WIDTH, HIDDEN, EXPERTS, CHOSEN = 8, 12, 4, 2
 
@@ -337,3 +337,30 @@ def test_what_comes_in_place_of_what_comes_in_place_of_a_third():
     for seed in range(3):
         torch.manual_seed(seed)
         planned(model, torch.randn(1, 2, 5), masks)
+
+
+def test_python_reads_of_what_is_found_only() -> None:
+    """The dummy input has nothing to find; for what is found, Python reads data behind the last layer, more often than
+    a run is looked at. What does not live any more then shrinks."""
+
+    class Post(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mid, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.relu(self.conv(x)).mean((2, 3))
+            found = torch.nonzero(x.flatten(1).sum(1) > 1e3).flatten()
+            result: torch.Tensor = self.last(F.relu(self.mid(y[found])))
+            for row in range(len(found)):
+                for _ in range(60):
+                    if float(result[row].abs().sum()) > 1e30:
+                        result = result + 1
+            return result
+
+    net = randomize(Post())
+    names = ("conv.weight", "conv.bias", "mid.weight", "mid.bias")
+    masks = mask_indices(net, {name: [0, 3, 4] for name in names})
+    none, some = (torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(n)).double() for n in (4, 3))
+    small = check_equal(net, none, masks, [some + 1e3, torch.cat([some + 1e3, none])]).model
+    assert small.mid.out_features == 5

@@ -19,7 +19,8 @@ What a mask chooses (``x[mask]``) are places too, where Python asks how many the
 Of places of which all are there Python may be told what it likes: it is the same for all data. Where the run on the
 data as they are calls every layer, and Python reads nothing else, it is the widest one itself.
 
-Where such a run fails, or hands other data to Python, the data decide what is called (``Branch``).
+Where such a run fails, the data decide what is called (``Branch``). Where it hands other data to Python, what lives
+then, or is read or made behind that place, stays whole.
 """
 
 from __future__ import annotations
@@ -244,10 +245,8 @@ def _classes(pairs: Collection[tuple[Value, Value]]) -> dict[Value, tuple[Value,
 
 def _compared(graph: Graph, widest: Graph) -> _Others | None:
     """What a run says of the widest one; None where that is not known."""
-    if graph.branch is not None:
-        log.debug("%s reads data of the input", graph.branch.node.label)
-        return None
-    if len(graph.outputs) != len(widest.outputs):
+    branch = graph.branch
+    if branch is None and len(graph.outputs) != len(widest.outputs):
         return None
     held = {v.names: v for v in widest.values if v.tensor is not None}
     same = dict(zip(graph.inputs, widest.inputs, strict=True))
@@ -257,7 +256,7 @@ def _compared(graph: Graph, widest: Graph) -> _Others | None:
     for node in widest.nodes:
         places[node.place].append(node)
     start = 0
-    for node in graph.nodes:
+    for node in graph.nodes if branch is None else graph.nodes[: branch.node.index]:
         further = (n for n in places[node.place] if n.index >= start)
         other = next((n for n in further if _is_same(node, n, same)), None)
         if other is None:
@@ -268,6 +267,11 @@ def _compared(graph: Graph, widest: Graph) -> _Others | None:
         _differing(node.tensors, other.tensors, same, found)
         same.update(zip(node.outputs, other.outputs, strict=False))
         same.update((v, other.outputs[-1]) for v in node.outputs[len(other.outputs) :])
+    if branch is not None:
+        log.debug("with other data %s reads data of the input", branch.node.label)
+        found.loose.update(same[v] for v in graph.uncertain if v in same)
+        found.loose.update(v for n in widest.nodes[start:] for v in (*n.tensors, *n.outputs))
+        return found
     ends = [(v.next, same[v].next) for v in graph.values if v in same and v.tensor is not None]
     if any((a is None) != (b is None) for a, b in ends):
         log.debug("with other data it leaves other tensors changed for the next call")

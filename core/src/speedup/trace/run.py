@@ -24,7 +24,7 @@ from speedup.trace.lasting import hold, is_repeated, left_over
 from speedup.trace.meta import made_there
 from speedup.trace.number import number_of
 from speedup.trace.outputs import later, plain_leaves, tensors_in
-from speedup.trace.recorder import Recorder, Watch
+from speedup.trace.recorder import EndlessError, Recorder, Watch
 from speedup.trace.sandbox import ordinary, undisturbed
 from speedup.trace.shapes import Shapes
 from speedup.trace.source import see_through
@@ -185,8 +185,10 @@ def _run(
         if recorder.lends:
             result = pytree.tree_map(number_of, result)
     except Exception as error:
-        error.speedup_trace = (recorder.nodes, recorder.maker.current)  # type: ignore[attr-defined]
-        raise
+        if not isinstance(error, EndlessError) or recorder.told is None or recorder.branch is None:
+            error.speedup_trace = (recorder.nodes, recorder.maker.current)  # type: ignore[attr-defined]
+            raise
+        result = None  # of what comes behind a branch nothing is known anyway
     outputs, reference = [], []
     returned = list(tensors_in(result))
     recorder.masking.mask(returned)  # a parameter, say
