@@ -116,6 +116,7 @@ class Sized(nn.Module):
     ids=["clamp", "clamp of a lower bound", "another way", "mean", "slices"],
 )
 def test_a_width_that_enters_numbers(use: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    """It stands in code that is no method, so it cannot be repaired: what would be wrong then has to stay."""
     net = randomize(Sized(use)).double()
     inputs = torch.randn(2, 3, 4, 4).double()
     check_equal(net, inputs, dropped(net), [inputs * 30, torch.randn(3, 3, 6, 6).double()])

@@ -169,7 +169,7 @@ def does_as_planned(
         return True
     dtypes = [t.dtype for t in graph.reference]
     numbers = plain_differences(graph.plain, run.plain, dtypes, ())
-    return difference(graph.reference, run.reference, 0.0, graph.coarsest) is None and all(
+    return difference(graph.reference, run.tensors, 0.0, graph.coarsest) is None and all(
         relative <= allowed for _, _, relative, allowed in numbers
     )
 

@@ -37,6 +37,7 @@ from torch import nn
 from speedup.errors import SpeedupError
 from speedup.graph import Graph, Node, Value
 from speedup.registry import Registry
+from speedup.repeats import repeats
 from speedup.trace.recorder import EndlessError
 from speedup.trace.run import trace
 from speedup.trace.told import ALL, NONE, Every, Told, told
@@ -302,7 +303,7 @@ def _differing(own: Sequence[Value], others: Sequence[Value], same: Mapping[Valu
 
 def _is_same(node: Node, other: Node, same: Mapping[Value, Value]) -> bool:
     """Whether two calls are one, which may read different tensors, but the same of those that the model holds."""
-    if not node.repeats(other, sized=True):
+    if not repeats(node, other, sized=True):
         return False
     pairs = [(same.get(a, a), b) for a, b in zip(node.tensors, other.tensors, strict=True)]
     return all(a is b or (a.tensor is None and b.tensor is None) for a, b in pairs)

@@ -110,7 +110,9 @@ def _kept_zeros(rule: Rule, named: Named) -> list[Constant | None]:
     layout, zero = named.layout, _zero(named)
     outputs = range(layout.n_inputs, len(layout.operands))
     masks = [layout.from_named(k, layout.project_all(k, zero)) for k in outputs]
-    return [constant(mask, np.zeros(mask.shape)) for mask in masks]
+    # Whole numbers that come out say where something was.
+    places = [_is_whole(v) for v in named.node.outputs]
+    return [None if p else constant(m, np.zeros(m.shape)) for m, p in zip(masks, places, strict=True)]
 
 
 def _zero(named: Named) -> Bools:
@@ -122,7 +124,11 @@ def _zero(named: Named) -> Bools:
 def _is_index(node: Node, k: int) -> bool:
     """Whether an operand is of whole numbers or truth values."""
     value = node.operands[k]
-    return value is not None and not (value.dtype.is_floating_point or value.dtype.is_complex)
+    return value is not None and _is_whole(value)
+
+
+def _is_whole(value: Value) -> bool:
+    return not (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
 def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:

@@ -6,7 +6,7 @@ or shared modules the model has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import CodeType
@@ -202,31 +202,6 @@ class Node:
         except (RuntimeError, ValueError):  # arrays among them
             return False
 
-    def repeats(self, other: Node, sized: bool = False) -> bool:
-        """Whether it is a call of another run made again: at the same place, and given the same beside tensors, with
-        tensors of as many axes.
-
-        Args:
-            other: that call.
-            sized: whether numbers may differ that are sizes of what comes out, which hang on the data (how many places
-                were found), in calls that only move entries or make a tensor.
-        """
-        if (self.place, self.op) != (other.place, other.op):
-            return False
-        if not (self.is_given(other) or (sized and self._is_given_sizes(other))):
-            return False
-        if self.module is None and self.where != other.where:
-            return False
-        return [(v.ndim, v.dtype) for v in self.tensors] == [(v.ndim, v.dtype) for v in other.tensors]
-
-    def _is_given_sizes(self, other: Node) -> bool:
-        rule = self.rule or other.rule
-        if self.tensors and (rule is None or not rule.moves):
-            return False
-        pairs = zip(self.outputs, other.outputs, strict=False)
-        sizes = {size for a, b in pairs for size in zip(a.shape, b.shape, strict=False)}
-        return _alike((self.args, self.kwargs), (other.args, other.kwargs), sizes)
-
     def operand(self, name: str) -> Value | None:
         """The operand of that name, None when it is missing."""
         for value, known in zip(self.operands, self.operand_names, strict=True):
@@ -296,22 +271,6 @@ class Node:
             return torch.func.functional_call(module, held, args, kwargs)
         op: Callable[..., Any] = self.op
         return op(*args, **kwargs)
-
-
-def _alike(a: Any, b: Any, sizes: Container[tuple[int, int]]) -> bool:
-    """Whether two arguments are the same but for sizes."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(_alike(x, y, sizes) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_alike(x, b[key], sizes) for key, x in a.items())
-    if isinstance(a, slice):
-        return _alike((a.start, a.stop, a.step), (b.start, b.stop, b.step), sizes)
-    try:
-        return bool(a == b) or (type(a) is int and (a, b) in sizes)
-    except (RuntimeError, ValueError):  # arrays
-        return False
 
 
 def paths_around(name: str) -> list[str]:

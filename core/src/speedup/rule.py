@@ -109,7 +109,8 @@ class Rule:
         linear: operands of a pointwise call in each of which it is linear, apart from something that is added, while
             the others are held: the two of a product, the numerator of a quotient. Affine facts pass it.
         keeps_zeros: whether 0 comes out where all operands that are no indices (whole numbers, truth values) are 0 all
-            along the mixed axes: a Fourier transform, a scatter. Of other constants nothing is said.
+            along the mixed axes: a Fourier transform, a scatter. Of other constants nothing is said, nor of whole
+            numbers that come out, such as the places of maxima.
         places: arguments that are no operands, and whose tensors only say where entries go or how many there are, such
             as the amounts of a padding: what ``evaluate`` says of constants is right whatever they are.
         seeks: whether the call gives the places of what is not 0 in its first argument. How many there are is for the

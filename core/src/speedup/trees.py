@@ -33,5 +33,30 @@ def replaced(kind: type, function: Callable[[Any], Any], tree: Any) -> Any:
     return pytree.tree_map(one, tree, is_leaf=_is_named_tuple)
 
 
+def alike(a: Any, b: Any, leaf: Callable[[Any, Any], bool]) -> bool:
+    """Whether two arguments are the same containers with leaves that are alike; slices are containers too.
+
+    Args:
+        leaf: whether two leaves are.
+    """
+    if type(a) is not type(b):
+        return leaf(a, b)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(alike(x, y, leaf) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(x, b[key], leaf) for key, x in a.items())
+    if isinstance(a, slice):
+        return alike((a.start, a.stop, a.step), (b.start, b.stop, b.step), leaf)
+    return leaf(a, b)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two leaves are of one type and equal; False of what does not say so in a word (arrays)."""
+    try:
+        return a is b or (type(a) is type(b) and bool(a == b))
+    except (RuntimeError, ValueError):
+        return False
+
+
 def _is_named_tuple(item: Any) -> bool:
     return isinstance(item, tuple) and hasattr(item, "_fields") and hasattr(item, "_make")

@@ -32,7 +32,7 @@ class Tries:
     tipped from what is wrong. They are found once, and later runs have them from the start.
 
     Attributes:
-        run: the last run of the small model that came to its end.
+        run: the last run of the small model that was recorded and came to its end.
     """
 
     def __init__(

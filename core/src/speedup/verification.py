@@ -21,7 +21,7 @@ from speedup.masks import Prepared
 from speedup.rounding import distance, plain_differences, tolerance
 from speedup.shaking import Shaken, effects
 from speedup.trace.meta import made_there, on_meta
-from speedup.trace.outputs import plain_leaves, tensors_in
+from speedup.trace.outputs import Returned, tensors_in
 from speedup.trace.sandbox import sandbox, undisturbed
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -184,14 +184,6 @@ def random_inputs(inputs: Inputs, batch_sizes: Sequence[int], repeats: int, seed
     return cases
 
 
-@dataclass(frozen=True)
-class Returned:
-    """What a model returned: its tensors, and the rest by where it stands."""
-
-    tensors: list[torch.Tensor]
-    plain: Mapping[str, Any]
-
-
 def _like(inputs: Inputs, batch: int | None, generator: torch.Generator) -> Inputs:
     floats = [t for t in tensors_in(inputs) if t.is_floating_point() and t.numel()]
     all_flat = all(_is_flat(t) for t in floats)
@@ -235,7 +227,7 @@ def run(
                 with undisturbed(model), made_there(model):
                     torch.manual_seed(0)  # inside a fork of the random state
                     result = model(*args, **kwargs)
-                    results[name] = Returned([t.detach().clone() for t in tensors_in(result)], plain_leaves(result))
+                    results[name] = Returned.of(result)
             except Exception as error:
                 results[name] = error
     return results

@@ -28,9 +28,10 @@ from speedup.repair.arguments import numbers
 from speedup.repair.stale import same_number
 from speedup.report.counts import sizes_of
 from speedup.trace.meta import all_on_meta, on_meta
+from speedup.trace.outputs import Returned
 from speedup.trace.run import trace
 from speedup.vary import Case, Inputs
-from speedup.verification import Returned, compare, effects_on, run
+from speedup.verification import compare, effects_on, run
 
 log = logging.getLogger("speedup")
 

@@ -12,6 +12,7 @@ import torch
 from speedup.facts import Bools
 from speedup.graph import Node, Ref, Value, rows_of_one
 from speedup.infer import Facts
+from speedup.trace.making import new_or_changed
 from speedup.trace.outputs import tensors_in
 
 _ROWS = 16  # how many lines of an affine fact are solved for their unknowns
@@ -67,9 +68,7 @@ def run(
     except (RuntimeError, IndexError, ValueError):
         return None
     changed = [t for t, version in zip(tensors, versions, strict=True) if t._version != version]
-    untouched = {id(t) for t in tensors} - {id(t) for t in changed}
-    outputs = [t for t in tensors_in(result) if id(t) not in untouched]
-    outputs += [t for t in changed if all(t is not o for o in outputs)]
+    outputs = new_or_changed(list(tensors_in(result)), tensors, changed)
     if [tuple(t.shape) for t in outputs] != [v.shape for v in node.outputs]:
         return None
     return outputs

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from speedup.graph import Graph, Value
+from speedup.repeats import repeats
 from speedup.trace.tensors import Tensors
 
 
@@ -62,7 +63,7 @@ def is_repeated(graph: Graph, again: Graph) -> bool:
     same |= {v: held[v.names] for v in again.values if v.tensor is not None and v.names in held}
     others = iter(graph.nodes)
     for node in again.nodes:
-        other = next((n for n in others if node.repeats(n) and _reads_the_same(node.tensors, n.tensors, same)), None)
+        other = next((n for n in others if repeats(node, n) and _reads_the_same(node.tensors, n.tensors, same)), None)
         if other is None or len(node.outputs) != len(other.outputs):
             return False
         same.update(zip(node.outputs, other.outputs, strict=True))

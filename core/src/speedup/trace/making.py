@@ -7,7 +7,7 @@ import contextlib
 import functools
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,12 +103,8 @@ class Maker:
         if len(changed) > 1:
             changed = _written(node, tensors, changed)
         self.masking.unmask(masked, outputs)
-        untouched = {id(t) for t in tensors} - {id(t) for t in changed}
-        outputs = [t for t in outputs if id(t) not in untouched]
-        if changed:
-            node.writes = True
-            outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
-        return result, outputs, changed
+        node.writes = node.writes or bool(changed)
+        return result, new_or_changed(outputs, tensors, changed), changed
 
     def _is_closed(self, op: Any, rule: Any, module: nn.Module | None) -> bool:
         """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
@@ -137,6 +133,19 @@ class Maker:
             return call()
         finally:
             dispatch._pop_mode()
+
+
+def new_or_changed(
+    returned: Sequence[torch.Tensor], given: Sequence[torch.Tensor], changed: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """What a call has made: all that it returned but what it was given and left alone, then what else it changed.
+
+    Args:
+        changed: those of ``given`` that it wrote into.
+    """
+    untouched = {id(t) for t in given} - {id(t) for t in changed}
+    made = [t for t in returned if id(t) not in untouched]
+    return made + [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in made)]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -114,3 +115,15 @@ def _opened(tree: Any, depth: int = 8) -> Any:
         return {name: _opened(getattr(leaf, name, None), depth - 1) for name in fields}
 
     return pytree.tree_map(one, tree)
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a model returned: copies of its tensors, and the rest by where it stands."""
+
+    tensors: list[torch.Tensor]
+    plain: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, result: Any) -> Returned:
+        return cls([t.detach().clone() for t in tensors_in(result)], plain_leaves(result))

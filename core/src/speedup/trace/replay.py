@@ -7,9 +7,7 @@ would have to be watched, nothing is said: the run is recorded then, and looked 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,23 +24,15 @@ from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.above import called_above
 from speedup.trace.calls import Calls, listening
-from speedup.trace.making import transformed
+from speedup.trace.making import new_or_changed, transformed
 from speedup.trace.meta import on_meta
-from speedup.trace.outputs import later, plain_leaves, tensors_in
+from speedup.trace.outputs import Returned, later, tensors_in
 from speedup.trace.run import uncompiled, versioned
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.told import now_told
-from speedup.trees import PLAIN
+from speedup.trees import PLAIN, alike, equal
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Replayed:
-    """What the model returned, see ``Graph``."""
-
-    reference: list[torch.Tensor]
-    plain: Mapping[str, Any]
 
 
 class _OtherwiseError(Exception):
@@ -56,7 +46,7 @@ def replay(
     graph: Graph,
     shape_of: Callable[[Any], Shape],
     substitutes: Mapping[int, type[nn.Module]],
-) -> Replayed | None:
+) -> Returned | None:
     """Run the small model; None where it makes other calls than the graph has, or where nothing can be said.
 
     Call it inside ``sandbox``. What the run changes of the model is put back after it.
@@ -70,7 +60,8 @@ def replay(
     with versioned(model), undisturbed(model):
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
         expand(model, registry)
-        player = _Player(registry, substitutes, _paths(model), graph, shape_of)
+        paths = {id(module): path for path, module in walk.named_modules(model)}
+        player = _Player(registry, substitutes, paths, graph, shape_of)
         player.above = called_above(model, registry)
         try:
             with uncompiled(), listening(player):
@@ -79,14 +70,7 @@ def replay(
             return None
         if player.due is not None or later(result):
             return None
-        return Replayed([t.detach().clone() for t in tensors_in(result)], plain_leaves(result))
-
-
-def _paths(model: nn.Module) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for path, module in walk.all_paths(model):
-        found.setdefault(id(module), path)
-    return found
+        return Returned.of(result)
 
 
 def _is_plain(graph: Graph) -> bool:
@@ -154,9 +138,7 @@ class _Player(Calls):
             result = call()
             outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
             changed = [t for t, v in zip(tensors, versions, strict=True) if walk.version_of(t) != v]
-            untouched = {id(t) for t in tensors} - {id(t) for t in changed}
-            outputs = [t for t in outputs if id(t) not in untouched]
-            outputs += [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in outputs)]
+            outputs = new_or_changed(outputs, tensors, changed)
             if not self._passes(rule, tensors, outputs):
                 self._compare(op, args, kwargs, outputs)
             return result
@@ -188,7 +170,7 @@ class _Player(Calls):
             wanted = self._shape_of(value)
             if tensor.is_nested or (tensor.shape != wanted and not (0 in wanted and 0 in tensor.shape)):
                 raise _OtherwiseError
-        if not (_alike(args, due.args) and _alike(kwargs, due.kwargs)):
+        if not alike((args, kwargs), (due.args, due.kwargs), _is_as_recorded):
             raise _OtherwiseError
         self.due = next(self._nodes, None)
 
@@ -203,19 +185,6 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
     return found
 
 
-def _alike(given: Any, recorded: Any) -> bool:
-    """Whether two calls are given the same beside tensors."""
-    if isinstance(given, torch.Tensor):
-        return type(recorded) is Ref
-    kind = type(given)
-    if kind is not type(recorded):
-        return False
-    if kind in (tuple, list, torch.Size):
-        return len(given) == len(recorded) and all(map(_alike, given, recorded))
-    if kind is dict:
-        return given.keys() == recorded.keys() and all(_alike(v, recorded[k]) for k, v in given.items())
-    if given is recorded:
-        return True
-    with contextlib.suppress(RuntimeError, ValueError):  # arrays
-        return kind in (int, float, bool, str, slice, complex) and bool(given == recorded)
-    return False
+def _is_as_recorded(given: Any, recorded: Any) -> bool:
+    """Whether a leaf of what a call is given is what a recorded call has there."""
+    return type(recorded) is Ref if isinstance(given, torch.Tensor) else equal(given, recorded)

@@ -5,30 +5,12 @@ Operators are claimed by name, so that nothing is imported. What is not here (``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from math import prod
-from typing import Any
 
-import numpy as np
 from torch import nn
 
-from speedup import Floats, Node, Ref, Rule, SignatureError, hookimpl
-
-
-class Regions(Rule):
-    """Every channel is sampled at the same places, wherever the regions are.
-
-    A region may reach over the border, where there are zeros: of constants only 0 comes out as it was.
-    """
-
-    operands = ("input",)
-    places = ("rois",)
-
-    def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
-        (value,) = arrays
-        assert value is not None
-        pooled = np.where(value == 0, 0.0, np.nan)
-        return [pooled, *(np.full_like(pooled, np.nan) for _ in node.outputs[1:])]  # behind it, where the maxima are
+from speedup import Node, Ref, Rule, SignatureError, Value, hookimpl
 
 
 class DeformConv(Rule):
@@ -59,7 +41,7 @@ class DeformConv(Rule):
             raise SignatureError("it has several groups of offsets, each for its own channels")
 
 
-def _offsets(node: Node) -> Any:
+def _offsets(node: Node) -> Value:
     if node.module is not None:
         return node.tensors[1]
     ref = node.arguments["offset"]
@@ -67,21 +49,25 @@ def _offsets(node: Node) -> Any:
     return node.tensors[ref.number]
 
 
+def _regions(name: str, axes: str) -> Rule:
+    """Every channel is sampled at the same places, wherever the regions are. A region may reach over the border, where
+    there are zeros: of constants only 0 comes out as it was."""
+    return Rule(
+        name=name,
+        functions=(f"torch.ops.torchvision.{name}",),
+        axes=axes,
+        call="input, rois, *args, **kwargs",
+        operands=("input",),
+        keeps_zeros=True,
+        places=("rois",),
+    )
+
+
 @hookimpl
 def speedup_rules() -> Iterable[Rule]:
     return [
-        Regions(
-            name="roi_align",
-            functions=("torch.ops.torchvision.roi_align",),
-            axes="~1 c ~2 -> ~1 c ~2",
-            call="input, rois, *args, **kwargs",
-        ),
-        Regions(
-            name="roi_pool",
-            functions=("torch.ops.torchvision.roi_pool",),
-            axes="~1 c ~2 -> ~1 c ~2, ~1 c ~2",
-            call="input, rois, *args, **kwargs",
-        ),
+        _regions("roi_align", "~1 c ~2 -> ~1 c ~2"),
+        _regions("roi_pool", "~1 c ~2 -> ~1 c ~2, ~1 c ~2"),
         DeformConv(
             name="deform_conv2d",
             functions=("torch.ops.torchvision.deform_conv2d",),
