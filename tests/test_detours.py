@@ -112,6 +112,27 @@ def test_experts_become_smaller_whichever_the_data_choose(kind, tokens):
 
 
 @pytest.mark.parametrize("kind", [Skipping, Hit, Asking])
+def test_tensors_that_a_module_holds_in_a_list(kind):
+    """All of them have one name: that of the list."""
+
+    class Scaled(kind):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factors = [torch.tensor([value], dtype=torch.float64) for value in (0.5, 1.5, 3.0)]
+
+        def mixed(self, x, weights, chosen):
+            for factor in self.factors:
+                x = x * factor.view(1, 1)
+            return super().mixed(x, weights, chosen)
+
+    net = randomize(Scaled(), seed=0)
+    torch.manual_seed(0)
+    plan = planned(net, torch.randn(1, 3, 5), every_second(net, "gate", "last"))
+    for number in range(EXPERTS):
+        assert "8x12 -> 4x6" in plan.explain(f"experts.{number}.down")
+
+
+@pytest.mark.parametrize("kind", [Skipping, Hit, Asking])
 def test_channels_of_experts_that_are_not_called_are_in_groups(kind):
     model = randomize(kind(), seed=0).double().eval()
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from speedup.trace.first import first_trace
 from speedup.trace.run import trace
 from speedup.trace.sandbox import in_training
 from speedup.verification import Inputs
-from speedup.wider import Wider
+from speedup.wider import Wider, given_values
 
 log = logging.getLogger("speedup")
 
@@ -125,9 +125,7 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
 
 def _values_of(first: Graph, graph: Graph) -> dict[Value, Value] | None:
     """Which value of a run each value of another one is; None where it does not make all its calls, in their order."""
-    held = {v.names: v for v in graph.values if v.tensor is not None}
-    same = dict(zip(first.inputs, graph.inputs, strict=True))
-    same |= {v: held[v.names] for v in first.values if v.tensor is not None and v.names in held}
+    same = given_values(first, graph)
     others = iter(graph.nodes)
     for node in first.nodes:
         other = next((n for n in others if _is_same(node, n, same)), None)

@@ -40,9 +40,9 @@ from speedup.registry import Registry
 from speedup.repeats import repeats
 from speedup.trace.recorder import EndlessError
 from speedup.trace.run import trace
-from speedup.trace.told import ALL, NONE, Every, Told, told
+from speedup.trace.told import ALL, NONE, Asked, Every, Told, told
 from speedup.verification import Inputs
-from speedup.wider import Wider
+from speedup.wider import Wider, given_values
 
 log = logging.getLogger("speedup")
 
@@ -80,7 +80,8 @@ def find_detours(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph
     if first.seeking is None and not several:
         return None
     widest: tuple[Told, Graph] | None = None
-    if first.uncalled or first.branch is not None or several:
+    # What else Python reads of the data, it reads too when it is told that all is there.
+    if (first.uncalled or first.branch is not None or several) and not first.extent.reads:
         for answer in (True, False):
             what = Told(answer, everything=True, masks=first.extent.masks)
             try:
@@ -157,10 +158,13 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
     """What runs that leave something out say of the widest one; None where that is not known."""
     found = _Others()
     answers = () if what.everything else graph.answers
+    made: list[tuple[Told, Mapping[Asked, bool]]] = []
     for series in _others(what, graph):
         for asked in series:
             if asked.modules is not None and not found.crosses:
                 break
+            if any(_says_the_same(asked, other, said) for other, said in made):
+                continue
             try:
                 with told(asked):
                     other = trace(model, *inputs, rules, answers=answers, masking=graph.masking, compared=graph)
@@ -169,10 +173,11 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
             except Exception as error:
                 failed = hasattr(error, "speedup_call") and not _is_none(asked)
                 failed = failed or isinstance(error, EndlessError)
-                if graph.extent.missed if asked.least else failed:  # where all find some, more is no other way
+                if graph.extent.found == 0 if asked.least else failed:  # where all find some, more is no other way
                     log.debug("told %s: %r", asked, error)
                     return None
                 continue  # there are no such data
+            made.append((asked, other.extent.said))
             more = _compared(other, graph)
             if more is None:
                 return None
@@ -184,6 +189,13 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
     return found
 
 
+def _says_the_same(asked: Told, other: Told, said: Mapping[Asked, bool]) -> bool:
+    """Whether a run that is told this is one that was made already, in which this was said."""
+    if asked != replace(other, questions=asked.questions, calls=asked.calls, modules=asked.modules):
+        return False
+    return all(asked.leaves_out(question) == out for question, out in said.items())
+
+
 def _is_none(asked: Told) -> bool:
     return NONE in (asked.questions, asked.calls, asked.places)
 
@@ -191,7 +203,10 @@ def _is_none(asked: Told) -> bool:
 def _others(what: Told, widest: Graph) -> Iterator[Iterator[Told]]:
     """What the other runs are told, in series; where the first run of a series is no other, none of it is."""
     extent, after = widest.extent, _calls_after(widest)
-    yield iter([Told() if what.everything else replace(what, least=_SOME)])
+    if what.everything:
+        yield iter([Told()])
+    elif extent.found < _SOME:
+        yield iter([replace(what, least=_SOME)])
     if not what.everything and not after:
         yield iter([replace(what, calls=NONE)])
         return
@@ -249,9 +264,7 @@ def _compared(graph: Graph, widest: Graph) -> _Others | None:
     branch = graph.branch
     if branch is None and len(graph.outputs) != len(widest.outputs):
         return None
-    held = {v.names: v for v in widest.values if v.tensor is not None}
-    same = dict(zip(graph.inputs, widest.inputs, strict=True))
-    same |= {v: held[v.names] for v in graph.values if v.tensor is not None and v.names in held}
+    same = given_values(graph, widest)
     found = _Others()
     places: dict[tuple[str, str, str], list[Node]] = defaultdict(list)
     for node in widest.nodes:

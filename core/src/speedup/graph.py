@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from speedup.expand import Expansion
     from speedup.layout import Layout, Shape
     from speedup.rule import Rule
+    from speedup.trace.told import Asked
 
 
 @dataclass(eq=False)
@@ -318,7 +319,9 @@ class Extent:
         places: the fewest entries that a call looks through.
         asking, seeking: the modules with questions, and those with calls that look for places.
         masks: whether Python asks how many entries a mask has chosen.
-        missed: whether a call has found no places in the data as they are.
+        found: the fewest places that a call has found in the data as they are; -1 where they were not looked through.
+        reads: whether Python reads data of the input, and no truth value, that are not made of such places alone.
+        said: whether a question or a call was left out, where that makes a difference.
     """
 
     questions: int = 0
@@ -327,7 +330,9 @@ class Extent:
     asking: tuple[str, ...] = ()
     seeking: tuple[str, ...] = ()
     masks: bool = False
-    missed: bool = False
+    found: int = -1
+    reads: bool = False
+    said: Mapping[Asked, bool] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from speedup.build import Parts
 from speedup.commit import Transaction
-from speedup.graph import Graph
+from speedup.graph import Graph, Value
 from speedup.rounding import difference
 from speedup.verification import Inputs, run
 
@@ -68,3 +69,21 @@ class Wider:
             return False
         self.narrow(effects)
         return True
+
+
+def given_values(graph: Graph, other: Graph) -> dict[Value, Value]:
+    """Which value of another run each one is that a run begins with: inputs, and tensors that the model holds."""
+    own, others = _held_by(graph), _held_by(other)
+    same = dict(zip(graph.inputs, other.inputs, strict=True))
+    return same | {v: others[key] for key, v in own.items() if key in others}
+
+
+def _held_by(graph: Graph) -> dict[tuple[tuple[str, ...], int], Value]:
+    """The tensors that the model holds, by their names, and their number among those of one attribute (a list)."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    found = {}
+    for value in graph.values:
+        if value.tensor is not None:
+            found[value.names, counts[value.names]] = value
+            counts[value.names] += 1
+    return found

@@ -31,7 +31,7 @@ from speedup.trace.number import Number, number_of
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, caller_and_sites, ends_at
 from speedup.trace.tensors import Tensors
-from speedup.trace.told import now_told
+from speedup.trace.told import Asked, now_told
 from speedup.trees import replaced
 
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
@@ -116,11 +116,14 @@ class Recorder(Calls):
         self.counts: Counter[tuple[str, str]] = Counter()
         self.seeking: Branch | None = None
         self.least = 0
-        self.places: dict[Value, tuple[int, str]] = {}  # where what is looked through was so first
+        self.places: dict[Value, Asked] = {}  # where what is looked through was so first
+        self.said: dict[Asked, bool] = {}  # what was left out, where that makes a difference
         self.looks = False  # whether the call that is made looks through data of the input
         self.sized: dict[Value, Branch] = {}  # how many entries they have is for masks to say
-        self.masks = self.missed = False
-        self.free: set[Value] = set()
+        self.masks = False
+        self.fewest = -1  # places that a call has found in the data as they are
+        self.from_places: set[Value] = set()  # what is made of such places, and of nothing else of the input
+        self.reads_data = False
         self.lends = False
         self.reads = 0
         self.from_input: set[Value] = set()
@@ -157,10 +160,13 @@ class Recorder(Calls):
             self.looks = True
             self.least = min(self.least or through.numel(), through.numel())
             if value not in self.places:
-                self.places[value] = self._number("call"), self.scope[-1]
+                self.places[value] = self._asks("call")
+            asked, count = self.places[value], int(through.count_nonzero())
             if self.told is not None and (rule.seeks or self.told.masks):
-                return self.told.found(*self.places[value], through)
-            self.missed = self.missed or not through.any()
+                if count or self.told.everything or self.told.least:
+                    self.said[asked] = self.told.leaves_out(asked)
+                return self.told.found(asked, through)
+            self.fewest = count if self.fewest < 0 else min(self.fewest, count)
             return through
 
         return rule.seek(args, found)
@@ -170,13 +176,15 @@ class Recorder(Calls):
         """What the run could be told."""
         most = [max((n for (kind, _), n in self.counts.items() if kind == what), default=0) for what in _KINDS]
         modules = [tuple(scope for kind, scope in self.counts if kind == what) for what in _KINDS]
-        return Extent(most[0], most[1], self.least, modules[0], modules[1], self.masks, self.missed)
+        return Extent(
+            most[0], most[1], self.least, modules[0], modules[1], self.masks, self.fewest, self.reads_data, self.said
+        )
 
-    def _number(self, what: str) -> int:
-        """How many of this kind there were before in the forward of this module."""
-        key = what, self.scope[-1]
+    def _asks(self, kind: str) -> Asked:
+        """One more of this kind in the forward of this module."""
+        key = kind, self.scope[-1]
         self.counts[key] += 1
-        return self.counts[key] - 1
+        return Asked(kind, self.counts[key] - 1, self.scope[-1])
 
     @_unrecorded
     def enters(self, func: Any, parts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -344,18 +352,11 @@ class Recorder(Calls):
                 if sized is not None:
                     self.sized.update(dict.fromkeys(node.outputs, sized))
             self.looks = False
-            free = self.told is not None and (seeks or self.free.issuperset(fresh))
-            if free:
-                self.free.update(node.outputs)
-            elif not outputs:
-                self._count_read()
-            if not outputs and not free and self.branch is None:
-                if isinstance(result, bool) and self.answers is not None:
-                    result = self._answer(result)
-                elif type(result) in (int, float) and name_of(node.op) == "item" and self.answers is not None:
-                    result = self._lent(node, result)
-                else:
-                    self.branch = Branch(node, self.tensors.existing())
+            of_places = seeks or self.from_places.issuperset(fresh)
+            if of_places:
+                self.from_places.update(node.outputs)
+            if not outputs and not (of_places and self.told is not None):
+                result = self._read(node, result, of_places)
         self._claim(node, rule)
         self._append(node)
         if self.log is not None:
@@ -364,11 +365,22 @@ class Recorder(Calls):
             self.tensors.track(tensor, value)
         return result
 
-    def _count_read(self) -> None:
-        """A loop that waits for its data may never end when Python was told something else about them."""
+    def _read(self, node: Node, result: Any, of_places: bool) -> Any:
+        """What Python gets that takes data of the input.
+
+        A loop that waits for its data may never end when Python was told something else about them.
+        """
         self.reads += 1
         if (self.answers or self.told is not None) and self.reads > _MOST_READS:
             raise EndlessError(f"more than {_MOST_READS} looks at data of the input")
+        is_number = type(result) in (int, float) and name_of(node.op) == "item"
+        asks = self.answers is not None and (isinstance(result, bool) or is_number)
+        self.reads_data = self.reads_data or not (asks or of_places)
+        if self.branch is None and asks:
+            return self._lent(node, result, of_places) if is_number else self._answer(result)
+        if self.branch is None:
+            self.branch = Branch(node, self.tensors.existing())
+        return result
 
     def _count_chosen(self, node: Node) -> None:
         """Note that Python asks how many entries a tensor has, which masks may say."""
@@ -384,16 +396,19 @@ class Recorder(Calls):
         assert self.answers is not None
         number = len(self.asked)
         if self.told is not None:
-            real = self.told.answered(self._number("question"), self.scope[-1], real)
+            asked = self._asks("question")
+            self.said[asked] = self.told.leaves_out(asked)
+            real = self.told.answered(asked, real)
         self.asked.append(self.answers[number] if number < len(self.answers) else real)
         return self.asked[-1]
 
-    def _lent(self, node: Node, real: float) -> Number:
+    def _lent(self, node: Node, real: float, of_places: bool) -> Number:
         """What Python gets of a number: it may compare that."""
         self.lends = True
         live = self.tensors.existing()
 
         def taken() -> None:
+            self.reads_data = self.reads_data or not of_places
             if self.branch is None or self.branch.node.index > node.index:
                 self.branch = Branch(node, live)
 

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +27,20 @@ class Every:
 
     def __contains__(self, number: int) -> bool:
         return number % self.step == self.start
+
+
+class Asked(NamedTuple):
+    """A question of Python for a truth value, or a call that looks for places.
+
+    Attributes:
+        kind: ``question`` or ``call``.
+        number: how many of this kind there were before in the forward of the module.
+        scope: the module.
+    """
+
+    kind: str
+    number: int
+    scope: str
 
 
 ALL, NONE = Every(1, 0), Every(1, 1)
@@ -54,14 +69,18 @@ class Told:
     masks: bool = False
     least: int = 0
 
-    def answered(self, number: int, scope: str, real: bool) -> bool:
-        """The answer to a question."""
-        there = number in self.questions or not self._leaves_out(scope)
-        return (real if self.answer is None else self.answer) == there
+    def leaves_out(self, asked: Asked) -> bool:
+        """Whether a question is answered with the other answer, or a call finds nothing."""
+        told = self.questions if asked.kind == "question" else self.calls
+        return asked.number not in told and (self.modules is None or asked.scope in self.modules)
 
-    def found(self, number: int, scope: str, sought: torch.Tensor) -> torch.Tensor:
+    def answered(self, asked: Asked, real: bool) -> bool:
+        """The answer to a question."""
+        return (real if self.answer is None else self.answer) != self.leaves_out(asked)
+
+    def found(self, asked: Asked, sought: torch.Tensor) -> torch.Tensor:
         """What a call is given to look through."""
-        if number not in self.calls and self._leaves_out(scope):
+        if self.leaves_out(asked):
             return torch.zeros_like(sought)
         if not self.everything:
             if not self.least or sought.count_nonzero() >= self.least:
@@ -70,9 +89,6 @@ class Told:
             return torch.where(first, torch.ones_like(sought), sought)
         places = torch.arange(sought.numel(), device=sought.device) % self.places.step == self.places.start
         return places.reshape(sought.shape).to(sought.dtype)
-
-    def _leaves_out(self, scope: str) -> bool:
-        return self.modules is None or scope in self.modules
 
 
 @contextlib.contextmanager
