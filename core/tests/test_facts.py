@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedup.facts import any_product, compact_axes, constant, sum_product
+from speedup.facts import any_product, compact_axes, constant, read_only, sum_product
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
@@ -84,3 +86,12 @@ def test_an_array_along_one_axis_is_shortened_where_it_is_the_same_all_along(
     (found,) = compact_axes(np.array(line, dtype=np.float64).reshape(1, -1, 1))
     assert found.shape == shape
     assert np.array_equal(np.broadcast_to(found, (1, len(line), 1)).ravel(), line, equal_nan=True)
+
+
+def test_arrays_that_share_entries_are_made_read_only_without_a_warning():
+    array = np.broadcast_arrays(np.zeros((2, 1)), np.zeros(3))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = read_only(array)
+    assert not given.flags.writeable
+    assert read_only(given) is given

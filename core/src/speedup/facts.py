@@ -222,9 +222,13 @@ def everything(ndim: int) -> Bools:
     return read_only(np.ones((1,) * ndim, dtype=bool))
 
 
+# Reading `flags.writeable` of what np.broadcast_arrays gives warns.
+_WRITEABLE = 0x400  # NPY_ARRAY_WRITEABLE
+
+
 def read_only(array: Bools | Floats) -> Bools | Floats:
     """The array as rules see it, who may not write into it: the facts, and a weight in float64, are what is there."""
-    if type(array) is np.ndarray and not array.flags.writeable:
+    if type(array) is np.ndarray and not array.flags.num & _WRITEABLE:
         return array
     view = array.view() if type(array) is np.ndarray else np.asarray(array).view()
     view.flags.writeable = False

@@ -76,7 +76,7 @@ def _is_fixed(value: Value, axis: int) -> bool:
     """Whether an axis has the same size in every run, that of a parameter: each call that reads it ties it to one, or
     gives it on to calls that do."""
     for node, number in value.uses:
-        if node.rule is None or node.rule.moves or number < 0:
+        if node.rule is None or node.rule.moves or not node.rule.has_signature or number < 0:
             return False
         dims = node.layout.operands
         names = (dims[number] or ())[axis]

@@ -255,6 +255,11 @@ class Rule:
         """
         return self.axes
 
+    @property
+    def has_signature(self) -> bool:
+        """Whether it says which axes belong together; a rule without one answers each question itself."""
+        return bool(self.axes) or type(self).signature is not Rule.signature
+
     def layout(self, node: Node) -> Layout:
         """The signature bound to the shapes of one call; ``node.layout`` has it computed once.
 

@@ -14,6 +14,7 @@ Where that cannot be had, the reads count as others do: what is made or read aft
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from torch import nn
 from speedup.build import Parts
 from speedup.elsewhere import Elsewhere
 from speedup.errors import SpeedupError
-from speedup.facts import Bools
+from speedup.facts import Bools, everything
 from speedup.graph import Graph, Node, Value
 from speedup.grow import keep_sets
 from speedup.infer import Facts
@@ -132,6 +133,9 @@ def _with(source: Value, wanted: Bools) -> list[Lock]:
 
 
 def _beside(node: Node, number: int, wanted: Bools) -> list[Lock]:
+    if node.rule is None or not node.rule.has_signature:
+        others = [v for v in node.operands if v is not None and not v.is_source]
+        return [Lock(v.number, None, _WHY, everything(v.ndim), Kind.DATA) for v in others]
     layout = node.layout
     named = layout.to_named(number, wanted)
     locks = []
@@ -170,6 +174,8 @@ def _same(a: Any, b: Any) -> bool:
         return a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or bool(torch.equal(a, b)))
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b)
+    if isinstance(a, weakref.ref):  # recurrent layers of torch hold their weights so too
+        return _same(a(), b())
     if isinstance(a, dict):
         return list(a) == list(b) and all(_same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):

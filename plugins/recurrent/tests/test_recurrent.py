@@ -543,3 +543,39 @@ def test_drop_leaves_out_nothing_that_is_folded() -> None:
     plan = speedup.plan(model, X.double(), masks, constants="drop")
     assert max(plan.report.changes) < 1e-12
     assert plan.apply().rnn.input_size == 4  # type: ignore[union-attr]
+
+
+class Heads(nn.Module):
+    """Heads that code lays into one axis, which the layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.rnn, self.b = nn.Linear(4, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.a(x).view(x.shape[0], -1, 2, 4).transpose(1, 2)
+        result: torch.Tensor = self.b(self.rnn(heads.relu().transpose(1, 2).flatten(2))[0])
+        return result
+
+
+def test_heads_before_the_layer_lose_channels() -> None:
+    model = randomize(Heads())
+    small = checked(model, mask_indices(model, {"a.weight": [0, 4], "a.bias": [0, 4]})).model
+    assert (small.a.out_features, small.rnn.input_size) == (6, 6)
+
+
+class OtherWay(Net):
+    """Of channels that are 0 the layer reads something else with other data."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.a(x)
+        if bool(x.sum() > 0):
+            y = y + x.sum(-1, keepdim=True)
+        return self.b(self.read(self.rnn(y)))
+
+
+def test_what_another_way_lets_the_layer_read_stays() -> None:
+    model = randomize(OtherWay(nn.LSTM(6, 8)))
+    masks = units(model, GONE) | mask_indices(model, {"a.weight": [0, 1, 2], "a.bias": [0, 1, 2]})
+    result = check_equal(model, -X.abs(), masks, [X.abs(), -OTHERS[0].abs()])
+    assert sizes(result) == (6, 8 - len(GONE))
