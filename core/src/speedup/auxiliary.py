@@ -13,7 +13,7 @@ import contextlib
 import inspect
 import logging
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -25,6 +25,7 @@ from speedup.registry import Registry
 from speedup.trace.first import first_trace
 from speedup.trace.run import trace
 from speedup.trace.sandbox import in_training
+from speedup.trace.source import names_in
 from speedup.verification import Inputs
 from speedup.wider import Wider, given_values
 
@@ -113,14 +114,7 @@ def _asks_whether_it_trains(kind: type) -> bool:
     """Whether code of a class reads ``self.training``, so that a module of it may do something else in training."""
     own = kind.__mro__[: kind.__mro__.index(nn.Module)]
     functions = [inspect.unwrap(f) for base in own for f in vars(base).values() if callable(f)]
-    return any(isinstance(f, types.FunctionType) and "training" in _names_in(f.__code__) for f in functions)
-
-
-def _names_in(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _names_in(inner)
+    return any(isinstance(f, types.FunctionType) and "training" in names_in(f.__code__) for f in functions)
 
 
 def _values_of(first: Graph, graph: Graph) -> dict[Value, Value] | None:

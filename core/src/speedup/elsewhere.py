@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -103,22 +103,37 @@ class Elsewhere:
                 self._needs_contents = True
         return self._contentless
 
+    def sketch(self, case: Case) -> Graph | None:
+        """The calls at one size, without contents where the model needs none; None where it does not take it."""
+        contentless = self.contentless()
+        if contentless is None:
+            return self.run(case)
+        try:
+            with all_on_meta(self.model, always=True):
+                return self._without(replace(case, inputs=to_meta(case.inputs)), contentless.shapes)
+        except Exception as error:
+            log.debug("%s needs contents: %r", case.name, error)
+            return self.run(case)
+
+    def _without(self, case: Case, shapes: Shapes) -> Graph | None:
+        try:
+            made = trace(self.model, *case.inputs, self.rules, compared=self.graph, shapes=shapes)
+        except Exception as error:
+            if isinstance(error, NotImplementedError) or "meta" in str(error):
+                raise
+            log.debug("without contents, %s: %r", case.name, error)
+            return None
+        return made if case.comparable(made.reference, self.graph.reference) else None
+
     def _without_contents(self) -> Contentless:
         found: list[tuple[Case, Graph]] = []
         shapes = Shapes()
 
         def takes(case: Case) -> bool:
-            try:
-                made = trace(self.model, *case.inputs, self.rules, compared=self.graph, shapes=shapes)
-            except Exception as error:
-                if isinstance(error, NotImplementedError) or "meta" in str(error):
-                    raise
-                log.debug("without contents, %s: %r", case.name, error)
-                return False
-            if not case.comparable(made.reference, self.graph.reference):
-                return False
-            found.append((case, made))
-            return True
+            made = self._without(case, shapes)
+            if made is not None:
+                found.append((case, made))
+            return made is not None
 
         with all_on_meta(self.model, always=True):
             at_other_sizes(to_meta(self.inputs), takes)

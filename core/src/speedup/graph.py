@@ -38,6 +38,7 @@ class Value:
         aliases: attributes of modules, by qualified name, that hold a parameter or buffer beside its owner.
         tensor: the tensor itself, for parameters, buffers and attributes only; see ``contents`` for its numbers.
         mask: of the tensor, if it is masked: a bool tensor that broadcasts to it, True = keep.
+        read_otherwise: whether runs on other ways read it, see ``speedup.ways``.
         next: of a tensor that the forward writes into or replaces, what the next call reads in its place, see
             ``speedup.trace.lasting``.
         ndim: how many axes it has.
@@ -56,12 +57,18 @@ class Value:
     producer: Node | None = None
     uses: list[tuple[Node, int]] = field(default_factory=list)
     is_output: bool = False
+    read_otherwise: bool = False
     ndim: int = field(init=False)
     is_source: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.ndim = len(self.shape)
         self.is_source = self.kind in ("parameter", "buffer")
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a call reads it, of this run or of one on another way."""
+        return bool(self.uses) or self.read_otherwise
 
     @property
     def is_known(self) -> bool:
@@ -348,6 +355,7 @@ class Graph:
         expanded: the rules of modules that ran in parts, by path, see ``speedup.expand``.
         plain: the numbers, texts and arrays among what the model returned, by where they are.
         asking: scopes in which Python asked for the size of a tensor.
+        asking_code: the functions that did so, and those that called them.
         claims: the rules that claim modules which were called, by identity; None for those that were entered.
         dtypes: the types of what was computed from the input, inside of calls too.
         masking: the masks that parameters had in the run.
@@ -375,6 +383,7 @@ class Graph:
     expanded: Mapping[str, Expansion] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
     asking: frozenset[str] = frozenset()
+    asking_code: frozenset[CodeType] = frozenset()
     dtypes: frozenset[torch.dtype] = frozenset()
     masking: Masking | None = None
     passed: Sequence[Node] = ()
@@ -402,12 +411,13 @@ class Graph:
         """The tensors of the model that its forward writes into or replaces."""
         return [v for v in self.values if v.next is not None]
 
-    @cached_property
+    @property
     def uncalled(self) -> list[str]:
-        """The outermost modules with parameters of which the run has read none."""
+        """The outermost modules with parameters of which the run has read none, nor one on another way."""
         parameters = [v for v in self.sources if v.kind == "parameter"]
-        called = {path for v in parameters if v.uses for name in v.names for path in paths_around(name)}
-        owners = {paths_around(name)[-1] for v in parameters if not v.uses for name in v.names}
+        used = {v for v in parameters if v.is_read}
+        called = {path for v in used for name in v.names for path in paths_around(name)}
+        owners = {paths_around(name)[-1] for v in parameters if v not in used for name in v.names}
         outermost = [next((p for p in [*paths_around(path), path] if p not in called), None) for path in owners]
         return sorted({path for path in outermost if path is not None})
 

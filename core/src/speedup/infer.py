@@ -95,6 +95,12 @@ class Facts:
         """Give back the memory of the numbers of parameters, which are read again where somebody asks."""
         self._numbers.clear()
 
+    def known_but_zero(self, value: Value) -> Bools:
+        """Entries of which something is known that is not just 0."""
+        affine = self.affine.get(value)
+        known: Bools = self.mask(value) & (self.value(value) != 0)
+        return known if affine is None else known | affine.mask
+
     def zero(self, value: Value) -> Bools:
         """Entries known to be 0: of parameters only the masked ones, since the others may be trained further."""
         if value.is_source:

@@ -115,6 +115,17 @@ class KeepSets:
         self.sets.write_later(value, product.lines)
         self._derived_at[value] = node, self._count
 
+    def adopt(self, value: Value, other: KeepSets, its: Value) -> None:
+        """Keep of a parameter what the plan for another run of the model keeps of it."""
+        self.sets[value] = other.sets[its]
+        if its in other.sets.lines:
+            self.sets.lines[value] = other.sets.lines[its]
+        if its in other.orders:
+            self.orders[value] = other.orders[its]
+        self.events[value] = other.events_of(its)
+        self._derived_at.pop(value, None)
+        self._shapes.pop(value, None)
+
     def events_of(self, value: Value) -> list[Event]:
         """What was added to the set of a value, in order."""
         if value in self._derived_at:

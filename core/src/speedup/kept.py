@@ -34,4 +34,4 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
 
 def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:
     """Whether a parameter or buffer keeps its shape and the order of its entries."""
-    return (keeps.whole(value) or not value.uses) and value not in keeps.orders
+    return (keeps.whole(value) or not value.is_read) and value not in keeps.orders

@@ -21,7 +21,7 @@ from speedup.repair.parts import Repairs
 from speedup.repair.steady import steady
 from speedup.tries import Tries
 from speedup.verification import Inputs
-from speedup.ways import Way, disagreements, same_parts
+from speedup.ways import Way, disagreements, united
 
 log = logging.getLogger("speedup")
 
@@ -49,18 +49,22 @@ def settle(
             more = [moved.locks(w.elsewhere, k) for w, k in zip(ways, keeps, strict=True)]
         if not any(more):
             made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
-            if not same_parts(made):
-                log.debug("not all ways make the same of the model")
-                return None
-            try:
-                more = _mended(model, inputs, ways, keeps, rules, made[0])
-            except CheckError as error:
-                if len(ways) == 1:
-                    raise
-                log.debug("not all ways can be checked: %s", error)
-                return None
-            if not any(more):
-                return way.graph, keeps[0], made[0]
+            parts = united(ways, keeps, made)
+            if isinstance(parts, Parts):
+                try:
+                    more = _mended(model, inputs, ways, keeps, rules, parts)
+                except CheckError as error:
+                    if len(ways) == 1:
+                        raise
+                    log.debug("not all ways can be checked: %s", error)
+                    return None
+                if not any(more):
+                    return way.graph, keeps[0], parts
+            else:
+                more = parts
+                if not any(more):
+                    log.debug("not all ways make the same of the model")
+                    return None
         for each, locks in zip(ways, more, strict=True):
             for lock in locks:
                 log.debug("lock %s axes %s: %s", each.graph.values[lock.value].label, lock.axes, lock.why)
@@ -83,6 +87,7 @@ def _mended(
     parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)
     locks = [found.locks() if found is not None else []]
     for way, kept in zip(ways[1:], keeps[1:], strict=True):
-        other = None if any(locks) else Tries(model, inputs, way.graph, kept, rules, parts)(parts.repairs)
+        at = way.elsewhere.inputs
+        other = None if any(locks) else Tries(model, at, way.graph, kept, rules, parts)(parts.repairs)
         locks.append(other.locks() if other is not None else [])
     return locks

@@ -41,8 +41,8 @@ Place = tuple[str, str, str, str, int]
 
 def lasting(
     model: nn.Module,
-    inputs: Inputs,
     graph: Graph,
+    inputs: Inputs,
     masks: Mapping[str, torch.Tensor],
     rules: Registry,
     drop: bool = False,
@@ -110,17 +110,17 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts, loose: bool) -> dict
             continue
         if node.scope not in asking and not node.rule.counts:
             continue
-        known = [v for v in node.outputs if _constants(facts, v).any()]
+        known = [v for v in node.outputs if facts.known_but_zero(v).any()]
         if node.rule.counts:
-            found.update((v, _constants(facts, v)) for v in known)
+            found.update((v, facts.known_but_zero(v)) for v in known)
             continue
         if known and node.module is None and not node.rule.moves and not _is_written(node, model):
-            found.update((v, _constants(facts, v)) for v in known)
+            found.update((v, facts.known_but_zero(v)) for v in known)
         for value in known:
             repeated[_place(node, node.outputs.index(value))].append(value)
     for values in repeated.values():
         if any(_differ(facts, values[0], facts, v).any() for v in values[1:]):
-            found.update((v, _constants(facts, v)) for v in values)
+            found.update((v, facts.known_but_zero(v)) for v in values)
     return found
 
 
@@ -155,7 +155,7 @@ def _differing(
     for place, values in _by_place(graph).items():
         others = there.get(place, [])
         for number, value in enumerate(values):
-            if value not in doubtful and not _constants(facts, value).any():
+            if value not in doubtful and not facts.known_but_zero(value).any():
                 continue
             if len(values) == len(others):
                 pairs = [(known, others[number])]
@@ -165,13 +165,6 @@ def _differing(
                 entries = _differ(facts, value, said, counterpart)
                 if entries.any():
                     yield value, entries
-
-
-def _constants(facts: Facts, value: Value) -> Bools:
-    """Entries of which something is known that is not just 0."""
-    affine = facts.affine.get(value)
-    known: Bools = facts.mask(value) & (facts.value(value) != 0)
-    return known if affine is None else known | affine.mask
 
 
 def _differ(facts: Facts, value: Value, known: Facts, other: Value) -> Bools:

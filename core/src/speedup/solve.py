@@ -23,13 +23,14 @@ from speedup.keep import KeepSets
 from speedup.masking import Masking
 from speedup.masks import Prepared
 from speedup.registry import Registry
+from speedup.resized import other_ways, part
 from speedup.settle import settle
 from speedup.shared import check_shared
 from speedup.sizes import lasting
 from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
 from speedup.verification import Inputs
-from speedup.ways import Way, explore
+from speedup.ways import Way, change_the_same, explore
 from speedup.wider import Wider
 
 log = logging.getLogger("speedup")
@@ -54,7 +55,7 @@ def solve(
         log.info("traced: %d calls, %d without a rule", len(first.nodes), len(first.barriers))
         if not first.outputs and first.branch is None and not first.answers:
             raise TraceError("the model returns no tensor, so nothing says what of it is needed")
-        known = partial(lasting, model, inputs, masks=prepared.facts, rules=rules, drop=drop)
+        known = partial(lasting, model, inputs=inputs, masks=prepared.facts, rules=rules, drop=drop)
         graph, keeps, parts = (
             _with_more(model, inputs, rules, find_auxiliary(model, inputs, rules, first), known, drop)
             or _with_more(model, inputs, rules, find_detours(model, inputs, rules, first), known, drop)
@@ -84,27 +85,40 @@ def _with_more(
 
 
 def _on_all_ways(
-    model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[[Graph], Way], drop: bool
+    model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[..., Way], drop: bool
 ) -> Settled:
     """The plan for the run in eval mode, whichever way Python goes with other data."""
     way = known(first)
     log.info("inferred: %d values with constants", len(way.facts.constants))
+    resized = other_ways(way.elsewhere)
     settled = None
-    if first.answers:
-        masking = first.masking
-        graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers, masking=masking))
-        log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
-        for graph in (graphs or ())[1:]:
-            note_detours(model, inputs, rules, graph)
-        if graphs:
+    if first.answers or resized:
+        graphs = _told_otherwise(model, inputs, rules, first)
+        if graphs and change_the_same([*graphs, *(other.graph for other in resized)]):
             if first.replaced:
                 way = known(first)
-            settled = settle(model, inputs, [way, *map(known, graphs[1:])], rules, drop)
+            more = [known(graph) for graph in graphs[1:]] + [known(o.graph, inputs=o.inputs) for o in resized]
+            settled = settle(model, inputs, [way, *more], rules, drop)
         if settled is None:
-            alone = trace(model, *inputs, rules, masking=masking)
-            note_detours(model, inputs, rules, alone)
+            alone = first
+            if first.answers:
+                alone = trace(model, *inputs, rules, masking=first.masking)
+                note_detours(model, inputs, rules, alone)
+            part(alone, resized)
             way = known(alone)
     if settled is None:
         settled = settle(model, inputs, [way], rules, drop)
     assert settled is not None
     return settled
+
+
+def _told_otherwise(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph) -> list[Graph] | None:
+    """The runs in which Python is given any truth values; None where not all can be known."""
+    if not first.answers:
+        return [first]
+    masking = first.masking
+    graphs = explore(first, lambda answers: trace(model, *inputs, rules, answers=answers, masking=masking))
+    log.info("explored: %s", f"{len(graphs)} ways" if graphs else "not all ways can be known")
+    for graph in (graphs or ())[1:]:
+        note_detours(model, inputs, rules, graph)
+    return graphs

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from speedup.trace.outputs import tensors_in
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 _IMAGE = 4  # axes of a batch of images, at least
+_TIMES = 8  # by how many times as large inputs are tried as there are, where code has a limit
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,34 @@ def at_other_sizes(inputs: Inputs, takes: Takes, stretched: bool = True) -> None
         more = _vary(inputs, kind, takes, more, stretched)
     if more:
         takes(_case(inputs, None, samples=2))
+
+
+def limits(inputs: Inputs, limits: Sequence[int]) -> Iterator[Case]:
+    """Sizes at which code may do something else than below or above: one entry more than the inputs have, one entry
+    alone (where they are no images), and what stands in its conditions.
+
+    Args:
+        limits: whole numbers in conditions of the code.
+    """
+    tensors = [t for t in tensors_in(inputs) if t.ndim]
+    for kind in _kinds(tensors):
+        for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides]:
+            now = max([t.shape[a] for t in tensors for a in kind.axes(t, sides) if a < t.ndim], default=0)
+            alone = [1] if kind.one_by_one else []
+            for size in dict.fromkeys([now + 1, *alone, *(n for limit in limits for n in (limit, limit + 1))]):
+                if 0 < size <= _TIMES * now and size != now:
+                    name = f"{kind.name} of {size} {sides}"
+                    yield Case(name, pytree.tree_map_only(torch.Tensor, partial(_sized, kind, sides, size), inputs))
+
+
+def _sized(kind: _Kind, sides: tuple[int, ...], size: int, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with some axes of another size: with fewer of its entries, or with some again."""
+    for axis in kind.axes(tensor, sides):
+        if axis < tensor.ndim and tensor.shape[axis]:
+            while tensor.shape[axis] < size:
+                tensor = torch.cat([tensor, tensor.flip(axis)], axis)
+            tensor = tensor.narrow(axis, 0, size)
+    return tensor
 
 
 def further(inputs: Inputs, taken: Sequence[Case]) -> Iterator[Case]:

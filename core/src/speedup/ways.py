@@ -15,7 +15,7 @@ Where that cannot be had, the reads count as others do: what is made or read aft
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ from speedup.trace.recorder import EndlessError
 _MOST = 8  # ways that come to their end
 _MOST_RUNS = 40  # those that end in an error among them, of which a check in every layer makes one each
 
-_WHY = "with other data Python goes another way, which keeps it"
+_WHY = "with other data, or at other sizes, Python goes another way, which keeps it"
 
 
 @dataclass(eq=False)
@@ -86,13 +86,12 @@ def explore(first: Graph, run: Callable[[Sequence[bool]], Graph]) -> list[Graph]
             continue
         found.append(graph)
         waiting += _others(graph.answers or (), len(answers))
-    used = [{v.number for v in g.sources if v.uses} for g in found]
-    return found if all(u == used[0] for u in used) and (len(found) == 1 or _change_the_same(found)) else None
+    return found
 
 
-def _change_the_same(graphs: Sequence[Graph]) -> bool:
+def change_the_same(graphs: Sequence[Graph]) -> bool:
     """Let what the forward changes on one way be changed on all of them, to what is not known; whether that can be."""
-    changed = {v.number for g in graphs for v in g.replaced}
+    changed = {v.number for g in graphs for v in g.replaced} if len(graphs) > 1 else set()
     for graph in graphs if changed else ():
         others = [v for v in graph.values if v.number in changed and v.next is None]
         if any(number < 0 for v in others for _, number in v.uses):
@@ -113,11 +112,13 @@ def disagreements(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[L
     if len(ways) == 1:
         return locks
     for values in zip(*(w.graph.sources for w in ways), strict=True):
-        sets = [k.sets[v] for k, v in zip(keeps, values, strict=True)]
-        if not values[0].uses or all(np.array_equal(s, sets[0]) for s in sets):
+        reading = [number for number, value in enumerate(values) if value.uses]
+        sets = [keeps[n].sets[values[n]] for n in reading]
+        if all(np.array_equal(s, sets[0]) for s in sets):
             continue
         wanted = np.logical_or.reduce(np.broadcast_arrays(*sets))
-        for more, kept, value, own in zip(locks, keeps, values, sets, strict=True):
+        for n, own in zip(reading, sets, strict=True):
+            more, kept, value = locks[n], keeps[n], values[n]
             if (wanted & ~own).any():
                 more += [k for k in _with(value, wanted) if not kept.holds(k)]
     return locks
@@ -150,15 +151,61 @@ def _beside(node: Node, number: int, wanted: Bools) -> list[Lock]:
 # -- are two results the same? ----------------------------------------------------------------------------------------
 
 
-def same_parts(parts: Sequence[Parts]) -> bool:
-    """Whether all ways make the same of the model."""
-    first, *others = parts
-    return all(
-        set(p.modules) == set(first.modules)
-        and set(p.gained) == set(first.gained)
-        and all(_same_module(made, p.modules[path]) for path, made in first.modules.items())
-        for p in others
-    )
+def united(ways: Sequence[Way], keeps: Sequence[KeepSets], made: Sequence[Parts]) -> Parts | list[list[Lock]]:
+    """What all ways make of the model; where they do not make the same, per way what is to be locked, if anything.
+
+    Of what the first way does not read, its keep sets are those of another way then.
+    """
+    if len(ways) == 1:
+        return made[0]
+    called = [_called(way.graph) for way in ways]
+    parts, differing = Parts(), set()
+    for path in dict.fromkeys(path for each in made for path in each.modules):
+        those = [each.modules.get(path) for each, paths in zip(made, called, strict=True) if path in paths]
+        those = those or [each.modules[path] for each in made if path in each.modules]
+        first = those[0]
+        if first is None or any(other is None or not _same_module(first, other) for other in those):
+            differing.add(path)
+        else:
+            parts.modules[path] = first
+    if differing:
+        return [_constants_into(way, kept, differing) for way, kept in zip(ways, keeps, strict=True)]
+    for each in reversed(made):
+        parts.tensors |= each.tensors
+        parts.gained |= each.gained
+    _adopt(ways, keeps)
+    return parts
+
+
+def _called(graph: Graph) -> set[str]:
+    """The modules that a run calls, or of which it reads a parameter or buffer."""
+    return {n.path for n in graph.nodes if n.module is not None} | {
+        name.rpartition(".")[0] for v in graph.sources if v.uses for name in v.names
+    }
+
+
+def _constants_into(way: Way, kept: KeepSets, paths: Collection[str]) -> list[Lock]:
+    """Locks for the constants that some modules take up: on another way they are others."""
+    locks = []
+    for node in way.graph.nodes:
+        owners = {name.rpartition(".")[0] for v in node.tensors if v.is_source for name in v.names}
+        if node.path not in paths and owners.isdisjoint(paths):
+            continue
+        for value in node.operands:
+            if value is not None and not value.is_source:
+                lock = Lock(value.number, None, _WHY, way.facts.known_but_zero(value), Kind.DATA)
+                locks += [lock] if not kept.holds(lock) else []
+    return locks
+
+
+def _adopt(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> None:
+    for first, *values in zip(*(w.graph.sources for w in ways), strict=True):
+        if first.uses:
+            continue
+        reading = next(((k, v) for k, v in zip(keeps[1:], values, strict=True) if v.uses), None)
+        if reading is not None:
+            keeps[0].adopt(first, *reading)
+            first.read_otherwise = True
 
 
 def _same_module(a: nn.Module, b: nn.Module) -> bool:

@@ -24,7 +24,7 @@ def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
 def sizes_of(graph: Graph, keeps: KeepSets) -> dict[str, tuple[int, int]]:
     """Parameters and multiply-accumulates (``macs``) of a model, before and after."""
     used = [v for v in graph.sources if v.kind == "parameter"]
-    after = sum(prod(keeps.shape(v) if v.uses else v.shape) for v in used)
+    after = sum(prod(keeps.shape(v) if v.is_read else v.shape) for v in used)
     macs = [count_macs(node, keeps) for node in graph.nodes]
     return {
         "parameters": (sum(prod(v.shape) for v in used), after),

@@ -80,7 +80,7 @@ def _axes(value: Value) -> list[int]:
 def staying(keeps: KeepSets, value: Value, axis: int = 0) -> Bools:
     """Which indices of a parameter along an axis are masked whole and have anything kept."""
     masked = keeps.facts.masked.get(value)
-    if masked is None or value.ndim < 1 or not value.uses:
+    if masked is None or value.ndim < 1 or not value.is_read:
         return np.zeros(value.shape[axis : axis + 1] or (1,), dtype=bool)
     inner = tuple(a for a in range(value.ndim) if a != axis)
     whole = all_of(masked, inner).reshape(-1)

@@ -53,7 +53,7 @@ class Strips:
 
     def _weight(self, value: Value, axis: int) -> tuple[list[str], dict[str, list[int]]]:
         size = value.shape[axis]
-        kept = _line(self._keeps.sets[value], axis, size) if value.uses else np.ones(size, dtype=bool)
+        kept = _line(self._keeps.sets[value], axis, size) if value.is_read else np.ones(size, dtype=bool)
         given = self._keeps.facts.masked.get(value)
         masked = _whole(given, axis, size) if given is not None else np.zeros(size, dtype=bool)
         letters = [KEPT if k else MASKED if m else FOLLOWS for k, m in zip(kept, masked, strict=True)]

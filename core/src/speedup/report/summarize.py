@@ -24,11 +24,11 @@ def summarize(model: nn.Module, graph: Graph, keeps: KeepSets, parts: Parts) -> 
     types = {path: type(module).__name__ for path, module in walk.named_modules(model)}
     parameters: dict[str, list[Pair]] = defaultdict(list)
     for value in graph.sources:
-        shape = keeps.shape(value) if value.uses else value.shape
+        shape = keeps.shape(value) if value.is_read else value.shape
         name = value.names[0]
         if value.kind == "parameter":
             parameters[_owner(name)].append((prod(value.shape), prod(shape)))
-        report.layers.append(Layer(name, value.shape, shape, _kept(keeps, value) if value.uses else {}, value.kind))
+        report.layers.append(Layer(name, value.shape, shape, _kept(keeps, value) if value.is_read else {}, value.kind))
     for name, tensor in parts.gained.items():
         parameters[_owner(name)].append((0, tensor.numel()))
     macs: dict[str, list[Pair]] = defaultdict(list)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import CodeType
 from typing import Any, Protocol
 
 import torch
@@ -129,6 +130,7 @@ class Recorder(Calls):
         self.from_input: set[Value] = set()
         self.of_model: set[Value] = set()  # what is made of something that the model holds
         self.asking: set[str] = set()
+        self.asking_code: set[CodeType] = set()
         self.dtypes: set[torch.dtype] = set()
 
     # -- recording ------------------------------------------------------------------------------------------------
@@ -272,6 +274,7 @@ class Recorder(Calls):
             if not reads or list(tensors_in(result)):
                 if type(result) in (int, torch.Size) and name_of(op) != "dim":
                     self.asking.add(self.scope[-1])
+                    self.asking_code.update([code for code, _ in node.sites])
                     self._count_chosen(node)
                 if module is not None and rule is not None and rule.scales and isinstance(result, torch.Tensor):
                     node.outputs = (self.tensors.value_of(result),)

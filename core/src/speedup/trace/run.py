@@ -221,6 +221,7 @@ def _run(
         expanded,
         plain_leaves(result),
         frozenset(recorder.asking),
+        frozenset(recorder.asking_code),
         frozenset(recorder.dtypes),
         recorder.masking,
         recorder.passed,

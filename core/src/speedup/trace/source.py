@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
@@ -37,6 +37,19 @@ def _kind(file: str) -> int:
         kind = _LIBRARY if file.startswith((_TORCH, _OURS)) else _PASSED if file.startswith("<frozen") else _USERS
     _KINDS[file] = kind
     return kind
+
+
+def of_user(code: CodeType) -> bool:
+    """Whether code is neither torch's nor ours."""
+    return (_KINDS.get(code.co_filename) or _kind(code.co_filename)) == _USERS
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """The names of attributes and globals in code, and in the functions that stand in it."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from names_in(inner)
 
 
 def caller(frame: FrameType | None = None) -> str:

@@ -46,7 +46,7 @@ class Transition:
     def cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What is left of a tensor of the old shape, such as a momentum."""
         value = self._values.get(name)
-        if value is None or not value.uses:
+        if value is None or not value.is_read:
             return tensor.detach().clone()
         sparse = tensor.layout != torch.strided
         dense = tensor.detach().to_dense() if sparse else tensor.detach()

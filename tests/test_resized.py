@@ -1,0 +1,210 @@
+"""Code that goes another way at other sizes of the input: a plan holds there too."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import speedup
+from speedup.testing import check_equal, mask_indices, randomize
+
+GONE = [0, 1, 5]
+
+
+class Net(nn.Module):
+    """Two convolutions, and between them what a class below does there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3, padding=1)
+        self.c = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        y = self.between(F.relu(self.bn(self.a(x))), x)
+        return self.c(F.relu(self.b(y)))
+
+
+class Padded(Net):
+    def between(self, y, x):
+        height = y.shape[2]
+        if height % 4:
+            y = F.pad(y, (0, 0, 0, 4 - height % 4))
+        return y
+
+
+class Resampled(Net):
+    def between(self, y, x):
+        size = (x.shape[2] // 4 * 4, x.shape[3] // 4 * 4)
+        if y.shape[-2:] != size:
+            y = F.interpolate(y, size=size)
+        return y
+
+
+class Large(Net):
+    def between(self, y, x):
+        return y + 1 if x.shape[2] > 8 else y
+
+
+class Small(Net):
+    def between(self, y, x):
+        if x.size(2) <= 8:
+            y = y + 1
+        return y
+
+
+def doubled(y):
+    return 2 * y + 1
+
+
+class Helped(Net):
+    def between(self, y, x):
+        return self.grown(y, x.shape[2])
+
+    def grown(self, y, height):
+        if height > 8:
+            return doubled(y)
+        return y
+
+
+class Held(Net):
+    def between(self, y, x):
+        self.height = len(x[0, 0])
+        return self.grown(y)
+
+    def grown(self, y):
+        while self.height > 8:
+            y, self.height = doubled(y), self.height // 2
+        return y
+
+
+class Layer(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Conv2d(8, 8, 3, padding=1)
+
+    def between(self, y, x):
+        if x.shape[2] > 8:
+            y = y + self.extra(y)
+        return y
+
+
+class Instead(Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Conv2d(8, 8, 1)
+
+    def between(self, y, x):
+        return F.relu(self.extra(y)) if x.shape[2] > 8 else F.relu(self.more(y))
+
+
+def checked(net, size, names=("a", "bn", "extra", "more"), seed=0):
+    net = randomize(net, seed)
+    gone = {f"{n}.{p}": GONE for n in names if hasattr(net, n) for p in ("weight", "bias")}
+    masks = mask_indices(net, gone | {"b.weight": [2, 3], "b.bias": [2, 3]})
+    generator = torch.Generator().manual_seed(size)
+    dummy, *others = [
+        torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
+        for height, width in [(size, size), *((h, w) for h in (4, 7, 8, 9, 12, 16, 31) for w in (8, 13))]
+    ]
+    return check_equal(net, dummy, masks, others)
+
+
+@pytest.mark.parametrize("size", [8, 12])
+@pytest.mark.parametrize("kind", [Padded, Resampled, Large, Small, Helped, Held])
+def test_calls_that_other_sizes_make(kind, size):
+    small = checked(kind(), size, names=("a",)).model
+    assert small.c.in_channels == 4
+    if kind in (Padded, Resampled):
+        assert small.b.in_channels == 6  # one stays for the others, which the border makes 0
+    if kind in (Large, Small):
+        assert small.b.in_channels == 8  # constants are others there
+
+
+@pytest.mark.parametrize("size", [8, 12])
+@pytest.mark.parametrize("kind", [Layer, Instead])
+def test_layers_that_other_sizes_call(kind, size):
+    result = checked(kind(), size)
+    small = result.model
+    assert (small.a.out_channels, small.extra.in_channels, small.extra.out_channels, small.b.in_channels) == (5,) * 4
+    assert result.plan.report.uncalled == []
+    if kind is Instead:
+        assert (small.more.in_channels, small.more.out_channels) == (5, 5)
+
+
+def test_a_layer_of_another_size_that_is_not_masked_keeps_what_it_makes():
+    small = checked(Instead(), 8, names=("a", "bn", "more")).model
+    assert (small.a.out_channels, small.extra.in_channels, small.extra.out_channels, small.b.in_channels) == (
+        5,
+        5,
+        8,
+        8,
+    )
+
+
+def test_plans_with_layers_of_other_sizes_are_saved(tmp_path):
+    net = randomize(Layer()).double().eval()
+    masks = mask_indices(net, {f"{n}.{p}": GONE for n in ("a", "bn", "extra") for p in ("weight", "bias")})
+    x, larger = (torch.randn(1, 3, s, s, dtype=torch.float64) for s in (8, 14))
+    plan = speedup.plan(copy.deepcopy(net), x, masks)
+    small = plan.apply()
+    speedup.save(small, tmp_path / "small")
+    again = speedup.load(Layer().double(), tmp_path / "small").eval()
+    assert again.extra.out_channels == 5
+    for each in (x, larger):
+        assert torch.equal(again(each), small(each))
+    assert not torch.equal(small(larger)[..., :4, :4], small(x)[..., :4, :4])
+
+
+class Tokens(nn.Module):
+    """Attention that masks what comes later, if anything does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.norm = nn.Linear(5, 8), nn.Linear(8, 3), nn.LayerNorm(8)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        y, (batch, length, _) = self.first(x), x.shape
+        q, k, v = (m(y).view(batch, length, 2, 4).transpose(1, 2) for m in (self.q, self.k, self.v))
+        scores = q @ k.transpose(-1, -2) / 2
+        if length > 1:
+            scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+        y = y + self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, -1))
+        return self.last(self.norm(y))
+
+
+@pytest.mark.parametrize("length", [1, 6])
+def test_one_token_alone(length):
+    net = randomize(Tokens())
+    gone = {"q": [0, 4], "k": [0, 4], "v": [0, 4], "first": [1, 2], "out": [1, 2], "norm": [1, 2]}
+    masks = mask_indices(net, {f"{n}.{p}": i for n, i in gone.items() for p in ("weight", "bias")})
+    dummy, *others = (torch.randn(2, n, 5, dtype=torch.float64) for n in (length, 1, 2, 9))
+    small = check_equal(net, dummy, masks, others).model
+    assert (small.q.out_features, small.out.in_features, small.out.out_features) == (6, 6, 6)
+
+
+class Chosen(Net):
+    """Layers of which the data choose one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra, self.more = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def between(self, y, x):
+        return F.relu(self.extra(y)) if bool(x.sum() > 0) else F.relu(self.more(y))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_layers_that_other_data_call(sign):
+    net = randomize(Chosen())
+    masks = mask_indices(net, {f"{n}.{p}": GONE for n in ("a", "bn", "extra", "more") for p in ("weight", "bias")})
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    result = check_equal(net, sign * x, masks, [-x, x, x[:1, ..., :5]])
+    small = result.model
+    assert (small.a.out_channels, small.b.in_channels) == (5, 5)
+    assert (small.extra.in_channels, small.extra.out_channels) == (small.more.in_channels, small.more.out_channels)
+    assert result.plan.report.uncalled == []
