@@ -209,8 +209,10 @@ def takes_one(module: nn.Module) -> bool:
 
 
 def _groups(module: nn.Module) -> int:
-    """The number of groups of a group norm that it says it is, 0 for others."""
-    return module.num_groups if isinstance(module, nn.GroupNorm) else 0
+    """The number of groups of a group norm that it says it is; 1 for others, which may be over all channels."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups
+    return 0 if hasattr(module, "num_groups") else 1
 
 
 def _run(module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
