@@ -198,6 +198,24 @@ class Slices(Halves):
         return self.left(y[:, :8]) + self.right(y[..., 8:])
 
 
+class Gates(nn.Module):
+    """Layers that read their parts of one condition, as in vocoders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 8
+        self.condition, self.one, self.two = nn.Linear(6, 32), nn.Linear(6, 8), nn.Linear(8, 2)
+        self.layers = nn.ModuleList(nn.Linear(8, 16) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Any:
+        condition, y = self.condition(x), self.one(x)
+        for i, layer in enumerate(self.layers):
+            offset = i * 2 * self.size
+            z = layer(y) + condition[:, offset : offset + 2 * self.size]
+            y = y + torch.tanh(z[:, : self.size]) * torch.sigmoid(z[:, self.size :])
+        return self.two(y)
+
+
 class Zeros(Features):
     def forward(self, x: Tensor) -> Any:
         state = torch.zeros(x.shape[0], 16, dtype=x.dtype)

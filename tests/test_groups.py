@@ -340,6 +340,91 @@ def test_a_part_that_is_empty() -> None:
     assert places(group, 2)["b.weight", 1] == (2,)
 
 
+class Scan(nn.Module):
+    """Channels by states, as a state-space model keeps them: the state is made of both, and of zeros at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(4, 8), nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(8, 3)
+        self.decay = nn.Parameter(torch.ones(8, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, c = self.a(x), self.b(x), self.c(x)
+        state, outputs = torch.zeros(len(x), 8, 6).to(x.dtype), []
+        for i in range(x.shape[1]):
+            state = state * torch.exp(-self.decay * a[:, i, :, None]) + a[:, i, :, None] * b[:, i, None]
+            outputs.append((state * c[:, i, None]).sum(-1))
+        return self.d(torch.stack(outputs, 1))
+
+
+def test_channels_by_states() -> None:
+    model, x = net(Scan()), tokens(4)
+    groups = speedup.channel_groups(model, x)
+    assert [(g.size, {m.parameter for m in g.members} >= own) for g, own in zip(groups, (
+        {"a.weight", "decay", "d.weight"}, {"b.weight", "c.weight", "decay"}
+    ), strict=True)] == [(8, True), (6, True)]  # fmt: skip
+    result = check_equal(model, x, speedup.prune_masks(model, x), [tokens(4)[:1, :3]])
+    assert result.shape("decay") == (4, 3)
+
+
+class Typed(nn.Module):
+    """A tensor that is made of the type of another one, and one that is made by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        weights = torch.linspace(1, 2, x.shape[1]).type_as(x)
+        result: torch.Tensor = self.b(torch.cat([x.new_zeros(len(x), 1, 8), x * weights[:, None]], 1))
+        return result
+
+
+def test_where_only_the_type_of_a_tensor_is_asked_for() -> None:
+    (group,) = speedup.channel_groups(net(Typed()), tokens(4))
+    assert places(group, 2)["b.weight", 1] == (2,)
+
+
+class Shifted(nn.Module):
+    """Steps in front: the batch is the second axis of what a step is put before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.transpose(0, 1)
+        result: torch.Tensor = self.b(self.a(torch.cat([x.new_zeros(1, *x.shape[1:]), x[:-1]])))
+        return result
+
+
+def test_a_step_that_is_put_in_front() -> None:
+    (group,) = speedup.channel_groups(net(Shifted()), tokens(4))
+    assert group.size == 8
+
+
+class Chosen(nn.Module):
+    """Points that are chosen one after the other, as many as the code says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(4, 8, 1), nn.Conv1d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = torch.zeros(len(x), 6, dtype=torch.long)
+        for i in range(6):
+            chosen[:, i] = x[..., 0].argmax(1) if i == 0 else (chosen[:, i - 1] + 2) % x.shape[1]
+        points = x[torch.arange(len(x))[:, None], chosen]
+        result: torch.Tensor = self.b(self.a(points.transpose(1, 2))).amax(2)
+        return result
+
+
+def test_points_that_the_code_counts() -> None:
+    (group,) = speedup.channel_groups(net(Chosen()), tokens(4))
+    assert group.size == 8 and places(group, 2)["b.weight", 1] == (2,)
+
+
 class LowRank(nn.Linear):
     """With a product of two small matrices added to the weight."""
 

@@ -347,6 +347,15 @@ def test_a_line_that_runs_twice_with_two_sizes_is_locked() -> None:
     assert "view" in plan.explain("convs.0")
 
 
+def test_an_attribute_of_which_each_run_makes_its_own_number() -> None:
+    gone = {"one.weight": (0, 3), "condition.weight": tuple(i + 8 * k for k in range(4) for i in (0, 3))}
+    both = {f"layers.{i}.weight": (0, 3, 8, 11) for i in range(2)}
+    biases = {n.replace("weight", "bias"): d for n, d in (gone | both).items()}
+    small, _, plan = shrink(nets.Gates(), gone | both | biases, 3, 6)
+    assert small.size == 6 and small.condition.weight.shape == (24, 6)
+    assert repaired(plan) == ["size: 8 -> 6"]
+
+
 # -- functions that a method calls ------------------------------------------------------------------------------------
 
 

@@ -150,11 +150,27 @@ class Movement(CoordinateRule):
         found = []
         for origin, value in zip(self.origins(node), node.outputs, strict=True):
             flags = [True] * value.ndim
-            for axis, c in enumerate(origin.coordinates):
-                if any(axis < len(r) and not r[axis] for r in rigid):
-                    for a, size in enumerate(c.shape):
-                        flags[a] &= size == 1
+            for a, free in enumerate(self._free(origin, rigid)):
+                # Beside each other, what one of the operands can lose is lost; side by side, what all can lose.
+                flags[a] = not (free and (any(free) if origin.source.shape[a] > 1 else all(free)))
             found.append([f and a not in copies for a, f in enumerate(flags)])
+        return found
+
+    def _free(self, origin: Any, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
+        """Per axis of an output, whether each operand that differs along it can lose an index there."""
+        found: list[list[bool]] = [[] for _ in origin.source.shape]
+        for k in np.unique(origin.source[origin.source >= 0]).tolist():
+            here = origin.source == k
+            differs: list[list[bool]] = [[] for _ in found]
+            for axis, fixed in enumerate(rigid[k]):
+                c = origin.coordinates[axis]
+                for a, size in enumerate(c.shape):
+                    if size > 1 and (
+                        here.all() or (np.where(here, c, -1).max(a) > np.where(here, c, 2**62).min(a)).any()
+                    ):
+                        differs[a].append(not fixed)
+            for own, mine in zip(differs, found, strict=True):
+                mine += [any(own)] if own else []
         return found
 
     def tie(self, node: Node, labels: Labels) -> None:

@@ -606,3 +606,23 @@ def test_channels_and_states_of_a_recurrence_go() -> None:
     result = check_equal(model, x, masks, [other])
     assert result.shape("a.weight") == (6, 3) and result.shape("b.weight") == (5, 3)
     assert result.shape("decay") == (6, 5) and result.shape("c.weight") == (4, 6)
+
+
+class OfType(nn.Module):
+    """Zeros of the type that another tensor is of, as older code makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.a(x)
+        zeros = torch.zeros(y.shape[0], y.shape[1], 2).type(y.type())
+        return self.b(torch.cat([zeros, y, zeros], 2))
+
+
+def test_the_name_of_a_type_is_no_data() -> None:
+    model = randomize(OfType(), 0)
+    masks = mask_indices(model, {"a.weight": [1, 4], "a.bias": [1, 4]})
+    result = check_equal(model, torch.randn(2, 3, 5), masks, [torch.randn(1, 3, 7)])
+    assert result.shape("b.weight") == (4, 6, 1) and not result.plan.report.barriers

@@ -137,3 +137,21 @@ def test_other_children_are_not_taken_for_activations(act: nn.Module) -> None:
     assert form_of(GroupNormAct(3, 12, act)) is None
     model = net(GroupNormAct(3, 12, act))
     check_equal(model, image(2, 3, 6, 6), mask_indices(model, {k: GONE for k in ("0.weight", "0.bias", "1.weight")}))
+
+
+class Holding(nn.Module):
+    """A norm with a child that it does not call, and that cannot be called."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+
+
+def test_children_that_cannot_be_called() -> None:
+    model = randomize(nn.Sequential(nn.Linear(3, 12), Holding(12), nn.Linear(12, 4)), 0)
+    masks = mask_indices(model, {"0.weight": GONE, "0.bias": GONE})
+    assert check_equal(model, torch.randn(2, 3), masks).shape("2.weight") == (4, 9)

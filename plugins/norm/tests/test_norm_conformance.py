@@ -13,6 +13,7 @@ from speedup_plugin_norm.custom import NAMES
 
 MAP = (2, 8, 6, 6)
 TOKENS = (2, 6, 8)
+WHOLE = (8, 1, 1), (1, 2, 3)  # shape and axes of a norm over all channels and positions
 
 
 class OtherNorm(nn.Module):
@@ -121,7 +122,7 @@ class Simple(nn.Module):
 class Named(nn.Module):
     """A layer norm as people write it, with names and shapes of their own."""
 
-    def __init__(self, names: tuple[str, str], shape: tuple[int, ...] = (8,), axis: int = -1) -> None:
+    def __init__(self, names: tuple[str, str], shape: tuple[int, ...] = (8,), axis: int | tuple[int, ...] = -1) -> None:
         super().__init__()
         self.names, self.axis, self.eps = names, axis, 1e-5
         setattr(self, names[0], nn.Parameter(torch.ones(shape)))
@@ -137,6 +138,15 @@ def smaller(names: tuple[str, str]) -> nn.Module:
     """What an earlier round left of it."""
     lost = {"removed": 3, "removed_mean": 0.2, "removed_spread": 0.7}
     return compensate(Named(names), LayerNormForward, stat_axis=-1, stat_eps=1e-5, stat_names=names, **lost)
+
+
+def smaller_groups(names: tuple[str, str]) -> nn.Module:
+    """What an earlier round left of a group norm with such names."""
+    module = Named(names, *WHOLE)
+    module.num_groups = 2
+    gone = torch.tensor([3.0, 2.0]).reshape(1, 2, 1, 1)
+    lost = {"removed": gone, "removed_mean": 0.1 * gone, "removed_spread": gone}
+    return compensate(module, GroupNormForward, stat_eps=1e-5, stat_names=names, **lost)
 
 
 class TestConformance(RuleTests):
@@ -164,6 +174,8 @@ class TestConformance(RuleTests):
             chain(MAP, Named(NAMES[0], (1, 8, 1, 1), 1)),
             *(chain(TOKENS, Named(names)) for names in NAMES),
             *(chain(TOKENS, smaller(names)) for names in NAMES),
+            *(chain(MAP, Named(names, *WHOLE)) for names in NAMES),
+            *(chain(MAP, smaller_groups(names)) for names in NAMES),
             around(lambda m, x: F.layer_norm(x, (8,), m.scale, m.scale) + F.rms_norm(x, (8,), m.scale), TOKENS),
             around(lambda m, x: calls.layer_norm(x, (8,), m.scale, m.scale, total=11, gone_mean=0.2), TOKENS),
             around(lambda m, x: calls.layer_norm(x, (8,), m.scale, None, 1e-6, total=8, gone_spread=0.7), TOKENS),

@@ -14,7 +14,7 @@ from speedup.facts import Bools
 from speedup.graph import Graph, Value
 from speedup.groups.assemble import assemble
 from speedup.groups.blocks import Blocks
-from speedup.groups.labels import STAYS, Labels, Numbers
+from speedup.groups.labels import STAYS, Labels, Numbers, varied
 from speedup.groups.mixing import mixings
 from speedup.groups.result import ChannelGroups
 from speedup.grow import bare_keep_sets
@@ -81,17 +81,40 @@ def _tied(graph: Graph) -> Labels:
         for node in graph.nodes:
             if node.rule is not None:
                 ask(node, "tie", labels)
-        if labels.alone <= fixed:
-            break
-        fixed |= labels.alone
-    for value in graph.replaced:
-        if value.next is not None and value.is_replaced_alike and labels.has(value) and labels.has(value.next):
-            for old, new in zip(labels.arrays(value), labels.arrays(value.next), strict=True):
-                labels.join(old, new)
-    for value in graph.values:
-        if labels.has(value) and whole.sets[value].any():
-            labels.freeze(value)
-    return labels
+        for value in graph.replaced:
+            if value.next is not None and value.is_replaced_alike and labels.has(value) and labels.has(value.next):
+                for old, new in zip(labels.arrays(value), labels.arrays(value.next), strict=True):
+                    labels.join(old, new)
+        for value in graph.values:
+            if labels.has(value) and whole.sets[value].any():
+                labels.freeze(value)
+        found = labels.alone - fixed or _places(graph, labels) - fixed
+        if not found:
+            return labels
+        fixed |= found
+
+
+def _places(graph: Graph, labels: Labels) -> set[tuple[Value, int]]:
+    """Axes of activations that can lose no index, as it turns out, and that layers take for channels beside their own:
+    places that a forward counts itself (points that it chooses)."""
+    if not any(node.rule is not None and _has_grid(labels, v) for node in graph.nodes for v in node.outputs):
+        return set()
+    classes = labels.classes()
+
+    def stays(value: Value) -> bool:
+        return labels.has(value) and all((classes[n] == STAYS).all() for n in labels.arrays(value))
+
+    found: set[tuple[Value, int]] = set()
+    for node in graph.nodes:
+        if any(_has_grid(labels, v) and not stays(v) for v in node.outputs):
+            fixed = [v for v in node.operands if v is not None and not v.is_source and stays(v)]
+            found |= {(v, a) for v in fixed for numbers in labels.arrays(v) for a in varied(numbers)}
+    return found
+
+
+def _has_grid(labels: Labels, value: Value) -> bool:
+    """Whether an activation has numbers that vary along several axes."""
+    return not value.is_source and labels.has(value) and any(len(varied(n)) > 1 for n in labels.arrays(value))
 
 
 def _merged(labels: Labels) -> tuple[Numbers, Numbers, Numbers]:

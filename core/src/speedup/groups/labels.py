@@ -50,8 +50,9 @@ class Labels:
         computed: weights that a call makes of parameters.
         taken: numbers of what such a weight reads: of the parameters they go by themselves, and to mask them there may
             change what else is made of it.
-        alone: axes of parameters that count rows beside those of the input (tokens that are learned, places in a
-            table), of which layers make channels: to be taken for axes that can lose no index.
+        alone: axes of parameters and of tensors that a forward makes which count rows beside those of the input
+            (tokens that are learned, places in a table), of which layers make channels: to be taken for axes that can
+            lose no index.
     """
 
     def __init__(self, rigid: Mapping[Value, Sequence[bool]], from_input: frozenset[Value]) -> None:
@@ -121,15 +122,12 @@ class Labels:
         return value in self._of
 
     def leave(self, arrays: Iterable[Numbers]) -> None:
-        """Nothing goes for these numbers: note the axes of parameters that they are of."""
+        """Nothing goes for these numbers: note the axes that they are of."""
         numbers = [a.ravel() for a in arrays]
         if numbers:
             of = np.unique(np.concatenate(numbers))
             for value, known in self._of.items():
-                if value.is_source:
-                    self.alone |= {
-                        (value, axes[0]) for axes, n in known.items() if len(axes) == 1 and np.isin(n, of).any()
-                    }
+                self.alone |= {(value, axes[0]) for axes, n in known.items() if len(axes) == 1 and np.isin(n, of).any()}
 
     def keep_dense(self, numbers: Numbers, axis: int | None) -> None:
         """What is left of an array with several axes must be dense again."""
@@ -186,6 +184,7 @@ def by_signature(node: Node, labels: Labels) -> None:
         for numbers in labels.arrays(value):
             named.setdefault(k, []).append(_settled(labels, layout, layout.to_named(k, numbers), fixed))
     weights = any(v is not None and v not in labels.from_input for v in node.operands)
+    held = any(v is not None and v.is_source for v in node.operands)  # what is made of numbers alone has no channels
     lines = [pair for pairs in named.values() for pair in pairs if pair[0]]
     of_weights = [p for k, pairs in named.items() if values[k] not in labels.from_input for p in pairs]
     for k in range(first_output, len(values)):
@@ -195,7 +194,8 @@ def by_signature(node: Node, labels: Labels) -> None:
             continue
         inside = [pair for pair in lines if pair[0] <= free[k]]
         alike = next((n for names, n in lines if names == free[k]), None)
-        if alike is None and free[k] and (not inside or value in labels.from_input):
+        new = (lines or held) and (value in labels.from_input or not inside)
+        if alike is None and free[k] and new and not _is_outer(inside, free[k]):
             alike = labels.fresh([layout.sizes[n] if n in free[k] else 1 for n in layout.names])
             if weights:
                 labels.made.append(alike)
@@ -229,6 +229,13 @@ def by_signature(node: Node, labels: Labels) -> None:
                     labels.reads.add((value, varied(added)))
             elif not value.is_source and names == free[k] and names & layout.contracted and weights:
                 labels.read.append(value)
+
+
+def _is_outer(inside: Sequence[tuple[frozenset[str], Numbers]], names: frozenset[str]) -> bool:
+    """Whether a call multiplies (adds, compares) what has some of these names by what has the others: an entry of what
+    comes out goes when its number in any of them does, as of a parameter."""
+    parts = {own for own, _ in inside}
+    return len(parts) > 1 and sum(map(len, parts)) == len(names) == len(frozenset[str]().union(*parts))
 
 
 def _settled(labels: Labels, layout: Any, numbers: Numbers, fixed: Iterable[str]) -> tuple[frozenset[str], Numbers]:

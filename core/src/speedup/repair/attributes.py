@@ -69,8 +69,8 @@ def mentioned(place: Place, module: nn.Module, tree: ast.AST, changed: dict[str,
 
 
 def _factors(place: Place, module: nn.Module, tree: ast.expr, changed: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """The integer attributes that an expression is, or is a multiple of."""
-    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Mult):
+    """The integer attributes that an expression is, is a multiple of, or is a sum of multiples of."""
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Mult | ast.Add | ast.Sub):
         yield from _factors(place, module, tree.left, changed)
         yield from _factors(place, module, tree.right, changed)
     elif place.attribute(tree) is not None:

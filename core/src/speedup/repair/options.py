@@ -55,8 +55,12 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
         return
     if not _agree(job, node, stale):
         rest = _left_over(node, stale)
-        if rest is not None:
-            for place in places_of(node, module):
+        for place in places_of(node, module):
+            if attributes and not found.numbers and _in_proportion(job, node, stale):
+                made = _by_attributes((node, place, module, stale), repairs, rest=False)
+                if made is not None and made.attributes:
+                    yield {node.scope: made}
+            if rest is not None:
                 yield from _options([(node, place, module, [rest])], repairs, attributes=False)
         return
     for depth, place in enumerate(places_of(node, module)):
@@ -101,9 +105,27 @@ def _agree(job: Job, node: Node, stale: list[Stale]) -> bool:
     others call."""
     paths = [s.path for s in stale]
     mine = _wanted(job, node, paths)
+    return all(_wanted(job, n, paths) == mine for n in _runs(job, node))
+
+
+def _in_proportion(job: Job, node: Node, stale: list[Stale]) -> bool:
+    """Whether the numbers of each run become smaller alike, so that all may be made of one attribute."""
+    paths = [s.path for s in stale]
+    shares = set()
+    for each in _runs(job, node):
+        given = dict(numbers(each.args, each.kwargs))
+        for path, wanted in zip(paths, _wanted(job, each, paths), strict=True):
+            if type(given.get(path)) is not int or type(wanted) is not int:
+                return False
+            shares |= {Fraction(wanted, given[path])} if given[path] else set()
+    return len(shares) == 1
+
+
+def _runs(job: Job, node: Node) -> list[Node]:
+    """All runs of one call."""
     sites = sites_within(node, job.model.get_submodule(node.scope))
     alike = (n for n in job.graph.nodes if n.scope == node.scope and n.op is node.op)
-    return all(_wanted(job, n, paths) == mine for n in alike if n.sites[: len(sites)] == sites)
+    return [n for n in alike if n.sites[: len(sites)] == sites]
 
 
 def _left_over(node: Node, stale: list[Stale]) -> Stale | None:

@@ -120,9 +120,15 @@ class Maker:
             return run(call)
 
     def _quietly(self, call: Callable[[], Any]) -> Any:
-        """Run a call whose ops are not seen: to see one takes as long as the op itself."""
+        """Run a call whose ops are not seen: to see one takes as long as the op itself.
+
+        What gives something else than tensors is run again: it reads data, or only asks of what type a tensor is.
+        """
+        result = call()
+        if result is not None and next(iter(tensors_in(result)), None) is None:
+            return self._seen(call)
         self.op_count += 1
-        return call()
+        return result
 
     def _seen(self, call: Callable[[], Any]) -> Any:
         """Run a call with the dispatch mode."""

@@ -14,6 +14,7 @@ from speedup import (
     Constant,
     Fact,
     Floats,
+    Labels,
     Movement,
     Node,
     NodeFacts,
@@ -74,6 +75,19 @@ class _Hidden:
         value = self._node.values[k]
         assert value is not None
         return value.ndim
+
+
+class _Apart:
+    """The labels at a node of whose operands some have no channels to go along with."""
+
+    def __init__(self, labels: Labels, values: set[Value]) -> None:
+        self._labels, self._values = labels, values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._labels, name)
+
+    def arrays(self, value: Value) -> list[Any]:
+        return [np.zeros((1,) * value.ndim, dtype=np.int64)] if value in self._values else self._labels.arrays(value)
 
 
 class Pointwise(Rule):
@@ -186,6 +200,10 @@ class Cast(Same):
     def derived(self, node: Node) -> set[int]:
         return set()
 
+    def tie(self, node: Node, labels: Labels) -> None:
+        seen: Any = _Apart(labels, {v for v in node.operands[1:] if v is not None and v is not node.operands[0]})
+        super().tie(node, seen)
+
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         last = len(node.operands)
         grown = True
@@ -213,10 +231,18 @@ class Made(Rule):
         return [np.full((1,) * node.outputs[0].ndim, number)]  # also where no box was found, so that there is no entry
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-        return [[axis not in _channel_axes(v) for axis in range(v.ndim)] for v in node.outputs]
+        return [[axis not in _channel_axes(v) or v.shape[axis] == 1 for axis in range(v.ndim)] for v in node.outputs]
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         """Whoever reads it says what is kept."""
+
+    def tie(self, node: Node, labels: Labels) -> None:
+        """Each axis goes by itself, as of a parameter."""
+        for value in node.outputs:
+            for axis in labels.flexible(value):
+                labels.add(value, labels.fresh([s if a == axis else 1 for a, s in enumerate(value.shape)]))
+            if not labels.has(value):
+                labels.add(value, np.zeros((1,) * value.ndim, dtype=np.int64))
 
 
 class Full(Made):

@@ -169,9 +169,13 @@ class RMSNorm(Counting):
 def _over(node: Node, axis: int) -> str:
     """The signature of a norm over the last axis or the second, with parameters that may have axes of size 1."""
     value = "* c" if axis == -1 else "n c *"
-    parameters = (v.shape if v is not None and v.ndim > 1 else () for v in node.operands[1:])
-    lines = (" ".join("c" if s > 1 else "1" for s in shape) or "c?" for shape in parameters)
-    return f"{value}, {', '.join(lines)} -> {value}"
+    return f"{value}, {', '.join(_lines(node, 'c'))} -> {value}"
+
+
+def _lines(node: Node, name: str) -> list[str]:
+    """The axes of the parameters, which may have further ones of size 1."""
+    shapes = (v.shape if v is not None and v.ndim > 1 else () for v in node.operands[1:])
+    return [" ".join(name if s > 1 else "1" for s in shape) or f"{name}?" for shape in shapes]
 
 
 def _channel(node: Node, axis: int) -> int:
@@ -264,7 +268,8 @@ class GroupNorm(Counting):
         value = node.operands[0]
         assert value is not None
         rest = f"~{value.ndim - 2}" if value.ndim > 2 else ""
-        return f"n (g={node.arg('num_groups')} c) {rest}, (g c)?, (g c)? -> n (g c) {rest}"
+        parameters = ", ".join(_lines(node, "(g c)"))
+        return f"n (g={node.arg('num_groups', 1)} c) {rest}, {parameters} -> n (g c) {rest}"
 
     def channel(self, node: Node) -> int:
         return 1
@@ -285,7 +290,7 @@ class GroupNorm(Counting):
             return module
 
         def per_group(array: Floats) -> torch.Tensor:
-            like = node.operand("weight")
+            like = node.operand(self.operands[1])
             dtype, device = (
                 (like.tensor.dtype, like.tensor.device) if like and like.tensor is not None else (None, None)
             )
@@ -299,10 +304,13 @@ class GroupNorm(Counting):
             removed_mean=per_group(mean),
             removed_spread=per_group(spread),
             stat_tail=self.tail(node),
+            stat_names=self.operands[1:],
         )
 
 
 class OtherGroupNorm(_Recognised, GroupNorm):
+    """A group norm with a forward of its own, or one over all channels and positions (of Conv-TasNet)."""
+
     name = "other group_norm"
     kind = "group"
 
@@ -361,6 +369,10 @@ class CompensatedRMSNorm(_CompensatedChannels, RMSNorm):
 class CompensatedGroupNorm(_Compensated, GroupNorm):
     name = "compensated group_norm"
     forward = GroupNormForward
+
+    def claims(self, module: nn.Module) -> bool:
+        names = self.operands[1:]
+        return isinstance(module, self.forward) and tuple(module.stat_names[: len(names)]) == names
 
     def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
         shape = [-1 if name == "g" else 1 for name in node.layout.names]
@@ -465,7 +477,7 @@ def speedup_rules() -> Iterable[Rule]:
         *(
             rule(name=f"{rule.name}, {' and '.join(names)}", operands=("input", *names))
             for names in NAMES
-            for rule in (OtherLayerNorm, CompensatedLayerNorm)
+            for rule in (OtherLayerNorm, CompensatedLayerNorm, OtherGroupNorm, CompensatedGroupNorm)
         ),
         InstanceNorm(
             modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),

@@ -208,7 +208,7 @@ class RMSNormForward(Compensated):
 class GroupNormForward(Compensated):
     """Over the channels of each group and all positions."""
 
-    num_groups: int
+    num_groups: int = 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float() if x.dtype in HALF else x
