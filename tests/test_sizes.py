@@ -46,6 +46,37 @@ def test_a_table_of_which_a_longer_input_reads_more(length: int) -> None:
     assert result.shape("inner.weight") == (14, 2)
 
 
+class Placed(nn.Module):
+    """A table of positions, of which as many rows are read as there are tokens."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.one, self.two, self.part = nn.Linear(3, 6), nn.Linear(6, 2), part
+        table = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+        table[:4, 1:3], table[4:, 1:3] = -table[:4, 1:3].abs(), table[4:, 1:3].abs()
+        self.register_buffer("table", table)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        rows = {
+            "sliced": lambda: self.table[:length],
+            "narrowed": lambda: self.table.narrow(0, 0, length),
+            "of a view": lambda: self.table[None][:, :length],
+        }
+        result: torch.Tensor = self.two(F.relu(self.one(x) + rows[self.part]()))
+        return result
+
+
+@pytest.mark.parametrize("part", ["sliced", "narrowed", "of a view"])
+@pytest.mark.parametrize("length", [1, 4])
+def test_rows_of_a_table_that_are_alike_at_this_size(part: str, length: int) -> None:
+    """Of one row all channels are the same at every position; of four, two are 0 behind the activation."""
+    net = randomize(Placed(part))
+    masks = mask_indices(net, {"one.weight": [1, 2, 5], "one.bias": [1, 2, 5]})
+    result = check_equal(net, torch.randn(2, length, 3), masks, [torch.randn(2, n, 3) for n in (1, 4, 8, 12)])
+    assert result.shape("one.weight") == (6, 3)
+
+
 class Scaled(nn.Module):
     """Filters 1 to 3 are masked: behind the activation they are constants, of which ``body`` makes others."""
 

@@ -6,8 +6,8 @@ be, the model is run on inputs of other sizes too, and a constant that is anothe
 
 1. *may it be?* There is a constant behind a call that counts (``Rule.counts``) or is given an empty tensor, which may
    be empty at this size only; or, in a forward that asks for a size,
-   behind a call with a number that is not written out in the source, or behind a line that runs several times and
-   gives several constants;
+   behind a call with a number that is not written out in the source (a movement, if it takes a part of a table of the
+   model: the rows that this size reads), or behind a line that runs several times and gives several constants;
 2. *does it matter?* Where as much of the parameters goes without all such constants (those of a detector's anchors,
    say), none of them is taken for one, and that is all;
 3. else the same is inferred at other sizes: more samples, smaller, larger;
@@ -114,7 +114,8 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts, loose: bool) -> dict
         if node.rule.counts:
             found.update((v, _constants(facts, v)) for v in known)
             continue
-        if known and node.module is None and not node.rule.moves and not _is_written(node, model):
+        reads = not node.rule.moves or not graph.from_input.issuperset(node.tensors)
+        if known and node.module is None and reads and not _is_written(node, model):
             found.update((v, _constants(facts, v)) for v in known)
         for value in known:
             repeated[_place(node, node.outputs.index(value))].append(value)
@@ -180,8 +181,8 @@ def _differ(facts: Facts, value: Value, known: Facts, other: Value) -> Bools:
         return everything(value.ndim)
     differ = np.zeros((1,) * value.ndim, dtype=bool)
     for (mask, first), (also, second) in zip(_numbers(facts, value), _numbers(known, other), strict=False):
-        if _positional(value.shape, (mask, first), (also, second)):
-            continue
+        for axis in _positional(value.shape, (mask, first), (also, second)):
+            mask, first = _even(axis, mask, first)
         same = also & np.isclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True)
         # What is known at all positions must be so at all that there are in the other run.
         same = same.all(tuple(a for a, s in enumerate(value.shape) if same.shape[a] not in (1, s)), keepdims=True)
@@ -199,8 +200,16 @@ def _numbers(facts: Facts, value: Value) -> Iterator[tuple[Bools, Floats]]:
         yield from ((affine.mask, n) for n in (affine.offset, *affine.terms))
 
 
-def _positional(shape: Sequence[int], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> bool:
-    """Whether the arrays cannot be compared: known position by position, at other positions."""
+def _positional(shape: Sequence[int], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> list[int]:
+    """The axes along which arrays cannot be compared: known position by position, at other positions."""
     varies = [max(sizes) > 1 for sizes in zip(*(a.shape for a in own), strict=True)]
     there = [set(sizes) for sizes in zip(*(a.shape for a in others), strict=True)]
-    return any(v and not sizes <= {1, size} for v, sizes, size in zip(varies, there, shape, strict=True))
+    return [a for a, size in enumerate(shape) if varies[a] and not there[a] <= {1, size}]
+
+
+def _even(axis: int, mask: Bools, numbers: Floats) -> tuple[Bools, Floats]:
+    """What is known and the same all along an axis, which has size 1 then."""
+    mask, numbers = np.broadcast_arrays(mask, numbers)
+    first = numbers.take([0], axis)
+    same = mask & np.equal(numbers, first)
+    return np.logical_and.reduce(same, axis=axis, keepdims=True), first
