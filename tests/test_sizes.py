@@ -77,6 +77,28 @@ def test_rows_of_a_table_that_are_alike_at_this_size(part: str, length: int) -> 
     assert result.shape("one.weight") == (6, 3)
 
 
+@pytest.mark.parametrize("rows", [4, 12], ids=["here", "everywhere"])
+@pytest.mark.parametrize("read", [True, False])
+def test_channels_that_are_the_same_at_the_places_of_this_size(rows: int, read: bool) -> None:
+    """A norm counts one for the other, if they are so at all places; also where nobody else reads them."""
+
+    class Normed(Placed):
+        def __init__(self) -> None:
+            super().__init__("sliced")
+            self.norm = nn.LayerNorm(6)
+            self.table[:rows, 5] = self.table[:rows, 4]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.two(self.norm(self.one(x) + self.table[: x.shape[1]]))
+            return result
+
+    net = randomize(Normed())
+    masks = mask_indices(net, {"one.weight": [2, 4, 5], "one.bias": [2, 4, 5]})
+    masks |= {} if read else mask_indices(net, {"two.weight": [4, 5]}, axis=1)
+    result = check_equal(net, torch.randn(2, 4, 3), masks, [torch.randn(2, n, 3) for n in (1, 4, 8, 12)])
+    assert result.shape("one.weight") == (6 if rows == 4 else 5, 3)
+
+
 class Scaled(nn.Module):
     """Filters 1 to 3 are masked: behind the activation they are constants, of which ``body`` makes others."""
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -181,8 +182,10 @@ def _differ(facts: Facts, value: Value, known: Facts, other: Value) -> Bools:
         return everything(value.ndim)
     differ = np.zeros((1,) * value.ndim, dtype=bool)
     for (mask, first), (also, second) in zip(_numbers(facts, value), _numbers(known, other), strict=False):
-        for axis in _positional(value.shape, (mask, first), (also, second)):
-            mask, first = _even(axis, mask, first)
+        axes = _positional(value.shape, (mask, first), (also, second))
+        if axes:
+            differ = differ | _parting(axes, (mask, first), (also, second))
+            mask, first = _even(axes, mask, first)
         same = also & np.isclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True)
         # What is known at all positions must be so at all that there are in the other run.
         same = same.all(tuple(a for a, s in enumerate(value.shape) if same.shape[a] not in (1, s)), keepdims=True)
@@ -200,16 +203,34 @@ def _numbers(facts: Facts, value: Value) -> Iterator[tuple[Bools, Floats]]:
         yield from ((affine.mask, n) for n in (affine.offset, *affine.terms))
 
 
-def _positional(shape: Sequence[int], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> list[int]:
+def _positional(
+    shape: Sequence[int], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]
+) -> tuple[int, ...]:
     """The axes along which arrays cannot be compared: known position by position, at other positions."""
     varies = [max(sizes) > 1 for sizes in zip(*(a.shape for a in own), strict=True)]
     there = [set(sizes) for sizes in zip(*(a.shape for a in others), strict=True)]
-    return [a for a, size in enumerate(shape) if varies[a] and not there[a] <= {1, size}]
+    return tuple([a for a, size in enumerate(shape) if varies[a] and not there[a] <= {1, size}])
 
 
-def _even(axis: int, mask: Bools, numbers: Floats) -> tuple[Bools, Floats]:
-    """What is known and the same all along an axis, which has size 1 then."""
+def _even(axes: tuple[int, ...], mask: Bools, numbers: Floats) -> tuple[Bools, Floats]:
+    """What is known and the same all along these axes, which have size 1 then."""
     mask, numbers = np.broadcast_arrays(mask, numbers)
-    first = numbers.take([0], axis)
-    same = mask & np.equal(numbers, first)
-    return np.logical_and.reduce(same, axis=axis, keepdims=True), first
+    first = numbers[tuple([slice(0, 1) if a in axes else slice(None) for a in range(numbers.ndim)])]
+    return np.logical_and.reduce(mask & np.equal(numbers, first), axis=axes, keepdims=True), first
+
+
+def _parting(axes: tuple[int, ...], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> Bools:
+    """Entries that are here the same as an earlier one all along these axes, and there are not."""
+    rest = [a for a in range(own[0].ndim) if a not in axes]
+    sizes = np.broadcast_shapes(*([a.shape[r] for r in rest] for a in (*own, *others)))
+
+    def lines(mask: Bools, numbers: Floats) -> Floats:
+        both = np.where(mask, numbers, np.nan).transpose([*rest, *axes])
+        both = np.broadcast_to(both, [*sizes, *both.shape[len(rest) :]])
+        return np.nan_to_num(both.reshape(prod(sizes), -1), nan=np.inf)
+
+    here, there = lines(*own), lines(*others)
+    _, first, which = np.unique(here, axis=0, return_index=True, return_inverse=True)
+    same = np.isclose(there, there[first[which.reshape(-1)]], rtol=1e-9, atol=0.0).all(axis=1)
+    found = np.broadcast_to(~same.reshape(sizes), sizes)
+    return np.expand_dims(found, axes)

@@ -40,6 +40,7 @@ class LayerNorm(Counting):
 
     name = "layer_norm"
     knows_width = True
+    repeats = True
     counting = (calls.layer_norm,)
     makes = (LayerNormForward, calls.layer_norm)
     call = "input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True"
@@ -81,11 +82,14 @@ class LayerNorm(Counting):
             if name in ("normalized_shape", "dim", "num_channels", "hidden_size"):
                 module.__dict__[name] = (size,) if isinstance(value, tuple) else size
         count, mean, spread = self.gone(node, keep)
-        if not count.any():
+        copies = self.repeated(node, keep)
+        module._buffers.pop("removed_copies", None)
+        if not count.any() and copies is None:
             return module
         return compensate(
             module,
             LayerNormForward,
+            **({} if copies is None else {"removed_copies": copies}),
             stat_axis=self.stat_axis(node),
             stat_eps=self.eps(node),
             removed=int(count[0]),
@@ -307,6 +311,9 @@ class OtherGroupNorm(_Recognised, GroupNorm):
     kind = "group"
 
 
+_ON_META = "what it lost in an earlier round is on the meta device: load that model with weights"
+
+
 class _Compensated(Counting):
     """A norm that has lost channels in an earlier round, and goes on counting them."""
 
@@ -341,6 +348,14 @@ class _CompensatedChannels(_Compensated):
     def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
         return _numbers(node)
 
+    def times(self, node: Node) -> Floats:
+        copies: torch.Tensor | None = node.arg("copies")
+        if copies is None:
+            return super().times(node)
+        if copies.is_meta:
+            raise SignatureError(_ON_META)
+        return 1.0 + copies.cpu().numpy().reshape([-1 if n == self.over else 1 for n in node.layout.names])
+
 
 class CompensatedLayerNorm(_CompensatedChannels, LayerNorm):
     name = "compensated layer_norm"
@@ -365,7 +380,7 @@ class CompensatedGroupNorm(_Compensated, GroupNorm):
     def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
         shape = [-1 if name == "g" else 1 for name in node.layout.names]
         if any(getattr(node.module, n).is_meta for n in REMOVED):
-            raise SignatureError("what it lost in an earlier round is on the meta device: load that model with weights")
+            raise SignatureError(_ON_META)
         arrays = (getattr(node.module, n).detach().double().cpu().numpy().reshape(shape) for n in REMOVED)
         count, mean, spread = arrays
         return count, mean, spread

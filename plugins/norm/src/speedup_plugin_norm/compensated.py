@@ -47,6 +47,7 @@ class Compensated(Overlay):
         stat_offset: what is added to the weight.
         stat_names: the names of weight and bias.
         stat_spread: how the original divides, see ``divisor``.
+        removed_copies: a buffer, where channels went that are the same as some that are left: how many, for each.
         stat_total: the width of the original, where the calls of a module lose different channels, all of them zeros;
             else None.
     """
@@ -81,7 +82,16 @@ class Compensated(Overlay):
     def normalize(self, x: torch.Tensor, axes: tuple[int, ...], positions: int = 1) -> torch.Tensor:
         """(x - mean) / deviation over ``axes`` and what was removed, which counts once at each position."""
         gone = self.gone(x.shape[axes[0]]), self.removed_mean, self.removed_spread
+        if self.copies is not None:
+            times = (self.copies + 1).to(x).reshape([-1 if a == axes[0] % x.ndim else 1 for a in range(x.ndim)])
+            return repeated(x, times, axes, self.stat_eps, *gone, self.stat_spread)
         return normalized(x, axes, self.stat_eps, *gone, self.stat_spread, positions)
+
+    @property
+    def copies(self) -> torch.Tensor | None:
+        """``removed_copies``, if there is one."""
+        found: torch.Tensor | None = vars(self)["_buffers"].get("removed_copies")
+        return found
 
 
 def normalized(
@@ -110,6 +120,25 @@ def normalized(
     spread = here * (var + (mean - overall) ** 2) + gone * (gone_mean - overall) ** 2
     spread = spread + gone_spread * positions
     result: torch.Tensor = (x - overall) / divisor(spread, total, eps, form)
+    return result
+
+
+def repeated(
+    x: torch.Tensor,
+    times: torch.Tensor,
+    axes: tuple[int, ...],
+    eps: float,
+    gone: Any,
+    gone_mean: Any,
+    gone_spread: Any,
+    form: str = "var",
+) -> torch.Tensor:
+    """As ``normalized``, where the entries of x count so many times."""
+    total = times.sum() + gone
+    overall = ((x * times).sum(axes, keepdim=True) + gone * gone_mean) / total
+    away = x - overall
+    spread = (away.square() * times).sum(axes, keepdim=True) + gone * (gone_mean - overall) ** 2 + gone_spread
+    result: torch.Tensor = away / divisor(spread, total, eps, form)
     return result
 
 
@@ -179,7 +208,7 @@ class LayerNormForward(Compensated):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         axis = along(self.stat_axis, x.ndim)
         last = self.stat_eps > 0 and axis in (-1, x.ndim - 1) and self.stat_spread == "var"
-        if last and is_plain():
+        if last and self.copies is None and is_plain():
             weight, bias = (None if t is None else t.reshape(-1) for t in _scale_of(self))
             gone = self.gone(x.shape[-1])
             return self.behind(corrected(x, weight, bias, self.stat_eps, gone, self.removed_mean, self.removed_spread))
