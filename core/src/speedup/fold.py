@@ -97,7 +97,8 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
         scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
         numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
         known, offset = (layout.to_named(k, a) for a in numbers)
-        terms = tuple(layout.to_named(k, t) for t in combined.terms) if combined is not None else ()
+        terms = [layout.to_named(k, t) for t in combined.terms] if combined is not None else []
+        named, used, offset, *terms = (_compacted(a, scope) for a in (named, used, offset, *terms))
         alike = weight is not None and all(named.shape[a] == 1 for a in scope)
         if alike and terms:
             assert combined is not None
@@ -106,8 +107,17 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
         if alike:
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
-        found.append(Removed(k, used, alike, weight, known, terms, offset))
+        found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
     return found
+
+
+def _compacted(array: Bools | Floats, axes: tuple[int, ...]) -> Bools | Floats:
+    """The array with size 1 along those of the axes along which it does not vary: groups that are alike."""
+    for axis in axes:
+        if array.shape[axis] > 1:
+            first = array.take([0], axis)
+            array = first if (array == first).all() else array
+    return array
 
 
 def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: bool) -> Bools:
