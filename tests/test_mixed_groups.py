@@ -59,5 +59,11 @@ def test_groups_keep_the_same_positions_and_fold_constants_each_for_itself(gone:
     assert result.shape("conv.weight")[0] == left and result.shape("weight") == (4, left, 3)
 
 
+def test_constants_that_differ_from_group_to_group_stay() -> None:
+    net = randomize(Net())
+    result = check_equal(net, INPUTS, mask_indices(net, {"conv.weight": [1, 2, 5, 6]}), registry=REGISTRY)
+    assert result.shape("conv.weight")[0] == 8
+
+
 def test_the_rule_is_sound() -> None:
     check_rules(Net, INPUTS, registry=REGISTRY, rules=[REGISTRY.rules[-1]])
