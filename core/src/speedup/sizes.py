@@ -220,17 +220,28 @@ def _even(axes: tuple[int, ...], mask: Bools, numbers: Floats) -> tuple[Bools, F
 
 
 def _parting(axes: tuple[int, ...], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> Bools:
-    """Entries that are here the same as an earlier one all along these axes, and there are not."""
+    """Entries that vary along these axes, where some are combinations of others at all places here, and not there.
+
+    Of fewer places than entries all are such combinations, which nobody takes for one.
+    """
     rest = [a for a in range(own[0].ndim) if a not in axes]
     sizes = np.broadcast_shapes(*([a.shape[r] for r in rest] for a in (*own, *others)))
 
-    def lines(mask: Bools, numbers: Floats) -> Floats:
-        both = np.where(mask, numbers, np.nan).transpose([*rest, *axes])
-        both = np.broadcast_to(both, [*sizes, *both.shape[len(rest) :]])
-        return np.nan_to_num(both.reshape(prod(sizes), -1), nan=np.inf)
+    def lines(mask: Bools, numbers: Floats) -> tuple[Bools, Floats]:
+        both = [a.transpose([*rest, *axes]) for a in np.broadcast_arrays(mask, numbers)]
+        known, array = (np.broadcast_to(a, [*sizes, *a.shape[len(rest) :]]).reshape(prod(sizes), -1) for a in both)
+        return np.logical_and.reduce(known, axis=1), array
 
-    here, there = lines(*own), lines(*others)
-    _, first, which = np.unique(here, axis=0, return_index=True, return_inverse=True)
-    same = np.isclose(there, there[first[which.reshape(-1)]], rtol=1e-9, atol=0.0).all(axis=1)
-    found = np.broadcast_to(~same.reshape(sizes), sizes)
-    return np.expand_dims(found, axes)
+    (known, here), (also, there) = lines(*own), lines(*others)
+    both = known & also
+    first = here[:, :1]
+    here, there = here - first, there - first
+    varying = known & (here != 0).any(axis=1)
+    rank, together = (_rank(rows[both]) for rows in (here, np.hstack([here, there])))
+    parts = together > rank and rank < min(both.sum(), here.shape[1] - 1)
+    found = varying & (~also | parts)
+    return np.expand_dims(found.reshape(sizes), axes)
+
+
+def _rank(rows: Floats) -> int:
+    return int(np.linalg.matrix_rank(rows, tol=1e-10 * np.abs(rows).max())) if rows.any() else 0

@@ -33,7 +33,7 @@ class OtherNorm(nn.Module):
 
 def earlier() -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
     """What an earlier round left of a layer, of a group norm, of an RMS norm without a weight, and of a layer of which
-    two channels count for others."""
+    two channels say what went."""
     tokens, image, plain = nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8, elementwise_affine=False)
     copies = nn.LayerNorm(8)
     gone = torch.tensor([3.0, 2.0]).reshape(1, 2, 1, 1)  # numbers that differ are left as they are by the kit
@@ -41,8 +41,9 @@ def earlier() -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
     compensate(image, GroupNormForward, stat_eps=1e-5, removed=gone, removed_mean=0.1 * gone, removed_spread=gone)
     compensate(plain, RMSNormForward, stat_axis=-1, stat_eps=1e-5, removed=3, removed_mean=0.0, removed_spread=0.7)
     lost = {"removed": 3, "removed_mean": 0.2, "removed_spread": 0.7}
-    more = torch.tensor([0, 2, 0, 0, 5, 0, 0, 0])
-    compensate(copies, LayerNormForward, stat_axis=-1, stat_eps=1e-5, removed_copies=more, **lost)
+    by = {"removed_by": torch.tensor([1, 4]), "removed_shares": torch.tensor([0.5, -2.0])}
+    by["removed_rows"] = torch.tensor([[1.0, 0.5, 0.2], [0.0, 3.0, -1.0]])
+    compensate(copies, LayerNormForward, stat_axis=-1, stat_eps=1e-5, **by, **lost)
     return tokens, image, plain, copies
 
 

@@ -22,14 +22,15 @@ from speedup import (
     NodeFacts,
     NodeKeep,
     Rule,
+    along,
     kept_shape,
     unused_operands,
 )
+from speedup_plugin_norm.combined import Combined, Gone, combined
 from speedup_plugin_norm.compensated import divisor
 from speedup_plugin_norm.custom import run_tail
 
-_MOST = 8  # sets of channels that are the same, each of which needs one that stays
-_DIGITS = 11  # to which channels are compared that are computed alike
+_WHY_CARRIER = "says what channels were that went, which mean and variance count"
 
 
 class Counting(Rule):
@@ -43,7 +44,7 @@ class Counting(Rule):
     counting: Sequence[Callable[..., Any]] = ()  # what goes on counting in the place of a function
     knows_width = False  # whether the smaller module can count by the width that the original would have
     offset = 0.0  # what is added to the weight before anything is scaled with it
-    repeats = False  # whether the smaller module can count a channel several times, for others that are the same
+    combines = False  # whether the smaller module can count what is a combination of channels that are left
 
     def added(self, node: Node) -> float:
         """What is added to the weight."""
@@ -62,17 +63,16 @@ class Counting(Rule):
         nothing = np.zeros((1,) * len(node.layout.names))
         return nothing, nothing, nothing
 
-    def times(self, node: Node) -> Floats:
-        """How often each channel counts: for itself, and for those that went since they were the same (named space)."""
-        return np.ones((1,) * len(node.layout.names))
+    def carriers(self, node: Node) -> Bools:
+        """The channels that say what went in earlier rounds (flat)."""
+        return np.zeros(node.layout.sizes[self.over], bool)
 
     def standardized(self, node: Node, constants: Floats, axes: tuple[int, ...], eps: float) -> Floats:
         """(c - mean) / deviation of constants over ``axes`` and what went in earlier rounds."""
         gone, gone_mean, gone_spread = self.before(node)
-        times = np.broadcast_to(self.times(node), constants.shape)
-        total = times.sum(axis=axes, keepdims=True) + gone
-        mean = ((constants * times).sum(axis=axes, keepdims=True) + gone * gone_mean) / total
-        spread = (times * np.square(constants - mean)).sum(axis=axes, keepdims=True)
+        total = np.prod([constants.shape[a] for a in axes]) + gone
+        mean = (constants.sum(axis=axes, keepdims=True) + gone * gone_mean) / total
+        spread = np.square(constants - mean).sum(axis=axes, keepdims=True)
         spread = spread + gone_spread + gone * (gone_mean - mean) ** 2
         return np.asarray((constants - mean) / divisor(spread, total, eps, self.spread(node)))
 
@@ -120,28 +120,28 @@ class Counting(Rule):
         alike = node.calls > 1 or (node.module is None and node.layout.sizes.get("g", 1) > 1)
         return (known & (value == 0), np.zeros_like(value)) if alike else (known, value)
 
-    def copies(self, node: Node, facts: NodeFacts) -> list[Bools]:
-        """Sets of channels that are the same at every position though they are no constants there, one bool array over
-        the channels for each (named space). One that stays counts for all of its set."""
-        if not self.repeats or node.module is None or node.calls > 1 or facts.is_weight(0):
-            return []
+    def combined(self, node: Node, facts: NodeFacts) -> Combined | None:
+        """The channels that are combinations of others at every position; None where there are constants alone."""
+        if not self.combines or node.module is None or node.calls > 1 or facts.is_weight(0):
+            return None
         axis = self.channel(node) % len(node.layout.operands[0] or ())
         fact = facts.affine(0)
-        said = facts.mask(0), facts.value(0)
-        arrays = np.broadcast_arrays(*(said if fact is None or fact.axis != axis else (fact.mask, *fact.numbers)))
-        if arrays[0].shape[axis] == 1:
-            return []
-        lines = [np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in arrays]
-        known, _ = self.constants(node, facts)
-        holds = np.flatnonzero(lines[0].all(axis=1) & ~node.layout.from_named(0, known).reshape(-1))
-        if len(holds) < 2:
-            return []
-        rows = np.hstack([line[holds] for line in lines[1:]])
-        rows = np.round(rows / max(float(np.abs(rows).max()), np.finfo(float).tiny), _DIGITS) + 0.0
-        _, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-        largest = [n for n in np.argsort(-counts, kind="stable")[:_MOST] if counts[n] > 1]
-        shape = [-1 if name == self.over else 1 for name in node.layout.names]
-        return [np.isin(np.arange(len(lines[0])), holds[which.reshape(-1) == n]).reshape(shape) for n in largest]
+        if fact is not None and fact.axis == axis:
+            arrays = fact.mask, *fact.terms, fact.offset
+        else:
+            arrays = facts.mask(0), facts.value(0)
+            if all(size == 1 for a, size in enumerate(arrays[1].shape) if a != axis):
+                return None
+        mask, *numbers = np.broadcast_arrays(*arrays)
+        if mask.shape[axis] == 1:
+            return None
+        lines = [np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in (mask, *numbers)]
+        found = combined(lines[1:], np.logical_and.reduce(lines[0], axis=1))
+        return found if found.moves.any() else None
+
+    def _line(self, node: Node, line: Bools | Floats) -> Bools | Floats:
+        """An array over the channels in named space."""
+        return line.reshape([-1 if name == self.over else 1 for name in node.layout.names])
 
     # -- inference ------------------------------------------------------------------------------------------------
 
@@ -156,9 +156,12 @@ class Counting(Rule):
         bias = self._named(node, facts, 2, 0.0)
         scaled = self.scaled(node, facts)
         axes = layout.axes({self.over})
-        whole = known.all(axis=axes, keepdims=True)
-        sets = [] if self.tail(node) else self.copies(node, facts)
-        mask = np.logical_or.reduce(np.broadcast_arrays(known, ~scaled, *sets))
+        whole = known.all(axis=axes, keepdims=True) & ~self.carriers(node).any()
+        found = None if self.tail(node) else self.combined(node, facts)
+        if found is not None:
+            value = np.where(known, value, self._line(node, found.offset))
+            known = known | self._line(node, found.known)
+        mask = known | ~scaled
         if not mask.any():
             return {}
         unknowns = [] if whole.all() else self.terms(value, layout.sizes.get("g", 1))
@@ -174,13 +177,13 @@ class Counting(Rule):
             mask = whole | ~scaled
             mask, offset = layout.from_named(out, mask), layout.from_named(out, np.where(mask, offset, 0.0))
             return {"output": Constant(*np.broadcast_arrays(mask, self._behind(node, offset)))} if mask.any() else {}
-        # A channel that is the same as others is the same unknown as they are, times its weight.
-        unknowns = [np.where(known, t, 0.0) for t in unknowns] + [each.astype(float) for each in sets]
+        if found is not None:
+            unknowns = [*unknowns, *(self._line(node, row) for row in found.rows.T)]
         # What is 0 stays 0 whatever the weight is, which need not be known.
         terms = [layout.from_named(out, np.where(scaled & ~whole & (t != 0), t * weight, 0.0)) for t in unknowns]
         axis = self.channel(node) % node.outputs[0].ndim
         mask, offset = layout.from_named(out, mask), layout.from_named(out, offset)
-        return {"output": Affine(axis, mask, tuple(terms), offset, bool(sets))} if mask.any() else {}
+        return {"output": Affine(axis, mask, tuple(terms), offset, found is not None)} if mask.any() else {}
 
     def _behind(self, node: Node, offset: Floats) -> Floats:
         """What the activations make of constants."""
@@ -250,35 +253,50 @@ class Counting(Rule):
         matters = kept & self.scaled(node, keep.facts) & ~layout.project_all(layout.n_inputs, unused)
         counted = np.any(matters, axis=layout.axes({self.over}), keepdims=True)
         read = counted & ~known & ~kept
-        for each in self.copies(node, keep.facts):
-            if (read & each).any() and not (kept & each).any() and not keep.patient:
-                self._keep_one(node, keep, each)
-            read = read & ~each
+        found = self.combined(node, keep.facts)
+        if found is not None and counted.any():
+            read = read & ~self._line(node, found.known)
+            self._keep_carriers(node, keep, found)
+        if (earlier := self.carriers(node)).any():
+            keep.grow(0, layout.from_named(0, self._line(node, earlier)), _WHY_CARRIER, 0, Kind.CARRIER)
         if read.any():
             keep.grow(0, layout.from_named(0, layout.project_any(0, read)), "mean and variance read it", 0)
 
-    def _keep_one(self, node: Node, keep: NodeKeep, each: Bools) -> None:
-        """Keep the channel of a set that serves best."""
-        layout = node.layout
-        weight = np.abs(np.nan_to_num(self._named(node, keep.facts, 1, 1.0) + self.added(node)))
-        best = np.argmax(np.where(each, 1 + np.broadcast_to(weight, each.shape), 0.0).ravel())
-        first = (np.arange(each.size) == best).reshape(each.shape)
-        keep.grow(0, layout.from_named(0, first), "counts for channels that are the same", 0, Kind.CARRIER)
+    def _keep_carriers(self, node: Node, keep: NodeKeep, found: Combined) -> None:
+        """Keep as many channels as say what those were that go."""
+        while True:
+            kept = self._kept(node, keep)
+            lacks = found.lacking(kept, found.moves & ~kept)
+            if lacks is None or keep.patient:
+                return
+            first = self._line(node, np.arange(len(kept)) == lacks)
+            keep.grow(0, node.layout.from_named(0, first), _WHY_CARRIER, 0, Kind.CARRIER)
 
-    def repeated(self, node: Node, keep: Kept) -> torch.Tensor | None:
-        """How often each kept channel counts for others than itself; None where none does."""
-        layout = node.layout
-        kept = layout.to_named(0, keep.sets[0]) & np.ones(self._wide(layout), bool)
-        times = np.broadcast_to(self.times(node), kept.shape).copy()
-        for each in self.copies(node, keep.facts):
-            stays, goes = kept & each, ~kept & each
-            if stays.any():
-                times.flat[np.argmax(stays)] += times[goes].sum()
-        more = torch.from_numpy(times[kept] - 1).long()
-        weight = node.operands[1]
-        if not more.any():
+    def _kept(self, node: Node, keep: Kept | NodeKeep) -> Bools:
+        """Which channels are kept (flat)."""
+        axis = self.channel(node) % len(node.layout.operands[0] or ())
+        return np.broadcast_to(along(keep.sets[0], axis), node.layout.sizes[self.over])
+
+    def carried(self, node: Node, keep: Kept, earlier: Gone) -> tuple[Bools, Gone] | None:
+        """Which of the kept channels say what is gone by now, and how; None where it is constants alone.
+
+        Args:
+            earlier: what went before, by the channels that say so and the constant.
+        """
+        first, found = self.carriers(node), self.combined(node, keep.facts)
+        if found is None and not first.any():
             return None
-        return more if weight is None or weight.tensor is None else more.to(weight.tensor.device)
+        if found is None:
+            wide = [np.broadcast_to(a, self._wide(node.layout)).reshape(-1) for a in self.countable(node, keep.facts)]
+            found = Combined(wide[0], np.zeros((len(first), 1)), wide[1])
+        kept = self._kept(node, keep)
+        carriers, rows = found.by(kept, ~kept, first)
+        if not carriers.any():
+            return None
+        wide = [*np.flatnonzero(np.isin(np.flatnonzero(carriers), np.flatnonzero(first))), carriers.sum()]
+        before = np.zeros((1 + len(earlier.away), carriers.sum() + 1))
+        before[:, wide] = np.vstack([earlier.mean, earlier.away])
+        return carriers[kept], Gone(earlier.count, before[0], before[1:]).joined(rows)
 
     def total(self, node: Node) -> int | None:
         """The width that the original would have, where the module goes by it: see ``Compensated.stat_total``."""
@@ -318,11 +336,10 @@ class Counting(Rule):
         _, value = self.countable(node, keep.facts)
         kept = layout.to_named(0, keep.sets[0]) & np.ones(self._wide(layout), bool)
         axes = layout.axes({self.over})
-        went = ~np.logical_or.reduce(np.broadcast_arrays(kept, *self.copies(node, keep.facts)))
-        times = went * self.times(node)
-        count = times.sum(axis=axes, keepdims=True)
-        mean = (times * np.where(went, value, 0.0)).sum(axis=axes, keepdims=True) / np.maximum(count, 1)
-        spread = (times * np.where(went, (value - mean) ** 2, 0.0)).sum(axis=axes, keepdims=True)
+        went = ~kept
+        count = went.sum(axis=axes, keepdims=True)
+        mean = np.where(went, value, 0.0).sum(axis=axes, keepdims=True) / np.maximum(count, 1)
+        spread = np.where(went, (value - mean) ** 2, 0.0).sum(axis=axes, keepdims=True)
         earlier, earlier_mean, earlier_spread = self.before(node)
         total = count + earlier
         both = count * earlier / np.maximum(total, 1)
