@@ -34,6 +34,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     ),
     "What a rule is given": (
         speedup.Node, speedup.Value, speedup.Ref, speedup.NodeFacts, speedup.NodeKeep, speedup.Kept, speedup.Call,
+        speedup.Kind,
     ),
     "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine, speedup.Instead),
     "Criteria": (speedup.Criterion, speedup.Scene, speedup.ChannelGroups, speedup.Group, speedup.Member),

@@ -46,6 +46,79 @@ def test_a_table_of_which_a_longer_input_reads_more(length: int) -> None:
     assert result.shape("inner.weight") == (14, 2)
 
 
+class Placed(nn.Module):
+    """A table of positions, of which as many rows are read as there are tokens."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.one, self.two, self.part = nn.Linear(3, 6), nn.Linear(6, 2), part
+        table = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+        table[:4, 1:3], table[4:, 1:3] = -table[:4, 1:3].abs(), table[4:, 1:3].abs()
+        self.register_buffer("table", table)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        rows = {
+            "sliced": lambda: self.table[:length],
+            "narrowed": lambda: self.table.narrow(0, 0, length),
+            "of a view": lambda: self.table[None][:, :length],
+        }
+        result: torch.Tensor = self.two(F.relu(self.one(x) + rows[self.part]()))
+        return result
+
+
+@pytest.mark.parametrize("part", ["sliced", "narrowed", "of a view"])
+@pytest.mark.parametrize("length", [1, 4])
+def test_rows_of_a_table_that_are_alike_at_this_size(part: str, length: int) -> None:
+    """Of one row all channels are the same at every position; of four, two are 0 behind the activation."""
+    net = randomize(Placed(part))
+    masks = mask_indices(net, {"one.weight": [1, 2, 5], "one.bias": [1, 2, 5]})
+    result = check_equal(net, torch.randn(2, length, 3), masks, [torch.randn(2, n, 3) for n in (1, 4, 8, 12)])
+    assert result.shape("one.weight") == (6, 3)
+
+
+@pytest.mark.parametrize("rows", [8, 24], ids=["here", "everywhere"])
+@pytest.mark.parametrize("read", [True, False])
+def test_channels_that_are_combinations_at_the_places_of_this_size(rows: int, read: bool) -> None:
+    """A norm counts by one what the other is, if that holds at all places; also where nobody else reads them."""
+
+    class Normed(Placed):
+        def __init__(self) -> None:
+            super().__init__("sliced")
+            self.norm = nn.LayerNorm(6)
+            self.table = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+            self.table[:rows, 5] = (1 if read else -2) * self.table[:rows, 4]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.two(self.norm(self.one(x) + self.table[: x.shape[1]]))
+            return result
+
+    net = randomize(Normed())
+    masks = mask_indices(net, {"one.weight": [2, 4, 5], "one.bias": [2, 4, 5]})
+    masks |= {} if read else mask_indices(net, {"two.weight": [4, 5]}, axis=1)
+    result = check_equal(net, torch.randn(2, 8, 3), masks, [torch.randn(2, n, 3) for n in (1, 4, 12, 24)])
+    assert result.shape("one.weight") == (6 if rows == 8 else 5, 3)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("read", [True, False])
+def test_of_few_rows_of_a_table_all_are_combinations(length: int, read: bool) -> None:
+    class Normed(Placed):
+        def __init__(self) -> None:
+            super().__init__("sliced")
+            self.norm = nn.LayerNorm(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.two(self.norm(self.one(x) + self.table[: x.shape[1]]))
+            return result
+
+    net, gone = randomize(Normed()), [1, 2, 3, 4, 5]
+    masks = mask_indices(net, {"one.weight": gone, "one.bias": gone})
+    masks |= {} if read else mask_indices(net, {"two.weight": gone}, axis=1)
+    result = check_equal(net, torch.randn(2, length, 3), masks, [torch.randn(2, n, 3) for n in (1, 4, 8, 12)])
+    assert result.shape("one.weight") == (6, 3)
+
+
 class Scaled(nn.Module):
     """Filters 1 to 3 are masked: behind the activation they are constants, of which ``body`` makes others."""
 

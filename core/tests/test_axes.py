@@ -214,3 +214,10 @@ def test_projections_are_any_and_all_over_what_the_operand_lacks(layout: Layout,
         gone = tuple(p for p, n in enumerate(layout.names) if n not in layout.names_of(k))
         assert np.array_equal(layout.project_any(k, whole), whole.any(axis=gone, keepdims=True))
         assert np.array_equal(layout.project_all(k, whole), whole.all(axis=gone, keepdims=True))
+
+
+def test_the_size_of_a_mixed_axis_may_be_given() -> None:
+    layout = parse("* (~g=4 i), o (~g i) -> * o").bind([(2, 12), (5, 12)], [(2, 5)])
+    assert layout.sizes["i"] == 3 and layout.contracted == {"i"} and len(layout.mixed) == 2
+    with pytest.raises(SignatureError, match="should be"):
+        parse("(~g=4 i) -> i").bind([(10,)], [(2,)])

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from speedup.infer import NodeFacts
     from speedup.instead import Instead
     from speedup.keep import NodeKeep
+    from speedup.kinds import Kind
     from speedup.movement import Movement
     from speedup.names import op_name, variants
     from speedup.overlay import Overlay, overlaid
@@ -72,6 +73,7 @@ _HOMES = {
     "speedup.infer": "NodeFacts",
     "speedup.instead": "Instead",
     "speedup.keep": "NodeKeep",
+    "speedup.kinds": "Kind",
     "speedup.movement": "Movement",
     "speedup.names": "op_name variants",
     "speedup.overlay": "Overlay overlaid",
@@ -108,6 +110,7 @@ __all__ = [
     "InputError",
     "Instead",
     "Kept",
+    "Kind",
     "Labels",
     "MaskError",
     "Member",

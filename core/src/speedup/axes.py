@@ -10,7 +10,7 @@ Grammar (white space separates axes, commas separate operands)::
                | "*"                  any number of axes, entry for entry, broadcasting from the right
                | "~" [COUNT]          COUNT (or any number of) axes whose entries mix: every output entry
                                       may read every input entry, and sizes may differ (a convolution window)
-               | "~NAME"              one axis whose entries mix
+               | "~NAME"              one axis whose entries mix; its size may be given too, (~g=4 c)
                | "1"                  an axis of size 1
     "..."     as the last input operand: any number of further operands like the one before it
 
@@ -196,6 +196,8 @@ def _fault(text: str, at: int, why: str) -> SignatureError:
 
 def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[str, int]) -> Layout:
     """Assign names to every axis of every operand, then solve for the sizes."""
+    # Each operand has mixed names of its own, all of the size that is given.
+    given = {(f"{n}@{k}" if n.startswith("~") else n): s for n, s in given.items() for k in range(len(rows))}
     bound: list[list[tuple[tuple[str, ...], int]] | None] = []
     mixed: set[str] = set()
     for k, (spec, shape) in enumerate(rows):

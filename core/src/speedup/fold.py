@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from speedup.carriers import Rows, carry
-from speedup.facts import Bools, Floats, any_of, any_product
+from speedup.facts import Bools, Floats, any_of, any_product, compact_axes
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.pieces import contents, is_own
@@ -97,8 +97,10 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
         scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
         numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
         known, offset = (layout.to_named(k, a) for a in numbers)
-        terms = tuple(layout.to_named(k, t) for t in combined.terms) if combined is not None else ()
-        alike = weight is not None and all(named.shape[a] == 1 for a in scope)
+        terms = [layout.to_named(k, t) for t in combined.terms] if combined is not None else []
+        named, used, offset, *terms = (_compacted(a, scope) for a in (named, used, offset, *terms))
+        constants = _compacted(np.where(named, offset, 0.0), scope)
+        alike = weight is not None and all(a.shape[p] == 1 for a in (named, constants) for p in scope)
         if alike and terms:
             assert combined is not None
             axis = (layout.operands[k] or ())[combined.axis]
@@ -106,8 +108,17 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
         if alike:
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
-        found.append(Removed(k, used, alike, weight, known, terms, offset))
+        found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
     return found
+
+
+def _compacted(array: Bools | Floats, axes: tuple[int, ...]) -> Bools | Floats:
+    """The array with size 1 along those of the axes along which it does not vary: groups that are alike."""
+    for axis in axes:
+        if array.shape[axis] > 1:
+            first = array.take([0], axis)
+            array = first if (array == first).all() else array
+    return array
 
 
 def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: bool) -> Bools:
@@ -250,7 +261,7 @@ def fold(rule: Rule, node: Node, keep: NodeKeep, keeps: KeepSets) -> dict[Value 
         tensor = None if weight.is_source else contents(weight)
         shift = None
         if bias:
-            constants = np.where(gone.mask, gone.offset, 0.0)
+            (constants,) = compact_axes(np.where(gone.mask, gone.offset, 0.0))
             kept = node.layout.to_named(node.layout.n_inputs, keep.sets[node.layout.n_inputs])
             shift = response(node, gone.k, gone.weight, constants, kept, tensor)
         if gone.terms or not bias:

@@ -6,8 +6,8 @@ be, the model is run on inputs of other sizes too, and a constant that is anothe
 
 1. *may it be?* There is a constant behind a call that counts (``Rule.counts``) or is given an empty tensor, which may
    be empty at this size only; or, in a forward that asks for a size,
-   behind a call with a number that is not written out in the source, or behind a line that runs several times and
-   gives several constants;
+   behind a call with a number that is not written out in the source (a movement, if it takes a part of a table of the
+   model: the rows that this size reads), or behind a line that runs several times and gives several constants;
 2. *does it matter?* Where as much of the parameters goes without all such constants (those of a detector's anchors,
    say), none of them is taken for one, and that is all;
 3. else the same is inferred at other sizes: more samples, smaller, larger;
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -114,7 +115,8 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts, loose: bool) -> dict
         if node.rule.counts:
             found.update((v, facts.known_but_zero(v)) for v in known)
             continue
-        if known and node.module is None and not node.rule.moves and not _is_written(node, model):
+        reads = not node.rule.moves or not graph.from_input.issuperset(node.tensors)
+        if known and node.module is None and reads and not _is_written(node, model):
             found.update((v, facts.known_but_zero(v)) for v in known)
         for value in known:
             repeated[_place(node, node.outputs.index(value))].append(value)
@@ -173,8 +175,10 @@ def _differ(facts: Facts, value: Value, known: Facts, other: Value) -> Bools:
         return everything(value.ndim)
     differ = np.zeros((1,) * value.ndim, dtype=bool)
     for (mask, first), (also, second) in zip(_numbers(facts, value), _numbers(known, other), strict=False):
-        if _positional(value.shape, (mask, first), (also, second)):
-            continue
+        axes = _positional(value.shape, (mask, first), (also, second))
+        if axes:
+            differ = differ | _parting(axes, (mask, first), (also, second))
+            mask, first = _even(axes, mask, first)
         same = also & np.isclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True)
         # What is known at all positions must be so at all that there are in the other run.
         same = same.all(tuple(a for a, s in enumerate(value.shape) if same.shape[a] not in (1, s)), keepdims=True)
@@ -192,8 +196,45 @@ def _numbers(facts: Facts, value: Value) -> Iterator[tuple[Bools, Floats]]:
         yield from ((affine.mask, n) for n in (affine.offset, *affine.terms))
 
 
-def _positional(shape: Sequence[int], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> bool:
-    """Whether the arrays cannot be compared: known position by position, at other positions."""
+def _positional(
+    shape: Sequence[int], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]
+) -> tuple[int, ...]:
+    """The axes along which arrays cannot be compared: known position by position, at other positions."""
     varies = [max(sizes) > 1 for sizes in zip(*(a.shape for a in own), strict=True)]
     there = [set(sizes) for sizes in zip(*(a.shape for a in others), strict=True)]
-    return any(v and not sizes <= {1, size} for v, sizes, size in zip(varies, there, shape, strict=True))
+    return tuple([a for a, size in enumerate(shape) if varies[a] and not there[a] <= {1, size}])
+
+
+def _even(axes: tuple[int, ...], mask: Bools, numbers: Floats) -> tuple[Bools, Floats]:
+    """What is known and the same all along these axes, which have size 1 then."""
+    mask, numbers = np.broadcast_arrays(mask, numbers)
+    first = numbers[tuple([slice(0, 1) if a in axes else slice(None) for a in range(numbers.ndim)])]
+    return np.logical_and.reduce(mask & np.equal(numbers, first), axis=axes, keepdims=True), first
+
+
+def _parting(axes: tuple[int, ...], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> Bools:
+    """Entries that vary along these axes, where some are combinations of others at all places here, and not there.
+
+    Of fewer places than entries all are such combinations, which nobody takes for one.
+    """
+    rest = [a for a in range(own[0].ndim) if a not in axes]
+    sizes = np.broadcast_shapes(*([a.shape[r] for r in rest] for a in (*own, *others)))
+
+    def lines(mask: Bools, numbers: Floats) -> tuple[Bools, Floats]:
+        both = [a.transpose([*rest, *axes]) for a in np.broadcast_arrays(mask, numbers)]
+        known, array = (np.broadcast_to(a, [*sizes, *a.shape[len(rest) :]]).reshape(prod(sizes), -1) for a in both)
+        return np.logical_and.reduce(known, axis=1), array
+
+    (known, here), (also, there) = lines(*own), lines(*others)
+    both = known & also
+    first = here[:, :1]
+    here, there = here - first, there - first
+    varying = known & (here != 0).any(axis=1)
+    rank, together = (_rank(rows[both]) for rows in (here, np.hstack([here, there])))
+    parts = together > rank and rank < min(both.sum(), here.shape[1] - 1)
+    found = varying & (~also | parts)
+    return np.expand_dims(found.reshape(sizes), axes)
+
+
+def _rank(rows: Floats) -> int:
+    return int(np.linalg.matrix_rank(rows, tol=1e-10 * np.abs(rows).max())) if rows.any() else 0

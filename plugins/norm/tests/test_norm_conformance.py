@@ -32,14 +32,20 @@ class OtherNorm(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-def earlier() -> tuple[nn.Module, nn.Module, nn.Module]:
-    """What an earlier round left of a layer, of a group norm and of an RMS norm without a weight."""
+def earlier() -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """What an earlier round left of a layer, of a group norm, of an RMS norm without a weight, and of a layer of which
+    two channels say what went."""
     tokens, image, plain = nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8, elementwise_affine=False)
+    copies = nn.LayerNorm(8)
     gone = torch.tensor([3.0, 2.0]).reshape(1, 2, 1, 1)  # numbers that differ are left as they are by the kit
     compensate(tokens, LayerNormForward, stat_axis=-1, stat_eps=1e-5, removed=3, removed_mean=0.2, removed_spread=0.7)
     compensate(image, GroupNormForward, stat_eps=1e-5, removed=gone, removed_mean=0.1 * gone, removed_spread=gone)
     compensate(plain, RMSNormForward, stat_axis=-1, stat_eps=1e-5, removed=3, removed_mean=0.0, removed_spread=0.7)
-    return tokens, image, plain
+    lost = {"removed": 3, "removed_mean": 0.2, "removed_spread": 0.7}
+    by = {"removed_by": torch.tensor([1, 4]), "removed_shares": torch.tensor([0.5, -2.0])}
+    by["removed_rows"] = torch.tensor([[1.0, 0.5, 0.2], [0.0, 3.0, -1.0]])
+    compensate(copies, LayerNormForward, stat_axis=-1, stat_eps=1e-5, **by, **lost)
+    return tokens, image, plain, copies
 
 
 class OffsetLayerNorm(nn.LayerNorm):
@@ -149,6 +155,12 @@ def smaller_groups(names: tuple[str, str]) -> nn.Module:
     return compensate(module, GroupNormForward, stat_eps=1e-5, stat_names=names, **lost)
 
 
+def mixed(m, x: torch.Tensor) -> torch.Tensor:
+    """As in an MLP-Mixer, where a bias over the tokens makes the same of all channels that are 0."""
+    norm, mix, last = m.layers
+    return last(x + mix(norm(x).transpose(1, 2)).transpose(1, 2))
+
+
 class TestConformance(RuleTests):
     plugins = ("norm",)
     # They say that entries are unused of which a length, or the size of a product, depends: `refit` makes up for them.
@@ -171,6 +183,8 @@ class TestConformance(RuleTests):
             chain(TOKENS, earlier()[0]),
             chain(MAP, earlier()[1]),
             chain(TOKENS, earlier()[2]),
+            chain(TOKENS, earlier()[3]),
+            around(mixed, TOKENS, [nn.LayerNorm(8), nn.Linear(6, 6), nn.LayerNorm(8)]),
             chain(MAP, Named(NAMES[0], (1, 8, 1, 1), 1)),
             *(chain(TOKENS, Named(names)) for names in NAMES),
             *(chain(TOKENS, smaller(names)) for names in NAMES),

@@ -59,12 +59,32 @@ def test_groups_of_a_deformable_convolution() -> None:
     assert (small.deform.weight.shape, small.head.in_channels) == ((4, 4, 3, 3), 4)  # each group keeps as many
 
 
-def test_several_groups_of_offsets_are_a_barrier() -> None:
+@pytest.mark.parametrize("modulated", [False, True])
+def test_groups_of_offsets_keep_the_same_positions(modulated: bool) -> None:
+    """Of two groups with four channels each: the constants of 1 are folded into 3, in each group for itself."""
+    net = randomize(Deformed(modulated, offset_groups=2))
+    names = {"conv.weight": [0, 1, 3, 5, 7], "conv.bias": [1, 3, 5, 7], "deform.weight": [1], "deform.bias": [1]}
+    masks = mask_indices(net, names)
+    small = check_equal(net, image(), masks, [image(6, 3), image(12, 1)]).model
+    assert small.deform.weight.shape == (5, 6, 3, 3)
+    assert (small.deform.in_channels, small.deform.out_channels, small.conv.out_channels) == (6, 5, 6)
+
+
+def test_groups_of_offsets_without_what_nobody_reads() -> None:
     net = randomize(Deformed(offset_groups=2))
+    masks = mask_indices(net, {"conv.weight": [0, 2, 4, 6], "conv.bias": [0, 2, 4, 6]})
+    net.conv.bias.data[2], net.conv.bias.data[6] = 7.0, 7.0
+    reading = mask_indices(net, {"deform.weight": [1, 5], "offset.weight": [1, 5]}, axis=1)
+    small = check_equal(net, image(), masks | reading, [image(6, 3)]).model
+    assert small.deform.weight.shape == (6, 4, 3, 3)  # a carrier in each group for the two that are constants
+
+
+def test_groups_of_channels_with_groups_of_offsets_are_a_barrier() -> None:
+    net = randomize(Deformed(groups=2, offset_groups=2))
     masks = mask_indices(net, {"conv.weight": [0, 4], "conv.bias": [0, 4]})
     result = check_equal(net, image(), masks, [image(6, 3)])
     assert result.model.conv.out_channels == 8
-    assert "several groups of offsets" in result.plan.explain()
+    assert "several groups of channels, and of offsets" in result.plan.explain()
 
 
 def test_the_function_with_weights_of_another_module() -> None:
@@ -116,6 +136,38 @@ def test_regions_pass_channels_that_are_zero(threshold: float) -> None:
     small = check_equal(net, image(), masks, others).model
     assert small.coarse.out_channels == 5 and small.fc.in_features == 5 * 9
     assert {len(net.eval().double()(x)) for x in others} != {0}
+
+
+class BySide(nn.Module):
+    """As R-FCN: each part of a region is pooled from channels of its own, 9 for each of 4 classes."""
+
+    def __init__(self, pool: str, places: bool = False) -> None:
+        super().__init__()
+        self.conv, self.head, self.pool, self.places = nn.Conv2d(3, 36, 3, padding=1), nn.Linear(36, 5), pool, places
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        side = float(x.shape[-1])
+        boxes = torch.tensor([[n, 0.5, 1.0, side - 1, 5.0] for n in range(len(x))], dtype=x.dtype)
+        extra = (2,) if self.pool == "ps_roi_align" else ()
+        y, places = getattr(torch.ops.torchvision, self.pool)(self.conv(x), boxes, 1.0, 3, 3, *extra)
+        result: torch.Tensor = self.head(y.flatten(1))
+        return result + places.sum() if self.places else result
+
+
+@pytest.mark.parametrize("pool", ["ps_roi_align", "ps_roi_pool"])
+def test_parts_of_regions_with_channels_of_their_own(pool: str) -> None:
+    """Those of one class go together: of 1 and 3 all, of 2 some."""
+    gone = [*range(9, 18), *range(27, 36), 18, 19]
+    net = randomize(BySide(pool))
+    small = check_equal(
+        net, image(), mask_indices(net, dict.fromkeys(["conv.weight", "conv.bias"], gone)), [image(9, 3)]
+    )
+    assert (small.shape("conv.weight")[0], small.shape("head.weight")[1]) == (18, 18)
+    net = randomize(BySide(pool, places=True))
+    small = check_equal(
+        net, image(), mask_indices(net, dict.fromkeys(["conv.weight", "conv.bias"], gone)), [image(9, 3)]
+    )
+    assert small.shape("conv.weight")[0] == 36
 
 
 def test_constants_that_are_not_zero_stay_before_regions() -> None:

@@ -31,6 +31,13 @@ class TestConformance(RuleTests):
         return [
             around(lambda m, x: ops.roi_align(x, BOXES.to(x), 3, spatial_scale=0.5), MAP),
             around(lambda m, x: ops.roi_pool(x, BOXES.to(x), 3), MAP),
+            around(lambda m, x: ops.ps_roi_align(x, BOXES.to(x), 2), MAP),
+            around(lambda m, x: ops.ps_roi_pool(x, BOXES.to(x), 2), MAP),
+            around(
+                lambda m, x: m.layers[0](x, offsets(x, 36).expand(-1, -1, *x.shape[2:])),
+                MAP,
+                [ops.DeformConv2d(8, 8, 3, padding=1)],
+            ),
             around(
                 deformed, MAP, [ops.DeformConv2d(8, 8, 3, padding=1), ops.DeformConv2d(8, 8, 3, padding=1, bias=False)]
             ),

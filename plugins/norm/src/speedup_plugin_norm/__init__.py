@@ -8,15 +8,18 @@ weight · (c · u + v) + bias with u = 1 / std and v = - mean / std, the same fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, SignatureError, hookimpl
+from speedup import Bools, Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, SignatureError, hookimpl
 from speedup_plugin_norm import calls
+from speedup_plugin_norm.combined import Gone
 from speedup_plugin_norm.compensated import (
+    CARRIED,
     PLAIN,
     REMOVED,
     Compensated,
@@ -40,6 +43,7 @@ class LayerNorm(Counting):
 
     name = "layer_norm"
     knows_width = True
+    combines = True
     counting = (calls.layer_norm,)
     makes = (LayerNormForward, calls.layer_norm)
     call = "input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True"
@@ -81,7 +85,8 @@ class LayerNorm(Counting):
             if name in ("normalized_shape", "dim", "num_channels", "hidden_size"):
                 module.__dict__[name] = (size,) if isinstance(value, tuple) else size
         count, mean, spread = self.gone(node, keep)
-        if not count.any():
+        found = self.carried(node, keep, self.earlier(node))
+        if not count.any() and found is None:
             return module
         return compensate(
             module,
@@ -89,14 +94,31 @@ class LayerNorm(Counting):
             stat_axis=self.stat_axis(node),
             stat_eps=self.eps(node),
             removed=int(count[0]),
-            removed_mean=float(mean[0]),
-            removed_spread=float(spread[0]),
+            **self._numbers(node, found, float(mean[0]), float(spread[0])),
             stat_tail=self.tail(node),
             stat_offset=self.added(node),
             stat_names=self.operands[1:],
             stat_spread=self.spread(node),
             stat_total=self.total(node),
         )
+
+    def earlier(self, node: Node) -> Gone:
+        """What went in earlier rounds."""
+        count, mean, spread = (float(a.max()) for a in self.before(node))
+        return Gone(count, np.array([mean]), np.array([[spread**0.5]]))
+
+    @staticmethod
+    def _numbers(node: Node, found: tuple[Bools, Gone] | None, mean: float, spread: float) -> dict[str, Any]:
+        """Mean and squared deviations of what is gone, and how it is said by channels that are left."""
+        if found is None:
+            return {"removed_mean": mean, "removed_spread": spread}
+        carriers, gone = found
+        like = node.operands[1].tensor if node.operands[1] is not None else None
+        made = [torch.from_numpy(a) for a in (np.flatnonzero(carriers), gone.mean[:-1], gone.away)]
+        buffers = [t.to(None if like is None else like.device) for t in made]
+        if like is not None:
+            buffers[1:] = [t.to(like.dtype) for t in buffers[1:]]
+        return {"removed_mean": float(gone.mean[-1]), "removed_spread": 0.0, **dict(zip(CARRIED, buffers, strict=True))}
 
 
 class RMSNorm(Counting):
@@ -315,6 +337,9 @@ class OtherGroupNorm(_Recognised, GroupNorm):
     kind = "group"
 
 
+_ON_META = "what it lost in an earlier round is on the meta device: load that model with weights"
+
+
 class _Compensated(Counting):
     """A norm that has lost channels in an earlier round, and goes on counting them."""
 
@@ -354,6 +379,20 @@ class CompensatedLayerNorm(_CompensatedChannels, LayerNorm):
     name = "compensated layer_norm"
     forward = LayerNormForward
 
+    def carriers(self, node: Node) -> Bools:
+        found = super().carriers(node)
+        if node.arg("is_carried"):
+            found[_contents(node, "removed_by")] = True
+        return found
+
+    def earlier(self, node: Node) -> Gone:
+        gone = super().earlier(node)
+        if not node.arg("is_carried"):
+            return gone
+        shares, rows = (_contents(node, name) for name in CARRIED[1:])
+        constants = np.pad(gone.away, ((0, 0), (len(shares), 0)))
+        return Gone(gone.count, np.append(shares, gone.mean), np.vstack([rows, constants]))
+
     def added(self, node: Node) -> float:
         return float(node.arg("stat_offset"))
 
@@ -377,7 +416,7 @@ class CompensatedGroupNorm(_Compensated, GroupNorm):
     def before(self, node: Node) -> tuple[Floats, Floats, Floats]:
         shape = [-1 if name == "g" else 1 for name in node.layout.names]
         if any(getattr(node.module, n).is_meta for n in REMOVED):
-            raise SignatureError("what it lost in an earlier round is on the meta device: load that model with weights")
+            raise SignatureError(_ON_META)
         arrays = (getattr(node.module, n).detach().double().cpu().numpy().reshape(shape) for n in REMOVED)
         count, mean, spread = arrays
         return count, mean, spread
@@ -444,6 +483,14 @@ class InstanceNorm(Rule):
                 return [np.zeros((1,) * ndim)]
             return [bias.reshape(-1, *(1,) * dims).reshape((1,) * (ndim - dims - 1) + (-1,) + (1,) * dims)]
         return super().evaluate(node, arrays)
+
+
+def _contents(node: Node, name: str) -> Any:
+    tensor = getattr(node.module, name)
+    if tensor.is_meta:
+        raise SignatureError(_ON_META)
+    array = tensor.detach().cpu()
+    return array.numpy() if name == CARRIED[0] else array.double().numpy()
 
 
 def _numbers(node: Node) -> tuple[Floats, Floats, Floats]:

@@ -20,12 +20,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from speedup import Overlay, overlaid
 
 PLAIN = ("weight", "bias")
 REMOVED = ("removed", "removed_mean", "removed_spread")
+CARRIED = ("removed_by", "removed_shares", "removed_rows")
 HALF = (torch.float16, torch.bfloat16)
 EITHER = 0
 """The axis of the channels of a module that takes images, (n, c, h, w), and tokens, (..., c)."""
@@ -47,6 +49,9 @@ class Compensated(Overlay):
         stat_offset: what is added to the weight.
         stat_names: the names of weight and bias.
         stat_spread: how the original divides, see ``divisor``.
+        removed_by, removed_shares, removed_rows: buffers, where what went is a combination of channels that are left:
+            at which places these are; what their entries add to the mean of what went; and rows, the constant last, of
+            which the sum of squares adds to the squared deviations.
         stat_total: the width of the original, where the calls of a module lose different channels, all of them zeros;
             else None.
     """
@@ -57,6 +62,9 @@ class Compensated(Overlay):
     removed: Any
     removed_mean: Any
     removed_spread: Any
+    removed_by: torch.Tensor
+    removed_shares: torch.Tensor
+    removed_rows: torch.Tensor
     stat_eps: float
     stat_tail: tuple[str, ...] = ()
     stat_offset: float = 0.0
@@ -80,8 +88,21 @@ class Compensated(Overlay):
 
     def normalize(self, x: torch.Tensor, axes: tuple[int, ...], positions: int = 1) -> torch.Tensor:
         """(x - mean) / deviation over ``axes`` and what was removed, which counts once at each position."""
-        gone = self.gone(x.shape[axes[0]]), self.removed_mean, self.removed_spread
-        return normalized(x, axes, self.stat_eps, *gone, self.stat_spread, positions)
+        mean, spread = self.removed_mean, self.removed_spread
+        if self.is_carried:
+            carriers = x.index_select(axes[0], self.removed_by).movedim(axes[0], -1)
+            more = F.linear(carriers, self.removed_shares.to(x)[None])
+            away = F.linear(carriers, self.removed_rows[:, :-1].to(x), self.removed_rows[:, -1].to(x))
+            mean = mean + more.movedim(-1, axes[0])
+            spread = spread + away.square().sum(-1, keepdim=True).movedim(-1, axes[0])
+        return normalized(
+            x, axes, self.stat_eps, self.gone(x.shape[axes[0]]), mean, spread, self.stat_spread, positions
+        )
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether channels that are left say what went."""
+        return "removed_by" in vars(self)["_buffers"]
 
 
 def normalized(
@@ -179,7 +200,7 @@ class LayerNormForward(Compensated):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         axis = along(self.stat_axis, x.ndim)
         last = self.stat_eps > 0 and axis in (-1, x.ndim - 1) and self.stat_spread == "var"
-        if last and is_plain():
+        if last and not self.is_carried and is_plain():
             weight, bias = (None if t is None else t.reshape(-1) for t in _scale_of(self))
             gone = self.gone(x.shape[-1])
             return self.behind(corrected(x, weight, bias, self.stat_eps, gone, self.removed_mean, self.removed_spread))

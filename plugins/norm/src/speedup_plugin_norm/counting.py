@@ -16,16 +16,21 @@ from speedup import (
     Floats,
     Instead,
     Kept,
+    Kind,
     Labels,
     Node,
     NodeFacts,
     NodeKeep,
     Rule,
+    along,
     kept_shape,
     unused_operands,
 )
+from speedup_plugin_norm.combined import Combined, Gone, combined
 from speedup_plugin_norm.compensated import divisor
 from speedup_plugin_norm.custom import run_tail
+
+_WHY_CARRIER = "says what channels were that went, which mean and variance count"
 
 
 class Counting(Rule):
@@ -39,6 +44,7 @@ class Counting(Rule):
     counting: Sequence[Callable[..., Any]] = ()  # what goes on counting in the place of a function
     knows_width = False  # whether the smaller module can count by the width that the original would have
     offset = 0.0  # what is added to the weight before anything is scaled with it
+    combines = False  # whether the smaller module can count what is a combination of channels that are left
 
     def added(self, node: Node) -> float:
         """What is added to the weight."""
@@ -56,6 +62,10 @@ class Counting(Rule):
         """What went in earlier rounds: how many channels, their mean and sum of squared deviations (named space)."""
         nothing = np.zeros((1,) * len(node.layout.names))
         return nothing, nothing, nothing
+
+    def carriers(self, node: Node) -> Bools:
+        """The channels that say what went in earlier rounds (flat)."""
+        return np.zeros(node.layout.sizes[self.over], bool)
 
     def standardized(self, node: Node, constants: Floats, axes: tuple[int, ...], eps: float) -> Floats:
         """(c - mean) / deviation of constants over ``axes`` and what went in earlier rounds."""
@@ -110,6 +120,29 @@ class Counting(Rule):
         alike = node.calls > 1 or (node.module is None and node.layout.sizes.get("g", 1) > 1)
         return (known & (value == 0), np.zeros_like(value)) if alike else (known, value)
 
+    def combined(self, node: Node, facts: NodeFacts) -> Combined | None:
+        """The channels that are combinations of others at every position; None where there are constants alone."""
+        if not self.combines or node.module is None or node.calls > 1 or facts.is_weight(0):
+            return None
+        axis = self.channel(node) % len(node.layout.operands[0] or ())
+        fact = facts.affine(0)
+        if fact is not None and fact.axis == axis:
+            arrays = fact.mask, *fact.terms, fact.offset
+        else:
+            arrays = facts.mask(0), facts.value(0)
+            if all(size == 1 for a, size in enumerate(arrays[1].shape) if a != axis):
+                return None
+        mask, *numbers = np.broadcast_arrays(*arrays)
+        if mask.shape[axis] == 1:
+            return None
+        lines = [np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in (mask, *numbers)]
+        found = combined(lines[1:], np.logical_and.reduce(lines[0], axis=1))
+        return found if found.moves.any() else None
+
+    def _line(self, node: Node, line: Bools | Floats) -> Bools | Floats:
+        """An array over the channels in named space."""
+        return line.reshape([-1 if name == self.over else 1 for name in node.layout.names])
+
     # -- inference ------------------------------------------------------------------------------------------------
 
     def infer_from_weight(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
@@ -123,7 +156,11 @@ class Counting(Rule):
         bias = self._named(node, facts, 2, 0.0)
         scaled = self.scaled(node, facts)
         axes = layout.axes({self.over})
-        whole = known.all(axis=axes, keepdims=True)
+        whole = known.all(axis=axes, keepdims=True) & ~self.carriers(node).any()
+        found = None if self.tail(node) else self.combined(node, facts)
+        if found is not None:
+            value = np.where(known, value, self._line(node, found.offset))
+            known = known | self._line(node, found.known)
         mask = known | ~scaled
         if not mask.any():
             return {}
@@ -140,11 +177,13 @@ class Counting(Rule):
             mask = whole | ~scaled
             mask, offset = layout.from_named(out, mask), layout.from_named(out, np.where(mask, offset, 0.0))
             return {"output": Constant(*np.broadcast_arrays(mask, self._behind(node, offset)))} if mask.any() else {}
+        if found is not None:
+            unknowns = [*unknowns, *(self._line(node, row) for row in found.rows.T)]
         # What is 0 stays 0 whatever the weight is, which need not be known.
         terms = [layout.from_named(out, np.where(scaled & ~whole & (t != 0), t * weight, 0.0)) for t in unknowns]
         axis = self.channel(node) % node.outputs[0].ndim
         mask, offset = layout.from_named(out, mask), layout.from_named(out, offset)
-        return {"output": Affine(axis, mask, tuple(terms), offset)} if mask.any() else {}
+        return {"output": Affine(axis, mask, tuple(terms), offset, found is not None)} if mask.any() else {}
 
     def _behind(self, node: Node, offset: Floats) -> Floats:
         """What the activations make of constants."""
@@ -214,8 +253,50 @@ class Counting(Rule):
         matters = kept & self.scaled(node, keep.facts) & ~layout.project_all(layout.n_inputs, unused)
         counted = np.any(matters, axis=layout.axes({self.over}), keepdims=True)
         read = counted & ~known & ~kept
+        found = self.combined(node, keep.facts)
+        if found is not None and counted.any():
+            read = read & ~self._line(node, found.known)
+            self._keep_carriers(node, keep, found)
+        if (earlier := self.carriers(node)).any():
+            keep.grow(0, layout.from_named(0, self._line(node, earlier)), _WHY_CARRIER, 0, Kind.CARRIER)
         if read.any():
             keep.grow(0, layout.from_named(0, layout.project_any(0, read)), "mean and variance read it", 0)
+
+    def _keep_carriers(self, node: Node, keep: NodeKeep, found: Combined) -> None:
+        """Keep as many channels as say what those were that go."""
+        while True:
+            kept = self._kept(node, keep)
+            lacks = found.lacking(kept, found.moves & ~kept)
+            if lacks is None or keep.patient:
+                return
+            first = self._line(node, np.arange(len(kept)) == lacks)
+            keep.grow(0, node.layout.from_named(0, first), _WHY_CARRIER, 0, Kind.CARRIER)
+
+    def _kept(self, node: Node, keep: Kept | NodeKeep) -> Bools:
+        """Which channels are kept (flat)."""
+        axis = self.channel(node) % len(node.layout.operands[0] or ())
+        return np.broadcast_to(along(keep.sets[0], axis), node.layout.sizes[self.over])
+
+    def carried(self, node: Node, keep: Kept, earlier: Gone) -> tuple[Bools, Gone] | None:
+        """Which of the kept channels say what is gone by now, and how; None where it is constants alone.
+
+        Args:
+            earlier: what went before, by the channels that say so and the constant.
+        """
+        first, found = self.carriers(node), self.combined(node, keep.facts)
+        if found is None and not first.any():
+            return None
+        if found is None:
+            wide = [np.broadcast_to(a, self._wide(node.layout)).reshape(-1) for a in self.countable(node, keep.facts)]
+            found = Combined(wide[0], np.zeros((len(first), 1)), wide[1])
+        kept = self._kept(node, keep)
+        carriers, rows = found.by(kept, ~kept, first)
+        if not carriers.any():
+            return None
+        wide = [*np.flatnonzero(np.isin(np.flatnonzero(carriers), np.flatnonzero(first))), carriers.sum()]
+        before = np.zeros((1 + len(earlier.away), carriers.sum() + 1))
+        before[:, wide] = np.vstack([earlier.mean, earlier.away])
+        return carriers[kept], Gone(earlier.count, before[0], before[1:]).joined(rows)
 
     def total(self, node: Node) -> int | None:
         """The width that the original would have, where the module goes by it: see ``Compensated.stat_total``."""
