@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from speedup.trace.told import Asked
 
 
+Line = tuple[tuple[str, str, str], str]
+
+
 @dataclass(eq=False)
 class Value:
     """A tensor at one moment of the run.
@@ -198,6 +201,11 @@ class Node:
     def place(self) -> tuple[str, str, str]:
         """What is the same of a call in all runs of a model: the scope, the module that was called, the op."""
         return self.scope, self.path, self.op_name
+
+    @property
+    def line(self) -> Line:
+        """The ``place`` of a call, and the line of code that makes it."""
+        return self.place, self.where if self.module is None else ""
 
     def is_given(self, other: Node) -> bool:
         """Whether two calls were given the same beside tensors.

@@ -9,7 +9,7 @@ taken there, and the call must still give the entries that are kept. Where it do
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from speedup.ask import ask
@@ -26,8 +26,8 @@ from speedup.vary import Case
 _WHY = "at another size of the input it moves other entries"
 
 
-def locks(elsewhere: Elsewhere, keeps: KeepSets) -> list[Lock]:
-    """What is to be kept whole, as the calls that read or make it do not hold at other sizes."""
+def moving(elsewhere: Elsewhere, keeps: KeepSets) -> list[Node]:
+    """The calls that do not hold at other sizes: what they read and make is to be kept whole."""
     mixing = [n for n in elsewhere.graph.nodes if mixes(n, keeps)]
     if not mixing:
         return []
@@ -47,9 +47,14 @@ def locks(elsewhere: Elsewhere, keeps: KeepSets) -> list[Lock]:
         return True
 
     elsewhere.at_sizes(takes)
+    return list(found)
+
+
+def locks(nodes: Iterable[Node], keeps: KeepSets) -> list[Lock]:
+    """What keeps all that calls read and make."""
     return [
         Lock(v.number, tuple(varied(keeps.sets[v])), f"{_WHY} ({node.where})", kind=Kind.RIGID)
-        for node in found
+        for node in nodes
         for v in dict.fromkeys((*node.operands, *node.outputs))
         if v is not None and not keeps.whole(v)
     ]

@@ -2,8 +2,8 @@
 
 1. Where a condition in the code has to do with a size (``questions``), the model is run at other sizes, without
    contents where it can be: smaller, larger, with one entry more, and at the limits that stand in the code;
-2. a run in which other lines make calls is a way of its own (``ways.Way``), on inputs of its own. A plan that holds on
-   all ways holds at these sizes too;
+2. a run in which other lines make calls is a way of its own (``ways.Way``), on inputs of its own: as many of them as
+   show each line once, and once without it. A plan that holds on all ways holds at these sizes too;
 3. where the ways cannot be brought together, what is made or read from the first such line on stays whole (``Branch``).
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from speedup.elsewhere import Elsewhere
-from speedup.graph import Branch, Graph, Node, Value
+from speedup.graph import Branch, Graph, Line, Node, Value
 from speedup.questions import code_of, questions
 from speedup.vary import Case, Inputs, limits
 
@@ -23,8 +23,6 @@ log = logging.getLogger("speedup")
 _MOST = 6  # ways of one model
 _WHY = "code asks for a size here, and goes another way where the input has another one"
 
-Line = tuple[tuple[str, str, str], str]
-
 
 @dataclass(frozen=True, eq=False)
 class Resized:
@@ -32,10 +30,12 @@ class Resized:
 
     Attributes:
         inputs: of that size.
+        fresh: calls in lines that the run on the dummy input does not run.
     """
 
     inputs: Inputs
     graph: Graph
+    fresh: Sequence[Node]
 
 
 def other_ways(elsewhere: Elsewhere) -> list[Resized]:
@@ -45,12 +45,15 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     if asked is None:
         return []
     usual = _lines(graph)
-    found: dict[frozenset[Line], Case] = {}
+    found: list[Case] = []
+    run, left_out = set(usual), set[Line]()
 
-    def differs(case: Case, other: Graph) -> None:
+    def look(case: Case, other: Graph) -> None:
         lines = _lines(other)
-        if lines != usual and len(found) < _MOST:
-            found.setdefault(lines, case)
+        if (lines - run or usual - lines - left_out) and len(found) < _MOST:
+            found.append(case)
+            run.update(lines)
+            left_out.update(usual - lines)
 
     contentless = elsewhere.contentless()
     without = {case.name: other for case, other in contentless.runs} if contentless is not None else {}
@@ -58,16 +61,20 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     def takes(case: Case) -> bool:
         other = without.get(case.name) if contentless is not None else elsewhere.run(case)
         if other is not None:
-            differs(case, other)
+            look(case, other)
         return other is not None
 
     elsewhere.at_sizes(takes)
     for case in limits(elsewhere.inputs, asked.limits):
         other = elsewhere.sketch(case)
         if other is not None:
-            differs(case, other)
-    runs = [(case, elsewhere.run(case, claimed=True)) for case in found.values()]
-    ways = [Resized(case.inputs, other) for case, other in runs if other is not None and _lines(other) != usual]
+            look(case, other)
+    runs = [(case.inputs, elsewhere.run(case, claimed=True)) for case in found]
+    ways = [
+        Resized(inputs, other, [n for n in other.nodes if n.line not in usual])
+        for inputs, other in runs
+        if other is not None and _lines(other) != usual
+    ]
     log.info("at other sizes: %d other ways", len(ways))
     return ways
 
@@ -97,12 +104,8 @@ def _read_first(graph: Graph, where: int) -> set[Value]:
 def _parting(nodes: Sequence[Node], others: Sequence[Node]) -> int:
     """Up to where two runs make calls in the same lines."""
     both = zip(nodes, others, strict=False)
-    return next((k for k, (a, b) in enumerate(both) if _line(a) != _line(b)), min(len(nodes), len(others)))
+    return next((k for k, (a, b) in enumerate(both) if a.line != b.line), min(len(nodes), len(others)))
 
 
 def _lines(graph: Graph) -> frozenset[Line]:
-    return frozenset(map(_line, graph.nodes))
-
-
-def _line(node: Node) -> Line:
-    return node.place, node.where if node.module is None else ""
+    return frozenset(n.line for n in graph.nodes)

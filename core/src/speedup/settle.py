@@ -46,7 +46,7 @@ def settle(
         if not any(more) and len(ways) > 1:
             more = disagreements(ways, keeps)
         if not any(more):
-            more = [moved.locks(w.elsewhere, k) for w, k in zip(ways, keeps, strict=True)]
+            more = _moved(ways, keeps)
         if not any(more):
             made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
             parts = united(ways, keeps, made)
@@ -74,6 +74,20 @@ def settle(
     raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {way.locks[-1].why}")
 
 
+def _moved(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[Lock]]:
+    """Locks for calls that move other entries at other sizes, and for those that nobody has seen there."""
+    found, lines = [], set()
+    for way, kept in zip(ways, keeps, strict=True):
+        if way.elsewhere is not None:
+            nodes = moved.moving(way.elsewhere, kept)
+            lines |= {n.line for n in nodes}
+        else:
+            fresh = set(way.fresh)
+            nodes = [n for n in way.graph.nodes if n.line in lines or (n in fresh and moved.mixes(n, kept))]
+        found.append(moved.locks(nodes, kept))
+    return found
+
+
 def _mended(
     model: nn.Module, inputs: Inputs, ways: Sequence[Way], keeps: Sequence[KeepSets], rules: Registry, parts: Parts
 ) -> list[list[Lock]]:
@@ -81,13 +95,12 @@ def _mended(
     tries = Tries(model, inputs, ways[0].graph, keeps[0], rules, parts)
 
     def holds(repairs: Repairs) -> bool:
-        assert tries.run is not None
+        assert tries.run is not None and ways[0].elsewhere is not None
         return steady(ways[0].elsewhere, tries.keeps, replace(parts, repairs=repairs), tries.run)
 
     parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)
     locks = [found.locks() if found is not None else []]
     for way, kept in zip(ways[1:], keeps[1:], strict=True):
-        at = way.elsewhere.inputs
-        other = None if any(locks) else Tries(model, at, way.graph, kept, rules, parts)(parts.repairs)
+        other = None if any(locks) else Tries(model, way.inputs, way.graph, kept, rules, parts)(parts.repairs)
         locks.append(other.locks() if other is not None else [])
     return locks

@@ -17,7 +17,7 @@ be, the model is run on inputs of other sizes too, and a constant that is anothe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -30,14 +30,14 @@ from speedup.facts import Bools, Floats, everything
 from speedup.graph import Graph, Node, Value
 from speedup.grow import keep_sets
 from speedup.infer import Facts, infer
+from speedup.keep import KeepSets
 from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
+from speedup.resized import Resized
 from speedup.vary import Case, Inputs, further, has_loose
-from speedup.ways import Way
-
-Place = tuple[str, str, str, str, int]
+from speedup.ways import Place, Way
 
 
 def lasting(
@@ -59,13 +59,47 @@ def lasting(
     found = infer(graph, masks)
     doubtful = _doubtful(model, graph, found, has_loose(inputs))
     if not doubtful:
-        return Way(graph, found, elsewhere)
+        return Way(graph, found, inputs, elsewhere)
     without = infer(graph, masks, doubtful)
     many, few = (keep_sets(graph, known, drop=drop) for known in (found, without))
-    if all(many.same(v, few) for v in graph.values if v.is_source):
-        return Way(graph, without, elsewhere, few)
+    if _alike(many, few):
+        return Way(graph, without, inputs, elsewhere, few)
     denied = _following(elsewhere, found, doubtful, masks)
-    return Way(graph, infer(graph, masks, denied), elsewhere) if denied else Way(graph, found, elsewhere, many)
+    same = frozenset(_places(doubtful) - _places(denied))
+    if denied:
+        return Way(graph, infer(graph, masks, denied), inputs, elsewhere, steady=same)
+    return Way(graph, found, inputs, elsewhere, many, same)
+
+
+def at_one_size(
+    usual: Way, other: Resized, model: nn.Module, masks: Mapping[str, torch.Tensor], rules: Registry, drop: bool = False
+) -> Way:
+    """What is known on a way that code takes at another size, which is run at that one alone, if that will do.
+
+    Args:
+        usual: the way of the dummy input, whose calls were compared at other sizes.
+        masks, drop: as for ``lasting``.
+    """
+    graph = other.graph
+    found = infer(graph, masks)
+    doubtful = _doubtful(model, graph, found, has_loose(other.inputs))
+    denied = {v: entries for v, entries in doubtful.items() if not _places([v]) <= usual.steady}
+    if not denied:
+        return Way(graph, found, other.inputs, fresh=other.fresh)
+    without = infer(graph, masks, denied)
+    if not _alike(*(keep_sets(graph, known, drop=drop) for known in (found, without))):
+        following = _following(Elsewhere(model, other.inputs, graph, rules), found, denied, masks)
+        without = infer(graph, masks, following)
+    return Way(graph, without, other.inputs, fresh=other.fresh)
+
+
+def _alike(one: KeepSets, other: KeepSets) -> bool:
+    """Whether two plans keep the same of the model."""
+    return all(one.same(v, other) for v in one.graph.values if v.is_source)
+
+
+def _places(values: Iterable[Value]) -> set[Place]:
+    return {_place(v.producer, v.producer.outputs.index(v)) for v in values if v.producer is not None}
 
 
 def _following(

@@ -7,9 +7,10 @@ one in which layers are called besides that only training calls (``auxiliary``),
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import nn
 
 from speedup import rule_log
@@ -26,7 +27,7 @@ from speedup.registry import Registry
 from speedup.resized import other_ways, part
 from speedup.settle import settle
 from speedup.shared import check_shared
-from speedup.sizes import lasting
+from speedup.sizes import at_one_size, lasting
 from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
 from speedup.verification import Inputs
@@ -59,7 +60,7 @@ def solve(
         graph, keeps, parts = (
             _with_more(model, inputs, rules, find_auxiliary(model, inputs, rules, first), known, drop)
             or _with_more(model, inputs, rules, find_detours(model, inputs, rules, first), known, drop)
-            or _on_all_ways(model, inputs, rules, first, known, drop)
+            or _on_all_ways(model, inputs, rules, first, known, prepared.facts, drop)
         )
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
     if stands.originals:
@@ -85,19 +86,27 @@ def _with_more(
 
 
 def _on_all_ways(
-    model: nn.Module, inputs: Inputs, rules: Registry, first: Graph, known: Callable[..., Way], drop: bool
+    model: nn.Module,
+    inputs: Inputs,
+    rules: Registry,
+    first: Graph,
+    known: Callable[[Graph], Way],
+    masks: Mapping[str, torch.Tensor],
+    drop: bool,
 ) -> Settled:
     """The plan for the run in eval mode, whichever way Python goes with other data."""
     way = known(first)
     log.info("inferred: %d values with constants", len(way.facts.constants))
-    resized = other_ways(way.elsewhere)
+    resized = other_ways(way.elsewhere) if way.elsewhere is not None else []
     settled = None
     if first.answers or resized:
         graphs = _told_otherwise(model, inputs, rules, first)
         if graphs and change_the_same([*graphs, *(other.graph for other in resized)]):
             if first.replaced:
                 way = known(first)
-            more = [known(graph) for graph in graphs[1:]] + [known(o.graph, inputs=o.inputs) for o in resized]
+            more = [known(graph) for graph in graphs[1:]] + [
+                at_one_size(way, other, model, masks, rules, drop) for other in resized
+            ]
             settled = settle(model, inputs, [way, *more], rules, drop)
         if settled is None:
             alone = first

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from speedup.trace.outputs import tensors_in
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 _IMAGE = 4  # axes of a batch of images, at least
-_TIMES = 8  # by how many times as large inputs are tried as there are, where code has a limit
+_TIMES = 8  # up to which size inputs are tried where code has a limit, in times of the entries that there are
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,18 @@ def limits(inputs: Inputs, limits: Sequence[int]) -> Iterator[Case]:
             now = max([t.shape[a] for t in tensors for a in kind.axes(t, sides) if a < t.ndim], default=0)
             alone = [1] if kind.one_by_one else []
             for size in dict.fromkeys([now + 1, *alone, *(n for limit in limits for n in (limit, limit + 1))]):
-                if 0 < size <= _TIMES * now and size != now:
+                if 0 < size != now and _entries(tensors, kind, sides, size) <= _TIMES * _entries(tensors):
                     name = f"{kind.name} of {size} {sides}"
                     yield Case(name, pytree.tree_map_only(torch.Tensor, partial(_sized, kind, sides, size), inputs))
+
+
+def _entries(
+    tensors: Sequence[torch.Tensor], kind: _Kind | None = None, sides: tuple[int, ...] = (), size: int = 0
+) -> int:
+    """How many entries tensors have, with some axes of another size."""
+    sized = [kind.axes(t, sides) if kind is not None else () for t in tensors]
+    shapes = [[size if a in axes else s for a, s in enumerate(t.shape)] for t, axes in zip(tensors, sized, strict=True)]
+    return sum(map(prod, shapes))
 
 
 def _sized(kind: _Kind, sides: tuple[int, ...], size: int, tensor: torch.Tensor) -> torch.Tensor:

@@ -33,9 +33,13 @@ from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.trace.recorder import EndlessError
+from speedup.vary import Inputs
 
 _MOST = 8  # ways that come to their end
 _MOST_RUNS = 40  # those that end in an error among them, of which a check in every layer makes one each
+
+# Where an output of a call is made: its scope, module, line and op, and which output it is.
+Place = tuple[str, str, str, str, int]
 
 _WHY = "with other data, or at other sizes, Python goes another way, which keeps it"
 
@@ -45,14 +49,20 @@ class Way:
     """One series of answers: its graph, what is known in it, and what must stay there.
 
     Attributes:
-        elsewhere: the same way at other sizes of the input.
+        inputs: on which it is taken.
+        elsewhere: the same way at other sizes of the input; None of a way that is taken at one size (``resized``).
         unlocked: the keep sets of these facts without any lock, where they are known already.
+        steady: places of calls that might give other constants at other sizes, and do not.
+        fresh: calls in lines that the way of the dummy input does not run.
     """
 
     graph: Graph
     facts: Facts
-    elsewhere: Elsewhere
+    inputs: Inputs
+    elsewhere: Elsewhere | None = None
     unlocked: KeepSets | None = None
+    steady: frozenset[Place] = frozenset()
+    fresh: Sequence[Node] = ()
     locks: list[Lock] = field(default_factory=list)
 
     def keep_sets(self, drop: bool) -> KeepSets:
