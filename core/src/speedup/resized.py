@@ -65,7 +65,7 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
         return other is not None
 
     elsewhere.at_sizes(takes)
-    for case in limits(elsewhere.inputs, asked.limits):
+    for case in limits(elsewhere.inputs, asked.limits if contentless is not None else None):
         other = elsewhere.sketch(case)
         if other is not None:
             look(case, other)

@@ -80,19 +80,19 @@ def at_other_sizes(inputs: Inputs, takes: Takes, stretched: bool = True) -> None
         takes(_case(inputs, None, samples=2))
 
 
-def limits(inputs: Inputs, limits: Sequence[int]) -> Iterator[Case]:
+def limits(inputs: Inputs, limits: Sequence[int] | None) -> Iterator[Case]:
     """Sizes at which code may do something else than below or above: one entry more than the inputs have, one entry
     alone (where they are no images), and what stands in its conditions.
 
     Args:
-        limits: whole numbers in conditions of the code.
+        limits: whole numbers in conditions of the code; None for one entry more alone.
     """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
     for kind in _kinds(tensors):
         for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides]:
             now = max([t.shape[a] for t in tensors for a in kind.axes(t, sides) if a < t.ndim], default=0)
-            alone = [1] if kind.one_by_one else []
-            for size in dict.fromkeys([now + 1, *alone, *(n for limit in limits for n in (limit, limit + 1))]):
+            alone = [1] if kind.one_by_one and limits is not None else []
+            for size in dict.fromkeys([now + 1, *alone, *(n for limit in limits or () for n in (limit, limit + 1))]):
                 if 0 < size != now and _entries(tensors, kind, sides, size) <= _TIMES * _entries(tensors):
                     name = f"{kind.name} of {size} {sides}"
                     yield Case(name, pytree.tree_map_only(torch.Tensor, partial(_sized, kind, sides, size), inputs))
