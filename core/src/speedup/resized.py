@@ -55,17 +55,17 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
             run.update(lines)
             left_out.update(usual - lines)
 
-    contentless = elsewhere.contentless()
+    contentless = elsewhere.contentless() if elsewhere.is_heavy else None
     without = {case.name: other for case, other in contentless.runs} if contentless is not None else {}
 
     def takes(case: Case) -> bool:
-        other = without.get(case.name) if contentless is not None else elsewhere.run(case)
+        other = without.get(case.name) if contentless is not None else elsewhere.run(case, claimed=True)
         if other is not None:
             look(case, other)
         return other is not None
 
     elsewhere.at_sizes(takes)
-    for case in limits(elsewhere.inputs, asked.limits if contentless is not None else None):
+    for case in limits(elsewhere.inputs, asked.limits if contentless is not None or not elsewhere.is_heavy else None):
         other = elsewhere.sketch(case)
         if other is not None:
             look(case, other)
