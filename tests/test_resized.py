@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import speedup
+import speedup.solve
 from speedup.testing import check_equal, mask_indices, randomize
 
 GONE = [0, 1, 5]
@@ -208,3 +209,25 @@ def test_layers_that_other_data_call(sign):
     assert (small.a.out_channels, small.b.in_channels) == (5, 5)
     assert (small.extra.in_channels, small.extra.out_channels) == (small.more.in_channels, small.more.out_channels)
     assert result.plan.report.uncalled == []
+
+
+class Late(Net):
+    """The question stands behind the second convolution."""
+
+    def forward(self, x):
+        y = F.relu(self.b(F.relu(self.bn(self.a(x)))))
+        if x.shape[2] > 8:
+            y = y + 1
+        return self.c(y)
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_where_ways_cannot_be_brought_together_all_behind_the_question_stays(size, monkeypatch):
+    def settle(model, inputs, ways, *others):
+        return alone(model, inputs, ways, *others) if len(ways) == 1 else None
+
+    alone = speedup.solve.settle
+    monkeypatch.setattr("speedup.solve.settle", settle)
+    result = checked(Late(), size)
+    assert (result.model.a.out_channels, result.model.b.out_channels) == (5, 6)
+    assert "code asks for a size here" in result.plan.explain()

@@ -41,7 +41,8 @@ class Resized:
 def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     """The ways that code takes at other sizes. Call it inside ``sandbox``."""
     graph = elsewhere.graph
-    asked = questions(code_of(elsewhere.model, graph)) if graph.asking else None
+    # Where code calls what its data choose, other lines at another size say nothing of the size.
+    asked = questions(code_of(elsewhere.model, graph)) if graph.asking and graph.seeking is None else None
     if asked is None:
         return []
     usual = _lines(graph)
@@ -108,4 +109,5 @@ def _parting(nodes: Sequence[Node], others: Sequence[Node]) -> int:
 
 
 def _lines(graph: Graph) -> frozenset[Line]:
-    return frozenset(n.line for n in graph.nodes)
+    """Those up to where data decide what is called."""
+    return frozenset(n.line for n in graph.nodes[: graph.branch.node.index if graph.branch is not None else None])
