@@ -82,6 +82,22 @@ class Held(Net):
         return y
 
 
+class Doubling(nn.Module):
+    def forward(self, y, height):
+        return doubled(y) if height > 8 else y
+
+
+class Inside(Net):
+    """A module that is given the size, and makes no call below the limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubling = Doubling()
+
+    def between(self, y, x):
+        return self.doubling(y, x.shape[2])
+
+
 class Layer(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +131,7 @@ def checked(net, size, names=("a", "bn", "extra", "more"), seed=0):
 
 
 @pytest.mark.parametrize("size", [8, 12])
-@pytest.mark.parametrize("kind", [Padded, Resampled, Large, Small, Helped, Held])
+@pytest.mark.parametrize("kind", [Padded, Resampled, Large, Small, Helped, Held, Inside])
 def test_calls_that_other_sizes_make(kind, size):
     small = checked(kind(), size, names=("a",)).model
     assert small.c.in_channels == 4

@@ -71,13 +71,14 @@ def code_of(model: nn.Module, graph: Graph) -> set[CodeType]:
     """
     found = {*graph.asking_code} | {code for node in graph.nodes for code, _ in node.sites}
     methods: dict[str, list[FunctionType]] = defaultdict(list)
-    for kind in {type(model.get_submodule(n.scope)) for n in graph.nodes}:
+    for kind in {type(module) for module in model.modules()}:
         for base in kind.__mro__:
             for name, held in vars(base).items():
                 function = inspect.unwrap(getattr(held, "fget", None) or getattr(held, "__func__", held))
                 if isinstance(function, FunctionType) and of_user(function.__code__):
                     methods[name].append(function)
-    functions = [f for each in methods.values() for f in each if f.__code__ in found]
+    # A module that is called may make no call at this size.
+    functions = [f for name, each in methods.items() for f in each if name == "forward" or f.__code__ in found]
     seen = {f.__code__ for f in functions}
     while functions and len(seen) < _MOST:
         function = functions.pop()
