@@ -30,7 +30,7 @@ ONE = {"one.weight": (0, 1, 9)}
 @pytest.fixture(autouse=True, params=[float("inf"), -1], ids=["by answers", "by calls"])
 def heavy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How repairs are tried at other sizes, which depends on how much arithmetic there is."""
-    monkeypatch.setattr("speedup.repair.steady._HEAVY", request.param)
+    monkeypatch.setattr("speedup.elsewhere._HEAVY", request.param)
 
 
 def shrink(model: nn.Module, dropped: dict[str, tuple[int, ...]], *shape: int) -> tuple[Any, Any, Plan]:
@@ -571,7 +571,7 @@ def test_calls_without_contents_prove_what_they_can(
         return said[-1]
 
     by_calls = steady._makes_the_same_calls
-    monkeypatch.setattr(steady, "_HEAVY", -1)
+    monkeypatch.setattr("speedup.elsewhere._HEAVY", -1)
     monkeypatch.setattr(steady, "_makes_the_same_calls", asked)
     *_, plan = shrink(make(), dropped, *shape)
     assert said == proven and bool(plan.report.repaired) == (make is not nets.CutFlat)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import speedup
+import speedup.solve
 from speedup.testing import check_equal, mask_indices, randomize
 
 GONE = [0, 1, 5]
@@ -81,6 +82,22 @@ class Held(Net):
         return y
 
 
+class Doubling(nn.Module):
+    def forward(self, y, height):
+        return doubled(y) if height > 8 else y
+
+
+class Inside(Net):
+    """A module that is given the size, and makes no call below the limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubling = Doubling()
+
+    def between(self, y, x):
+        return self.doubling(y, x.shape[2])
+
+
 class Layer(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +131,7 @@ def checked(net, size, names=("a", "bn", "extra", "more"), seed=0):
 
 
 @pytest.mark.parametrize("size", [8, 12])
-@pytest.mark.parametrize("kind", [Padded, Resampled, Large, Small, Helped, Held])
+@pytest.mark.parametrize("kind", [Padded, Resampled, Large, Small, Helped, Held, Inside])
 def test_calls_that_other_sizes_make(kind, size):
     small = checked(kind(), size, names=("a",)).model
     assert small.c.in_channels == 4
@@ -208,6 +225,28 @@ def test_layers_that_other_data_call(sign):
     assert (small.a.out_channels, small.b.in_channels) == (5, 5)
     assert (small.extra.in_channels, small.extra.out_channels) == (small.more.in_channels, small.more.out_channels)
     assert result.plan.report.uncalled == []
+
+
+class Late(Net):
+    """The question stands behind the second convolution."""
+
+    def forward(self, x):
+        y = F.relu(self.b(F.relu(self.bn(self.a(x)))))
+        if x.shape[2] > 8:
+            y = y + 1
+        return self.c(y)
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_where_ways_cannot_be_brought_together_all_behind_the_question_stays(size, monkeypatch):
+    def settle(model, inputs, ways, *others):
+        return alone(model, inputs, ways, *others) if len(ways) == 1 else None
+
+    alone = speedup.solve.settle
+    monkeypatch.setattr("speedup.solve.settle", settle)
+    result = checked(Late(), size)
+    assert (result.model.a.out_channels, result.model.b.out_channels) == (5, 6)
+    assert "code asks for a size here" in result.plan.explain()
 
 
 class Sized(nn.Module):

@@ -318,7 +318,11 @@ def _parts(test: ast.expr) -> Iterator[ast.expr]:
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.Compare) and all(isinstance(o, ast.Is | ast.IsNot) for o in node.ops):
+        if isinstance(node, ast.Compare) and all(
+            isinstance(o, ast.Is | ast.IsNot | ast.In | ast.NotIn) for o in node.ops
+        ):
+            continue
+        if isinstance(node, ast.Compare) and _asks_for_emptiness(node):
             continue
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             continue  # of a tensor, it is something else than its size
@@ -346,6 +350,16 @@ def _is_no_size(node: ast.expr) -> bool:
     if isinstance(node, ast.Constant):
         return type(node.value) is not int
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id[:1].isupper()
+
+
+def _asks_for_emptiness(node: ast.Compare) -> bool:
+    """Whether it is asked if there is anything, ``x.numel() == 0``: of what a size makes there is."""
+    sides = [node.left, *node.comparators]
+    zeros = [isinstance(s, ast.Constant) and s.value == 0 for s in sides]
+    if isinstance(node.ops[0], ast.Lt | ast.GtE) and zeros[-1]:
+        return True  # nothing is smaller
+    asked = [s.value if isinstance(s, ast.Subscript) else s for s, zero in zip(sides, zeros, strict=True) if not zero]
+    return any(zeros) and all(isinstance(s, ast.Attribute | ast.Call) and _is_size(s, (), ()) for s in asked)
 
 
 def _is_self(node: ast.expr) -> bool:

@@ -59,12 +59,13 @@ class Resized:
 def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     """The ways that code takes at other sizes. Call it inside ``sandbox``."""
     graph = elsewhere.graph
-    asked = questions(code_of(elsewhere.model, graph)) if graph.asking else None
+    # Where code calls what its data choose, other lines at another size say nothing of the size.
+    asked = questions(code_of(elsewhere.model, graph)) if graph.asking and graph.seeking is None else None
     if asked is None:
         return []
     usual, between = _lines(graph), _passed(graph)
     seen: list[_Seen] = []
-    contentless = elsewhere.contentless()
+    contentless = elsewhere.contentless() if elsewhere.is_heavy else None
     without = {case.name: other for case, other in contentless.runs} if contentless is not None else {}
 
     def look(case: Case, other: Graph | None) -> bool:
@@ -72,9 +73,13 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
             seen.append(_Seen(case, _lines(other), _passed(other)))
         return other is not None
 
-    elsewhere.at_sizes(lambda case: look(case, without.get(case.name) if contentless else elsewhere.run(case)))
+    def run(case: Case) -> Graph | None:
+        return without.get(case.name) if contentless is not None else elsewhere.run(case, claimed=True)
+
+    elsewhere.at_sizes(lambda case: look(case, run(case)))
     numbers = (*asked.limits, *_held(elsewhere.model, asked.attributes))
-    limits(elsewhere.inputs, numbers, lambda case: look(case, elsewhere.sketch(case)))
+    are_cheap = contentless is not None or not elsewhere.is_heavy
+    limits(elsewhere.inputs, numbers if are_cheap else None, lambda case: look(case, elsewhere.sketch(case)))
     runs = [(case.inputs, elsewhere.run(case, claimed=True)) for case in _few(seen, usual, between)]
     ways = [
         Resized(inputs, other, [n for n in other.nodes if n.line not in usual])
@@ -144,9 +149,15 @@ def _passed(graph: Graph) -> Passages:
     def made(value: Value) -> Line | None:
         return value.producer.line if value.producer is not None else None
 
-    read = {(made(v), n.line) for n in graph.nodes for v in n.tensors if not v.is_source}
-    return frozenset({*read, *((made(v), None) for v in graph.outputs)})
+    read = {(made(v), n.line) for n in _until_data(graph) for v in n.tensors if not v.is_source}
+    ends = graph.outputs if graph.branch is None else []
+    return frozenset({*read, *((made(v), None) for v in ends)})
 
 
 def _lines(graph: Graph) -> frozenset[Line]:
-    return frozenset(n.line for n in graph.nodes)
+    return frozenset(n.line for n in _until_data(graph))
+
+
+def _until_data(graph: Graph) -> Sequence[Node]:
+    """The calls up to where data decide what is called."""
+    return graph.nodes[: graph.branch.node.index if graph.branch is not None else None]

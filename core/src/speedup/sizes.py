@@ -63,7 +63,7 @@ def lasting(
     without = infer(graph, masks, doubtful)
     many, few = (keep_sets(graph, known, drop=drop) for known in (found, without))
     if _alike(many, few):
-        return Way(graph, without, inputs, elsewhere, few)
+        return Way(graph, without, inputs, elsewhere, few, None)
     denied = _following(elsewhere, found, doubtful, masks)
     same = frozenset(_places(doubtful) - _places(denied))
     if denied:
@@ -83,11 +83,11 @@ def at_one_size(
     graph = other.graph
     found = infer(graph, masks)
     doubtful = _doubtful(model, graph, found, has_loose(other.inputs))
-    denied = {v: entries for v, entries in doubtful.items() if not _places([v]) <= usual.steady}
+    denied = {v: entries for v, entries in doubtful.items() if not _places([v]) <= (usual.steady or frozenset())}
     if not denied:
         return Way(graph, found, other.inputs, fresh=other.fresh)
     without = infer(graph, masks, denied)
-    if not _alike(*(keep_sets(graph, known, drop=drop) for known in (found, without))):
+    if usual.steady is not None and not _alike(*(keep_sets(graph, k, drop=drop) for k in (found, without))):
         following = _following(Elsewhere(model, other.inputs, graph, rules), found, denied, masks)
         without = infer(graph, masks, following)
     return Way(graph, without, other.inputs, fresh=other.fresh)
@@ -149,7 +149,7 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts, loose: bool) -> dict
         if node.rule.counts:
             found.update((v, facts.known_but_zero(v)) for v in known)
             continue
-        reads = not node.rule.moves or not graph.from_input.issuperset(node.tensors)
+        reads = not node.rule.moves or _takes_part(node, graph.from_input)
         if known and node.module is None and reads and not _is_written(node, model):
             found.update((v, facts.known_but_zero(v)) for v in known)
         for value in known:
@@ -158,6 +158,12 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts, loose: bool) -> dict
         if any(_differ(facts, values[0], facts, v).any() for v in values[1:]):
             found.update((v, facts.known_but_zero(v)) for v in values)
     return found
+
+
+def _takes_part(node: Node, from_input: Collection[Value]) -> bool:
+    """Whether a movement takes some of the entries of a tensor of the model: the rows that this size reads."""
+    most = max(prod(v.shape) for v in node.outputs)
+    return any(v not in from_input and prod(v.shape) > most for v in node.tensors)
 
 
 def _is_written(node: Node, model: nn.Module) -> bool:

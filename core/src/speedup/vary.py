@@ -80,17 +80,17 @@ def at_other_sizes(inputs: Inputs, takes: Takes, stretched: bool = True) -> None
         takes(_case(inputs, None, samples=2))
 
 
-def limits(inputs: Inputs, limits: Sequence[int], takes: Takes) -> None:
+def limits(inputs: Inputs, limits: Sequence[int] | None, takes: Takes) -> None:
     """Try sizes at which code may do something else than below or above: somewhat more than the inputs have, twice as
     much, one entry alone (where they are no images), and what stands in conditions; of several inputs one alone is
     doubled; one sample, and one more.
 
     Args:
-        limits: whole numbers in conditions of the code.
+        limits: whole numbers in conditions of the code; None for one entry more alone.
         takes: as for ``at_other_sizes``.
     """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
-    numbers = [n for limit in limits for n in (limit, limit + 1)]
+    numbers = [n for limit in limits or () for n in (limit, limit + 1)]
 
     def take(kind: _Kind, sides: tuple[int, ...], size: int) -> bool:
         if size < 1 or _entries(tensors, kind, sides, size) > _TIMES * _entries(tensors):
@@ -101,6 +101,9 @@ def limits(inputs: Inputs, limits: Sequence[int], takes: Takes) -> None:
     for kind in _kinds(tensors):
         for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides, kind.sides[:1]]:
             now = max([t.shape[a] for t in tensors for a in kind.axes(t, sides) if a < t.ndim], default=0)
+            if limits is None:
+                take(kind, sides, now + 1)
+                continue
             sizes = [2 * now]
             if kind.one_by_one or sides == kind.sides:
                 _more(now, partial(take, kind, sides))
@@ -108,6 +111,8 @@ def limits(inputs: Inputs, limits: Sequence[int], takes: Takes) -> None:
             for size in dict.fromkeys(sizes):
                 if size != now:
                     take(kind, sides, size)
+    if limits is None:
+        return
     for number, tensor in enumerate(tensors if len(tensors) > 1 else ()):
         for kind in _kinds(tensors):
             for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides]:

@@ -26,7 +26,6 @@ from speedup.keep import KeepSets
 from speedup.registry import Registry
 from speedup.repair.arguments import numbers
 from speedup.repair.stale import same_number
-from speedup.report.counts import sizes_of
 from speedup.trace.meta import all_on_meta, on_meta
 from speedup.trace.outputs import Returned
 from speedup.trace.run import trace
@@ -34,11 +33,6 @@ from speedup.vary import Case, Inputs
 from speedup.verification import compare, effects_on, run
 
 log = logging.getLogger("speedup")
-
-
-# Multiply-accumulates times bytes of a number, per call, from which arithmetic takes longer than calls without
-# contents: so it is measured on ViT-B/32 and MaxViT-T, which are above, and not on Swin-T and Swin-B, which are below.
-_HEAVY = 20e6
 
 
 def steady(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts, small: Graph) -> bool:
@@ -51,10 +45,7 @@ def steady(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts, small: Graph) ->
     """
     if not parts.repairs:
         return True
-    graph = elsewhere.graph
-    width = max((t.dtype.itemsize for t in graph.reference), default=4)
-    heavy = sizes_of(graph, keeps)["macs"][0] * width > _HEAVY * len(graph.nodes)
-    if heavy and _makes_the_same_calls(elsewhere, parts, small):
+    if elsewhere.is_heavy and _makes_the_same_calls(elsewhere, parts, small):
         return True
     return _answers_the_same(elsewhere, keeps, parts)
 

@@ -21,6 +21,12 @@ def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
     return before, ask(node, "multiply_accumulates", small) if small != full else before
 
 
+def macs_of(graph: Graph) -> int:
+    """Multiply-accumulate operations of a run, as far as rules know them."""
+    full = [(n, [v.shape if v is not None else None for v in n.values]) for n in graph.nodes if n.rule is not None]
+    return sum(int(ask(node, "multiply_accumulates", shapes)) for node, shapes in full)
+
+
 def sizes_of(graph: Graph, keeps: KeepSets) -> dict[str, tuple[int, int]]:
     """Parameters and multiply-accumulates (``macs``) of a model, before and after."""
     used = [v for v in graph.sources if v.kind == "parameter"]
