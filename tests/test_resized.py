@@ -247,3 +247,109 @@ def test_where_ways_cannot_be_brought_together_all_behind_the_question_stays(siz
     result = checked(Late(), size)
     assert (result.model.a.out_channels, result.model.b.out_channels) == (5, 6)
     assert "code asks for a size here" in result.plan.explain()
+
+
+class Sized(nn.Module):
+    """A layer that is called where it is told that the image is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 8, 1)
+
+    def forward(self, y, sizes):
+        height, width = sizes
+        return self.layer(y) if height * width > 100 else y
+
+
+class Told(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = Sized()
+
+    def between(self, y, x):
+        return self.extra(y, x.shape[2:])
+
+
+class Asked(Layer):
+    limit = 20
+
+    def is_large(self, x):
+        return x.shape[2] > self.limit
+
+    def between(self, y, x):
+        return self.extra(y) if self.is_large(x) else y
+
+
+class Tall(Layer):
+    def between(self, y, x):
+        return self.extra(y) if x.shape[2] > x.shape[3] else y
+
+
+class Strided(Net):
+    """Padded to whole windows behind a stride: one pixel more is none more there."""
+
+    def between(self, y, x):
+        y = F.max_pool2d(y, 2)
+        more = -y.shape[2] % 4
+        if more:
+            y = F.pad(y, (0, 0, 0, more))
+        return y
+
+
+class Mixed(Instead):
+    """One layer for odd sizes, one for tall images: of those that are both the one reads what the other makes."""
+
+    def between(self, y, x):
+        if x.shape[2] % 2:
+            y = F.relu(self.extra(y))
+        if x.shape[2] > 8:
+            y = F.relu(self.more(y))
+        return y
+
+
+class Alone(Layer):
+    def between(self, y, x):
+        return self.extra(y) if x.shape[0] == 1 else y
+
+
+def masks_in(net, names, gone):
+    given = {f"{n}.{p}": gone for n in names for p in ("weight", "bias")}
+    return mask_indices(net, given | {"b.weight": [2, 3], "b.bias": [2, 3]})
+
+
+@pytest.mark.parametrize("kind", [Told, Asked, Tall, Strided, Mixed, Alone])
+@pytest.mark.parametrize("size", [8, 12, 16])
+@pytest.mark.parametrize("other", [GONE, [1, 2]])
+def test_where_sizes_are_asked_for_and_which(kind, size, other):
+    net = randomize(kind(), 1)
+    layers = [n for n, m in net.named_modules() if n.startswith(("extra", "more")) and isinstance(m, nn.Conv2d)]
+    masks = masks_in(net, ["a"] if kind is Strided else ["a", "bn"], GONE) | masks_in(net, layers, other)
+    sizes = [(h, w) for h in (4, 7, 8, 9, 12, 13, 16, 23) for w in (8, 13)]
+    others = [torch.randn(n, 3, h, w, dtype=torch.float64) for n in (1, 2, 3) for h, w in sizes]
+    small = check_equal(net, torch.randn(2, 3, size, size, dtype=torch.float64), masks, others).model
+    assert small.c.in_channels == 4
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.last = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x, z):
+        x, z = self.a(x), self.b(z)
+        if x.shape[1] > z.shape[1]:
+            x = F.relu(self.c(x[:, : z.shape[1]]))
+        elif x.shape[1] < z.shape[1]:
+            z = z[:, : x.shape[1]] + 1
+        return self.last(F.relu(x + z))
+
+
+@pytest.mark.parametrize(("length", "other"), [(4, 4), (4, 6), (6, 4)])
+def test_inputs_of_sizes_of_their_own(length, other):
+    net = randomize(Pair())
+    masks = mask_indices(net, {f"{n}.weight": GONE for n in "abc"})
+    dummy, *others = (
+        (torch.randn(2, n, 5, dtype=torch.float64), torch.randn(2, m, 5, dtype=torch.float64))
+        for n, m in [(length, other), *((n, m) for n in (1, 4, 9) for m in (1, 4, 9))]
+    )
+    check_equal(net, dummy, masks, others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.nn.functional as F
 
 from speedup.questions import Questions, questions
@@ -99,3 +100,100 @@ def test_code_without_source_may_ask_for_anything():
     assert questions([held["f"].__code__]) == Questions(())
     exec("def g(x):\n    return x + 1", held)
     assert questions([held["g"].__code__]) is None
+
+
+def is_large(height, width):
+    return height * width > 100
+
+
+def needs_padding(x):
+    return bool(x.shape[2] % 8)
+
+
+def asks_a_helper(x):
+    return F.pad(x, (0, 1)) if needs_padding(x) else x
+
+
+def is_given_several(x, sizes):
+    h, w = sizes
+    if h * w > 64:
+        x = x + 1
+    return x
+
+
+def chooses(x):
+    return {True: x.relu, False: x.sigmoid}[x.shape[2] > 10]()
+
+
+def matches(x):
+    match x.shape[1]:
+        case 5:
+            return x
+        case n if n > 20:
+            return x + 1
+    return x * 2
+
+
+def has_a_lambda(x):
+    return (lambda n: x + 1 if n > 6 else x)(x.shape[1])
+
+
+def may_repeat_nothing(x):
+    for step in range(1, x.shape[1]):
+        x = x + step
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "limits"),
+    [
+        (is_large, {100}),
+        (is_given_several, {64}),
+        (chooses, {10}),
+        (matches, {5, 20}),
+        (has_a_lambda, {6}),
+        (may_repeat_nothing, set()),
+    ],
+)
+def test_conditions_elsewhere_than_in_an_if_are_found(function, limits):
+    found = questions([function.__code__])
+    assert found is not None
+    assert set(found.limits) == limits
+
+
+def test_functions_that_give_what_is_made_of_sizes_are_found():
+    assert questions([asks_a_helper.__code__]) is None
+    assert questions([asks_a_helper.__code__, needs_padding.__code__]) is not None
+
+
+def asserts(x, size):
+    torch._assert(x.shape[2] == size, "another size")
+    return x * 2
+
+
+def names_the_last_of_a_list(x, layers):
+    end = len(layers) - 1
+    for k in range(1, end + 1):
+        x = layers[k](x)
+    return x
+
+
+@pytest.mark.parametrize("function", [asserts, names_the_last_of_a_list])
+def test_checks_and_lists_are_no_conditions_on_sizes(function):
+    assert questions([function.__code__]) is None
+
+
+def test_attributes_may_hold_limits():
+    class Net:
+        def forward(self, x):
+            return x if x.shape[1] > self.window else x + 1
+
+    assert questions([Net.forward.__code__]) == Questions((), frozenset({"window"}))
+
+
+def test_lambdas_without_the_function_around_them_may_ask_for_anything():
+    def around():
+        return lambda x: x + 1 if x.shape[1] > 4 else x
+
+    assert questions([around().__code__]) == Questions()
+    assert questions([around().__code__, around.__code__]) == Questions((4,))

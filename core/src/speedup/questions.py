@@ -1,8 +1,9 @@
 """Does code go another way where the input is larger? ``if h % 8: x = F.pad(x, ...)``, ``if q.shape[1] > 1: ...``.
 
 A size is a plain number to Python, so that no run shows what becomes of it. The source does, roughly: it is looked for
-an ``if`` or ``while`` whose condition has to do with a size. Where there is one, the model is run at other sizes to see
-(``speedup.resized``): what is found here for nothing costs time, and no more.
+a condition that has to do with a size, in an ``if`` or as a comparison that is returned (``is_large(x)``) or kept in a
+name. Where there is one, the model is run at other sizes to see (``speedup.resized``): what is found here for nothing
+costs time, and no more.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import linecache
 import textwrap
 import tokenize
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -27,8 +28,9 @@ from speedup.trace.source import names_in, of_user
 
 _ASK = {"size", "numel", "nelement", "__len__"}  # methods that give sizes
 _OF_OBJECTS = {"isinstance", "hasattr", "callable", "issubclass", "type"}
+_CHOOSE = {"COMPARE_OP", "FOR_ITER"}  # beside jumps
 _MOST = 300  # functions that are looked at
-_LARGEST = 4096  # of the limits that are tried
+LARGEST = 4096  # of the limits that are tried
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,11 @@ class Questions:
 
     Attributes:
         limits: whole numbers that stand in such conditions.
+        attributes: names of attributes that stand in them, which may hold other limits.
     """
 
     limits: tuple[int, ...] = ()
+    attributes: frozenset[str] = frozenset()
 
 
 def questions(codes: Collection[CodeType]) -> Questions | None:
@@ -51,59 +55,90 @@ def questions(codes: Collection[CodeType]) -> Questions | None:
     Example::
 
         >>> questions([Net.forward.__code__])  # if x.shape[2] > 32: ...
-        Questions(limits=(32,))
+        Questions(limits=(32,), attributes=frozenset())
     """
     found = [_conditions(code) for code in codes if _decides(code)]
-    attributes = frozenset[str]()
-    if any(_is_of_self(n) for each in found for t in each.tests for n in ast.walk(t)):
-        attributes = attributes.union(*(_conditions(code).attributes for code in codes))
-    tests = [t for each in found for t in each.about_sizes(attributes)]
+    names = {(code.co_filename, code.co_qualname) for code in codes}
+    if any(each.stands_in is not None and each.stands_in not in names for each in found):
+        return Questions()
+    held = _held([_conditions(code) for code in codes]) if found else frozenset()
+    tests = [t for each in found for t in each.about_sizes(held)]
     if not tests and not any(each.is_hidden for each in found):
         return None
-    return Questions(tuple(sorted({n for t in tests for n in _limits(t)})))
+    attributes = {n.attr for t in tests for n in ast.walk(t) if isinstance(n, ast.Attribute) and _is_of_self(n)} - held
+    return Questions(tuple(sorted({n for t in tests for n in _limits(t)})), frozenset(attributes))
+
+
+def _held(found: Collection[_Conditions]) -> frozenset[str]:
+    """Names of attributes that are made of sizes, and of functions and properties that give such."""
+    held = frozenset[str]()
+    while True:
+        more = held.union(*(each.holding(held) for each in found))
+        if more == held:
+            return held
+        held = more
 
 
 def code_of(model: nn.Module, graph: Graph) -> set[CodeType]:
-    """The functions that the forwards of a model run, and those that they name: methods, and functions of their files.
+    """The functions that the forwards of a model run, and those that they name: methods, functions of their files, and
+    what stands in classes and modules that they name.
 
     Args:
         graph: a run.
     """
     found = {*graph.asking_code} | {code for node in graph.nodes for code, _ in node.sites}
     methods: dict[str, list[FunctionType]] = defaultdict(list)
-    for kind in {type(module) for module in model.modules()}:
-        for base in kind.__mro__:
-            for name, held in vars(base).items():
-                function = inspect.unwrap(getattr(held, "fget", None) or getattr(held, "__func__", held))
-                if isinstance(function, FunctionType) and of_user(function.__code__):
-                    methods[name].append(function)
+    for kind in {type(m) for m in model.modules()}:
+        for function in _functions(kind):
+            methods[function.__name__].append(function)
     # A module that is called may make no call at this size.
     functions = [f for name, each in methods.items() for f in each if name == "forward" or f.__code__ in found]
     seen = {f.__code__ for f in functions}
     while functions and len(seen) < _MOST:
         function = functions.pop()
-        for name in names_in(function.__code__):
-            there = function.__globals__.get(name)
-            for other in [*methods.get(name, ()), *([there] if isinstance(there, FunctionType) else [])]:
-                if other.__code__ not in seen and of_user(other.__code__):
-                    seen.add(other.__code__)
-                    functions.append(other)
+        for other in _named(function, methods):
+            if other.__code__ not in seen and of_user(other.__code__):
+                seen.add(other.__code__)
+                functions.append(other)
     return found | seen
+
+
+def _functions(kind: type) -> Iterator[FunctionType]:
+    """The methods and properties of a class."""
+    for base in kind.__mro__:
+        for held in vars(base).values():
+            function = inspect.unwrap(getattr(held, "fget", None) or getattr(held, "__func__", held))
+            if isinstance(function, FunctionType) and of_user(function.__code__):
+                yield function
+
+
+def _named(function: FunctionType, methods: Mapping[str, Collection[FunctionType]]) -> Iterator[FunctionType]:
+    """The functions that a function names."""
+    names = set(names_in(function.__code__))
+    there = [function.__globals__.get(name) for name in names]
+    there += [vars(m).get(name) for m in there if isinstance(m, ModuleType) for name in names]
+    for name in names:
+        yield from methods.get(name, ())
+    for held in there:
+        if isinstance(held, FunctionType):
+            yield held
+        elif isinstance(held, type) and not issubclass(held, nn.Module):
+            yield from _functions(held)
 
 
 @functools.lru_cache(maxsize=1024)
 def _decides(code: CodeType) -> bool:
     """Whether there is any condition in a function, or in one that stands in it."""
     inside = [c for c in code.co_consts if isinstance(c, CodeType)]
-    jumps = (i.opname for i in dis.get_instructions(code))
-    return any("JUMP" in name and "IF" in name for name in jumps) or any(map(_decides, inside))
+    names = {i.opname for i in dis.get_instructions(code)}
+    return any(("JUMP" in n and "IF" in n) or n in _CHOOSE for n in names) or any(map(_decides, inside))
 
 
 def _limits(test: ast.expr) -> Iterator[int]:
     for node in ast.walk(test):
         if isinstance(node, ast.Compare | ast.BinOp):
             for side in ast.iter_child_nodes(node):
-                if isinstance(side, ast.Constant) and type(side.value) is int and 0 < side.value <= _LARGEST:
+                if isinstance(side, ast.Constant) and type(side.value) is int and 0 < side.value <= LARGEST:
                     yield side.value
 
 
@@ -112,28 +147,66 @@ class _Conditions:
     """The conditions in one function.
 
     Attributes:
-        tests: those that decide anything but whether an error is raised.
-        sized: local names of what is made of sizes.
-        arguments: names of its arguments, which may be sizes.
-        attributes: of ``self``, to which what is made of sizes is assigned.
+        name: of the function.
+        tests: those that decide anything but whether an error is raised, and what is returned if that is a condition.
+        compared: comparisons that stand elsewhere.
+        counts: of repetitions, which may be none.
+        returned: what is returned.
+        assigned: what is assigned to what.
+        arguments: names of what may be sizes: arguments, and what is made of them alone.
         is_hidden: whether its source is not at hand.
+        stands_in: file and name of the function around it, which has its source.
     """
 
+    name: str
     tests: tuple[ast.expr, ...] = ()
-    sized: frozenset[str] = frozenset()
+    compared: tuple[ast.expr, ...] = ()
+    counts: tuple[ast.expr, ...] = ()
+    returned: tuple[ast.expr, ...] = ()
+    assigned: tuple[tuple[Sequence[ast.expr], ast.expr], ...] = ()
     arguments: frozenset[str] = frozenset()
-    attributes: frozenset[str] = frozenset()
     is_hidden: bool = False
+    stands_in: tuple[str, str] | None = None
 
-    def about_sizes(self, attributes: frozenset[str]) -> Iterator[ast.expr]:
+    def about_sizes(self, held: frozenset[str]) -> Iterator[ast.expr]:
         """The conditions that have to do with a size.
 
         Args:
-            attributes: those that hold sizes.
+            held: attributes and functions that give sizes.
         """
-        for test in self.tests:
-            if any(_is_size(n, self.sized, attributes) for n in _parts(test)) or self._compares_an_argument(test):
+        names, _ = self._made_of_sizes(held)
+        for test in (*self.tests, *self.compared):
+            if any(_is_size(n, names, held) for n in _parts(test)):
                 yield test
+        yield from filter(self._compares_an_argument, self.tests)
+        names, _ = self._made_of_sizes(held, lists=False) if self.counts else (set[str](), held)
+        for count in self.counts:
+            if any(_is_size(n, names, held, lists=False) for n in _parts(count)):
+                yield count
+
+    def holding(self, held: frozenset[str]) -> Iterator[str]:
+        """Names under which others find what is made of sizes: attributes, and this function, if it gives such."""
+        names, attributes = self._made_of_sizes(held)
+        yield from attributes
+        if any(_is_size(n, names, held) for value in self.returned for n in _plain(value)):
+            yield self.name
+
+    def _made_of_sizes(self, held: frozenset[str], lists: bool = True) -> tuple[set[str], set[str]]:
+        """Local names, and attributes, to which the function assigns what is made of sizes.
+
+        Args:
+            lists: whether ``len`` is a size, which most often is asked of a list where it counts repetitions.
+        """
+        names, attributes = set[str](), set(held)
+        before = -1
+        while before != len(names) + len(attributes):
+            before = len(names) + len(attributes)
+            for targets, value in self.assigned:
+                if any(_is_size(n, names, attributes, lists) for n in ast.walk(value)):
+                    for target in targets:
+                        names |= {n.id for n in _bound(target) if isinstance(n, ast.Name)}
+                        attributes |= {n.attr for n in _bound(target) if isinstance(n, ast.Attribute)}
+        return names, attributes - held
 
     def _compares_an_argument(self, test: ast.expr) -> bool:
         for node in _parts(test):
@@ -153,13 +226,34 @@ class _Conditions:
 
 @functools.lru_cache(maxsize=1024)
 def _conditions(code: CodeType) -> _Conditions:
+    name = code.co_name
+    if name.startswith("<"):  # the source of the function around it has it
+        around = code.co_qualname.rpartition(".<locals>.")[0]
+        return _Conditions(name, stands_in=(code.co_filename, around))
     nodes = _nodes(code)
     if not nodes:
-        return _Conditions(is_hidden=not code.co_name.startswith("<"))  # the function around it is among them
-    names, attributes = _made_of_sizes(nodes)
-    taken = nodes[0].args
-    arguments = {a.arg for a in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)} - {"self"}
-    return _Conditions(tuple(_tests(nodes)), names, frozenset(arguments), attributes)
+        return _Conditions(name, is_hidden=True)
+    returned = tuple(n.value for n in nodes if isinstance(n, ast.Return) and n.value is not None)
+    assigned = tuple(each for n in nodes for each in _assignments(n))
+    tests = [*_tests(nodes), *(v for v in returned if isinstance(v, ast.Compare | ast.BoolOp))]
+    compared = tuple(_compared(nodes, tests))
+    counts = tuple(n.iter for n in nodes if isinstance(n, ast.For | ast.comprehension) and _may_be_none(n.iter))
+    return _Conditions(name, tuple(tests), compared, counts, returned, assigned, _arguments(nodes, assigned))
+
+
+def _arguments(nodes: Collection[ast.AST], assigned: Collection[tuple[Sequence[ast.expr], ast.expr]]) -> frozenset[str]:
+    taken = [n.args for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
+    found = {a.arg for args in taken for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)} - {"self"}
+    before = -1
+    while before != len(found):
+        before = len(found)
+        for targets, value in assigned:
+            plain = list(_plain(value))
+            if not any(isinstance(n, ast.Call) for n in plain) and any(
+                isinstance(n, ast.Name) and n.id in found for n in plain
+            ):
+                found |= {n.id for t in targets for n in _bound(t) if isinstance(n, ast.Name)}
+    return frozenset(found)
 
 
 def _nodes(code: CodeType) -> list[Any]:
@@ -176,7 +270,7 @@ def _nodes(code: CodeType) -> list[Any]:
 def _tests(nodes: Collection[ast.AST]) -> Iterator[ast.expr]:
     for node in nodes:
         if isinstance(node, ast.If):
-            if not all(isinstance(s, ast.Raise | ast.Assert) for s in (*node.body, *node.orelse)):
+            if not _only_raises(node):
                 yield node.test
         elif isinstance(node, ast.While | ast.IfExp):
             yield node.test
@@ -184,6 +278,38 @@ def _tests(nodes: Collection[ast.AST]) -> Iterator[ast.expr]:
             yield from node.ifs
         elif isinstance(node, ast.Match):
             yield node.subject
+            for case in node.cases:
+                yield from [case.guard] if case.guard is not None else []
+                values = [n.value for n in ast.walk(case.pattern) if isinstance(n, ast.MatchValue)]
+                yield from (ast.Compare(node.subject, [ast.Eq()], [v]) for v in values)
+
+
+def _only_raises(node: ast.If) -> bool:
+    return all(isinstance(s, ast.Raise | ast.Assert) for s in (*node.body, *node.orelse))
+
+
+def _compared(nodes: Collection[ast.AST], tests: Collection[ast.expr]) -> Iterator[ast.expr]:
+    """Comparisons that are no part of a condition."""
+    checks: list[ast.expr] = []
+    for node in nodes:
+        if isinstance(node, ast.Assert) or (isinstance(node, ast.If) and _only_raises(node)):
+            checks.append(node.test)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            checks.append(node.value)  # ``torch._assert(...)``
+    known = {id(n) for test in (*tests, *checks) for n in ast.walk(test)}
+    for node in nodes:
+        if isinstance(node, ast.Compare) and id(node) not in known:
+            yield node
+
+
+def _may_be_none(count: ast.expr) -> bool:
+    """Whether it takes a size to repeat something at all: ``range(1, n)``, ``range(n // 8)``."""
+    if not (isinstance(count, ast.Call) and isinstance(count.func, ast.Name) and count.func.id == "range"):
+        return False
+    numbers = count.args
+    if len(numbers) > 1 and isinstance(numbers[0], ast.Constant) and numbers[0].value == 0:
+        numbers = numbers[1:2]
+    return len(numbers) > 1 or any(isinstance(n, ast.BinOp) for number in numbers for n in ast.walk(number))
 
 
 def _parts(test: ast.expr) -> Iterator[ast.expr]:
@@ -205,16 +331,18 @@ def _parts(test: ast.expr) -> Iterator[ast.expr]:
         waiting += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)]
 
 
-def _is_size(node: ast.AST, names: Collection[str], attributes: Collection[str]) -> bool:
+def _is_size(node: ast.AST, names: Collection[str], attributes: Collection[str], lists: bool = True) -> bool:
     if isinstance(node, ast.Name):
         return node.id in names
     if isinstance(node, ast.Attribute):
-        return node.attr == "shape" or (node.attr in attributes and _is_self(node.value))
+        return node.attr == "shape" or node.attr in attributes
     if not isinstance(node, ast.Call):
         return False
     if isinstance(node.func, ast.Attribute):
-        return node.func.attr in _ASK
-    return isinstance(node.func, ast.Name) and node.func.id == "len" and not any(map(_is_of_self, node.args))
+        return node.func.attr in _ASK  # others are among the attributes
+    if not isinstance(node.func, ast.Name):
+        return False
+    return node.func.id in attributes or (lists and node.func.id == "len" and not any(map(_is_of_self, node.args)))
 
 
 def _is_no_size(node: ast.expr) -> bool:
@@ -242,20 +370,29 @@ def _is_of_self(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and _is_self(node.value)
 
 
-def _made_of_sizes(nodes: Collection[ast.AST]) -> tuple[frozenset[str], frozenset[str]]:
-    """Local names, and attributes of ``self``, to which a function assigns what is made of sizes."""
-    assigned = [(targets, value) for n in nodes for targets, value in _assignments(n)]
-    names: set[str] = set()
-    attributes: set[str] = set()
-    before = -1
-    while before != len(names) + len(attributes):
-        before = len(names) + len(attributes)
-        for targets, value in assigned:
-            if any(_is_size(n, names, attributes) for n in ast.walk(value)):
-                for target in targets:
-                    names |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)} - {"self"}
-                    attributes |= {n.attr for n in ast.walk(target) if isinstance(n, ast.Attribute) and _is_of_self(n)}
-    return frozenset(names), frozenset(attributes)
+def _plain(value: ast.expr) -> Iterator[ast.expr]:
+    """The expressions of which a value is made as a number, a truth value, or several: not what calls are given."""
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.Call):
+            waiting += node.args if isinstance(node.func, ast.Name) else []
+        elif isinstance(node, ast.Subscript):
+            waiting.append(node.value)
+        elif not isinstance(node, ast.Attribute):
+            waiting += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)]
+
+
+def _bound(target: ast.expr) -> Iterator[ast.expr]:
+    """The names and attributes that an assignment gives another value."""
+    if isinstance(target, ast.Tuple | ast.List):
+        for each in target.elts:
+            yield from _bound(each)
+    elif isinstance(target, ast.Starred | ast.Subscript):
+        yield from _bound(target.value)
+    else:
+        yield target
 
 
 def _assignments(node: ast.AST) -> Iterator[tuple[list[ast.expr], ast.expr]]:
@@ -265,3 +402,7 @@ def _assignments(node: ast.AST) -> Iterator[tuple[list[ast.expr], ast.expr]]:
         yield [node.target], node.value
     elif isinstance(node, ast.For | ast.comprehension):
         yield [node.target], node.iter
+    elif isinstance(node, ast.Match):
+        patterns = [n for case in node.cases for n in ast.walk(case.pattern)]
+        names = [n.name for n in patterns if isinstance(n, ast.MatchAs | ast.MatchStar) and n.name is not None]
+        yield [ast.Name(name) for name in names], node.subject

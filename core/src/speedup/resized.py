@@ -2,26 +2,44 @@
 
 1. Where a condition in the code has to do with a size (``questions``), the model is run at other sizes, without
    contents where it can be: smaller, larger, with one entry more, and at the limits that stand in the code;
-2. a run in which other lines make calls is a way of its own (``ways.Way``), on inputs of its own: as many of them as
-   show each line once, and once without it. A plan that holds on all ways holds at these sizes too;
+2. a run in which other lines make calls, or pass a tensor from one line to another one, is a way of its own
+   (``ways.Way``), on inputs of its own: as many of them as show each line once, and once without it, and each passage.
+   A plan that holds on all ways holds at these sizes too;
 3. where the ways cannot be brought together, what is made or read from the first such line on stays whole (``Branch``).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+from torch import nn
 
 from speedup.elsewhere import Elsewhere
 from speedup.graph import Branch, Graph, Line, Node, Value
-from speedup.questions import code_of, questions
+from speedup.questions import LARGEST, code_of, questions
+from speedup.trace.outputs import tensors_in
 from speedup.vary import Case, Inputs, limits
 
 log = logging.getLogger("speedup")
 
 _MOST = 6  # ways of one model
+_HELD = 4  # limits that attributes hold
 _WHY = "code asks for a size here, and goes another way where the input has another one"
+
+
+# From which lines to which tensors are passed.
+Passages = frozenset[tuple[Line | None, Line | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What was seen of a run at another size."""
+
+    case: Case
+    lines: frozenset[Line]
+    between: Passages
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,39 +63,51 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     asked = questions(code_of(elsewhere.model, graph)) if graph.asking and graph.seeking is None else None
     if asked is None:
         return []
-    usual = _lines(graph)
-    found: list[Case] = []
-    run, left_out = set(usual), set[Line]()
-
-    def look(case: Case, other: Graph) -> None:
-        lines = _lines(other)
-        if (lines - run or usual - lines - left_out) and len(found) < _MOST:
-            found.append(case)
-            run.update(lines)
-            left_out.update(usual - lines)
-
+    usual, between = _lines(graph), _passed(graph)
+    seen: list[_Seen] = []
     contentless = elsewhere.contentless() if elsewhere.is_heavy else None
     without = {case.name: other for case, other in contentless.runs} if contentless is not None else {}
 
-    def takes(case: Case) -> bool:
-        other = without.get(case.name) if contentless is not None else elsewhere.run(case, claimed=True)
+    def look(case: Case, other: Graph | None) -> bool:
         if other is not None:
-            look(case, other)
+            seen.append(_Seen(case, _lines(other), _passed(other)))
         return other is not None
 
-    elsewhere.at_sizes(takes)
-    for case in limits(elsewhere.inputs, asked.limits if contentless is not None or not elsewhere.is_heavy else None):
-        other = elsewhere.sketch(case)
-        if other is not None:
-            look(case, other)
-    runs = [(case.inputs, elsewhere.run(case, claimed=True)) for case in found]
+    def run(case: Case) -> Graph | None:
+        return without.get(case.name) if contentless is not None else elsewhere.run(case, claimed=True)
+
+    elsewhere.at_sizes(lambda case: look(case, run(case)))
+    numbers = (*asked.limits, *_held(elsewhere.model, asked.attributes))
+    are_cheap = contentless is not None or not elsewhere.is_heavy
+    limits(elsewhere.inputs, numbers if are_cheap else None, lambda case: look(case, elsewhere.sketch(case)))
+    runs = [(case.inputs, elsewhere.run(case, claimed=True)) for case in _few(seen, usual, between)]
     ways = [
         Resized(inputs, other, [n for n in other.nodes if n.line not in usual])
         for inputs, other in runs
-        if other is not None and _lines(other) != usual
+        if other is not None
     ]
     log.info("at other sizes: %d other ways", len(ways))
     return ways
+
+
+def _few(seen: Collection[_Seen], usual: frozenset[Line], between: Passages) -> list[Case]:
+    """As few cases as show each line once, and once without it, and each passage; small inputs first."""
+    run, left_out, passed = set(usual), set[Line](), set(between)
+    found: list[Case] = []
+    for each in sorted(seen, key=lambda s: sum(t.numel() for t in tensors_in(s.case.inputs))):
+        if each.lines - run or usual - each.lines - left_out or each.between - passed:
+            found.append(each.case)
+            run.update(each.lines)
+            left_out.update(usual - each.lines)
+            passed.update(each.between)
+    return found[:_MOST]
+
+
+def _held(model: nn.Module, names: Collection[str]) -> list[int]:
+    """The whole numbers that modules hold in attributes of these names."""
+    held = [vars(m).get(name, getattr(type(m), name, None)) for m in model.modules() for name in names]
+    numbers = [n for each in held for n in (each if isinstance(each, tuple | list) else (each,))]
+    return sorted({n for n in numbers if type(n) is int and 0 < n <= LARGEST})[:_HELD]
 
 
 def part(graph: Graph, others: Sequence[Resized]) -> None:
@@ -103,11 +133,31 @@ def _read_first(graph: Graph, where: int) -> set[Value]:
 
 
 def _parting(nodes: Sequence[Node], others: Sequence[Node]) -> int:
-    """Up to where two runs make calls in the same lines."""
+    """Up to where two runs make calls in the same lines, of what the same calls before have made."""
+
+    def made(node: Node) -> list[int | None]:
+        return [v.producer.index if v.producer is not None else None for v in node.tensors]
+
     both = zip(nodes, others, strict=False)
-    return next((k for k, (a, b) in enumerate(both) if a.line != b.line), min(len(nodes), len(others)))
+    differ = (k for k, (a, b) in enumerate(both) if a.line != b.line or made(a) != made(b))
+    return next(differ, min(len(nodes), len(others)))
+
+
+def _passed(graph: Graph) -> Passages:
+    """From which calls to which tensors are passed, the input (None) and what the model returns (None) among them."""
+
+    def made(value: Value) -> Line | None:
+        return value.producer.line if value.producer is not None else None
+
+    read = {(made(v), n.line) for n in _until_data(graph) for v in n.tensors if not v.is_source}
+    ends = graph.outputs if graph.branch is None else []
+    return frozenset({*read, *((made(v), None) for v in ends)})
 
 
 def _lines(graph: Graph) -> frozenset[Line]:
-    """Those up to where data decide what is called."""
-    return frozenset(n.line for n in graph.nodes[: graph.branch.node.index if graph.branch is not None else None])
+    return frozenset(n.line for n in _until_data(graph))
+
+
+def _until_data(graph: Graph) -> Sequence[Node]:
+    """The calls up to where data decide what is called."""
+    return graph.nodes[: graph.branch.node.index if graph.branch is not None else None]

@@ -80,22 +80,60 @@ def at_other_sizes(inputs: Inputs, takes: Takes, stretched: bool = True) -> None
         takes(_case(inputs, None, samples=2))
 
 
-def limits(inputs: Inputs, limits: Sequence[int] | None) -> Iterator[Case]:
-    """Sizes at which code may do something else than below or above: one entry more than the inputs have, one entry
-    alone (where they are no images), and what stands in its conditions.
+def limits(inputs: Inputs, limits: Sequence[int] | None, takes: Takes) -> None:
+    """Try sizes at which code may do something else than below or above: somewhat more than the inputs have, twice as
+    much, one entry alone (where they are no images), and what stands in conditions; of several inputs one alone is
+    doubled; one sample, and one more.
 
     Args:
         limits: whole numbers in conditions of the code; None for one entry more alone.
+        takes: as for ``at_other_sizes``.
     """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
+    numbers = [n for limit in limits or () for n in (limit, limit + 1)]
+
+    def take(kind: _Kind, sides: tuple[int, ...], size: int) -> bool:
+        if size < 1 or _entries(tensors, kind, sides, size) > _TIMES * _entries(tensors):
+            return False
+        sized = pytree.tree_map_only(torch.Tensor, partial(_sized, kind, sides, size), inputs)
+        return takes(Case(f"{kind.name} of {size} {sides}", sized, samples=0 if kind is _SAMPLES else 1))
+
     for kind in _kinds(tensors):
-        for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides]:
+        for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides, kind.sides[:1]]:
             now = max([t.shape[a] for t in tensors for a in kind.axes(t, sides) if a < t.ndim], default=0)
-            alone = [1] if kind.one_by_one and limits is not None else []
-            for size in dict.fromkeys([now + 1, *alone, *(n for limit in limits or () for n in (limit, limit + 1))]):
-                if 0 < size != now and _entries(tensors, kind, sides, size) <= _TIMES * _entries(tensors):
-                    name = f"{kind.name} of {size} {sides}"
-                    yield Case(name, pytree.tree_map_only(torch.Tensor, partial(_sized, kind, sides, size), inputs))
+            if limits is None:
+                take(kind, sides, now + 1)
+                continue
+            sizes = [2 * now]
+            if kind.one_by_one or sides == kind.sides:
+                _more(now, partial(take, kind, sides))
+                sizes = [*([1] if kind.one_by_one else []), *numbers, 2 * now]
+            for size in dict.fromkeys(sizes):
+                if size != now:
+                    take(kind, sides, size)
+    if limits is None:
+        return
+    for number, tensor in enumerate(tensors if len(tensors) > 1 else ()):
+        for kind in _kinds(tensors):
+            for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides]:
+                axes = [a for a in kind.axes(tensor, sides) if a < tensor.ndim]
+                if axes:
+                    takes(_doubled(inputs, f"axes {axes} of input {number} alone doubled", {id(tensor): axes}))
+    if tensors and len({t.shape[0] for t in tensors}) == 1:
+        now = len(tensors[0])
+        for size in {1, now + 1} - {now}:
+            take(_SAMPLES, (0,), size)
+
+
+def _more(now: int, take: Callable[[int], bool]) -> None:
+    """Try somewhat more than there is: by the least step that the model takes (it may ask for whole patches), and by so
+    many that half of it, a quarter and so on are odd, since layers with strides may stand before a condition."""
+    for step in (1, 2, 4, 8, 16, 32):
+        if step <= now and take(now + step):
+            odd = 2 ** min((now // step + 1).bit_length() - 1, 6) - 1
+            if odd > 1:
+                take(now + step * odd)
+            return
 
 
 def _entries(
@@ -195,6 +233,9 @@ class _Kind:
     axes: Callable[[torch.Tensor, tuple[int, ...]], tuple[int, ...]]
     sides: tuple[int, ...]
     one_by_one: bool
+
+
+_SAMPLES = _Kind("samples", lambda tensor, sides: sides, (0,), False)
 
 
 def _kinds(tensors: Sequence[torch.Tensor]) -> list[_Kind]:
