@@ -237,16 +237,43 @@ class Late(Net):
         return self.c(y)
 
 
-@pytest.mark.parametrize("size", [8, 12])
-def test_where_ways_cannot_be_brought_together_all_behind_the_question_stays(size, monkeypatch):
+def _never_together(monkeypatch):
     def settle(model, inputs, ways, *others):
         return alone(model, inputs, ways, *others) if len(ways) == 1 else None
 
     alone = speedup.solve.settle
     monkeypatch.setattr("speedup.solve.settle", settle)
+
+
+def _too_many(monkeypatch):
+    monkeypatch.setattr("speedup.solve.MOST", 0)
+
+
+@pytest.mark.parametrize("size", [8, 12])
+@pytest.mark.parametrize("prevent", [_never_together, _too_many])
+def test_where_ways_cannot_be_brought_together_all_behind_the_question_stays(prevent, size, monkeypatch):
+    prevent(monkeypatch)
     result = checked(Late(), size)
     assert (result.model.a.out_channels, result.model.b.out_channels) == (5, 6)
     assert "code asks for a size here" in result.plan.explain()
+
+
+class Aliased(Net):
+    """At another size it reads a masked parameter through a tensor in its memory."""
+
+    def between(self, y, x):
+        if x.shape[2] > 8:
+            y = y + self.held[0].view(1, -1, 1, 1)
+        return y
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_what_another_size_reads_in_the_memory_of_a_masked_parameter_is_refused(size):
+    net = Aliased().double().eval()
+    net.held = [net.a.bias.detach()]
+    masks = mask_indices(net, {"a.weight": GONE, "a.bias": GONE})
+    with pytest.raises(speedup.InputError, match=r"is in the memory of 'a\.bias'"):
+        speedup.plan(net, torch.randn(1, 3, size, size, dtype=torch.float64), masks)
 
 
 class Sized(nn.Module):

@@ -14,7 +14,7 @@ by inclusion; a rule may only ever add entries.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
@@ -115,14 +115,20 @@ class Affine:
 Fact = Constant | Unused | Affine
 
 
-def compact_axes(*arrays: Bools | Floats) -> tuple[Bools | Floats, ...]:
-    """Reduce every axis along which none of the arrays (of one shape) varies to size 1."""
+def compact_axes(*arrays: Bools | Floats, axes: Collection[int] | None = None) -> tuple[Bools | Floats, ...]:
+    """Reduce every axis along which none of the arrays (of one shape) varies to size 1.
+
+    Args:
+        axes: those that are looked at; all of them when None.
+    """
     if not arrays:
         return ()
     out = alike_shaped(*arrays)
     shape = out[0].shape
     long = [a for a, size in enumerate(shape) if size != 1]
-    if len(long) == 1 and shape[long[0]]:  # most facts are of this kind
+    if axes is not None:
+        long = [a for a in long if a in axes]
+    elif len(long) == 1 and shape[long[0]]:  # most facts are of this kind
         varies = not all([_is_even(a.ravel()) for a in out])
         return tuple(out if varies else [a.ravel()[:1].reshape((1,) * len(shape)) for a in out])
     for axis in sorted(long, key=lambda a: -shape[a]):

@@ -98,8 +98,10 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
         numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
         known, offset = (layout.to_named(k, a) for a in numbers)
         terms = [layout.to_named(k, t) for t in combined.terms] if combined is not None else []
-        named, used, offset, *terms = (_compacted(a, scope) for a in (named, used, offset, *terms))
-        constants = _compacted(np.where(named, offset, 0.0), scope)
+        constants = np.where(named, offset, 0.0)
+        named, used, offset, constants, *terms = (
+            compact_axes(a, axes=scope)[0] for a in (named, used, offset, constants, *terms)
+        )
         alike = weight is not None and all(a.shape[p] == 1 for a in (named, constants) for p in scope)
         if alike and terms:
             assert combined is not None
@@ -110,15 +112,6 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
             used = any_of(used, scope)
         found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
     return found
-
-
-def _compacted(array: Bools | Floats, axes: tuple[int, ...]) -> Bools | Floats:
-    """The array with size 1 along those of the axes along which it does not vary: groups that are alike."""
-    for axis in axes:
-        if array.shape[axis] > 1:
-            first = array.take([0], axis)
-            array = first if (array == first).all() else array
-    return array
 
 
 def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: bool) -> Bools:

@@ -5,7 +5,8 @@
 2. a run in which other lines make calls, or pass a tensor from one line to another one, is a way of its own
    (``ways.Way``), on inputs of its own: as many of them as show each line once, and once without it, and each passage.
    A plan that holds on all ways holds at these sizes too;
-3. where the ways cannot be brought together, what is made or read from the first such line on stays whole (``Branch``).
+3. where there are too many ways, or they cannot be brought together, what is made or read from the first such line on
+   stays whole (``Branch``).
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from speedup.conditions import LARGEST
 from speedup.elsewhere import Elsewhere
 from speedup.graph import Branch, Graph, Line, Node, Value
-from speedup.questions import LARGEST, code_of, questions
+from speedup.questions import code_of, questions
 from speedup.trace.outputs import tensors_in
-from speedup.vary import Case, Inputs, limits
+from speedup.vary import Case, Inputs, at_limits
 
 log = logging.getLogger("speedup")
 
-_MOST = 6  # ways of one model
+MOST = 8  # ways of one model that a plan is made for
 _HELD = 4  # limits that attributes hold
 _WHY = "code asks for a size here, and goes another way where the input has another one"
 
@@ -79,7 +81,7 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     elsewhere.at_sizes(lambda case: look(case, run(case)))
     numbers = (*asked.limits, *_held(elsewhere.model, asked.attributes))
     are_cheap = contentless is not None or not elsewhere.is_heavy
-    limits(elsewhere.inputs, numbers if are_cheap else None, lambda case: look(case, elsewhere.sketch(case)))
+    at_limits(elsewhere.inputs, numbers if are_cheap else None, lambda case: look(case, elsewhere.sketch(case)))
     runs = [(case.inputs, elsewhere.run(case, claimed=True)) for case in _few(seen, usual, between)]
     ways = [
         Resized(inputs, other, [n for n in other.nodes if n.line not in usual])
@@ -100,7 +102,7 @@ def _few(seen: Collection[_Seen], usual: frozenset[Line], between: Passages) -> 
             run.update(each.lines)
             left_out.update(usual - each.lines)
             passed.update(each.between)
-    return found[:_MOST]
+    return found
 
 
 def _held(model: nn.Module, names: Collection[str]) -> list[int]:

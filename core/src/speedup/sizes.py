@@ -67,7 +67,7 @@ def lasting(
     denied = _following(elsewhere, found, doubtful, masks)
     same = frozenset(_places(doubtful) - _places(denied))
     if denied:
-        return Way(graph, infer(graph, masks, denied), inputs, elsewhere, steady=same)
+        return Way(graph, infer(graph, masks, denied), inputs, elsewhere, compared=same)
     return Way(graph, found, inputs, elsewhere, many, same)
 
 
@@ -83,11 +83,11 @@ def at_one_size(
     graph = other.graph
     found = infer(graph, masks)
     doubtful = _doubtful(model, graph, found, has_loose(other.inputs))
-    denied = {v: entries for v, entries in doubtful.items() if not _places([v]) <= (usual.steady or frozenset())}
+    denied = {v: entries for v, entries in doubtful.items() if not _places([v]) <= (usual.compared or frozenset())}
     if not denied:
         return Way(graph, found, other.inputs, fresh=other.fresh)
     without = infer(graph, masks, denied)
-    if usual.steady is not None and not _alike(*(keep_sets(graph, k, drop=drop) for k in (found, without))):
+    if usual.compared is not None and not _alike(*(keep_sets(graph, k, drop=drop) for k in (found, without))):
         following = _following(Elsewhere(model, other.inputs, graph, rules), found, denied, masks)
         without = infer(graph, masks, following)
     return Way(graph, without, other.inputs, fresh=other.fresh)

@@ -24,7 +24,7 @@ from speedup.keep import KeepSets
 from speedup.masking import Masking
 from speedup.masks import Prepared
 from speedup.registry import Registry
-from speedup.resized import other_ways, part
+from speedup.resized import MOST, other_ways, part
 from speedup.settle import settle
 from speedup.shared import check_shared
 from speedup.sizes import at_one_size, lasting
@@ -101,13 +101,14 @@ def _on_all_ways(
     settled = None
     if first.answers or resized:
         graphs = _told_otherwise(model, inputs, rules, first)
-        if graphs and change_the_same([*graphs, *(other.graph for other in resized)]):
+        others = [*(graphs or ())[1:], *(other.graph for other in resized)]
+        for other in others:
+            check_shared(other)
+        if graphs and len(resized) <= MOST and change_the_same([first, *others]):
             if first.replaced:
                 way = known(first)
-            more = [known(graph) for graph in graphs[1:]] + [
-                at_one_size(way, other, model, masks, rules, drop) for other in resized
-            ]
-            settled = settle(model, inputs, [way, *more], rules, drop)
+            at_size = partial(at_one_size, way, model=model, masks=masks, rules=rules, drop=drop)
+            settled = settle(model, inputs, [way, *map(known, graphs[1:]), *map(at_size, resized)], rules, drop)
         if settled is None:
             alone = first
             if first.answers:

@@ -80,17 +80,18 @@ def at_other_sizes(inputs: Inputs, takes: Takes, stretched: bool = True) -> None
         takes(_case(inputs, None, samples=2))
 
 
-def limits(inputs: Inputs, limits: Sequence[int] | None, takes: Takes) -> None:
-    """Try sizes at which code may do something else than below or above: somewhat more than the inputs have, twice as
-    much, one entry alone (where they are no images), and what stands in conditions; of several inputs one alone is
-    doubled; one sample, and one more.
+def at_limits(inputs: Inputs, limits: Sequence[int] | None, takes: Takes) -> None:
+    """Try sizes at which code may do something else than below or above.
+
+    These are somewhat more than the inputs have, twice as much, and what stands in conditions; one entry alone, where
+    they are no images; one of several inputs doubled alone; one sample, and one more.
 
     Args:
         limits: whole numbers in conditions of the code; None for one entry more alone.
         takes: as for ``at_other_sizes``.
     """
     tensors = [t for t in tensors_in(inputs) if t.ndim]
-    numbers = [n for limit in limits or () for n in (limit, limit + 1)]
+    kinds = _kinds(tensors)
 
     def take(kind: _Kind, sides: tuple[int, ...], size: int) -> bool:
         if size < 1 or _entries(tensors, kind, sides, size) > _TIMES * _entries(tensors):
@@ -98,30 +99,29 @@ def limits(inputs: Inputs, limits: Sequence[int] | None, takes: Takes) -> None:
         sized = pytree.tree_map_only(torch.Tensor, partial(_sized, kind, sides, size), inputs)
         return takes(Case(f"{kind.name} of {size} {sides}", sized, samples=0 if kind is _SAMPLES else 1))
 
-    for kind in _kinds(tensors):
-        for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides, kind.sides[:1]]:
-            now = max([t.shape[a] for t in tensors for a in kind.axes(t, sides) if a < t.ndim], default=0)
-            if limits is None:
-                take(kind, sides, now + 1)
-                continue
-            sizes = [2 * now]
-            if kind.one_by_one or sides == kind.sides:
-                _more(now, partial(take, kind, sides))
-                sizes = [*([1] if kind.one_by_one else []), *numbers, 2 * now]
-            for size in dict.fromkeys(sizes):
-                if size != now:
-                    take(kind, sides, size)
+    def now(kind: _Kind, sides: tuple[int, ...]) -> int:
+        return max([t.shape[a] for t in tensors for a in kind.axes(t, sides) if a < t.ndim], default=0)
+
     if limits is None:
+        for kind in kinds:
+            for sides in kind.varied:
+                take(kind, sides, now(kind, sides) + 1)
         return
+    numbers = [n for limit in limits for n in (limit, limit + 1)]
+    for kind in kinds:
+        for sides in kind.varied:
+            _more(now(kind, sides), partial(take, kind, sides))
+            for size in dict.fromkeys([*([1] if kind.one_by_one else []), *numbers, 2 * now(kind, sides)]):
+                if size != now(kind, sides):
+                    take(kind, sides, size)
+        if not kind.one_by_one:
+            take(kind, kind.sides[:1], 2 * now(kind, kind.sides[:1]))
     for number, tensor in enumerate(tensors if len(tensors) > 1 else ()):
-        for kind in _kinds(tensors):
-            for sides in [(side,) for side in kind.sides] if kind.one_by_one else [kind.sides]:
-                axes = [a for a in kind.axes(tensor, sides) if a < tensor.ndim]
-                if axes:
-                    takes(_doubled(inputs, f"axes {axes} of input {number} alone doubled", {id(tensor): axes}))
+        for axes in (kind.axes(tensor, sides) for kind in kinds for sides in kind.varied):
+            if axes := tuple([a for a in axes if a < tensor.ndim]):
+                takes(_doubled(inputs, f"axes {axes} of input {number} alone doubled", {id(tensor): axes}))
     if tensors and len({t.shape[0] for t in tensors}) == 1:
-        now = len(tensors[0])
-        for size in {1, now + 1} - {now}:
+        for size in {1, len(tensors[0]) + 1} - {len(tensors[0])}:
             take(_SAMPLES, (0,), size)
 
 
@@ -233,6 +233,11 @@ class _Kind:
     axes: Callable[[torch.Tensor, tuple[int, ...]], tuple[int, ...]]
     sides: tuple[int, ...]
     one_by_one: bool
+
+    @property
+    def varied(self) -> list[tuple[int, ...]]:
+        """The sides that vary at once."""
+        return [(side,) for side in self.sides] if self.one_by_one else [self.sides]
 
 
 _SAMPLES = _Kind("samples", lambda tensor, sides: sides, (0,), False)

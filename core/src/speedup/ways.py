@@ -52,7 +52,7 @@ class Way:
         inputs: on which it is taken.
         elsewhere: the same way at other sizes of the input; None of a way that is taken at one size (``resized``).
         unlocked: the keep sets of these facts without any lock, where they are known already.
-        steady: places of calls that might give other constants at other sizes, and do not; None where it does not
+        compared: places of calls that might give other constants at other sizes, and do not; None where it does not
             matter what they give.
         fresh: calls in lines that the way of the dummy input does not run.
     """
@@ -62,7 +62,7 @@ class Way:
     inputs: Inputs
     elsewhere: Elsewhere | None = None
     unlocked: KeepSets | None = None
-    steady: frozenset[Place] | None = frozenset()
+    compared: frozenset[Place] | None = frozenset()
     fresh: Sequence[Node] = ()
     locks: list[Lock] = field(default_factory=list)
 

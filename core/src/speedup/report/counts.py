@@ -7,24 +7,29 @@ from math import prod
 from speedup.ask import ask
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
+from speedup.layout import Shape
 
 
 def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
     """Multiply-accumulate operations of a call, before and after; 0 where no rule knows them, and in training alone."""
-    if node.rule is None or node in keeps.graph.beside:
-        return 0, 0
-    full = [v.shape if v is not None else None for v in node.values]
-    before: int = ask(node, "multiply_accumulates", full)
+    before = 0 if node in keeps.graph.beside else _macs_before(node)
     if not before:
         return 0, 0
     small = [keeps.shape(v) if v is not None else None for v in node.values]
-    return before, ask(node, "multiply_accumulates", small) if small != full else before
+    return before, ask(node, "multiply_accumulates", small) if small != _shapes(node) else before
 
 
 def macs_of(graph: Graph) -> int:
-    """Multiply-accumulate operations of a run, as far as rules know them."""
-    full = [(n, [v.shape if v is not None else None for v in n.values]) for n in graph.nodes if n.rule is not None]
-    return sum(int(ask(node, "multiply_accumulates", shapes)) for node, shapes in full)
+    """Multiply-accumulate operations of a run of the masked model, as far as rules know them."""
+    return sum(map(_macs_before, graph.nodes))
+
+
+def _macs_before(node: Node) -> int:
+    return int(ask(node, "multiply_accumulates", _shapes(node))) if node.rule is not None else 0
+
+
+def _shapes(node: Node) -> list[Shape | None]:
+    return [v.shape if v is not None else None for v in node.values]
 
 
 def sizes_of(graph: Graph, keeps: KeepSets) -> dict[str, tuple[int, int]]:

@@ -179,7 +179,15 @@ class Recorder(Calls):
         most = [max((n for (kind, _), n in self.counts.items() if kind == what), default=0) for what in _KINDS]
         modules = [tuple(scope for kind, scope in self.counts if kind == what) for what in _KINDS]
         return Extent(
-            most[0], most[1], self.least, modules[0], modules[1], self.masks, self.fewest, self.reads_data, self.said
+            questions=most[0],
+            calls=most[1],
+            places=self.least,
+            asking=modules[0],
+            seeking=modules[1],
+            masks=self.masks,
+            found=self.fewest,
+            reads=self.reads_data,
+            said=self.said,
         )
 
     def _asks(self, kind: str) -> Asked:
