@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -15,13 +13,14 @@ from speedup.ask import ask, culprit
 from speedup.cutting import laid_out_like
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
-from speedup.facts import Bools, along
+from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
 from speedup.infer import NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import changes, kept_of
+from speedup.new_sizes import new_size
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
-from speedup.regular import is_regular, kept_shape, ragged_axis
+from speedup.regular import kept_shape
 from speedup.repair.parts import Repairs
 from speedup.rule import Rule
 from speedup.shell import relinked, shell_of
@@ -51,33 +50,6 @@ class Kept:
     def size(self, names: str) -> int:
         """The new size of an axis of the signature, or of a product: ``names`` as in ``keep.size("g o")``."""
         return new_size(self.node, self.sets, names)
-
-
-def new_size(node: Node, sets: Sequence[Bools], names: str) -> int:
-    """The size, in the small model, of an axis of a node's signature, or of a product of axes."""
-    return prod(_axis_size(node, sets, n) for n in names.split())
-
-
-def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
-    layout = node.layout
-    full = layout.sizes.get(name)
-    if full is None:
-        raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
-    if full == 1:
-        return full
-    # Weights last: their sets are products, which are written out only where nothing else has the name.
-    known = layout.once("with", name, lambda: [k for k in range(len(layout.operands)) if name in layout.names_of(k)])
-    weights = [k for k in known if k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source]
-    axis = layout.names.index(name)
-    for k in (*(k for k in known if k not in weights), *weights):
-        named = layout.to_named(k, sets[k])
-        if named.size == named.shape[axis] > 1 and (count := np.count_nonzero(named)):
-            return int(count)
-        if named.shape[axis] > 1 and named.any() and is_regular(named):
-            if ragged_axis(named) == axis:
-                return int(named.sum(axis=axis).max())
-            return int(along(named, axis).sum())
-    return full
 
 
 @dataclass(eq=False)

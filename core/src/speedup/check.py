@@ -276,10 +276,10 @@ def _argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> 
             continue
         if old.rule is None or old.module is not None:
             continue
-        values, orders = [v for v in old.values if v is not None], keeps.orders_of(old)
-        if (all(map(keeps.whole, values)) and not any(orders)) or new.claimed().rule is None:
+        orders = keeps.orders_of(old)
+        if (all(keeps.whole(v) for v in old.values if v is not None) and not any(orders)) or new.claimed().rule is None:
             continue
-        sets = keeps.of(values)  # those of weights are not written out unless they are asked for
+        sets = keeps.of(old.values)  # those of weights are not written out unless they are asked for
         found_orders = ask(
             old, "arrange", sets, orders[: len(sets) - len(old.outputs)] + [{} for _ in old.outputs], new
         )

@@ -181,13 +181,13 @@ class KeepSets:
             derived = self._derived[node] = ask(node, "derived")
         return derived
 
-    def of(self, values: Sequence[Value]) -> Sequence[Bools]:
+    def of(self, values: Sequence[Value | None]) -> Sequence[Bools]:
         """The sets of some values, each to be asked for by its number."""
         return SetsAt(self.sets, values)
 
     def orders_of(self, node: Node) -> list[Orders]:
         """The orders of a node's operands and outputs, see ``speedup.order``."""
-        return [self.orders.get(v, {}) for v in node.values if v is not None]
+        return [{} if v is None else self.orders.get(v, {}) for v in node.values]
 
     def cut(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
         """What is kept of a value's tensor, as it stands in the small model."""

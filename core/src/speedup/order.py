@@ -56,24 +56,25 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
         if not keeps.orders and (node.rule is None or _takes_all(type(node.rule))):
             settled |= {v: {} for v in node.operands if v is not None and v.is_source}
             continue
-        values = [v for v in node.values if v is not None]
+        values: Sequence[Value | None] = node.values
+        there = [v for v in values if v is not None]
         given = keeps.orders_of(node)
         found: Sequence[Orders] | None
         if node.rule is None or any(v in keeps.orders for v in node.others):
-            values = [v for v in node.tensors if v in keeps.orders]
+            values = there = [v for v in node.tensors if v in keeps.orders]
             found = None if values else []
-        elif all(map(keeps.whole, values)) and not any(given):
+        elif all(map(keeps.whole, there)) and not any(given):
             found = given
         else:
             found = ask(node, "arrange", keeps.of(values), given)
         if found is not None:
             # A weight that several calls read stands in one order.
-            pairs = [(v, o) for v, o in zip(values, found, strict=False) if v.is_source]
+            pairs = [(v, o) for v, o in zip(values, found, strict=False) if v is not None and v.is_source]
             if all(same_orders(settled.setdefault(v, o), o) for v, o in pairs):
-                keeps.orders |= {v: o for v, o in zip(values, found, strict=False) if o}
+                keeps.orders |= {v: o for v, o in zip(values, found, strict=False) if v is not None and o}
                 continue
         why = f"{node.op_name} cannot take fewer indices here ({node.where})"
-        locks += [Lock(v.number, None, why) for v in values if not keeps.whole(v) or v in keeps.orders]
+        locks += [Lock(v.number, None, why) for v in there if not keeps.whole(v) or v in keeps.orders]
     for value, others in graph.together.items():
         if any(not same_orders(keeps.orders.get(value, {}), keeps.orders.get(v, {})) for v in others):
             locks.append(Lock(value.number, None, "with other data it stands in another order here"))
@@ -92,16 +93,16 @@ def along_names(node: Node, keep: Sequence[Bools], orders: Sequence[Orders]) -> 
     layout = node.layout
     present = [k for k in range(len(layout.operands)) if layout.present(k)]
     known: dict[str, Ranks] = {}  # in named space
-    for k, own in zip(present, orders, strict=True):
-        for axis, ranks in own.items():
+    for k in present:
+        for axis, ranks in orders[k].items():
             name, named = _only_name(node, k, axis), _to_names(node, k, ranks)
             if name is None or name in layout.mixed or named is None:
                 return None
             if not np.array_equal(known.setdefault(name, named), named):
                 return None
-    found: list[Orders] = []
-    for k, own, mask in zip(present, orders, keep, strict=True):
-        value = node.values[k]
+    found: list[Orders] = [{} for _ in orders]
+    for k in present:
+        value, own, mask = node.values[k], orders[k], keep[k]
         assert value is not None
         wanted: dict[int, Ranks] = {}
         for axis, dim in enumerate(layout.operands[k] or ()):
@@ -113,7 +114,7 @@ def along_names(node: Node, keep: Sequence[Bools], orders: Sequence[Orders]) -> 
             if new is None or not stands or not (_is_line(mask, axis) or new.size > new.shape[axis]):
                 return None
             wanted[axis] = new
-        found.append(wanted)
+        found[k] = wanted
     return found
 
 

@@ -37,6 +37,7 @@ from speedup.facts import Bools, Fact, Floats
 from speedup.graph import Node, Ref, Value
 from speedup.groups.labels import Labels, by_signature
 from speedup.layout import Layout
+from speedup.new_sizes import new_size
 from speedup.order import Orders, along_names
 from speedup.parameters import Parameters
 from speedup.shell import shell_of
@@ -92,7 +93,8 @@ class Rule:
         operands: names of the operands in the order of ``axes``; by default the first ones of ``call``. For a module a
             name is an attribute that holds a tensor, else the next tensor argument of its forward.
         axes: the signature, see ``speedup.axes``; override ``signature`` where it depends on the call.
-        sizes: integer attributes of the module that count axes: ``{"in_channels": "g i"}``.
+        sizes: integer attributes of the module, or arguments of the function, that count axes:
+            ``{"in_channels": "g i"}``.
         annihilates: ``{a: (b, …)}``: where operand ``a`` is 0 the result does not depend on operands ``b``. Among the
             operands of a contracted axis this holds by itself.
         bias: the operand that is added to a contraction and may take up folded constants.
@@ -646,14 +648,22 @@ class Rule:
         return tie.rigid_outputs(node, rigid)
 
     def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
-        """Whether the call on the kept entries is well-formed and gives the kept outputs.
+        """Whether the call on the kept entries is well-formed and gives the kept outputs (override to ask for more).
+
+        By default the arguments of a function that are among ``sizes`` must count what is kept: two groups of one
+        channel have the shape of one group of two.
 
         Args:
             node: the call as it was recorded.
-            keep: what is kept of the operands, then of the outputs.
+            keep: what is kept of ``node.values``: the operands, then the outputs.
             call: the call as the small model really makes it, once that is known.
         """
-        return True
+        if call is None or node.module is not None:
+            return True
+        given = {name: call.arguments.get(name) for name in self.sizes}
+        return all(
+            size == new_size(node, keep, self.sizes[name]) for name, size in given.items() if isinstance(size, int)
+        )
 
     def arrange(
         self, node: Node, keep: Sequence[Bools], orders: Sequence[Orders], call: Node | None = None
@@ -665,7 +675,7 @@ class Rule:
 
         Args:
             node: the call as it was recorded.
-            keep: what is kept of the operands, then of the outputs.
+            keep: what is kept of ``node.values``: the operands, then the outputs.
             orders: by axis, where what is left of an operand does not stand as it stood before; nothing of outputs.
             call: the call as the small model really makes it, once that is known.
         """

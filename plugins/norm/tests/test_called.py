@@ -289,3 +289,27 @@ def test_without_contents() -> None:
     masks = mask_indices(model, ALL)
     plan = speedup.plan(model.to("meta"), torch.empty(2, 5, 6, device="meta"), masks)
     assert plan.report.headline.startswith("parameters 160 -> 82")
+
+
+class Shifted(nn.Module):
+    """A norm over groups of two, of which one or both are constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 2, 1)
+        self.shift, self.w, self.b = (nn.Parameter(torch.ones(4)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.c(F.group_norm(self.a(x) + self.shift.view(-1, 1, 1), 2, self.w, self.b))
+        return y
+
+
+@pytest.mark.parametrize(("gone", "left"), [([0, 1], 2), ([2, 3], 2), ([0, 1, 3], 2), ([1, 2, 3], 2), ([0, 2], 4)])
+def test_a_group_of_constants_goes_and_is_counted_no_more(gone: list[int], left: int) -> None:
+    """Two groups of one channel have the shape of one group of two."""
+    model = randomize(Shifted())
+    model.shift.data = torch.tensor([0.5, -1.0, 2.0, 0.25])
+    result = check_equal(
+        model, torch.randn(2, 3, 6, 6), mask_indices(model, {"a.weight": gone}), [torch.randn(1, 3, 5, 7)]
+    )
+    assert result.shape("a.weight")[0] == result.shape("c.weight")[1] == left

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic, wrap_torch_function
 
-from speedup import Bools, Node, NodeKeep, Rule, SignatureError, along, kept_shape
+from speedup import Bools, Node, NodeKeep, Rule, SignatureError, along
 from speedup_plugin_attention.fused import Q, ScaledDotProductAttention, V
 from speedup_plugin_attention.multihead import _merged
 from speedup_plugin_attention.weighted import AttentionWithWeights, attention_with_weights
@@ -147,11 +147,6 @@ class Queries(Rule):
             why = "torch divides the width of the query among the heads"
             grown = keep.grow(0, filled(stream[None], count * heads).reshape(shape), why, 3)
             grown |= keep.grow(3, filled(own, count).reshape(shape), why, 0)
-
-    def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
-        value = node.operands[0]
-        assert value is not None
-        return call is None or call.arg("embed_dim_to_check") == kept_shape(keep[0], value.shape)[-1]
 
     def rescale(self, node: Node, keep: NodeKeep) -> Mapping[str, float]:
         whole = node.outputs[0].shape[-1]

@@ -1,0 +1,40 @@
+"""The sizes that axes of a signature have in the small model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from speedup.errors import RuleError
+from speedup.facts import Bools, along
+from speedup.graph import Node
+from speedup.regular import is_regular, ragged_axis
+
+
+def new_size(node: Node, sets: Sequence[Bools], names: str) -> int:
+    """The size, in the small model, of an axis of a node's signature, or of a product of axes."""
+    return prod(_axis_size(node, sets, n) for n in names.split())
+
+
+def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
+    layout = node.layout
+    full = layout.sizes.get(name)
+    if full is None:
+        raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
+    if full == 1:
+        return full
+    # Weights last: their sets are products, which are written out only where nothing else has the name.
+    known = layout.once("with", name, lambda: [k for k in range(len(layout.operands)) if name in layout.names_of(k)])
+    weights = [k for k in known if k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source]
+    axis = layout.names.index(name)
+    for k in (*(k for k in known if k not in weights), *weights):
+        named = layout.to_named(k, sets[k])
+        if named.size == named.shape[axis] > 1 and (count := np.count_nonzero(named)):
+            return int(count)
+        if named.shape[axis] > 1 and named.any() and is_regular(named):
+            if ragged_axis(named) == axis:
+                return int(named.sum(axis=axis).max())
+            return int(along(named, axis).sum())
+    return full
