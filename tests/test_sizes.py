@@ -122,13 +122,22 @@ def test_of_few_rows_of_a_table_all_are_combinations(length: int, read: bool) ->
 class Scaled(nn.Module):
     """Filters 1 to 3 are masked: behind the activation they are constants, of which ``body`` makes others."""
 
-    def __init__(self, body: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        body: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        behind: Callable[[torch.Tensor], torch.Tensor] = torch.relu,
+    ) -> None:
         super().__init__()
-        self.a, self.out, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), body
+        self.a, self.out, self.body, self.behind = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), body, behind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.out(self.body(self.a(x).sigmoid(), x))
-        return result
+        return self.behind(self.out(self.body(self.a(x).sigmoid(), x)))
+
+
+def one_by_one(y: torch.Tensor) -> torch.Tensor:
+    """Most calls of a detector go through boxes one by one, and read no layer."""
+    maps = [m.clamp(-3, 3).exp().sqrt().add(y.shape[2]).log() for m in y.unbind(1)]
+    return torch.stack([m / m.amax() for m in maps], 1)
 
 
 def fade(y: torch.Tensor) -> torch.Tensor:
@@ -154,9 +163,12 @@ FREE = {
 }
 
 
+@pytest.mark.parametrize("behind", [torch.relu, one_by_one])
 @pytest.mark.parametrize("name", [*SIZED, *FREE])
-def test_a_constant_that_is_made_with_a_size_of_the_input(name: str) -> None:
-    net = randomize(Scaled({**SIZED, **FREE}[name]))
+def test_a_constant_that_is_made_with_a_size_of_the_input(
+    name: str, behind: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    net = randomize(Scaled({**SIZED, **FREE}[name], behind))
     images = [torch.randn(b, 3, h, w) for b, h, w in ((2, 6, 8), (1, 6, 8), (3, 6, 8), (2, 9, 7), (2, 16, 16))]
     result = check_equal(net, images[0], mask_indices(net, {"a.weight": [1, 2, 3]}), images[1:])
     assert result.shape("a.weight")[0] == (8 if name in SIZED else 5)

@@ -8,14 +8,14 @@ run once for each size that any of them asks for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import nn
 
-from speedup.graph import Graph
+from speedup.graph import Graph, Node
 from speedup.registry import Registry
 from speedup.report.counts import macs_of
 from speedup.trace.meta import all_on_meta, to_meta
@@ -81,7 +81,20 @@ class Elsewhere:
             self._runs[key] = found, claimed
         return found
 
-    def _run(self, case: Case, claimed: bool, answers: Sequence[bool] | None) -> Graph | None:
+    def run_until(self, case: Case, until: Callable[[Node], bool]) -> Graph | None:
+        """As ``run``, with rules, of which no more is recorded from a call on; all of it where that cannot be."""
+        answers = self.graph.answers if self.graph.branch is None else None
+        found = self._run(case, True, answers, until)
+        # What comes behind the last call is told nothing: it may fail, or give something else, for that reason.
+        return found if found is not None or not case.samples else self.run(case, claimed=True)
+
+    def _run(
+        self,
+        case: Case,
+        claimed: bool,
+        answers: Sequence[bool] | None,
+        until: Callable[[Node], bool] | None = None,
+    ) -> Graph | None:
         graph, masking = self.graph, self.graph.masking
         assert masking is not None  # it is the graph of a run
         try:
@@ -94,6 +107,7 @@ class Elsewhere:
                     answers=answers,
                     masking=masking,
                     compared=None if claimed else graph,
+                    until=until,
                 )
         except Exception as error:  # whatever a model says to a size that it does not take
             log.debug("%s: %r", case.name, error)

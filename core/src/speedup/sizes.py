@@ -17,7 +17,7 @@ be, the model is run on inputs of other sizes too, and a constant that is anothe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from math import prod
 
 import numpy as np
@@ -106,18 +106,30 @@ def _following(
     elsewhere: Elsewhere, facts: Facts, doubtful: Mapping[Value, Bools], masks: Mapping[str, torch.Tensor]
 ) -> dict[Value, Bools]:
     """The entries that are constant at the size of the dummy input only; all doubtful ones where there is no other."""
+    graph = elsewhere.graph
+    tail = _tail(graph, doubtful.keys())
     found: dict[Value, Bools] = {}
+    for value in (v for n in tail for v in n.outputs):
+        if (entries := facts.known_but_zero(value)).any():
+            found[value] = entries  # nobody looks whether it stays
     taken: list[Case] = []
 
+    def run(case: Case) -> Graph | None:
+        if not tail:
+            return elsewhere.run(case, claimed=True)
+        other = elsewhere.run_until(case, lambda node: node.line == tail[0].line)
+        reached = other is None or _places(doubtful) <= _by_place(other.nodes).keys()
+        return other if reached else elsewhere.run(case, claimed=True)
+
     def takes(case: Case) -> bool:
-        other = elsewhere.run(case, claimed=True)
+        other = run(case)
         if other is None:
             return False
         try:
             known = infer(other, masks)
         except RuleError:  # of a call that no model is trained with, perhaps
             return False
-        for value, entries in _differing(elsewhere.graph, facts, other, known, doubtful):
+        for value, entries in _differing(graph.nodes[: len(graph.nodes) - len(tail)], facts, other, known, doubtful):
             found[value] = found[value] | entries if value in found else entries
         taken.append(case)
         return True
@@ -126,6 +138,17 @@ def _following(
     for case in further(elsewhere.inputs, tuple(taken)):
         takes(case)
     return found if taken else dict(doubtful)
+
+
+def _tail(graph: Graph, doubtful: Set[Value]) -> Sequence[Node]:
+    """The calls behind all that read a parameter or make one of these constants, where that is most of the run (code
+    that goes through boxes one by one): what they know is of use to none of the model's layers."""
+    last = max(
+        n.index for n in graph.nodes if any(v.is_source for v in n.tensors) or any(v in doubtful for v in n.outputs)
+    )
+    lines = {n.line for n in graph.nodes[: last + 1]}
+    start = next((n.index for n in graph.nodes[last + 1 :] if n.line not in lines), len(graph.nodes))
+    return graph.nodes[start:] if start < len(graph.nodes) // 2 else []
 
 
 def _doubtful(model: nn.Module, graph: Graph, facts: Facts, loose: bool) -> dict[Value, Bools]:
@@ -182,19 +205,19 @@ def _place(node: Node, output: int) -> Place:
     return node.scope, node.path, node.where, node.op_name, output
 
 
-def _by_place(graph: Graph) -> Mapping[Place, Sequence[Value]]:
+def _by_place(nodes: Iterable[Node]) -> Mapping[Place, Sequence[Value]]:
     found: dict[Place, list[Value]] = defaultdict(list)
-    for node in graph.nodes:
+    for node in nodes:
         for number, value in enumerate(node.outputs):
             found[_place(node, number)].append(value)
     return found
 
 
 def _differing(
-    graph: Graph, facts: Facts, other: Graph, known: Facts, doubtful: Collection[Value]
+    nodes: Iterable[Node], facts: Facts, other: Graph, known: Facts, doubtful: Collection[Value]
 ) -> Iterator[tuple[Value, Bools]]:
-    there = _by_place(other)
-    for place, values in _by_place(graph).items():
+    there = _by_place(other.nodes)
+    for place, values in _by_place(nodes).items():
         others = there.get(place, [])
         for number, value in enumerate(values):
             if value not in doubtful and not facts.known_but_zero(value).any():

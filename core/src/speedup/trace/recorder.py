@@ -45,6 +45,8 @@ _KINDS = ("question", "call")  # of what a run may be told
 
 _WHY_SEEKING = "which layers are called hangs on what is found here, so with other data it may be another one"
 
+_WHY_ENDED = "what comes from here on is not recorded"
+
 _MOST_READS = 100  # in a run that is told what the data do not say
 
 
@@ -110,6 +112,7 @@ class Recorder(Calls):
         self.underneath: dispatch.TorchDispatchMode | None = None
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
+        self.until: Callable[[Node], bool] | None = None
         self.compared = False
         self.expected: Sequence[Node] = ()
         self.asked: list[bool] = []
@@ -292,7 +295,15 @@ class Recorder(Calls):
         result = self._noted(node, rule, result, outputs)
         if changed:
             self._spread_mutation(changed, node)
+        if self.until is not None and self.until(node):
+            self._end(node)
         return result
+
+    def _end(self, node: Node) -> None:
+        """Record no more: what is called from now on is made as if it stood inside of a call."""
+        self.open_calls += 1
+        if self.branch is None:
+            self.branch = Branch(node, self.tensors.existing(), _WHY_ENDED)
 
     def _begun(
         self,

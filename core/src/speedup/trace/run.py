@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,7 @@ def trace(
     compared: Graph | None = None,
     shapes: Shapes | None = None,
     before: int = 0,
+    until: Callable[[Node], bool] | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -109,6 +110,8 @@ def trace(
             calls, and of them places and what their rules say are not noted.
         shapes: what calls of other runs gave, where the model is on meta.
         before: how often the model is called before the call that is recorded.
+        until: says of a call whether it is the last one that is recorded. The run goes on to its end, on data as they
+            are, and with parameters that are not masked.
         watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
@@ -129,7 +132,7 @@ def trace(
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
         recorder = Recorder(model, registry, substitutes, masking)
         recorder.above = called_above(model, registry)
-        recorder.answers = answers
+        recorder.answers, recorder.until = answers, until
         recorder.maker.place, recorder.maker.shapes = made_there(model), shapes
         if compared is not None:
             recorder.compared, recorder.claims = True, dict(compared.claims)
