@@ -6,6 +6,7 @@ import copy
 import functools
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -267,3 +268,39 @@ def test_what_a_function_outside_of_the_model_remembers() -> None:
     small = speedup.ModelSpeedup(model, x, mask_indices(model, MASKED)).speedup_model()
     for t, wanted in zip((x, others), expected, strict=True):
         assert torch.allclose(small(t), wanted, atol=1e-5)
+
+
+def kept(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A cache in a wrapper, as transformers has it."""
+    cached = functools.lru_cache(maxsize=1)(method)
+
+    @functools.wraps(method)
+    def call(*args: object) -> torch.Tensor:
+        return cached(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("cache", [functools.lru_cache(maxsize=None), kept])
+def test_what_methods_keep_for_their_next_call(cache: Callable[..., Any]) -> None:
+    """Nothing that the masked or the small model made is there afterwards, nor what the large one had."""
+
+    class Model(Busy):
+        @cache
+        def gate(self, length: int) -> torch.Tensor:
+            return self.one.weight.detach().sum(1) / length
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.two(self.one(x) * self.gate(len(x)))
+            return result
+
+    model = randomize(Model()).eval()
+    x, others = torch.randn(2, 4), torch.randn(3, 4)
+    masked = masked_copy(model, mask_indices(model, MASKED))
+    before = model(x)
+    plan = speedup.plan(model, x, mask_indices(model, MASKED))
+    assert torch.equal(model(x), before), "planning leaves the model alone"
+    small = plan.apply()
+    assert small.one.weight.shape[0] == 6  # type: ignore[union-attr, index]
+    for t in (x, others):
+        assert torch.allclose(small(t), masked(t), atol=1e-5)

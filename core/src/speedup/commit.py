@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from speedup import walk
+from speedup import caches, walk
 from speedup.attributes import HOOKS, Saved, identical
 from speedup.build import Parts
 from speedup.errors import SpeedupError
@@ -49,6 +49,7 @@ class Transaction:
         except BaseException:
             self.undo()
             raise
+        caches.empty(self.model)
 
     def put(self, modules: Mapping[str, nn.Module]) -> None:
         """Swap modules in, by path; on an error some of them may be in."""
@@ -71,6 +72,7 @@ class Transaction:
         self.formats.clear()
         self.saved.undo(to[0])
         del self.placed[to[1] :]
+        caches.empty(self.model)
 
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:
         self.saved.note(old)

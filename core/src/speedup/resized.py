@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     numbers = (*asked.limits, *_held(elsewhere.model, asked.attributes))
     are_cheap = contentless is not None or not elsewhere.is_heavy
     at_limits(elsewhere.inputs, numbers if are_cheap else None, lambda case: look(case, elsewhere.sketch(case)))
-    runs = [(case.inputs, elsewhere.run(case, claimed=True)) for case in _few(seen, usual, between)]
+    runs = [(case.inputs, elsewhere.run(case, claimed=True)) for case in _few(seen, usual, between, elsewhere.inputs)]
     ways = [
         Resized(inputs, other, [n for n in other.nodes if n.line not in usual])
         for inputs, other in runs
@@ -92,11 +93,17 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     return ways
 
 
-def _few(seen: Collection[_Seen], usual: frozenset[Line], between: Passages) -> list[Case]:
-    """As few cases as show each line once, and once without it, and each passage; small inputs first."""
+def _few(seen: Collection[_Seen], usual: frozenset[Line], between: Passages, inputs: Inputs) -> list[Case]:
+    """As few cases as show each line once, and once without it, and each passage; those first that are about as large
+    as the dummy input: to an image of one pixel a model may do things that nobody asks of it."""
     run, left_out, passed = set(usual), set[Line](), set(between)
     found: list[Case] = []
-    for each in sorted(seen, key=lambda s: sum(t.numel() for t in tensors_in(s.case.inputs))):
+
+    def times(each: _Seen) -> float:
+        count, own = (sum(t.numel() for t in tensors_in(i)) for i in (each.case.inputs, inputs))
+        return abs(math.log(max(count, 1) / max(own, 1)))
+
+    for each in sorted(seen, key=times):
         if each.lines - run or usual - each.lines - left_out or each.between - passed:
             found.append(each.case)
             run.update(each.lines)

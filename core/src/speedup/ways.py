@@ -136,7 +136,10 @@ def disagreements(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[L
 
 
 def _with(source: Value, wanted: Bools) -> list[Lock]:
-    """Locks that make a parameter keep these entries: its own, and those of what it is multiplied with."""
+    """Locks that make a parameter keep these entries: its own, and those of what it is multiplied with.
+
+    Not those of other parameters, whose ways are compared by themselves: to a bias all columns of a weight are alike.
+    """
     locks = [Lock(source.number, None, _WHY, wanted, Kind.DATA)]
     for node, number in source.uses:
         if node.rule is not None and not node.rule.moves and number >= 0:
@@ -152,7 +155,7 @@ def _beside(node: Node, number: int, wanted: Bools) -> list[Lock]:
     named = layout.to_named(number, wanted)
     locks = []
     for k, value in enumerate(node.values):
-        if value is None or k == number or not layout.names_of(k) & layout.shared(number):
+        if value is None or value.is_source or not layout.names_of(k) & layout.shared(number):
             continue
         entries = layout.from_named(k, layout.project_any(k, named))
         locks.append(Lock(value.number, None, _WHY, entries, Kind.DATA))

@@ -626,3 +626,25 @@ def test_the_name_of_a_type_is_no_data() -> None:
     masks = mask_indices(model, {"a.weight": [1, 4], "a.bias": [1, 4]})
     result = check_equal(model, torch.randn(2, 3, 5), masks, [torch.randn(1, 3, 7)])
     assert result.shape("b.weight") == (4, 6, 1) and not result.plan.report.barriers
+
+
+def test_a_tensor_that_nothing_reads_stays_as_it_is() -> None:
+    """A default that the code makes and forgets: nothing asks for fewer of it, so that no code is changed for it."""
+
+    class Forgets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n, _, height, width = x.shape
+            torch.ones((n, height, width), device=x.device)
+            result: torch.Tensor = self.b(self.a(x).relu())
+            return result
+
+    net = randomize(Forgets())
+    result = check_equal(
+        net, torch.randn(2, 3, 4, 4), mask_indices(net, {"a.weight": [1, 2]}), [torch.randn(1, 3, 1, 1)]
+    )
+    assert result.shape("a.weight")[0] == 6
+    assert not result.plan.report.repaired

@@ -12,7 +12,7 @@ What becomes of a call is up to subclasses: the recorder makes a node of it, a r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Calls(TorchFunctionMode):
         above: the modules of which the forward of a class above is a call, see ``speedup.trace.above``.
         claims: the rules that claim modules, by identity; None for those that are entered.
         scope: the paths of the modules that were entered, the innermost last.
+        caches: what functions keep for their next call, see ``speedup.caches``.
         open_calls: how many calls are under way; nothing inside of one is a call.
     """
 
@@ -50,6 +51,7 @@ class Calls(TorchFunctionMode):
         self.paths = paths
         self.above: Above = {}
         self.claims: dict[int, Rule | None] = {}
+        self.caches: Sequence[Any] = ()
         self.scope: list[str] = [""]
         self.open_calls = 0
         self._entering: list[Any] = []
@@ -134,6 +136,8 @@ class Calls(TorchFunctionMode):
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self.open_calls:
             return original(module, *args, **kwargs)
+        for cache in self.caches:
+            cache.cache_clear()
         path = self.paths.get(id(module), "")
         stands_for = self.substitutes.get(id(module))
         known = stands_for is None and id(module) in self.paths and not transformed()

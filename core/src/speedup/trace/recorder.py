@@ -18,6 +18,7 @@ from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
 
+from speedup import caches
 from speedup.errors import RuleError
 from speedup.graph import Branch, Extent, Node, Ref, Value
 from speedup.masking import Masking
@@ -103,6 +104,7 @@ class Recorder(Calls):
         self.masking = masking if masking is not None else Masking(model)
         self.tensors = Tensors(model, self.masking)
         super().__init__(registry, substitutes or {}, self.tensors.paths)
+        self.caches = caches.of(model)
         self.maker = Maker(model, self.masking, self.substitutes)
         self.nodes: list[Node] = []
         self.passed: list[Node] = []

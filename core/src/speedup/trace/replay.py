@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _pytree as pytree
 
-from speedup import walk
+from speedup import caches, walk
 from speedup.expand import expand
 from speedup.graph import Graph, Node, Ref
 from speedup.names import op_name
@@ -62,7 +62,7 @@ def replay(
         expand(model, registry)
         paths = {id(module): path for path, module in walk.named_modules(model)}
         player = _Player(registry, substitutes, paths, graph, shape_of)
-        player.above = called_above(model, registry)
+        player.above, player.caches = called_above(model, registry), caches.of(model)
         try:
             with uncompiled(), listening(player):
                 result = model(*args, **kwargs)

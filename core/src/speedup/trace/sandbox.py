@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from speedup import walk
+from speedup import caches, walk
 from speedup.attributes import Attributes
 from speedup.masking import Masking
 from speedup.trace.holdings import Holdings, same
@@ -73,7 +73,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Whatever a run of the model changes is put back on exit, so that every run starts from the same state.
 
     Put back: module attributes and what they hold (see ``Holdings``), buffers that the forward writes to, training
-    flags, and the random state of Python, NumPy, the CPU and the devices that the model is on.
+    flags, and the random state of Python, NumPy, the CPU and the devices that the model is on. Caches of functions are
+    emptied, before and after.
     """
     modules = walk.modules(model)
     attributes = [Attributes(m) for m in modules]
@@ -83,6 +84,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = [(b, b.clone()) for b in own.values()]
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     of_python, of_numpy = random.getstate(), np.random.get_state()
+    caches.empty(model)
     try:
         with torch.random.fork_rng(devices):
             yield
@@ -98,3 +100,4 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         holdings.restore()
         for attribute in attributes:
             attribute.restore()
+        caches.empty(model)

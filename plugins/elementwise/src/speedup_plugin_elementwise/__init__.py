@@ -234,7 +234,10 @@ class Made(Rule):
         return [[axis not in _channel_axes(v) or v.shape[axis] == 1 for axis in range(v.ndim)] for v in node.outputs]
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
-        """Whoever reads it says what is kept."""
+        """Whoever reads it says what is kept; nobody's code is changed for what nobody reads."""
+        for k, value in enumerate(node.outputs, len(node.operands)):
+            if not value.uses:
+                keep.grow(k, np.ones((1,) * value.ndim, dtype=bool), "nothing reads it", k)
 
     def tie(self, node: Node, labels: Labels) -> None:
         """Each axis goes by itself, as of a parameter."""

@@ -1,0 +1,69 @@
+"""Results that functions keep for their next call (``functools.lru_cache``), such as tables of positions.
+
+They outlive a run: what is in them was made by the model as it was then, with masks or with layers of another size, and
+of a result that is there already no call is seen. So runs start with empty caches and leave none behind, and a module
+that is called in a recorded run finds none: two tensors may have one shape in the large model, and two in the small.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from speedup import walk
+from speedup.trees import PLAIN
+
+_Cache = functools._lru_cache_wrapper
+_DEEP = 3  # functions that call functions
+_of_kinds: WeakKeyDictionary[type, list[_Cache[Any]]] = WeakKeyDictionary()
+
+
+def of(model: nn.Module) -> list[_Cache[Any]]:
+    """The caches of the methods of a model's modules, and of the functions that these name."""
+    return [cache for kind in {type(module) for module in walk.modules(model)} for cache in _of(kind)]
+
+
+def empty(model: nn.Module) -> None:
+    """Empty these caches."""
+    for cache in of(model):
+        cache.cache_clear()
+
+
+def _of(kind: type) -> list[_Cache[Any]]:
+    found = _of_kinds.get(kind)
+    if found is None:
+        seen: dict[int, _Cache[Any]] = {}
+        for base in kind.__mro__:
+            if not base.__module__.startswith("torch."):
+                for held in vars(base).values():
+                    seen |= {id(c): c for c in _within(getattr(held, "fget", None) or held, _DEEP)}
+        found = _of_kinds[kind] = list(seen.values())
+    return found
+
+
+def _within(held: Any, deep: int) -> Iterator[_Cache[Any]]:
+    """The caches that a function is, holds, or names."""
+    if type(held) in PLAIN:
+        return
+    held = getattr(held, "__func__", held)
+    if isinstance(held, _Cache):
+        yield held
+        held = held.__wrapped__
+    if not isinstance(held, FunctionType) or not deep or held.__module__.startswith("torch."):
+        return
+    for cell in held.__closure__ or ():
+        yield from _within(_contents(cell), deep - 1)
+    for name in held.__code__.co_names:
+        yield from _within(held.__globals__.get(name), deep - 1)
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a name that is not assigned yet
+        return None
