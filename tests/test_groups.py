@@ -260,6 +260,34 @@ def test_heads_of_an_attention(fused: bool) -> None:
     assert values == {i + 32: (i,) for i in range(16)}
 
 
+class HeadsBesideSamples(nn.Module):
+    """An attention whose heads stand beside those of the other samples along one axis."""
+
+    def __init__(self, heads: int = 3, size: int = 12) -> None:
+        super().__init__()
+        self.heads, self.size = heads, size // heads
+        self.stem, self.head = nn.Linear(12, size), nn.Linear(size, 2)
+        self.q, self.k, self.v, self.o = (nn.Linear(size, size) for _ in range(4))
+
+    def apart(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.view(x.shape[0], -1, self.heads, self.size).transpose(1, 2)
+        return x.reshape(-1, x.shape[2], self.size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        b, n, _ = x.shape
+        q, k, v = (self.apart(layer(x)) for layer in (self.q, self.k, self.v))
+        y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        y = y.view(b, self.heads, n, self.size).transpose(1, 2).reshape(b, n, -1)
+        return self.head(x + self.o(y))
+
+
+def test_heads_beside_those_of_other_samples() -> None:
+    model = net(HeadsBesideSamples())
+    one, two = (str(speedup.channel_groups(model, tokens()[:n])) for n in (1, 2))
+    assert one == two and two.count("3 heads whole") == 2 and "reads o.weight axis 1" in two
+
+
 def test_a_gate_and_what_it_gates() -> None:
     groups = speedup.channel_groups(net(Gate()), image())
     assert places(find(groups, "a.weight"), 5)["two.weight", 0] == (5,)
