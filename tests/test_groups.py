@@ -260,6 +260,34 @@ def test_heads_of_an_attention(fused: bool) -> None:
     assert values == {i + 32: (i,) for i in range(16)}
 
 
+class HeadsBesideSamples(nn.Module):
+    """An attention whose heads stand beside those of the other samples along one axis."""
+
+    def __init__(self, heads: int = 3, size: int = 12) -> None:
+        super().__init__()
+        self.heads, self.size = heads, size // heads
+        self.stem, self.head = nn.Linear(12, size), nn.Linear(size, 2)
+        self.q, self.k, self.v, self.o = (nn.Linear(size, size) for _ in range(4))
+
+    def apart(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.view(x.shape[0], -1, self.heads, self.size).transpose(1, 2)
+        return x.reshape(-1, x.shape[2], self.size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        b, n, _ = x.shape
+        q, k, v = (self.apart(layer(x)) for layer in (self.q, self.k, self.v))
+        y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        y = y.view(b, self.heads, n, self.size).transpose(1, 2).reshape(b, n, -1)
+        return self.head(x + self.o(y))
+
+
+def test_heads_beside_those_of_other_samples() -> None:
+    model = net(HeadsBesideSamples())
+    one, two = (str(speedup.channel_groups(model, tokens()[:n])) for n in (1, 2))
+    assert one == two and two.count("3 heads whole") == 2 and "reads o.weight axis 1" in two
+
+
 def test_a_gate_and_what_it_gates() -> None:
     groups = speedup.channel_groups(net(Gate()), image())
     assert places(find(groups, "a.weight"), 5)["two.weight", 0] == (5,)
@@ -365,6 +393,42 @@ def test_channels_by_states() -> None:
     ), strict=True)] == [(8, True), (6, True)]  # fmt: skip
     result = check_equal(model, x, speedup.prune_masks(model, x), [tokens(4)[:1, :3]])
     assert result.shape("decay") == (4, 3)
+
+
+class HeadScan(nn.Module):
+    """Linear attention step by step: for each head a state of keys by values, which are made of the same heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, -1)) for layer in (self.q, self.k, self.v))
+        state, outputs = torch.zeros(len(x), 2, k.shape[-1], v.shape[-1], dtype=x.dtype), []
+        for i in range(x.shape[1]):
+            state = state * torch.sigmoid(k[:, i, :, :, None]) + k[:, i, :, :, None] * v[:, i, :, None]
+            outputs.append((q[:, i, :, :, None] * state).sum(-2))
+        return self.o(torch.stack(outputs, 1).flatten(2))
+
+
+def test_keys_by_values_of_the_same_heads() -> None:
+    model, x = net(HeadScan()), tokens(4)
+    groups = speedup.channel_groups(model, x)
+    assert [(g.size, len(g.blocks), {m.parameter for m in g.members if "bias" not in m.parameter}) for g in groups] == [
+        (8, 2, {"q.weight", "k.weight"}), (12, 2, {"v.weight", "o.weight"})
+    ]  # fmt: skip
+    result = check_equal(model, x, speedup.prune_masks(model, x), [tokens(4)[:1, :3]])
+    assert result.shape("k.weight")[0] < 8 and result.shape("o.weight") == (3, 6)
+
+
+@pytest.mark.parametrize("layers", [("v",), ("q", "k")])
+def test_keys_or_values_keep_places_of_their_own_in_each_head(layers: Sequence[str]) -> None:
+    model, x = net(HeadScan()), tokens(4)
+    size = len(model.get_submodule(layers[0]).weight) // 2
+    drop = [0, 1, size + 1, size + 3]  # the first and second of one head, the second and fourth of the other
+    masks = masks_of(model, {f"{layer}.{part}": drop for layer in layers for part in ("weight", "bias")})
+    result = check_equal(model, x, masks, [tokens(4)[:1, :3]])
+    assert all(result.shape(f"{layer}.weight") == (2 * size - 4, 4) for layer in layers)
 
 
 class Typed(nn.Module):

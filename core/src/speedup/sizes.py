@@ -197,7 +197,7 @@ def _is_written(node: Node, model: nn.Module) -> bool:
     places = places_of(node, model.get_submodule(node.scope))
     if not places or not places[0].direct:
         return False
-    found = [expressions(places[0], path, node.op_name, node.args) for path in given]
+    found = [expressions(places[0], path, node) for path in given]
     return all(each and all(is_literal(e) for e, _ in each) for each in found)
 
 

@@ -263,12 +263,11 @@ class _Ties:
 
     def _may_be_ragged(self, k: int) -> list[int]:
         """Axes along which operand ``k`` may keep other positions per fibre: every operand that has such an axis must
-        tell the fibres apart (a grouped weight does, a vector that all groups share does not). Groups of one axis keep
-        equal counts, so that it never is the axis of the groups."""
+        tell the fibres apart that differ (a grouped weight does, a vector that all groups share does not). Groups of
+        one axis keep equal counts, so that it never is the axis of the groups."""
         axes = varied(self.sets[k])
         if len(axes) > 2:
             axes = varied(compact_axes(self.sets[k])[0])  # an axis may be written out and yet be the same all along
-        names = {self.layout.names[a] for a in axes}
         outer = {n for dim in self.layout.operands[k] or () for n in dim[:-1]}
         allowed = []
         for axis in axes:
@@ -278,6 +277,12 @@ class _Ties:
                 for q in range(len(self.layout.operands))
                 if q != k and name in self.layout.names_of(q)
             ]
-            if name not in outer and all(names - {name} <= known for known in others):
+            differ = {self.layout.names[a] for a in axes if a != axis and _fibres_differ(self.sets[k], axis, a)}
+            if name not in outer and all(differ <= known for known in others):
                 allowed.append(axis)
         return allowed
+
+
+def _fibres_differ(keep: Bools, axis: int, other: int) -> bool:
+    """Whether the fibres of a set along an axis are not all the same, or empty, along another one."""
+    return not np.array_equal(keep, any_of(keep, other) & any_of(keep, axis))

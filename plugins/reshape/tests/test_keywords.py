@@ -96,3 +96,38 @@ def test_equal_parts_keep_equal_counts(kind: type[Parts]) -> None:
         model, torch.randn(2, 3), mask_indices(model, {"a.weight": drop, "a.bias": drop}), [torch.randn(5, 3)]
     )
     assert [result.shape(f"outs.{i}.weight")[1] for i in range(3)] == [2, 2, 2]
+
+
+class Held(nn.Module):
+    """Sizes that the layer holds, given by name to functions of torch that hand them on by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.half = 6
+        self.a, self.b = nn.Linear(3, 12), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value, gate = self.parts(self.a(x))
+        return self.b(value * torch.sigmoid(gate))
+
+
+class HeldSizes(Held):
+    def parts(self, h):
+        return h.split(split_size=[self.half, self.half], dim=-1)
+
+
+class HeldSize(Held):
+    def parts(self, h):
+        return torch.split(tensor=h, split_size_or_sections=self.half, dim=-1)
+
+
+class HeldAxes(Held):
+    def parts(self, h):
+        return h.unflatten(dim=-1, sizes=(2, self.half)).unbind(-2)
+
+
+@pytest.mark.parametrize("kind", [HeldSizes, HeldSize, HeldAxes])
+def test_sizes_that_a_layer_holds_are_found_by_name(kind: type[Held]) -> None:
+    model = randomize(kind())
+    masks = mask_indices(model, {"a.weight": [0, 1, 6, 7], "a.bias": [0, 1, 6, 7]})
+    assert check_equal(model, torch.randn(2, 3), masks, [torch.randn(5, 3)]).shape("b.weight") == (2, 4)

@@ -19,6 +19,7 @@ from speedup.groups.mixing import mixings
 from speedup.groups.result import ChannelGroups
 from speedup.grow import bare_keep_sets
 from speedup.inputs import check_made, resolve_inputs
+from speedup.movement import Movement
 from speedup.registry import Registry, default_registry
 from speedup.rigid import rigid_axes
 from speedup.trace import sandbox
@@ -88,10 +89,26 @@ def _tied(graph: Graph) -> Labels:
         for value in graph.values:
             if labels.has(value) and whole.sets[value].any():
                 labels.freeze(value)
-        found = labels.alone - fixed or _places(graph, labels) - fixed
+        found = labels.alone - fixed or _parted(graph, labels) - fixed or _places(graph, labels) - fixed
         if not found:
             return labels
         fixed |= found
+
+
+def _parted(graph: Graph, labels: Labels) -> set[tuple[Value, int]]:
+    """Axes that come out of a longer one and have the same channels at every index: the samples, of which each had its
+    heads beside those of the others."""
+    found: set[tuple[Value, int]] = set()
+    for node in graph.nodes:
+        if not isinstance(node.rule, Movement) or all(len(labels.flexible(v)) < 2 for v in node.outputs):
+            continue
+        for origin, value in zip(node.rule.origins(node), node.outputs, strict=True):
+            along = [{a + value.ndim - c.ndim for a, s in enumerate(c.shape) if s > 1} for c in origin.coordinates]
+            parts = set[int]().union(*(axes for axes in along if len(axes) > 1))
+            for numbers in labels.arrays(value):
+                same = [a for a in parts.intersection(varied(numbers)) if (numbers == np.take(numbers, [0], a)).all()]
+                found |= {(value, a) for a in same}
+    return found
 
 
 def _places(graph: Graph, labels: Labels) -> set[tuple[Value, int]]:

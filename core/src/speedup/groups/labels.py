@@ -232,10 +232,10 @@ def by_signature(node: Node, labels: Labels) -> None:
 
 
 def _is_outer(inside: Sequence[tuple[frozenset[str], Numbers]], names: frozenset[str]) -> bool:
-    """Whether a call multiplies (adds, compares) what has some of these names by what has the others: an entry of what
+    """Whether a call multiplies (adds, compares) what has some of these names by what has others: an entry of what
     comes out goes when its number in any of them does, as of a parameter."""
     parts = {own for own, _ in inside}
-    return len(parts) > 1 and sum(map(len, parts)) == len(names) == len(frozenset[str]().union(*parts))
+    return len(parts) > 1 and names not in parts and names == frozenset[str]().union(*parts)
 
 
 def _settled(labels: Labels, layout: Any, numbers: Numbers, fixed: Iterable[str]) -> tuple[frozenset[str], Numbers]:

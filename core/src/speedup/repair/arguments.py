@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from speedup.graph import Node
 from speedup.repair.locate import Place
 
 Path = tuple[Any, ...]
@@ -48,15 +50,16 @@ def _numbers(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
             yield from _numbers(item, (*path, name))
 
 
-def expressions(place: Place, path: Path, op_name: str, args: Sequence[Any]) -> list[tuple[ast.expr, Path]]:
+def expressions(place: Place, path: Path, node: Node) -> list[tuple[ast.expr, Path]]:
     """The expressions that may give one number of a call, with what of the way is left inside its value.
 
     Args:
-        args: the positional arguments of the recorded call.
+        node: the recorded call. One that a function of torch makes for its caller may give by place what the source
+            gives by name, and the other way round.
     """
-    call = place.call
+    call, args = place.call, node.args
     if isinstance(call, ast.BinOp):
-        reflected = op_name.rpartition(".")[2].startswith("__r")
+        reflected = node.op_name.rpartition(".")[2].startswith("__r")
         return [(s, ()) for s in ((call.left, call.right) if reflected else (call.right, call.left))]
     if isinstance(call, ast.AugAssign):
         return [(call.value, ())]
@@ -64,14 +67,29 @@ def expressions(place: Place, path: Path, op_name: str, args: Sequence[Any]) -> 
         found = _inside(call.slice, path[1:], args[1]) if path[0] == 1 else None
     elif not isinstance(call, ast.Call) or not place.direct:
         return []
-    elif isinstance(path[0], str):
-        named = [k.value for k in call.keywords if k.arg == path[0]]
-        found = _inside(named[0], path[1:], None) if named else None
     else:
+        at, name = _spelt(node, path[0])
         first = 0 if _of_module(call.func, place) else 1
-        item = _item(call.args, path[0] - first, len(args) - first) if path[0] >= first else None
-        found = _inside(item[0], (*item[1], *path[1:]), None if item[1] else args[path[0]]) if item else None
+        named = [k.value for k in call.keywords if k.arg == name]
+        starred = any(isinstance(a, ast.Starred) for a in call.args)
+        alike = at < len(args) or not starred  # else it is not known which of what is unpacked it is
+        item = _item(call.args, at - first, len(args) - first) if at >= first and alike and not named else None
+        if named:
+            found = _inside(named[0], path[1:], None)
+        else:
+            value = args[at] if at < len(args) else None
+            found = _inside(item[0], (*item[1], *path[1:]), None if item[1] else value) if item else None
     return [found] if found else []
+
+
+def _spelt(node: Node, key: int | str) -> tuple[int, str]:
+    """The place and the name of an argument of a recorded call, which knows one of them; -1 or "" where it has none."""
+    function = node.op
+    known = inspect.signature(function).parameters.values() if isinstance(function, types.FunctionType) else ()
+    names = [p.name for p in known if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if isinstance(key, str):
+        return names.index(key) if key in names else -1, key
+    return key, names[key] if key < len(names) else ""
 
 
 def _of_module(function: ast.expr, place: Place) -> bool:

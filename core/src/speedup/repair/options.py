@@ -210,7 +210,7 @@ def _given(place: Place, stale: Stale, node: Node) -> list[Given]:
         call = place.call
         plain = place.direct and isinstance(call, ast.Call) and named(place.function, call.func) is node.op
         return [Given(place, call, ())] if plain and isinstance(call, ast.Call) else []
-    known = [Given(place, e, rest) for e, rest in expressions(place, stale.path, node.op_name, node.args)]
+    known = [Given(place, e, rest) for e, rest in expressions(place, stale.path, node)]
     if stale.now is None and not known and place.direct and isinstance(place.call, ast.Call):
         return [Given(place, place.call, ())]
     if len(known) > 1:
