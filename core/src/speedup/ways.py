@@ -152,7 +152,8 @@ def _beside(node: Node, number: int, wanted: Bools) -> list[Lock]:
     named = layout.to_named(number, wanted)
     locks = []
     for k, value in enumerate(node.values):
-        if value is None or k == number or not layout.names_of(k) & layout.shared(number):
+        # Other parameters keep what follows from these locks: a bias has no say in the columns of its weight.
+        if value is None or value.is_source or not layout.names_of(k) & layout.shared(number):
             continue
         entries = layout.from_named(k, layout.project_any(k, named))
         locks.append(Lock(value.number, None, _WHY, entries, Kind.DATA))
