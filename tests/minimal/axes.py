@@ -44,7 +44,7 @@ AXES = (
         "return self.c(torch.sigmoid(self.d(torch.sigmoid(self.a(x)))))",
         {"a": (0, 1, 2, 3, 4)},
         {"a": (6, 3), "d": (6, 1), "c": (5, 6)},
-        "constants come out as four numbers: inside, at either end, and of a row of one; three carriers and the bias of c",
+        "a constant gives a number inside, others at either end and in a row of one: three carriers and a bias",
     ),
     Minimal(
         "depthwise with multiplier 2",
