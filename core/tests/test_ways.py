@@ -68,6 +68,27 @@ def test_both_ways_can_do_with_less(model: nn.Module) -> None:
     assert small.one.weight.shape == (5, 4) and small.two.weight.shape == (3, 5)
 
 
+class Reads(Two):
+    """One way reads all units of a layer, the other none of those with a masked column."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.more(self.one(x).relu())
+        return torch.special.bessel_j0(y) if x.sum() > 0 else self.two(y)
+
+
+def test_a_unit_that_one_way_keeps_does_not_keep_what_its_layer_reads() -> None:
+    """What is masked in `one` is a constant on both ways, and goes into the bias of `more`."""
+    model = randomize(Reads()).double().eval()
+    columns = mask_indices(model, {"two.weight": ROWS}, axis=1)
+    masks = {**mask_indices(model, {"one.weight": ROWS}), **columns}
+    masked = masked_copy(model, masks)
+    small: Any = speedup.plan(model, UP, masks).apply()
+    with torch.no_grad():
+        for x in (UP, DOWN):
+            torch.testing.assert_close(small(x), masked(x), rtol=1e-9, atol=1e-9)
+    assert small.one.weight.shape == (5, 4) and small.more.weight.shape == (8, 5)
+
+
 class Constant(Two):
     def between(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return y if x.sum() > 0 else y.flip(0)

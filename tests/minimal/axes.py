@@ -38,6 +38,15 @@ AXES = (
         "nothing comes in at 0 and 1, and 2 is not read: all three give constants",
     ),
     Minimal(
+        "depthwise, constants under zero padding",
+        "self.a, self.d, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, (1, 3), padding=(0, 1), groups=8), "
+        "nn.Conv2d(8, 5, 1)",
+        "return self.c(torch.sigmoid(self.d(torch.sigmoid(self.a(x)))))",
+        {"a": (0, 1, 2, 3, 4)},
+        {"a": (6, 3), "d": (6, 1), "c": (5, 6)},
+        "a constant gives a number inside, others at either end and in a row of one: three carriers and a bias",
+    ),
+    Minimal(
         "depthwise with multiplier 2",
         "self.a, self.d, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 5, 1)",
         "return self.c(F.relu(self.d(F.relu(self.a(x)))))",

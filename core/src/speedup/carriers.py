@@ -1,7 +1,7 @@
 """Carriers: kept entries of an operand that stand for those that go, see ``speedup.fold``.
 
-x[i] = row[i] · inverse · sum over k of row[k] · x[k], with the kept entries k: what the weight has at [.., i] is added
-to its columns of the carriers, by way of one column per unknown.
+x[i] = row[i] · first · sum over k of second[k] · x[k], with the kept entries k (``Rows.spanning``): what the weight has
+at [.., i] is added to its columns of the carriers, by way of one column per unknown.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from speedup.fold import Removed
     from speedup.keep import KeepSets, NodeKeep
 
-# Directions that the kept entries have less of than this, of the largest removed row, are not theirs to carry: the
-# weights would grow by its inverse, and rounding with them.
-_WEAK = 1e-3
+# A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.
+_MOST = 1e3
 _ROUNDING = 1e-10
 
 
@@ -88,35 +87,52 @@ class Rows:
         array = array.transpose([here.index(n) for n in names if n in here])
         return array.reshape([sizes[n] if n in here else 1 for n in names])
 
-    def inverse(self, kept: Bools) -> Floats:
-        """Per group the (pseudo-)inverse of the Gram matrix of the kept rows, without directions that are too weak."""
-        rows = np.where(kept[..., None], self.all, 0.0)
-        gram = np.einsum("gir,gis->grs", rows, rows)
-        one = gram.shape[-1] == 1  # mostly: a number is its own eigenvalue
-        values, vectors = (gram[..., 0], np.ones_like(gram)) if one else np.linalg.eigh(gram)
-        largest = (np.square(self.all).sum(-1) * self.gone).max(axis=1)
-        strong = values > np.maximum(_WEAK**2 * largest[:, None], np.finfo(np.float64).tiny)
-        inverse: Floats = np.einsum(
-            "grk,gk,gsk->grs", vectors, np.where(strong, 1 / np.where(strong, values, 1), 0), vectors
-        )
-        return inverse
+    def spanning(self, kept: Bools) -> tuple[Floats, Floats]:
+        """How rows are made of kept ones: row · first · second^T gives how much of each, per group.
+
+        The factors of a singular value decomposition, without directions in which there is nothing but rounding. The
+        inverse of the Gram matrix would be the same, and as far off as the square of what the rows are alike.
+        """
+        rows, largest = self.all_of(kept), self._largest()
+        if rows.shape[-1] == 1:  # mostly: one number
+            sizes, ways = np.sqrt(np.square(rows).sum(1)), np.ones((len(rows), 1, 1))
+            left = rows / np.where(sizes == 0, 1.0, sizes)[:, None]
+        else:
+            left, sizes, ways = np.linalg.svd(rows, full_matrices=False)
+        least = np.maximum(_ROUNDING * largest, 1e-3 * _ROUNDING * sizes.max(axis=1, initial=0.0, keepdims=True))
+        strong = sizes > np.maximum(least, np.finfo(np.float64).tiny)
+        return np.swapaxes(ways, 1, 2) * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, None], left
+
+    def _largest(self) -> Floats:
+        """Per group the length of the longest row that goes."""
+        lengths: Floats = np.sqrt((np.square(self.all).sum(-1) * self.gone).max(axis=1, keepdims=True))
+        return lengths
 
     def lacking(self) -> Bools:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
-        chosen = np.zeros_like(self.gone)
+        chosen, largest = np.zeros_like(self.gone), self._largest()
         for _ in range(self.all.shape[-1]):
             kept = self.kept | chosen
-            rows = np.where(kept[..., None], self.all, 0.0)
-            gram = np.einsum("gir,gis->grs", rows, rows)
-            rest = self.all - np.einsum("gir,grs,gst->git", self.all, self.inverse(kept), gram)
-            length = np.sqrt(np.square(rest).sum(-1)) * (self.gone & ~chosen)
-            largest = np.sqrt((np.square(self.all).sum(-1) * self.gone).max(axis=1, keepdims=True))
-            best = (length > _ROUNDING * largest) & (length == length.max(axis=1, keepdims=True))
+            first, second = self.spanning(kept)
+            shares = self.all @ first
+            rest = self.all - shares @ np.swapaxes(second, 1, 2) @ self.all_of(kept)
+            goes = self.gone & ~chosen
+            length = np.sqrt(np.square(rest).sum(-1)) * goes
+            length = np.where(length > _ROUNDING * largest, length, 0.0)
+            # Those that are spanned, but by large multiples, come last.
+            share = np.abs(shares).max(axis=-1, initial=0.0) * goes
+            share = np.where((share > _MOST) & ~length.any(axis=1, keepdims=True), share, 0.0)
+            weight = length + share
+            best = (weight > 0) & (weight == weight.max(axis=1, keepdims=True))
             best = best & (np.cumsum(best, axis=1) == 1)
             if not best.any():
                 break
             chosen = chosen | best
         return chosen
+
+    def all_of(self, kept: Bools) -> Floats:
+        """The kept rows of each group, and 0 for those that another group keeps."""
+        return np.where(kept[..., None], self.all, 0.0)[:, kept.any(axis=0)]
 
 
 def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch.Tensor, Floats]:
@@ -131,8 +147,8 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch
     assert value is not None
     weight = _Weight(node, gone.weight, rows, keeps)
     sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
-    going = weight.numbers(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ rows.inverse(rows.kept))
-    staying = np.where(rows.kept[..., None], rows.all, 0.0)[:, targets]
+    first, staying = rows.spanning(rows.kept)
+    going = weight.numbers(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ first)
     shares, at = weight.numbers(staying), weight.numbers(np.searchsorted(weight.columns, targets))
     ways = []
     for part, new in weight.parts():

@@ -82,6 +82,9 @@ class Affine:
         terms: float64 per unknown, same rule.
         offset: float64, same rule.
         derived: whether the engine says it of indices that come in alike: with other facts other ones may be alike.
+        one_hot: whether, of the unknowns that an entry has terms of, at most one is 1 and the others are 0. So it is
+            with the constants under zero padding, where an unknown says how much of a window lies outside. Whatever is
+            done to such an entry alone makes another one of it.
     """
 
     axis: int
@@ -89,6 +92,7 @@ class Affine:
     terms: tuple[Floats, ...]
     offset: Floats
     derived: bool = False
+    one_hot: bool = False
 
     @property
     def numbers(self) -> tuple[Floats, ...]:
@@ -109,7 +113,7 @@ class Affine:
         """
         mask, value, own, offset, *terms = np.broadcast_arrays(mask, value, self.mask, self.offset, *self.terms)
         terms = [np.where(mask, 0.0, t) for t in terms]
-        return Affine(self.axis, own | mask, tuple(terms), np.where(mask, value, offset), self.derived)
+        return Affine(self.axis, own | mask, tuple(terms), np.where(mask, value, offset), self.derived, self.one_hot)
 
 
 Fact = Constant | Unused | Affine
@@ -178,7 +182,7 @@ def constant(mask: Bools, value: Floats) -> Constant | None:
     return Constant(small.astype(bool, copy=False), values.astype(np.float64, copy=False))
 
 
-def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats) -> Affine | None:
+def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats, one_hot: bool = False) -> Affine | None:
     """An Affine in compact form, or None where nothing is known; entries that are not finite do not count."""
     terms = list(terms)
     for array in (*terms, offset):
@@ -187,7 +191,8 @@ def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats) -> A
         return None
     small, *numbers = compact_axes(mask, *(np.where(mask, a, 0.0) for a in (*terms, offset)))
     used = [t for t in numbers[:-1] if t.any()]
-    return Affine(axis, small.astype(bool, copy=False), tuple(used), numbers[-1].astype(np.float64, copy=False))
+    offset = numbers[-1].astype(np.float64, copy=False)
+    return Affine(axis, small.astype(bool, copy=False), tuple(used), offset, one_hot=one_hot)
 
 
 def any_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:

@@ -95,7 +95,8 @@ def _averaged(node: Node, known: Affine) -> dict[str, Fact]:
     if len(axes) != 1 or any(a.shape[p] > 1 for a in arrays for p in over):
         return {}
     mask, offset, *terms = (layout.from_named(out, a) for a in arrays)
-    fact = affine(axes[0], mask, terms, offset)
+    # Where there is nothing to average, an entry comes out as it came in.
+    fact = affine(axes[0], mask, terms, offset, known.one_hot and not layout.mixed | layout.contracted)
     return {node.output_names[0]: fact} if fact is not None else {}
 
 

@@ -171,7 +171,7 @@ class Facts:
         old = self.affine.get(value)
         if old is not None and (old.mask & ~(mask | self.mask(value))).any():
             return grown  # unknowns along two axes cannot be said at once: what is known stays
-        new = affine(fact.axis, mask & ~constant, terms, offset)
+        new = affine(fact.axis, mask & ~constant, terms, offset, fact.one_hot)
         if new is None or (old is not None and _alike(old, new)):
             return grown
         self.affine[value] = new
@@ -236,7 +236,7 @@ class NodeFacts:
             return None
         known, value = self.mask(k), self.value(k)
         terms = (np.where(known, 0.0, t) for t in fact.terms)
-        return affine(fact.axis, known | fact.mask, terms, np.where(known, value, fact.offset))
+        return affine(fact.axis, known | fact.mask, terms, np.where(known, value, fact.offset), fact.one_hot)
 
     def zero(self, k: int) -> Bools:
         """Entries of operand ``k`` known to be 0, of weights by a mask; broadcasts to its shape."""
@@ -438,7 +438,7 @@ def _check_types(node: Node, function: str, name: str, fact: Fact) -> None:
 
 
 def _alike(old: Affine, new: Affine) -> bool:
-    if old.axis != new.axis or len(old.terms) != len(new.terms):
+    if (old.axis, old.one_hot, len(old.terms)) != (new.axis, new.one_hot, len(new.terms)):
         return False
     pairs = zip((old.mask, old.offset, *old.terms), (new.mask, new.offset, *new.terms), strict=True)
     return all(a.shape == b.shape and np.array_equal(a, b) for a, b in pairs)

@@ -2,7 +2,9 @@
 
 1. *combined*: a pointwise call that is linear in some of its operands (``Rule.linear``). With the others held,
    f(o + sum over r of t[r] · u[r]) = f(o) + sum over r of (f(o + t[r]) - f(o)) · u[r], so f is run on known numbers;
-2. *alike*: any other call, an activation say. Where indices come in alike they go out alike: each set of them has an
+2. *one by one*: any pointwise call of one operand whose unknowns are 0 or 1, at most one of them 1 (``one_hot``):
+   f(o + sum over r of t[r] · u[r]) is the same sum, whatever f is;
+3. *alike*: any other call, an activation say. Where indices come in alike they go out alike: each set of them has an
    unknown of its own, which one of them can carry for all. So they do where a tensor that is the same for all indices
    is joined with constants.
 
@@ -33,14 +35,20 @@ def through(rule: Rule, node: Node, facts: NodeFacts, found: Fact | None) -> Aff
     if layout.n_outputs != 1 or layout.contracted or rule.indices or not node.outputs[0].dtype.is_floating_point:
         return None
     known = {k: f for k in layout.inputs if not facts.is_weight(k) and (f := facts.affine(k)) is not None}
-    linear = rule.linear and not layout.mixed and all(node.operand_names[k] in rule.linear for k in known)
-    made = _combined(rule, node, facts, known) if known and linear else None
+    one_hot = len({node.operands[k] for k in known}) == 1 and all(fact.one_hot for fact in known.values())
+    linear = rule.linear and all(node.operand_names[k] in rule.linear for k in known)
+    combined = known and (one_hot or linear) and not layout.mixed
+    made = _combined(rule, node, facts, known, one_hot) if combined else None
     made = _alike(node, facts, known) if made is None else made
     return made.with_constants(found.mask, found.value) if made is not None and isinstance(found, Constant) else made
 
 
-def _combined(rule: Rule, node: Node, facts: NodeFacts, known: dict[int, Affine]) -> Affine | None:
-    """What comes out where every operand is constant or affine."""
+def _combined(rule: Rule, node: Node, facts: NodeFacts, known: dict[int, Affine], one_hot: bool) -> Affine | None:
+    """What comes out where every operand is constant or affine.
+
+    Args:
+        one_hot: whether at most one of the unknowns is 1 and the others are 0; else the call is linear.
+    """
     layout, out = node.layout, node.layout.n_inputs
     axes = {_axis_of(node, k, fact.axis) for k, fact in known.items()}
     axis = axes.pop()
@@ -69,18 +77,18 @@ def _combined(rule: Rule, node: Node, facts: NodeFacts, known: dict[int, Affine]
     if not mask.any():
         return None
     with np.errstate(invalid="ignore"):
-        terms, offset, sound = _differences(node, known, run)
-    return affine(axis, mask & sound, terms, offset)
+        terms, offset, sound = _differences(node, known, run, one_hot)
+    return affine(axis, mask & sound, terms, offset, one_hot)
 
 
 def _differences(
-    node: Node, known: dict[int, Affine], run: Callable[..., Floats]
+    node: Node, known: dict[int, Affine], run: Callable[..., Floats], one_hot: bool
 ) -> tuple[list[Floats], Floats, Bools]:
     """What a call gives per unknown and without any, and where nothing else comes of them."""
     offset, sound = run(), everything(node.outputs[0].ndim)
     unknowns = [(v, t) for v, k in {node.operands[k]: k for k in known}.items() if v for t in known[k].terms]
     alone = [run(each) for each in unknowns]
-    for number, each in enumerate(unknowns):
+    for number, each in enumerate(() if one_hot else unknowns):
         # A product of two unknowns, or the square of one, is none of theirs.
         for other, before in zip(unknowns[: number + 1], alone, strict=False):
             if each[0] is not other[0] or node.operands.count(each[0]) > 1:

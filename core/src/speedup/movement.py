@@ -114,7 +114,8 @@ class Movement(CoordinateRule):
         if len(axes) != 1:
             known = np.logical_and.reduce(np.broadcast_arrays(mask, *(t == 0 for t in terms)))
             return constant(known, value)
-        return affine(axes.pop(), mask, terms, value)
+        one_hot = all(fact.one_hot for fact in combined if fact is not None)
+        return affine(axes.pop(), mask, terms, value, one_hot)
 
     def _target(self, node: Node, number: int, axis: int) -> set[int]:
         """The axes of an output along which only ``axis`` of the operands varies; none where others vary too."""

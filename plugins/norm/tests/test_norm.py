@@ -561,3 +561,23 @@ def test_a_trace_of_a_large_input_takes_others() -> None:
 def test_a_trace_with_gradients_passes_the_check_without() -> None:
     model, x = small_stream(), tokens(2, 5).double()
     assert torch.allclose(torch.jit.trace(model, x)(x), model(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6])
+def test_channels_that_are_nearly_alike_are_carried_exactly(apart: float) -> None:
+    """Behind the norm four channels have two unknowns in nearly the same proportion."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n, self.c = nn.Linear(4, 8), nn.LayerNorm(8), nn.Conv1d(8, 5, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.n(self.a(x)).transpose(1, 2))
+
+    model = randomize(Net())
+    model.n.weight.data[:4] = 1
+    model.n.bias.data[:4] = 1 + apart * torch.arange(4)
+    x = torch.randn(2, 7, 4, dtype=torch.float64)
+    result = check_equal(model, x, mask_indices(model, {"a.weight": range(4), "a.bias": range(4)}), [x[:, :3]])
+    assert result.shape("a.weight") == (6, 4) and result.error < 1e-13

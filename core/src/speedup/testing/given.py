@@ -66,7 +66,7 @@ class Maker:
         if known is not None and draw < 0.5:
             rest = known.mask & ~(constant.mask if constant is not None else nothing(value.ndim))
             for facts, mask in ((more, rest), (less, rest & self._some(rest))):
-                fact = affine(known.axis, mask, known.terms, known.offset)
+                fact = affine(known.axis, mask, known.terms, known.offset, known.one_hot)
                 if fact is not None:
                     facts.affine[value] = fact
         if constant is not None:
@@ -78,7 +78,8 @@ class Maker:
         axis = int(self.rng.integers(value.ndim))
         shape = tuple(s if a == axis else 1 for a, s in enumerate(value.shape))
         terms = [self.rng.normal(size=shape) for _ in range(self.rng.integers(1, 3))]
-        return affine(axis, self.rng.random(shape) < 0.6, terms, self.rng.normal(size=shape))
+        mask, offset = self.rng.random(shape) < 0.6, self.rng.normal(size=shape)
+        return affine(axis, mask, terms, offset, one_hot=bool(offset.flat[0] > 0.5))
 
     def _mask(self, value: Value) -> Bools:
         """Along one axis mostly, sometimes along more of them, or everywhere."""

@@ -22,7 +22,17 @@ from speedup.registry import Registry, default_registry
 from speedup.testing.contents import in_float64
 from speedup.testing.given import Given, Maker
 from speedup.testing.masks import masked_copy
-from speedup.testing.running import differs, first, isfinite, number_of, numbers, perturbed, run, unexplained
+from speedup.testing.running import (
+    differs,
+    first,
+    isfinite,
+    many_at_once,
+    number_of,
+    numbers,
+    perturbed,
+    run,
+    unexplained,
+)
 from speedup.testing.scales import wrong_scaling
 from speedup.trace import sandbox, trace
 from speedup.trace.outputs import tensors_in
@@ -266,6 +276,7 @@ class _Laws:
                 at = _not_constant(fact, output)
             else:
                 at = unexplained(output, fact.mask, fact.terms, fact.offset, fact.axis)
+                at = many_at_once(output, fact) if at is None and fact.one_hot else at
             kind = "constant" if isinstance(fact, Constant) else "affine"
             assert at is None, _text(
                 self.node, function, "not sound", f"entry {at} of {value.label} is not the {kind} that it is said to be"

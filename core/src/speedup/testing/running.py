@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from speedup.facts import Bools
+from speedup.facts import Affine, Bools
 from speedup.graph import Node, Ref, Value, rows_of_one
 from speedup.infer import Facts
 from speedup.trace.making import new_or_changed
@@ -30,7 +30,10 @@ def numbers(value: Value, sample: torch.Tensor, facts: Facts, rng: np.random.Gen
     shared = facts.affine.get(value)
     if shared is not None:
         unknown = [1 if a == shared.axis else s for a, s in enumerate(value.shape)]
-        entries = sum((term * rng.normal(size=unknown) for term in shared.terms), shared.offset)
+        count = len(shared.terms)
+        which = rng.integers(count + 1, size=unknown) if shared.one_hot else None
+        unknowns = [rng.normal(size=unknown) if which is None else which == r for r in range(count)]
+        entries = sum((term * u for term, u in zip(shared.terms, unknowns, strict=True)), shared.offset)
         tensor = _put(tensor, shared.mask, entries)
     known = facts.constants.get(value)
     return tensor if known is None else _put(tensor, known.mask, known.value)
@@ -124,6 +127,16 @@ def first(mask: Bools) -> tuple[int, ...] | None:
     """The first entry of a mask that is set."""
     at = np.argwhere(mask)
     return tuple(int(i) for i in at[0]) if len(at) else None
+
+
+def many_at_once(output: torch.Tensor, fact: Affine) -> tuple[int, ...] | None:
+    """An entry that is what it is said to be for no unknown that is 1 while the others are 0, and not without any."""
+    array = output.detach().to(torch.float64).numpy()
+    scale = 1e-9 * max(1.0, float(np.abs(array[np.isfinite(array)]).max(initial=0.0)))
+    wrong = np.broadcast_to(fact.mask, array.shape) & np.isfinite(array)
+    for term in (0.0, *fact.terms):
+        wrong = wrong & ~(np.abs(array - (fact.offset + term)) <= scale)
+    return first(wrong)
 
 
 def unexplained(

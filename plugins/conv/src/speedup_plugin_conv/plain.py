@@ -8,8 +8,9 @@ from math import prod
 import torch
 from torch import nn
 
-from speedup import Node, Rule, Value, overlaid
+from speedup import Constant, Fact, Node, NodeFacts, Rule, Value, overlaid
 from speedup_plugin_conv.band import Band, BandForward, is_band
+from speedup_plugin_conv.borders import at_borders
 from speedup_plugin_conv.fixed import FixedForward
 
 
@@ -40,6 +41,15 @@ class Conv(Rule):
             return f"* (g i) {at}, (g o) i {'1 ' * d}, (g o)? -> * (g o) {at}"
         return f"* (g i) ~{d}, (g o) i ~{d}, (g o)? -> * (g o) ~{d}"
 
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        """As derived; and what zero padding makes of constants."""
+        found = super().infer_from_input(node, facts)
+        known = None if self.uniform(node) else at_borders(node, facts)
+        if known is None:
+            return found
+        plain = found.get("output")
+        return {"output": known.with_constants(plain.mask, plain.value) if isinstance(plain, Constant) else known}
+
     def uniform(self, node: Node) -> bool:
         """Zero padding sets the border apart from the inside."""
         padding = node.arg("padding", 0)
@@ -58,6 +68,9 @@ class ConvTranspose(Conv):
 
     def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
         return None
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
+        return Rule.infer_from_input(self, node, facts)
 
     def signature(self, node: Node) -> str:
         d = dims_of(node.operand("weight"))

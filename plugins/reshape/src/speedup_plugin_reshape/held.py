@@ -75,7 +75,7 @@ class ByHeld(Rule):
         known = facts.affine(0)
         if known is not None:
             mask, offset, *terms = (self.moved(node, a) for a in (known.mask, *known.numbers))
-            return {"output": Affine(known.axis, mask, tuple(terms), offset)}
+            return {"output": Affine(known.axis, mask, tuple(terms), offset, one_hot=known.one_hot)}
         mask, value = (self.moved(node, a) for a in np.broadcast_arrays(facts.mask(0), facts.value(0)))
         return {"output": Constant(mask, value)} if mask.any() else {}
 
