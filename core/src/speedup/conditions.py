@@ -161,11 +161,32 @@ def _nodes(code: CodeType) -> list[Any]:
     """All that stands in the definition of a function, that first; none where its source is not at hand."""
     lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]
     try:
-        (found,) = ast.parse(textwrap.dedent("".join(inspect.getblock(lines)))).body
-    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
-        return []
+        found = _parsed(lines[: _last_line(code) - code.co_firstlineno + 1])
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+    ):  # what ends the function leaves no trace in the code: the source says where, which takes longer
+        try:
+            found = _parsed(inspect.getblock(lines))
+        except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
+            return []
     named = isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef) and found.name == code.co_name
     return list(ast.walk(found)) if named else []
+
+
+def _parsed(lines: Sequence[str]) -> ast.stmt:
+    """The one statement that stands in some lines."""
+    body = ast.parse(textwrap.dedent("".join(lines))).body
+    if len(body) != 1:
+        raise SyntaxError("not one statement")
+    return body[0]
+
+
+def _last_line(code: CodeType) -> int:
+    """The last line that a function has code of."""
+    own = max((end for _, end, _, _ in code.co_positions() if end is not None), default=code.co_firstlineno)
+    return max([own, *(_last_line(c) for c in code.co_consts if isinstance(c, CodeType))])
 
 
 def _tests(nodes: Collection[ast.AST]) -> Iterator[ast.expr]:

@@ -127,6 +127,8 @@ class Elsewhere:
     @cached_property
     def is_heavy(self) -> bool:
         """Whether a run without contents takes less time than one with them."""
+        if any(n.rule is not None and n.rule.stepwise for n in self.graph.nodes):
+            return False
         width = max((t.dtype.itemsize for t in self.graph.reference), default=4)
         return macs_of(self.graph) * width > _HEAVY * len(self.graph.nodes)
 

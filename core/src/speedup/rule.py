@@ -71,6 +71,7 @@ _FIELDS = (
     "layout_only",
     "writes_weights",
     "indices",
+    "stepwise",
     "makes",
 )
 
@@ -123,6 +124,8 @@ class Rule:
             ``max_norm`` of an embedding. They are put back after each run.
         indices: operands that only choose among the entries of the first operand along its mixed axes, for all
             channels alike: what is the same all along these axes comes out, whatever the indices are.
+        stepwise: whether torch makes the call in many steps where tensors have no contents (on the meta device), as
+            recurrences over time: such models run with contents, which takes less time.
         origin: the plugin that gave the rule, such as ``'conv' (speedup-plugin-conv 0.1.0)``; set when it is loaded.
         makes: classes that ``replace`` gives modules beside their own: kinds of ``speedup.Overlay``, or module types;
             and functions that ``instead`` gives. A saved model names them, and only what an installed rule makes is
@@ -150,6 +153,7 @@ class Rule:
     layout_only: bool = False
     writes_weights: str = ""
     indices: tuple[str, ...] = ()
+    stepwise: bool = False
     makes: tuple[Callable[..., Any], ...] = ()
     origin: str = ""
     moves = False  # whether outputs are copies of input entries, and arguments their sizes and positions (Movement)

@@ -25,6 +25,8 @@ from speedup_plugin_recurrent.tying import tie
 class Recurrent(Rule):
     """h[t] = cell(x[t], h[t-1]) at all times, in several layers and one or two directions."""
 
+    stepwise = True
+
     def held(self, module: nn.Module) -> dict[str, torch.Tensor]:
         return held(module)
 
