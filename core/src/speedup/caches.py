@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from types import FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from speedup import walk
-from speedup.trees import PLAIN
 
 _Cache = functools._lru_cache_wrapper
 _DEEP = 3  # functions that call functions
@@ -37,24 +36,22 @@ def empty(model: nn.Module) -> None:
 def _of(kind: type) -> list[_Cache[Any]]:
     found = _of_kinds.get(kind)
     if found is None:
-        seen: dict[int, _Cache[Any]] = {}
-        for base in kind.__mro__:
-            if not base.__module__.startswith("torch."):
-                for held in vars(base).values():
-                    seen |= {id(c): c for c in _within(getattr(held, "fget", None) or held, _DEEP)}
+        held = [h for base in kind.__mro__ if not _is_torchs_own(base) for h in vars(base).values()]
+        seen = {id(cache): cache for each in held for cache in _within(each, _DEEP)}
         found = _of_kinds[kind] = list(seen.values())
     return found
 
 
 def _within(held: Any, deep: int) -> Iterator[_Cache[Any]]:
     """The caches that a function is, holds, or names."""
-    if type(held) in PLAIN:
-        return
-    held = getattr(held, "__func__", held)
+    if isinstance(held, classmethod | staticmethod | MethodType):
+        held = held.__func__
+    elif isinstance(held, property):
+        held = held.fget
     if isinstance(held, _Cache):
         yield held
         held = held.__wrapped__
-    if not isinstance(held, FunctionType) or not deep or held.__module__.startswith("torch."):
+    if not isinstance(held, FunctionType) or not deep or _is_torchs_own(held):
         return
     for cell in held.__closure__ or ():
         yield from _within(_contents(cell), deep - 1)
@@ -62,7 +59,11 @@ def _within(held: Any, deep: int) -> Iterator[_Cache[Any]]:
         yield from _within(held.__globals__.get(name), deep - 1)
 
 
-def _contents(cell: Any) -> Any:
+def _is_torchs_own(held: type | FunctionType) -> bool:
+    return (held.__module__ or "").partition(".")[0] == "torch"
+
+
+def _contents(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # of a name that is not assigned yet
