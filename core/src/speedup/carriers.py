@@ -238,7 +238,8 @@ class _Weight:
     def factored(self, part: torch.Tensor) -> torch.Tensor:
         """Some columns of a part as (groups, columns, the rest) in float64."""
         wide = part.permute(self.order).to(torch.float64, memory_format=torch.contiguous_format)
-        return wide.reshape(self._groups, part.shape[self.axis], -1)
+        rest = prod(part.shape[a] for a in self.rest)  # there may be no columns: nothing to carry
+        return wide.reshape(self._groups, part.shape[self.axis], rest)
 
     def named(self, array: Floats) -> Floats:
         """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""
