@@ -18,6 +18,7 @@ from torch import nn
 from speedup.graph import Graph, Node
 from speedup.registry import Registry
 from speedup.report.counts import macs_of
+from speedup.trace.glance import Glance, UnclearError, glance
 from speedup.trace.meta import all_on_meta, to_meta
 from speedup.trace.run import trace
 from speedup.trace.sandbox import undisturbed
@@ -58,6 +59,7 @@ class Elsewhere:
         self._runs: dict[tuple[str, bool], tuple[Graph | None, bool]] = {}
         self._contentless: Contentless | None = None
         self._needs_contents = False
+        self._needs_recording = False
         self._stretched = True
 
     def at_sizes(self, takes: Takes, stretched: bool = True) -> None:
@@ -114,6 +116,22 @@ class Elsewhere:
             return None
         return made if case.comparable(made.reference, graph.reference) else None
 
+    def glance(self, case: Case) -> Glance | Graph | None:
+        """Which lines make calls in the run on one case, or the run itself where more than a glance is needed, or where
+        it is known already; None as for ``run``."""
+        known, _ = self._runs.get((case.name, False), (None, False))
+        if known is not None or self._needs_recording:
+            return self.run(case, claimed=True)
+        try:
+            seen = glance(self.model, case.inputs, self.rules, self.graph)
+        except UnclearError:
+            self._needs_recording = True
+            return self.run(case, claimed=True)
+        except Exception as error:
+            log.debug("%s: %r", case.name, error)
+            return None
+        return seen if case.comparable(seen.reference, self.graph.reference) else None
+
     def contentless(self) -> Contentless | None:
         """The runs at all other sizes without contents; None where the model needs these."""
         if self._contentless is None and not self._needs_contents:
@@ -132,17 +150,17 @@ class Elsewhere:
         width = max((t.dtype.itemsize for t in self.graph.reference), default=4)
         return macs_of(self.graph) * width > _HEAVY * len(self.graph.nodes)
 
-    def sketch(self, case: Case) -> Graph | None:
+    def sketch(self, case: Case) -> Glance | Graph | None:
         """The calls at one size, without contents where that is faster; None where the model does not take it."""
         contentless = self.contentless() if self.is_heavy else None
         if contentless is None:
-            return self.run(case, claimed=True)
+            return self.glance(case)
         try:
             with all_on_meta(self.model, always=True):
                 return self._without(replace(case, inputs=to_meta(case.inputs)), contentless.shapes)
         except Exception as error:
             log.debug("%s needs contents: %r", case.name, error)
-            return self.run(case, claimed=True)
+            return self.glance(case)
 
     def _without(self, case: Case, shapes: Shapes) -> Graph | None:
         try:

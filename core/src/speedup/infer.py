@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from speedup.again import Again
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
 from speedup.facts import (
@@ -44,12 +45,18 @@ class Facts:
             is known of them.
         denied: entries that are not to be taken for constants.
         awaited: of what a call leaves for the next one, the entries that this one reads.
+        settled: whether all is known that follows.
     """
 
     def __init__(
-        self, graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None
+        self,
+        graph: Graph,
+        masks: Mapping[str, torch.Tensor],
+        denied: Mapping[Value, Bools] | None = None,
+        before: Facts | None = None,
     ) -> None:
         self.graph = graph
+        self.settled = False
         self.denied = {**(denied or {}), **{v: everything(v.ndim) for v in graph.loose}}
         self.awaited: dict[Value, Bools] = {}
         self.constants: dict[Value, Constant] = {}
@@ -57,8 +64,13 @@ class Facts:
         self.claims: dict[tuple[Value, Node, int], Bools] = {}
         self.masked: dict[Value, Bools] = {}
         self.blind = frozenset(v for v in graph.values if v.is_blank)
-        self._numbers: dict[Value, Floats] = {}
+        # By the tensor itself: several runs of a model have values of their own for it.
+        self._numbers: dict[torch.Tensor, Floats] = {} if before is None else before._numbers
+        known = {} if before is None else {v.names: mask for v, mask in before.masked.items()}
         for value in graph.sources:
+            if value.names in known:
+                self.masked[value] = known[value.names]
+                continue
             given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
             if given:
                 mask = given[0] if len(given) == 1 else compact_axes(functools.reduce(np.logical_or, given))[0]
@@ -82,13 +94,13 @@ class Facts:
             return known.value if known is not None else _zeros(value.ndim)
         if value.tensor.is_meta:
             return read_only(np.where(self.mask(value), 0.0, np.nan))
-        numbers = self._numbers.get(value)
+        numbers = self._numbers.get(value.tensor)
         if numbers is None:
             contents = value.contents()
             real = contents.real if contents.is_complex() else contents
             numbers = read_only(real.to("cpu", torch.float64).numpy())
             if value not in self.blind:  # that is lent for a moment
-                self._numbers[value] = numbers
+                self._numbers[value.tensor] = numbers
         return numbers
 
     def forget(self) -> None:
@@ -292,20 +304,31 @@ def _zeros(ndim: int) -> Floats:
     return read_only(np.zeros((1,) * ndim))
 
 
-def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value, Bools] | None = None) -> Facts:
+def infer(
+    graph: Graph,
+    masks: Mapping[str, torch.Tensor],
+    denied: Mapping[Value, Bools] | None = None,
+    before: Facts | None = None,
+) -> Facts:
     """Spread the facts to the fixpoint.
 
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
         denied: entries that are not to be taken for constants, whatever rules say (see ``speedup.sizes``).
+        before: what was inferred with the same masks of this run, or of one at another size, which is taken over where
+            it is the same (see ``speedup.again``).
 
     Raises:
         RuleError: a rule raised, returned something that is no fact, or took a fact back.
     """
-    facts = Facts(graph, masks, denied)
+    facts = Facts(graph, masks, denied, before)
+    again = Again(facts, before) if before is not None else None
     seen = {n: NodeFacts(facts, n) for n in graph.nodes if n.rule is not None}
 
     def forward(node: Node) -> Iterable[Node]:
+        if again is not None and again.constants(node):
+            known = [v for v in node.outputs if v in facts.constants or v in facts.affine]
+            return [n for v in known for n, _ in v.uses if n.rule is not None]
         kind: Any = type(node.rule)
         near: list[Node] = []
         for function in _functions(kind, "infer_from_input"):
@@ -318,24 +341,29 @@ def infer(graph: Graph, masks: Mapping[str, torch.Tensor], denied: Mapping[Value
 
     def backward(node: Node) -> Iterable[Node]:
         kind: Any = type(node.rule)
-        near: list[Node] = []
-        for function in _functions(kind, "infer_from_output"):
-            for value, number, fact in _returned(node, function, seen[node]):
-                if isinstance(fact, Unused) and facts.add_unused(node, number, value, fact):
-                    makers = [v.producer for v in (value, *graph.instead.get(value, ()))]
-                    near += [n for n in makers if n is not None and n.rule is not None]
-        return near
+        grown = again.claims(node) if again is not None else None
+        if grown is None:
+            grown = [
+                value
+                for function in _functions(kind, "infer_from_output")
+                for value, number, fact in _returned(node, function, seen[node])
+                if isinstance(fact, Unused) and facts.add_unused(node, number, value, fact)
+            ]
+        makers = [v.producer for value in grown for v in (value, *graph.instead.get(value, ()))]
+        return [n for n in makers if n is not None and n.rule is not None]
 
     _fixpoint(seen, forward, 1)
     if only := _not_of_all(facts):
         already = denied or {}
-        return infer(graph, masks, {**already, **{v: e | already.get(v, nothing(v.ndim)) for v, e in only.items()}})
+        less = {**already, **{v: e | already.get(v, nothing(v.ndim)) for v, e in only.items()}}
+        return infer(graph, masks, less, facts)
     _fixpoint(seen, backward, -1)
     # The least that the next call can read of what this one leaves; its own next call reads as much.
     while more := _read_next(facts):
         facts.awaited |= more
         facts.claims.clear()
         _fixpoint(seen, backward, -1)
+    facts.settled = True
     return facts
 
 

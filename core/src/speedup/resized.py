@@ -22,6 +22,7 @@ from speedup.conditions import LARGEST
 from speedup.elsewhere import Elsewhere
 from speedup.graph import Branch, Graph, Line, Node, Value
 from speedup.questions import code_of, questions
+from speedup.trace.glance import Glance, Passages
 from speedup.trace.outputs import tensors_in
 from speedup.vary import Case, Inputs, at_limits
 
@@ -30,10 +31,6 @@ log = logging.getLogger("speedup")
 MOST = 8  # ways of one model that a plan is made for
 _HELD = 4  # limits that attributes hold
 _WHY = "code asks for a size here, and goes another way where the input has another one"
-
-
-# From which lines to which tensors are passed.
-Passages = frozenset[tuple[Line | None, Line | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +68,15 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     contentless = elsewhere.contentless() if elsewhere.is_heavy else None
     without = {case.name: other for case, other in contentless.runs} if contentless is not None else {}
 
-    def look(case: Case, other: Graph | None) -> bool:
-        if other is not None:
+    def look(case: Case, other: Graph | Glance | None) -> bool:
+        if isinstance(other, Glance):
+            seen.append(_Seen(case, other.lines, other.passed))
+        elif other is not None:
             seen.append(_Seen(case, _lines(other), _passed(other)))
         return other is not None
 
-    def run(case: Case) -> Graph | None:
-        return without.get(case.name) if contentless is not None else elsewhere.run(case, claimed=True)
+    def run(case: Case) -> Graph | Glance | None:
+        return without.get(case.name) if contentless is not None else elsewhere.glance(case)
 
     elsewhere.at_sizes(lambda case: look(case, run(case)))
     numbers = (*asked.limits, *_held(elsewhere.model, asked.attributes))

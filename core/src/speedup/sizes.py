@@ -60,14 +60,14 @@ def lasting(
     doubtful = _doubtful(model, graph, found, has_loose(inputs))
     if not doubtful:
         return Way(graph, found, inputs, elsewhere)
-    without = infer(graph, masks, doubtful)
+    without = infer(graph, masks, doubtful, found)
     many, few = (keep_sets(graph, known, drop=drop) for known in (found, without))
     if _alike(many, few):
         return Way(graph, without, inputs, elsewhere, few, None)
     denied = _following(elsewhere, found, doubtful, masks)
     same = frozenset(_places(doubtful) - _places(denied))
     if denied:
-        return Way(graph, infer(graph, masks, denied), inputs, elsewhere, compared=same)
+        return Way(graph, infer(graph, masks, denied, found), inputs, elsewhere, compared=same)
     return Way(graph, found, inputs, elsewhere, many, same)
 
 
@@ -81,15 +81,15 @@ def at_one_size(
         masks, drop: as for ``lasting``.
     """
     graph = other.graph
-    found = infer(graph, masks)
+    found = infer(graph, masks, before=usual.facts)
     doubtful = _doubtful(model, graph, found, has_loose(other.inputs))
     denied = {v: entries for v, entries in doubtful.items() if not _places([v]) <= (usual.compared or frozenset())}
     if not denied:
         return Way(graph, found, other.inputs, fresh=other.fresh)
-    without = infer(graph, masks, denied)
+    without = infer(graph, masks, denied, found)
     if usual.compared is not None and not _alike(*(keep_sets(graph, k, drop=drop) for k in (found, without))):
         following = _following(Elsewhere(model, other.inputs, graph, rules), found, denied, masks)
-        without = infer(graph, masks, following)
+        without = infer(graph, masks, following, found)
     return Way(graph, without, other.inputs, fresh=other.fresh)
 
 

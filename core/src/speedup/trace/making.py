@@ -66,7 +66,7 @@ class Maker:
         op, module = node.op, node.module
         if transformed():
             self.masking.interrupt()  # a transform has hold of the memory of parameters
-        closed = self._is_closed(op, rule, module)
+        closed = is_closed(op, rule, module)
         slices = slices_of(node, rule, self.masking) if closed and self.masking.are_large(tensors) else None
         if slices is None:
             masked = self.masking.mask(tensors, module)
@@ -106,14 +106,6 @@ class Maker:
         node.writes = node.writes or bool(changed)
         return result, new_or_changed(outputs, tensors, changed), changed
 
-    def _is_closed(self, op: Any, rule: Any, module: nn.Module | None) -> bool:
-        """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
-        if rule is None or not _is_torchs_own(op) or (module is not None and module._modules):
-            return False
-        if rule.writes_weights and (module is None or getattr(module, rule.writes_weights, None) is not None):
-            return False
-        return not transformed()
-
     def _there(self, run: Callable[[Callable[[], Any]], Any], call: Callable[[], Any]) -> Any:
         """Run a call where the model is."""
         with self.place:
@@ -139,6 +131,15 @@ class Maker:
             return call()
         finally:
             dispatch._pop_mode()
+
+
+def is_closed(op: Any, rule: Any, module: nn.Module | None) -> bool:
+    """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
+    if rule is None or not _is_torchs_own(op) or (module is not None and module._modules):
+        return False
+    if rule.writes_weights and (module is None or getattr(module, rule.writes_weights, None) is not None):
+        return False
+    return not transformed()
 
 
 def new_or_changed(

@@ -36,9 +36,9 @@ from speedup.trace.tensors import Tensors
 from speedup.trace.told import Asked, now_told
 from speedup.trees import replaced
 
-# Calls that hand the contents of a tensor to Python without running any op: they count as reads.
 _HELD = frozenset(("parameter", "buffer", "attribute"))  # kinds of values that the model holds
-_READS = frozenset(
+# Calls that hand the contents of a tensor to Python without running any op: they count as reads.
+READS = frozenset(
     {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
 )
 
@@ -283,7 +283,7 @@ class Recorder(Calls):
             result = replaced(torch.Tensor, lambda t: instead.get(id(t), t), result)
             outputs = given
         if not outputs:
-            reads = tensors and (self.maker.op_count > ops_before or name_of(op) in _READS)
+            reads = tensors and (self.maker.op_count > ops_before or name_of(op) in READS)
             if not reads or list(tensors_in(result)):
                 if type(result) in (int, torch.Size) and name_of(op) != "dim":
                     self.asking.add(self.scope[-1])
