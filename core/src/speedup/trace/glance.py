@@ -20,7 +20,7 @@ from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from speedup import walk
+from speedup import caches, walk
 from speedup.expand import expand
 from speedup.graph import Graph, Line
 from speedup.masking import are_apart, memory_of
@@ -82,7 +82,7 @@ def glance(
         expand(model, registry)
         paths = {id(module): path for path, module in reversed(walk.all_paths(model))}
         watcher = _Watcher(registry, paths, graph, tensors_in((args, kwargs)))
-        watcher.above = called_above(model, registry)
+        watcher.above, watcher.caches = called_above(model, registry), caches.of(model)
         before = _held_by(model, graph)
         try:
             with uncompiled(), watcher.underneath, listening(watcher):
