@@ -138,7 +138,8 @@ def disagreements(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[L
 def _with(source: Value, wanted: Bools) -> list[Lock]:
     """Locks that make a parameter keep these entries: its own, and those of what it is multiplied with.
 
-    Not those of other parameters, whose ways are compared by themselves: to a bias all columns of a weight are alike.
+    Not those of other parameters, whose ways are compared by themselves: to a bias all columns of a weight are alike,
+    and all that the weight reads.
     """
     locks = [Lock(source.number, None, _WHY, wanted, Kind.DATA)]
     for node, number in source.uses:
@@ -155,8 +156,11 @@ def _beside(node: Node, number: int, wanted: Bools) -> list[Lock]:
     named = layout.to_named(number, wanted)
     locks = []
     for k, value in enumerate(node.values):
-        if value is None or value.is_source or not layout.names_of(k) & layout.shared(number):
+        names = layout.names_of(k)
+        if value is None or value.is_source or not names & layout.shared(number):
             continue
+        if names & layout.contracted - layout.names_of(number):
+            continue  # what a bias is added to says nothing of what is read
         entries = layout.from_named(k, layout.project_any(k, named))
         locks.append(Lock(value.number, None, _WHY, entries, Kind.DATA))
     return locks
