@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Node, NodeFacts, Registry, Rule, default_registry
+from speedup import Affine, Node, NodeFacts, Registry, Rule, default_registry
 from speedup.facts import everything
 from speedup.graph import Graph, Value
 from speedup.infer import Facts, infer
@@ -157,3 +157,36 @@ def test_a_sum_over_another_number_of_entries_is_asked_for_again() -> None:
     before = infer(graph, keep)
     again, anew = infer(other, keep, before=before), infer(other, keep)
     assert all(same(again, anew, v) for v in other.values)
+
+
+class Hot(Rule):
+    """Two channels that are combinations of one unknown, which is 0 or 1 or any number."""
+
+    functions = (torch.sin,)
+    call = "input"
+    axes = "* -> *"
+    one_hot = True
+
+    def infer_from_input(self, node: Node, facts: NodeFacts) -> Any:
+        along = np.arange(8).reshape(1, 1, 8)
+        return {"output": Affine(2, along < 2, (along + 1.0,), along * 0.5, one_hot=self.one_hot)}
+
+
+class Waves(Twice):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.tanh(torch.sin(self.a(x)))
+        return result
+
+
+def test_unknowns_that_may_be_any_number_are_not_those_that_are_0_or_1() -> None:
+    """An activation makes a combination of the latter only, from the same numbers."""
+    rule, hot = Asked(), Hot()
+    others = (r for r in default_registry().rules if {torch.tanh, torch.sin}.isdisjoint(r.functions))
+    (graph,), keep = runs(randomize(Waves()).double().eval(), 8, rules=Registry.from_rules(rule, hot, *others))
+    before = infer(graph, keep)
+    made, out = graph.nodes[0].outputs[0], graph.nodes[2].outputs[0]
+    assert before.known(made).any()
+    assert before.affine[out].one_hot
+    hot.one_hot, rule.times = False, 0
+    again = infer(graph, keep, {made: everything(made.ndim)}, before)
+    assert rule.times and (out not in again.affine or not again.affine[out].one_hot)

@@ -189,5 +189,5 @@ def _same_affine(one: Affine | None, other: Affine | None) -> bool:
         return one is other
     if one is other:
         return True
-    alike = one.axis == other.axis and len(one.terms) == len(other.terms) and one.derived == other.derived
-    return alike and _equal((one.mask, one.offset, *one.terms), (other.mask, other.offset, *other.terms))
+    kinds = [(a.axis, len(a.terms), a.derived, a.one_hot) for a in (one, other)]
+    return kinds[0] == kinds[1] and _equal((one.mask, one.offset, *one.terms), (other.mask, other.offset, *other.terms))
