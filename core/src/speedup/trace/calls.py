@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -185,6 +185,11 @@ def listening(calls: Calls) -> Iterator[None]:
             yield
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def may_seek(rule: Rule | None) -> TypeGuard[Rule]:
+    """Whether calls of a rule may look for places, see ``Rule.seek``."""
+    return rule is not None and (rule.seeks or type(rule).seek is not Rule.seek)
 
 
 def _parts(rule: Rule, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:

@@ -28,8 +28,8 @@ from speedup.names import op_name
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.above import called_above
-from speedup.trace.calls import Calls, listening
-from speedup.trace.making import is_closed, name_of, new_or_changed, transformed
+from speedup.trace.calls import Calls, listening, may_seek
+from speedup.trace.making import Ops, is_closed, name_of, new_or_changed, transformed
 from speedup.trace.meta import on_meta
 from speedup.trace.outputs import later, tensors_in
 from speedup.trace.recorder import READS
@@ -109,16 +109,12 @@ def _held_by(model: nn.Module, graph: Graph) -> list[int]:
     return [id(t) for t in (*(tensor for _, tensor in walk.named_tensors(model)), *attributes)]
 
 
-class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Underneath(Ops):
     """Sees the ops of calls that are not known to be torch's own, and those outside of calls."""
 
     def __init__(self, watcher: _Watcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.watcher = watcher
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # skipping it would import the whole compiler
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -191,7 +187,7 @@ class _Watcher(Calls):
         return False
 
     def sought(self, rule: Rule | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if rule is None or not args or (type(rule).seek is Rule.seek and not rule.seeks):
+        if not args or not may_seek(rule):
             return args
 
         def found(through: torch.Tensor) -> torch.Tensor:

@@ -197,3 +197,11 @@ def _state(tensor: torch.Tensor) -> Any:
     if version is not None:
         return version
     return tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()
+
+
+class Ops(dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that sees every ATen op."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it would import the whole compiler

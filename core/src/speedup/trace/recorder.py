@@ -27,7 +27,7 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.rule import Rule
-from speedup.trace.calls import Calls
+from speedup.trace.calls import Calls, may_seek
 from speedup.trace.making import Maker, name_of, transformed
 from speedup.trace.number import Number, number_of
 from speedup.trace.outputs import tensors_in
@@ -157,7 +157,7 @@ class Recorder(Calls):
         """The arguments of a call that looks for places, as it is told where they are: the same wherever the same is
         looked through."""
         self.looks = False
-        if rule is None or not args or (type(rule).seek is Rule.seek and not rule.seeks):
+        if not args or not may_seek(rule):
             return args
 
         def found(through: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
@@ -21,6 +20,7 @@ from speedup.registry import Registry
 from speedup.trace.above import called_above
 from speedup.trace.calls import listening
 from speedup.trace.lasting import hold, is_repeated, left_over
+from speedup.trace.making import Ops
 from speedup.trace.meta import made_there
 from speedup.trace.number import number_of
 from speedup.trace.outputs import later, plain_leaves, tensors_in
@@ -30,16 +30,12 @@ from speedup.trace.shapes import Shapes
 from speedup.trace.source import see_through
 
 
-class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Underneath(Ops):
     """Sees every ATen op; those outside a recorded call become barriers."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # skipping it would import the whole compiler
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

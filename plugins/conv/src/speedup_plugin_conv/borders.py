@@ -16,6 +16,7 @@ from math import ceil
 import numpy as np
 
 from speedup import Affine, Bools, Node, NodeFacts
+from speedup_plugin_conv.geometry import geometry
 
 _MOST = 16  # kinds of places
 
@@ -29,7 +30,7 @@ def at_borders(node: Node, facts: NodeFacts) -> Affine | None:
     known, constants = facts.mask(0), np.where(facts.mask(0), facts.value(0), 0.0)
     if any(s != 1 for array in (known, constants) for a, s in enumerate(array.shape) if a != channel):
         return None
-    kinds = [_kinds(*numbers) for numbers in zip(*_geometry(node, dims), strict=True)]
+    kinds = [_kinds(*numbers) for numbers in zip(*geometry(node, dims), strict=True)]
     places = list(product(*kinds))
     if not constants.any() or len(places) > _MOST:
         return None
@@ -54,25 +55,6 @@ def _read_by(known: Bools, zero: Bools, shape: Sequence[int], groups: int) -> Bo
     idle = np.broadcast_to(zero.all(tuple(range(2, zero.ndim))), shape[:2]).reshape(groups, -1, shape[1])
     result: Bools = (per_group | idle).all(2).reshape(-1)
     return result
-
-
-def _geometry(node: Node, dims: int) -> list[list[int]]:
-    """Along each axis: the size of the kernel, the padding at either end, the stride and the dilation."""
-    weight = node.operand("weight")
-    assert weight is not None
-    sizes = list(weight.shape[2:])
-    stride, dilation = (_numbers(node.arg(name, 1), dims) for name in ("stride", "dilation"))
-    padding = node.arg("padding", 0)
-    if isinstance(padding, str):
-        both = [(k - 1) * d if padding == "same" else 0 for k, d in zip(sizes, dilation, strict=True)]
-        before = [b // 2 for b in both]
-        return [sizes, before, [b - f for b, f in zip(both, before, strict=True)], stride, dilation]
-    return [sizes, _numbers(padding, dims), _numbers(padding, dims), stride, dilation]
-
-
-def _numbers(value: int | Sequence[int], count: int) -> list[int]:
-    found = [value] if isinstance(value, int) else list(value)
-    return found * count if len(found) == 1 else found
 
 
 def _kinds(size: int, before: int, after: int, stride: int, dilation: int) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from speedup import Constant, Fact, Node, NodeFacts, Rule, Value, overlaid
 from speedup_plugin_conv.band import Band, BandForward, is_band
 from speedup_plugin_conv.borders import at_borders
 from speedup_plugin_conv.fixed import FixedForward
+from speedup_plugin_conv.geometry import per_axis
 
 
 class Conv(Rule):
@@ -81,7 +82,7 @@ class ConvTranspose(Conv):
         assert weight is not None
         ones = (1,) * dims_of(weight)
         plain = all(
-            _tuple(node.arg(name, default), len(ones)) == (default,) * len(ones)
+            per_axis(node.arg(name, default), len(ones)) == (default,) * len(ones)
             for name, default in (("stride", 1), ("padding", 0), ("output_padding", 0))
         )
         return plain and weight.shape[2:] == ones
@@ -103,9 +104,5 @@ def _is_pointwise(node: Node) -> bool:
     weight, padding = node.operand("weight"), node.arg("padding", 0)
     assert weight is not None
     ones = (1,) * dims_of(weight)
-    unpadded = padding in ("same", "valid") or not any(_tuple(padding, len(ones)))
-    return weight.shape[2:] == ones and _tuple(node.arg("stride", 1), len(ones)) == ones and unpadded
-
-
-def _tuple(value: int | Sequence[int], count: int) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, Sequence) else (value,) * count
+    unpadded = padding in ("same", "valid") or not any(per_axis(padding, len(ones)))
+    return weight.shape[2:] == ones and per_axis(node.arg("stride", 1), len(ones)) == ones and unpadded
