@@ -110,29 +110,55 @@ class Rows:
 
     def lacking(self) -> Bools:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
-        chosen, largest = np.zeros_like(self.gone), self._largest()
+        chosen, least = np.zeros_like(self.gone), _ROUNDING * self._largest()
         for _ in range(self.all.shape[-1]):
             kept = self.kept | chosen
             first, second = self.spanning(kept)
             shares = self.all @ first
-            rest = self.all - shares @ np.swapaxes(second, 1, 2) @ self.all_of(kept)
             goes = self.gone & ~chosen
-            length = np.sqrt(np.square(rest).sum(-1)) * goes
-            length = np.where(length > _ROUNDING * largest, length, 0.0)
+            spanned = shares @ (np.swapaxes(second, 1, 2) @ self.all_of(kept))
+            rest = (self.all - spanned) * goes[..., None]
+            apart = _independent(rest, least)
             # Those that are spanned, but by large multiples, come last.
             share = np.abs(shares).max(axis=-1, initial=0.0) * goes
-            share = np.where((share > _MOST) & ~length.any(axis=1, keepdims=True), share, 0.0)
-            weight = length + share
-            best = (weight > 0) & (weight == weight.max(axis=1, keepdims=True))
-            best = best & (np.cumsum(best, axis=1) == 1)
-            if not best.any():
+            share = np.where((share > _MOST) & ~apart.any(axis=1, keepdims=True), share, 0.0)
+            more = apart | _first_largest(share)
+            if not more.any():
                 break
-            chosen = chosen | best
+            chosen = chosen | more
         return chosen
 
     def all_of(self, kept: Bools) -> Floats:
         """The kept rows of each group, and 0 for those that another group keeps."""
         return np.where(kept[..., None], self.all, 0.0)[:, kept.any(axis=0)]
+
+
+def _independent(rest: Floats, least: Floats) -> Bools:
+    """Rows of which all others are combinations, those that are farthest from the ones before first.
+
+    Gram-Schmidt with pivots.
+
+    Args:
+        rest: (groups, entries, unknowns).
+        least: (groups, 1), the length that is more than rounding.
+    """
+    found = np.zeros(rest.shape[:2], dtype=bool)
+    for _ in range(rest.shape[-1]):
+        lengths = np.sqrt(np.square(rest).sum(-1))
+        longest = _first_largest(np.where((lengths > least) & ~found, lengths, 0.0))
+        if not longest.any():
+            break
+        found |= longest
+        size = np.where(longest, lengths, 0.0).max(axis=1)[:, None, None]
+        way = (rest * longest[..., None]).sum(axis=1, keepdims=True) / np.where(size == 0, 1.0, size)
+        rest = rest - (rest @ np.swapaxes(way, 1, 2)) * way
+    return found
+
+
+def _first_largest(array: Floats) -> Bools:
+    """The first of the largest entries in every row that is not 0."""
+    best: Bools = (array > 0) & (array == array.max(axis=1, keepdims=True))
+    return best & (np.cumsum(best, axis=1) == 1)
 
 
 def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch.Tensor, Floats]:

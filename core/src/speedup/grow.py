@@ -1,7 +1,7 @@
 """The least keep sets: a second, growing fixpoint on top of the facts.
 
 It starts from what must stay, an entry that is read and not constant, and lets every rule add what its call needs,
-until none needs more.
+until none needs more. What leaves a choice comes last (``Stage``), when it is known what is kept anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from speedup.ask import ask
 from speedup.facts import any_of, everything, nothing, unfit
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts
-from speedup.keep import KeepSets, Lock, NodeKeep
+from speedup.keep import KeepSets, Lock, NodeKeep, Stage
 from speedup.kinds import Kind
 from speedup.rule import Rule
 from speedup.sets import Product
@@ -48,9 +48,11 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
             wanted = everything(value.ndim) if lock.entries is None else lock.entries
             keeps.grow(value, wanted, lock.why, value.producer, None, lock.kind)
     _share(keeps, graph.together)
-    keeps.patient = True
-    _settle(keeps, nodes, nodes)
-    keeps.patient = False
+    keeps.stage = Stage.LINKED
+    _sweep(keeps, nodes)
+    keeps.stage, waiting, keeps.waiting = Stage.CARRIED, keeps.waiting, set()
+    _settle(keeps, nodes, waiting)
+    keeps.stage = Stage.FILLED
     # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
     more = [v for v, lock in held if lock.axes is not None and _fill(keeps, v, lock.axes, lock.why, lock.kind)]
     for value in graph.values:
@@ -139,22 +141,44 @@ def _near(value: Value) -> set[int]:
     return {n.index for n in near if n.rule is not None}
 
 
+def _sweep(keeps: KeepSets, nodes: dict[int, Node]) -> None:
+    """Ask all calls until none needs more: in sweeps to and fro, backwards first, since most needs are readers'."""
+    behind, direction = set(nodes), -1
+    while behind:
+        ahead, behind = behind, set()
+        heap = [direction * index for index in ahead]
+        heapq.heapify(heap)
+        while heap:
+            index = direction * heapq.heappop(heap)
+            ahead.discard(index)
+            for other in _constrain(keeps, nodes[index]) - ahead:
+                if direction * other > direction * index:
+                    ahead.add(other)
+                    heapq.heappush(heap, direction * other)
+                else:
+                    behind.add(other)
+        direction = -direction
+
+
 def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> None:
+    """Ask calls until none needs more, the earliest first: what one has chosen reaches the next before that chooses."""
     heap = list(start)
     waiting = set(heap)
     heapq.heapify(heap)
     while heap:
         index = heapq.heappop(heap)
         waiting.discard(index)
-        node = nodes[index]
-        assert node.rule is not None
-        keep = NodeKeep(keeps, node)
-        ask(node, "constrain", keep)
-        asked = set().union(*(_near(v) for v in keep.changed)) - ({index} if keep.settled else set())
-        asked = asked.union(*(_near(v) for v in _share(keeps, keep.changed & keeps.graph.together.keys())))
-        for other in asked - waiting:
+        for other in _constrain(keeps, nodes[index]) - waiting:
             waiting.add(other)
             heapq.heappush(heap, other)
+
+
+def _constrain(keeps: KeepSets, node: Node) -> set[int]:
+    """Let a rule add what its call needs; the calls that must be asked because of what is new."""
+    keep = NodeKeep(keeps, node)
+    ask(node, "constrain", keep)
+    asked = set().union(*(_near(v) for v in keep.changed)) - ({node.index} if keep.settled else set())
+    return asked.union(*(_near(v) for v in _share(keeps, keep.changed & keeps.graph.together.keys())))
 
 
 def _derive_weights(keeps: KeepSets) -> None:

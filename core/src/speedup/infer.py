@@ -309,6 +309,7 @@ def infer(
     masks: Mapping[str, torch.Tensor],
     denied: Mapping[Value, Bools] | None = None,
     before: Facts | None = None,
+    backwards: bool = True,
 ) -> Facts:
     """Spread the facts to the fixpoint.
 
@@ -317,6 +318,7 @@ def infer(
         denied: entries that are not to be taken for constants, whatever rules say (see ``speedup.sizes``).
         before: what was inferred with the same masks of this run, or of one at another size, which is taken over where
             it is the same (see ``speedup.again``).
+        backwards: whether to find out what is unused, too.
 
     Raises:
         RuleError: a rule raised, returned something that is no fact, or took a fact back.
@@ -356,7 +358,9 @@ def infer(
     if only := _not_of_all(facts):
         already = denied or {}
         less = {**already, **{v: e | already.get(v, nothing(v.ndim)) for v, e in only.items()}}
-        return infer(graph, masks, less, facts)
+        return infer(graph, masks, less, facts, backwards)
+    if not backwards:
+        return facts
     _fixpoint(seen, backward, -1)
     # The least that the next call can read of what this one leaves; its own next call reads as much.
     while more := _read_next(facts):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -29,6 +30,17 @@ from speedup.sets import Product, Sets, SetsAt
 Found = TypeVar("Found")
 
 _WHY_DERIVED = "its layer keeps them"
+
+
+class Stage(IntEnum):
+    """How far the fixpoint of keep sets has come: each stage starts from all that the one before needs."""
+
+    LINKED = 0
+    """What belongs together is kept together."""
+    CARRIED = 1
+    """Constants that go are folded, or carried by entries that stay."""
+    FILLED = 2
+    """Lines that keep nothing get an entry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +71,8 @@ class KeepSets:
 
     Attributes:
         orders: of the values whose entries do not stand as they stood before, by axis.
+        stage: how far the fixpoint has come.
+        waiting: calls (by index) that wait for a later stage.
         memo: what was found out at a node from its sets, for the next who asks while these are the same.
     """
 
@@ -71,7 +85,7 @@ class KeepSets:
         self._fixed = {v: tuple([a for a, r in enumerate(flags) if r]) for v, flags in self.rigid.items()}
         self.events: dict[Value, list[Event]] = {}
         self.orders: dict[Value, Orders] = {}
-        self.patient = False
+        self.stage = Stage.FILLED
         self.waiting: set[int] = set()
         self.memo: dict[Node, tuple[tuple[Bools, ...], Any]] = {}
         self._derived: dict[Node, set[int]] = {}
@@ -258,12 +272,22 @@ class NodeKeep:
             self._keeps.memo[self._node] = sets, found
         return cast(Found, found)
 
+    def _waits(self, stage: Stage) -> bool:
+        """Whether the fixpoint has not come to a stage; the call is asked again when it has."""
+        waits = self._keeps.stage < stage
+        if waits:
+            self._keeps.waiting.add(self._node.index)
+        return waits
+
     @property
     def patient(self) -> bool:
         """Whether a line that keeps nothing may still get something from elsewhere, and should wait for it."""
-        if self._keeps.patient:
-            self._keeps.waiting.add(self._node.index)
-        return self._keeps.patient
+        return self._waits(Stage.FILLED)
+
+    @property
+    def folds_later(self) -> bool:
+        """Whether what others keep may still come, so that the choice of what carries constants should wait for it."""
+        return self._waits(Stage.CARRIED)
 
     def grow(self, k: int, mask: Bools, why: str, cause: int, kind: Kind = Kind.RULE) -> bool:
         """Add the entries of ``mask`` to the set of operand ``k``, for a reason that users read.

@@ -160,13 +160,16 @@ class Movement(CoordinateRule):
     def _free(self, origin: Any, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
         """Per axis of an output, whether each operand that differs along it can lose an index there."""
         found: list[list[bool]] = [[] for _ in origin.source.shape]
+        mixed = {a for a, size in enumerate(origin.source.shape) if size > 1}
+        varies = [{a for a, size in enumerate(c.shape) if size > 1} for c in origin.coordinates]
         for k in np.unique(origin.source[origin.source >= 0]).tolist():
             here = origin.source == k
             differs: list[list[bool]] = [[] for _ in found]
             for axis, fixed in enumerate(rigid[k]):
                 c = origin.coordinates[axis]
-                for a, size in enumerate(c.shape):
-                    if size > 1 and (
+                for a in varies[axis]:
+                    # What varies along other axes than the operands do has all its values in each of them.
+                    if not varies[axis] & mixed or (
                         here.all() or (np.where(here, c, -1).max(a) > np.where(here, c, 2**62).min(a)).any()
                     ):
                         differs[a].append(not fixed)

@@ -126,7 +126,7 @@ def _following(
         if other is None:
             return False
         try:
-            known = infer(other, masks)
+            known = infer(other, masks, before=facts, backwards=False)
         except RuleError:  # of a call that no model is trained with, perhaps
             return False
         for value, entries in _differing(graph.nodes[: len(graph.nodes) - len(tail)], facts, other, known, doubtful):

@@ -99,7 +99,7 @@ def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
         # A weight has its carriers before others look for what to fill it up with.
         _Ties(node, keep).settle()
         keep.settled = True
-        if not keep.drop and rule.folds(node):
+        if not keep.drop and rule.folds(node) and not keep.folds_later:
             fold.demand(rule, node, keep)
 
 
