@@ -181,7 +181,7 @@ class Movement(CoordinateRule):
         by_movement(self, node, labels)
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
-        n, copies = len(node.operands), self.copies(node)
+        n, copies, parts = len(node.operands), self.copies(node), self.parts(node)
         if all(all(flags) for flags in keep.rigid):
             for k in range(len(keep.sets)):
                 keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k, Kind.RIGID)
@@ -198,10 +198,10 @@ class Movement(CoordinateRule):
                 grown |= keep.grow(
                     k, mask, "moved to a tensor that keeps it", _asker(keep, k, range(n, len(keep.sets)))
                 )
-            for k, value in enumerate(node.values):
-                assert value is not None
-                regular = self._regular(node, k, value, keep.sets[k])
-                grown |= keep.grow(k, regular, "every part keeps the same count", k, Kind.COUNT)
+            for k in range(len(keep.sets)):
+                if (k in parts or len(varied(keep.sets[k])) > 1) and not keep.patient:
+                    regular = _regular(keep.sets[k], parts.get(k))
+                    grown |= keep.grow(k, regular, "every part keeps the same count", k, Kind.COUNT)
             for k in range(n):
                 grown |= self._keep_untaken(node, k, keep)
         keep.settled = True
@@ -233,15 +233,6 @@ class Movement(CoordinateRule):
                 left = left.reshape([-1 if a == axis else 1 for a in range(kept.ndim)])
                 grown |= keep.grow(k, left & any_of(kept, axis), "an input of another size may take it", k)
         return grown
-
-    def _regular(self, node: Node, k: int, value: Value, keep: Bools) -> Bools:
-        divided = self.parts(node).get(k)
-        if divided is None or keep.shape[divided[0]] == 1:
-            return regularize(keep)
-        axis, count = divided
-        shape = keep.shape
-        inner = (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
-        return regularize(keep.reshape(inner)).reshape(shape)
 
     def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
         found = self.arrange(node, keep, [{}] * len(keep), call)
@@ -332,6 +323,16 @@ class Movement(CoordinateRule):
         for attribute, value in self.resize(node, keep.sets).items():
             setattr(module, attribute, value)
         return module
+
+
+def _regular(keep: Bools, divided: tuple[int, int] | None) -> Bools:
+    """A set grown to a regular one; where an axis is divided evenly, into how many parts, these keep equal counts."""
+    if divided is None or keep.shape[divided[0]] == 1:
+        return regularize(keep)
+    axis, count = divided
+    shape = keep.shape
+    inner = (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+    return regularize(keep.reshape(inner)).reshape(shape)
 
 
 def _frozen(keep: Bools) -> Hashable:

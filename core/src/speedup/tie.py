@@ -257,7 +257,7 @@ class _Ties:
             if not self._is_new(k, (k,)) or len(varied(self.sets[k])) < 2:
                 continue
             more = regularize(self.sets[k], self._may_be_ragged(k)) & ~self.sets[k]
-            if more.any():
+            if more.any() and not self.keep.patient:
                 grown |= self._grow(k, more, _WHY_REGULAR, k, Kind.COUNT)
         return grown
 
