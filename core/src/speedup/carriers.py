@@ -157,8 +157,9 @@ def _independent(rest: Floats, least: Floats) -> Bools:
 
 def _first_largest(array: Floats) -> Bools:
     """The first of the largest entries in every row that is not 0."""
-    best: Bools = (array > 0) & (array == array.max(axis=1, keepdims=True))
-    return best & (np.cumsum(best, axis=1) == 1)
+    best = (array > 0) & (array == array.max(axis=1, keepdims=True))
+    first: Bools = best & (np.cumsum(best, axis=1) == 1)
+    return first
 
 
 def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch.Tensor, Floats]:

@@ -200,7 +200,7 @@ class Movement(CoordinateRule):
                 )
             for k in range(len(keep.sets)):
                 if (k in parts or len(varied(keep.sets[k])) > 1) and not keep.patient:
-                    regular = _regular(keep.sets[k], parts.get(k))
+                    regular = self.regular(node, k, keep.sets[k])
                     grown |= keep.grow(k, regular, "every part keeps the same count", k, Kind.COUNT)
             for k in range(n):
                 grown |= self._keep_untaken(node, k, keep)
@@ -233,6 +233,16 @@ class Movement(CoordinateRule):
                 left = left.reshape([-1 if a == axis else 1 for a in range(kept.ndim)])
                 grown |= keep.grow(k, left & any_of(kept, axis), "an input of another size may take it", k)
         return grown
+
+    def regular(self, node: Node, k: int, keep: Bools) -> Bools:
+        """A set of value ``k`` of the call grown to a regular one; parts of a divided axis keep equal counts."""
+        divided = self.parts(node).get(k)
+        if divided is None or keep.shape[divided[0]] == 1:
+            return regularize(keep)
+        axis, count = divided
+        shape = keep.shape
+        inner = (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+        return regularize(keep.reshape(inner)).reshape(shape)
 
     def fits(self, node: Node, keep: Sequence[Bools], call: Node | None = None) -> bool:
         found = self.arrange(node, keep, [{}] * len(keep), call)
@@ -323,16 +333,6 @@ class Movement(CoordinateRule):
         for attribute, value in self.resize(node, keep.sets).items():
             setattr(module, attribute, value)
         return module
-
-
-def _regular(keep: Bools, divided: tuple[int, int] | None) -> Bools:
-    """A set grown to a regular one; where an axis is divided evenly, into how many parts, these keep equal counts."""
-    if divided is None or keep.shape[divided[0]] == 1:
-        return regularize(keep)
-    axis, count = divided
-    shape = keep.shape
-    inner = (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
-    return regularize(keep.reshape(inner)).reshape(shape)
 
 
 def _frozen(keep: Bools) -> Hashable:
