@@ -47,7 +47,7 @@ def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.T
     if len(axes) > 1:
         axes.sort(key=lambda axis: len(indices[axis]) / tensor.shape[axis])
     if len(axes) == 2 and _by_numpy(tensor):
-        first, second = axes
+        first, second = sorted(axes)  # whole rows are read as they lie in memory
         return _take_both(tensor, (first, indices[first]), (second, indices[second]))
     for axis in axes:
         tensor = take(tensor, axis, indices[axis])
