@@ -40,7 +40,7 @@ class Stage(IntEnum):
     CARRIED = 1
     """Constants that go are folded, or carried by entries that stay."""
     FILLED = 2
-    """Lines that keep nothing get an entry."""
+    """Parts that must keep equal counts are filled up, and lines that keep nothing get an entry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +281,8 @@ class NodeKeep:
 
     @property
     def patient(self) -> bool:
-        """Whether a line that keeps nothing may still get something from elsewhere, and should wait for it."""
+        """Whether what leaves a choice should wait: a line that keeps nothing, and a part that keeps less than others,
+        may still get something from elsewhere."""
         return self._waits(Stage.FILLED)
 
     @property

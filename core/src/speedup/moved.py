@@ -117,7 +117,7 @@ def _holds(node: Node, other: Node, keeps: KeepSets, sets: dict[Value, Bools]) -
     for k, (value, mask) in enumerate(zip(other.outputs, moved, strict=True), n):
         wanted = known[k]
         if wanted is None:
-            sets[value] = known[k] = rule.regular(other, k, mask)
+            sets[value] = known[k] = rule._regular(other, k, mask)
         elif (mask & ~wanted).any():
             return False
     kept = cast(list[Bools], known)

@@ -200,7 +200,7 @@ class Movement(CoordinateRule):
                 )
             for k in range(len(keep.sets)):
                 if (k in parts or len(varied(keep.sets[k])) > 1) and not keep.patient:
-                    regular = self.regular(node, k, keep.sets[k])
+                    regular = self._regular(node, k, keep.sets[k])
                     grown |= keep.grow(k, regular, "every part keeps the same count", k, Kind.COUNT)
             for k in range(n):
                 grown |= self._keep_untaken(node, k, keep)
@@ -234,7 +234,7 @@ class Movement(CoordinateRule):
                 grown |= keep.grow(k, left & any_of(kept, axis), "an input of another size may take it", k)
         return grown
 
-    def regular(self, node: Node, k: int, keep: Bools) -> Bools:
+    def _regular(self, node: Node, k: int, keep: Bools) -> Bools:
         """A set of value ``k`` of the call grown to a regular one; parts of a divided axis keep equal counts."""
         divided = self.parts(node).get(k)
         if divided is None or keep.shape[divided[0]] == 1:
