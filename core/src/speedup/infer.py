@@ -63,6 +63,7 @@ class Facts:
         self.affine: dict[Value, Affine] = {}
         self.claims: dict[tuple[Value, Node, int], Bools] = {}
         self.masked: dict[Value, Bools] = {}
+        self._combined: dict[Value, tuple[tuple[Affine, Constant | None] | None, Affine | None]] = {}
         self.blind = frozenset(v for v in graph.values if v.is_blank)
         # By the tensor itself: several runs of a model have values of their own for it.
         self._numbers: dict[torch.Tensor, Floats] = {} if before is None else before._numbers
@@ -126,6 +127,19 @@ class Facts:
         """Entries that are constant or affine."""
         fact = self.affine.get(value)
         return self.mask(value) if fact is None else self.mask(value) | fact.mask
+
+    def combined(self, value: Value) -> Affine | None:
+        """What is known as combinations of unknowns, constants among it; None where there are only constants."""
+        fact, constants = self.affine.get(value), self.constants.get(value)
+        if fact is None:
+            return None
+        of, known = self._combined.get(value, (None, None))
+        if of != (fact, constants):
+            mask, numbers = self.mask(value), self.value(value)
+            terms = (np.where(mask, 0.0, t) for t in fact.terms)
+            known = affine(fact.axis, mask | fact.mask, terms, np.where(mask, numbers, fact.offset), fact.one_hot)
+            self._combined[value] = (fact, constants), known
+        return known
 
     def unused(self, value: Value) -> Bools:
         """Entries that no reader needs."""
@@ -243,12 +257,7 @@ class NodeFacts:
 
     def affine(self, k: int) -> Affine | None:
         """What is known of operand ``k`` as combinations of shared unknowns; None where there are only constants."""
-        fact = self._facts.affine.get(self._values[k])
-        if fact is None:
-            return None
-        known, value = self.mask(k), self.value(k)
-        terms = (np.where(known, 0.0, t) for t in fact.terms)
-        return affine(fact.axis, known | fact.mask, terms, np.where(known, value, fact.offset), fact.one_hot)
+        return self._facts.combined(self._values[k])
 
     def zero(self, k: int) -> Bools:
         """Entries of operand ``k`` known to be 0, of weights by a mask; broadcasts to its shape."""
