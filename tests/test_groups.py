@@ -661,6 +661,30 @@ def test_policies(policy: Any, gone: list[int]) -> None:
     assert small.get_parameter("b.weight").shape[0] == 6 - len(gone)
 
 
+class Windows(nn.Module):
+    """Neighbours beside one another, weighed by each group of channels for itself (an involution)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.weigh, self.c = conv(3, 8), nn.Conv2d(8, 18, 1), conv(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        b, _, h, w = x.shape
+        weights = self.weigh(x).view(b, 2, 1, 9, h, w)
+        return self.c((F.unfold(x, 3, padding=1).view(b, 2, 4, 9, h, w) * weights).sum(3).flatten(1, 2))
+
+
+def test_what_pads_windows_goes_with_the_channels_that_it_stands_beside() -> None:
+    model = net(Windows())
+    group = find(speedup.channel_groups(model, image()), "a.weight")
+    assert places(group, 1)["a.weight", 0] == (4, 5, 6, 7)
+    assert places(group, 1)["weigh.weight", 0] == tuple(range(9, 18))
+    masks = speedup.prune_masks(model, image(), sparsity=0.5)
+    result = check_equal(model, image(), masks, other_inputs=[image(size=6)])
+    assert result.shape("c.weight") == (2, 4, 3, 3)
+
+
 def test_a_layer_without_masks_has_a_say() -> None:
     model = net(Three())
     given = masks_of(model, {"a.weight": [0, 1], "b.weight": [1]})

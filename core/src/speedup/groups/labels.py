@@ -294,15 +294,19 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
         for value in (*operands, *node.outputs):
             labels.freeze(value)
         return
+    filled = (
+        -1 if rule.fills and not rule.fill_stays else STAYS
+    )  # in the first case, fillers go with what is beside them
     for arrays in zip(*given, strict=True):
-        for value, moved in zip(node.outputs, rule.gather(node, arrays, STAYS), strict=True):
+        for value, moved in zip(node.outputs, rule.gather(node, arrays, filled), strict=True):
             if moved.size == 0:  # nothing comes out, so nothing is tied
                 moved = labels.fresh((1,) * moved.ndim)
             for axis in range(moved.ndim):
                 if moved.shape[axis] > 1 and labels.rigid[value][axis]:
-                    first = np.take(moved, [0], axis)
-                    labels.join(first, moved)
-                    moved = first
+                    one = moved.max(axis, keepdims=True)
+                    labels.join(one, np.where(moved < 0, one, moved))
+                    moved = one
+            moved = np.maximum(moved, STAYS)
             if len(given[0]) == 1 and labels.has(value):  # a tensor that is changed in place
                 labels.join(labels.arrays(value)[0], moved)
             labels.add(value, moved)
