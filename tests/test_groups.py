@@ -685,6 +685,45 @@ def test_what_pads_windows_goes_with_the_channels_that_it_stands_beside() -> Non
     assert result.shape("c.weight") == (2, 4, 3, 3)
 
 
+class Splines(nn.Module):
+    """A layer with a curve for each pair of channels (Kolmogorov-Arnold networks)."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.out = out
+        self.register_buffer("grid", torch.linspace(-1, 1, 4).repeat(into, 1))
+        self.weight, self.scale = nn.Parameter(torch.ones(out, into, 4)), nn.Parameter(torch.ones(out, into))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        curves = (x[..., None] - self.grid).tanh().flatten(1)
+        return F.linear(curves, (self.weight * self.scale[..., None]).view(self.out, -1))
+
+
+class Columns(nn.Module):
+    """A convolution as a product with all windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 6), conv(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))
+        y = self.b.weight.view(6, -1) @ F.unfold(x, 3, padding=1) + self.b.bias[:, None]
+        return self.c(y.view(len(x), -1, *x.shape[2:]))
+
+
+def test_axes_of_a_weight_that_become_one() -> None:
+    model, x = net(nn.Sequential(Splines(5, 8), Splines(8, 6), Splines(6, 2))), tokens(5)[0]
+    group = find(speedup.channel_groups(model, x), "0.scale")
+    assert {("0.weight", 0), ("0.scale", 0), ("1.weight", 1), ("1.scale", 1)} == places(group, 3).keys()
+    assert "reads 1.weight axis 1 [0-7]" in str(group)
+    result = check_equal(model, x, speedup.prune_masks(model, x))
+    assert result.shape("1.weight") == (3, 4, 4) and result.shape("1.grid") == (4, 4)
+    model, x = net(Columns()), image()
+    result = check_equal(model, x, speedup.prune_masks(model, x), [image(size=6)])
+    assert result.shape("b.weight") == (3, 4, 3, 3)
+
+
 def test_a_layer_without_masks_has_a_say() -> None:
     model = net(Three())
     given = masks_of(model, {"a.weight": [0, 1], "b.weight": [1]})

@@ -48,11 +48,15 @@ class Labels:
         reads: which numbers of a parameter are of channels that its layer reads, by the axes along which they vary;
             the others are of channels that it makes.
         computed: weights that a call makes of parameters.
+        placed: parameters in another shape or order.
+        read_in_place: numbers of channels that a layer reads with such a one.
         taken: numbers of what such a weight reads: of the parameters they go by themselves, and to mask them there may
             change what else is made of it.
         alone: axes of parameters and of tensors that a forward makes which count rows beside those of the input
             (tokens that are learned, places in a table), of which layers make channels: to be taken for axes that can
             lose no index.
+        merged: numbers along an axis that several axes of a parameter have become, and those of each of them: which
+            one stands for channels is for what is joined with it to say.
     """
 
     def __init__(self, rigid: Mapping[Value, Sequence[bool]], from_input: frozenset[Value]) -> None:
@@ -64,8 +68,11 @@ class Labels:
         self.read: list[Value] = []
         self.reads: set[tuple[Value, tuple[int, ...]]] = set()
         self.computed: set[Value] = set()
+        self.placed: set[Value] = set()
+        self.read_in_place: list[Numbers] = []
         self.taken: list[Numbers] = []
         self.alone: set[tuple[Value, int]] = set()
+        self.merged: list[tuple[Numbers, Sequence[Numbers]]] = []
         self._of: dict[Value, dict[tuple[int, ...], Numbers]] = {}
         self._count = 1
         self._edges: list[tuple[Numbers, Numbers]] = []
@@ -116,6 +123,18 @@ class Labels:
             self.join(known[axes], numbers)
         else:
             known[axes] = numbers
+
+    def add_one_of(self, value: Value, numbers: Sequence[Numbers]) -> None:
+        """An axis of a value is several ones of a parameter: give it the numbers of one of these, of the others
+        nothing goes."""
+        own = self.fresh(numbers[0].shape)
+        self.add(value, own)
+        self.merged.append((own, numbers))
+
+    def of_parameters(self, value: Value, placed: bool = True) -> bool:
+        """Whether a value is a parameter or buffer, or a weight that is made of such; or, if ``placed``, one of these
+        in another shape."""
+        return value.is_source or value in self.computed or (placed and value in self.placed)
 
     def has(self, value: Value) -> bool:
         """Whether a value has numbers yet."""
@@ -175,7 +194,7 @@ def by_signature(node: Node, labels: Labels) -> None:
     free = {k: layout.names_of(k) - still for k in range(len(values)) if layout.present(k)}
     named: dict[int, list[tuple[frozenset[str], Numbers]]] = {}
     # Of a weight that is made of parameters, each axis is one by itself, as of a parameter.
-    computed = all(v is None or v.is_source or v in labels.computed for v in node.operands)
+    computed = all(v is None or labels.of_parameters(v, not layout.contracted) for v in node.operands)
     if computed:
         labels.computed.update(node.outputs)
     for k, value in enumerate(values[:first_output]):
@@ -221,6 +240,8 @@ def by_signature(node: Node, labels: Labels) -> None:
             continue
         if value in labels.computed:
             labels.taken += [n for names, n in named.get(k, []) if names & layout.contracted]
+        elif value in labels.placed:
+            labels.read_in_place += [n for names, n in named.get(k, []) if names & layout.contracted]
         for names, numbers in by_names.items():
             if value.is_source and names <= layout.names_of(k):
                 added = layout.from_named(k, numbers)
@@ -294,9 +315,11 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
         for value in (*operands, *node.outputs):
             labels.freeze(value)
         return
-    filled = (
-        -1 if rule.fills and not rule.fill_stays else STAYS
-    )  # in the first case, fillers go with what is beside them
+    if all(map(labels.of_parameters, operands)):
+        labels.placed.update(node.outputs)
+    # Below 0: fillers that go with what they stand beside.
+    filled = -1 if rule.fills and not rule.fill_stays else STAYS
+    beside: dict[tuple[Value, tuple[int, ...]], list[Numbers]] = {}
     for arrays in zip(*given, strict=True):
         for value, moved in zip(node.outputs, rule.gather(node, arrays, filled), strict=True):
             if moved.size == 0:  # nothing comes out, so nothing is tied
@@ -309,7 +332,13 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
             moved = np.maximum(moved, STAYS)
             if len(given[0]) == 1 and labels.has(value):  # a tensor that is changed in place
                 labels.join(labels.arrays(value)[0], moved)
-            labels.add(value, moved)
+            beside.setdefault((value, varied(moved)), []).append(moved)
+    for (value, axes), parts in beside.items():
+        if axes and len(parts) > 1:
+            labels.add_one_of(value, parts)
+        else:
+            for moved in parts:
+                labels.add(value, moved)
     for value in node.outputs:
         if not labels.has(value):
             labels.add(value, np.zeros((1,) * value.ndim, dtype=np.int64))
