@@ -724,6 +724,50 @@ def test_axes_of_a_weight_that_become_one() -> None:
     assert result.shape("b.weight") == (3, 4, 3, 3)
 
 
+class Stored(nn.Module):
+    """Learned patterns: beside the input through its norm and a layer, and as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patterns, self.a, self.norm = nn.Parameter(torch.ones(7, 8)), nn.Linear(4, 8), nn.LayerNorm(8)
+        self.q, self.k, self.v, self.out = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(8, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.q(self.norm(self.a(x))) @ self.k(self.norm(self.patterns)).mT
+        result: torch.Tensor = self.out(torch.relu(scores.softmax(-1) @ self.v(self.patterns)))
+        return result
+
+
+class Features(nn.Module):
+    """Queries and keys of all heads by the same random features (performers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(4, 48), nn.Linear(16, 3)
+        self.register_buffer("features", torch.randn(5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        q, k = (torch.einsum("bhnd,fd->bhnf", t, self.features).exp() for t in (q, k))
+        result: torch.Tensor = self.out((q @ (k.mT @ v)).transpose(1, 2).flatten(2))
+        return result
+
+
+def test_patterns_that_stand_beside_the_input_and_are_read_as_they_are() -> None:
+    model, x = net(Stored()), tokens(4)
+    group = find(speedup.channel_groups(model, x), "a.weight")
+    assert {("patterns", 1), ("norm.weight", 0), ("k.weight", 1), ("v.weight", 1)} <= places(group, 3).keys()
+    assert check_equal(model, x, speedup.prune_masks(model, x)).shape("patterns") == (7, 4)
+
+
+def test_a_table_that_queries_and_keys_are_compared_with() -> None:
+    model, x = net(Features()), tokens(4)
+    group = find(speedup.channel_groups(model, x), "qkv.weight")
+    assert (3, 11, 19, 27) in [indices for _, _, indices in group.channel(3)]
+    result = check_equal(model, x, speedup.prune_masks(model, x))
+    assert result.shape("features") == (5, 4) and result.shape("qkv.weight") == (24, 4)
+
+
 def test_a_layer_without_masks_has_a_say() -> None:
     model = net(Three())
     given = masks_of(model, {"a.weight": [0, 1], "b.weight": [1]})

@@ -48,6 +48,7 @@ class Labels:
         reads: which numbers of a parameter are of channels that its layer reads, by the axes along which they vary;
             the others are of channels that it makes.
         computed: weights that a call makes of parameters.
+        products: those of them that a layer makes of others.
         placed: parameters in another shape or order.
         read_in_place: numbers of channels that a layer reads with such a one.
         taken: numbers of what such a weight reads: of the parameters they go by themselves, and to mask them there may
@@ -68,6 +69,7 @@ class Labels:
         self.read: list[Value] = []
         self.reads: set[tuple[Value, tuple[int, ...]]] = set()
         self.computed: set[Value] = set()
+        self.products: set[Value] = set()
         self.placed: set[Value] = set()
         self.read_in_place: list[Numbers] = []
         self.taken: list[Numbers] = []
@@ -197,6 +199,7 @@ def by_signature(node: Node, labels: Labels) -> None:
     computed = all(v is None or labels.of_parameters(v, not layout.contracted) for v in node.operands)
     if computed:
         labels.computed.update(node.outputs)
+        labels.products.update(node.outputs if layout.contracted else ())
     for k, value in enumerate(values[:first_output]):
         if value is None or not layout.present(k) or (value.is_source and not labels.has(value) and not computed):
             continue
@@ -234,19 +237,21 @@ def by_signature(node: Node, labels: Labels) -> None:
     _share(labels, layout, by_names)
     for names, numbers in list(by_names.items()):
         if len(names) > 1:
-            _keep_lines(labels, layout, names, numbers, list(free.values()))
+            _keep_lines(labels, layout, names, numbers, list(free.values()), by_names)
     for k, value in enumerate(node.operands):
         if value is None or not layout.present(k):
             continue
-        if value in labels.computed:
-            labels.taken += [n for names, n in named.get(k, []) if names & layout.contracted]
-        elif value in labels.placed:
-            labels.read_in_place += [n for names, n in named.get(k, []) if names & layout.contracted]
+        summed = [n for names, n in named.get(k, []) if names & layout.contracted]
+        given = computed and k == 0  # of what is made of parameters alone, the first is what the others read
+        if value in labels.computed and not given:
+            labels.taken += summed
+        elif value in labels.placed and not given:
+            labels.read_in_place += summed
         for names, numbers in by_names.items():
             if value.is_source and names <= layout.names_of(k):
                 added = layout.from_named(k, numbers)
                 labels.add(value, added)
-                if names & layout.contracted:
+                if names & layout.contracted and not given:
                     labels.reads.add((value, varied(added)))
             elif not value.is_source and names == free[k] and names & layout.contracted and weights:
                 labels.read.append(value)
@@ -290,16 +295,23 @@ def _share(labels: Labels, layout: Any, by_names: dict[frozenset[str], Numbers])
 
 
 def _keep_lines(
-    labels: Labels, layout: Any, names: frozenset[str], numbers: Numbers, operands: Sequence[frozenset[str]]
+    labels: Labels,
+    layout: Any,
+    names: frozenset[str],
+    numbers: Numbers,
+    operands: Sequence[frozenset[str]],
+    by_names: dict[frozenset[str], Numbers],
 ) -> None:
     """Along the last name, lines may keep other indices if every operand that has it tells the lines apart; else
-    they are the same."""
+    they are the same, and those of an operand that has no other name."""
     last = [n for n in layout.names if n in names][-1]
     lacking = {n for other in operands if last in other for n in names - {last} - other}
     for axis in layout.axes(lacking):
         first = np.take(numbers, [0], axis)
         labels.join(first, numbers)
         numbers = first
+    if lacking == names - {last}:
+        labels.join(by_names.setdefault(frozenset({last}), numbers), numbers)
     labels.keep_dense(numbers, layout.names.index(last))
 
 
@@ -315,7 +327,7 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
         for value in (*operands, *node.outputs):
             labels.freeze(value)
         return
-    if all(map(labels.of_parameters, operands)):
+    if all(map(labels.of_parameters, operands)) and labels.products.isdisjoint(operands):
         labels.placed.update(node.outputs)
     # Below 0: fillers that go with what they stand beside.
     filled = -1 if rule.fills and not rule.fill_stays else STAYS
