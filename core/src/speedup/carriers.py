@@ -110,29 +110,44 @@ class Rows:
 
     def lacking(self) -> Bools:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
-        chosen, largest = np.zeros_like(self.gone), self._largest()
+        chosen = np.zeros_like(self.gone)
         for _ in range(self.all.shape[-1]):
             kept = self.kept | chosen
             first, second = self.spanning(kept)
             shares = self.all @ first
-            rest = self.all - shares @ np.swapaxes(second, 1, 2) @ self.all_of(kept)
-            goes = self.gone & ~chosen
-            length = np.sqrt(np.square(rest).sum(-1)) * goes
-            length = np.where(length > _ROUNDING * largest, length, 0.0)
+            found = self._longest(self.all - shares @ np.swapaxes(second, 1, 2) @ self.all_of(kept), chosen)
             # Those that are spanned, but by large multiples, come last.
-            share = np.abs(shares).max(axis=-1, initial=0.0) * goes
-            share = np.where((share > _MOST) & ~length.any(axis=1, keepdims=True), share, 0.0)
-            weight = length + share
-            best = (weight > 0) & (weight == weight.max(axis=1, keepdims=True))
-            best = best & (np.cumsum(best, axis=1) == 1)
+            share = np.abs(shares).max(axis=-1, initial=0.0) * (self.gone & ~chosen)
+            share = np.where((share > _MOST) & ~found.any(axis=1, keepdims=True), share, 0.0)
+            found = found | _largest_of(share)
+            if not found.any():
+                break
+            chosen = chosen | found
+        return chosen
+
+    def _longest(self, rest: Floats, chosen: Bools) -> Bools:
+        """Of what is not spanned of each row: the longest one, the longest of what that does not span, and so on."""
+        found, least = np.zeros_like(chosen), _ROUNDING * self._largest()
+        for _ in range(self.all.shape[-1]):
+            length = np.sqrt(np.square(rest).sum(-1)) * (self.gone & ~chosen & ~found)
+            best = _largest_of(np.where(length > least, length, 0.0))
             if not best.any():
                 break
-            chosen = chosen | best
-        return chosen
+            found = found | best
+            way = np.where(best[..., None], rest, 0.0).sum(1, keepdims=True)
+            way = way / np.maximum(np.sqrt(np.square(way).sum(-1, keepdims=True)), np.finfo(np.float64).tiny)
+            rest = rest - (rest @ np.swapaxes(way, 1, 2)) * way
+        return found
 
     def all_of(self, kept: Bools) -> Floats:
         """The kept rows of each group, and 0 for those that another group keeps."""
         return np.where(kept[..., None], self.all, 0.0)[:, kept.any(axis=0)]
+
+
+def _largest_of(numbers: Floats) -> Bools:
+    """The first of the largest numbers of each group, where any is not 0."""
+    best = (numbers > 0) & (numbers == numbers.max(axis=1, keepdims=True))
+    return np.asarray(best & (np.cumsum(best, axis=1) == 1))
 
 
 def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch.Tensor, Floats]:
