@@ -661,6 +661,113 @@ def test_policies(policy: Any, gone: list[int]) -> None:
     assert small.get_parameter("b.weight").shape[0] == 6 - len(gone)
 
 
+class Windows(nn.Module):
+    """Neighbours beside one another, weighed by each group of channels for itself (an involution)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.weigh, self.c = conv(3, 8), nn.Conv2d(8, 18, 1), conv(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        b, _, h, w = x.shape
+        weights = self.weigh(x).view(b, 2, 1, 9, h, w)
+        return self.c((F.unfold(x, 3, padding=1).view(b, 2, 4, 9, h, w) * weights).sum(3).flatten(1, 2))
+
+
+def test_what_pads_windows_goes_with_the_channels_that_it_stands_beside() -> None:
+    model = net(Windows())
+    group = find(speedup.channel_groups(model, image()), "a.weight")
+    assert places(group, 1)["a.weight", 0] == (4, 5, 6, 7)
+    assert places(group, 1)["weigh.weight", 0] == tuple(range(9, 18))
+    masks = speedup.prune_masks(model, image(), sparsity=0.5)
+    result = check_equal(model, image(), masks, other_inputs=[image(size=6)])
+    assert result.shape("c.weight") == (2, 4, 3, 3)
+
+
+class Splines(nn.Module):
+    """A layer with a curve for each pair of channels (Kolmogorov-Arnold networks)."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.out = out
+        self.register_buffer("grid", torch.linspace(-1, 1, 4).repeat(into, 1))
+        self.weight, self.scale = nn.Parameter(torch.ones(out, into, 4)), nn.Parameter(torch.ones(out, into))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        curves = (x[..., None] - self.grid).tanh().flatten(1)
+        return F.linear(curves, (self.weight * self.scale[..., None]).view(self.out, -1))
+
+
+class Columns(nn.Module):
+    """A convolution as a product with all windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 6), conv(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))
+        y = self.b.weight.view(6, -1) @ F.unfold(x, 3, padding=1) + self.b.bias[:, None]
+        return self.c(y.view(len(x), -1, *x.shape[2:]))
+
+
+def test_axes_of_a_weight_that_become_one() -> None:
+    model, x = net(nn.Sequential(Splines(5, 8), Splines(8, 6), Splines(6, 2))), tokens(5)[0]
+    group = find(speedup.channel_groups(model, x), "0.scale")
+    assert {("0.weight", 0), ("0.scale", 0), ("1.weight", 1), ("1.scale", 1)} == places(group, 3).keys()
+    assert "reads 1.weight axis 1 [0-7]" in str(group)
+    result = check_equal(model, x, speedup.prune_masks(model, x))
+    assert result.shape("1.weight") == (3, 4, 4) and result.shape("1.grid") == (4, 4)
+    model, x = net(Columns()), image()
+    result = check_equal(model, x, speedup.prune_masks(model, x), [image(size=6)])
+    assert result.shape("b.weight") == (3, 4, 3, 3)
+
+
+class Stored(nn.Module):
+    """Learned patterns: beside the input through its norm and a layer, and as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patterns, self.a, self.norm = nn.Parameter(torch.ones(7, 8)), nn.Linear(4, 8), nn.LayerNorm(8)
+        self.q, self.k, self.v, self.out = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(8, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.q(self.norm(self.a(x))) @ self.k(self.norm(self.patterns)).mT
+        result: torch.Tensor = self.out(torch.relu(scores.softmax(-1) @ self.v(self.patterns)))
+        return result
+
+
+class Features(nn.Module):
+    """Queries and keys of all heads by the same random features (performers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(4, 48), nn.Linear(16, 3)
+        self.register_buffer("features", torch.randn(5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        q, k = (torch.einsum("bhnd,fd->bhnf", t, self.features).exp() for t in (q, k))
+        result: torch.Tensor = self.out((q @ (k.mT @ v)).transpose(1, 2).flatten(2))
+        return result
+
+
+def test_patterns_that_stand_beside_the_input_and_are_read_as_they_are() -> None:
+    model, x = net(Stored()), tokens(4)
+    group = find(speedup.channel_groups(model, x), "a.weight")
+    assert {("patterns", 1), ("norm.weight", 0), ("k.weight", 1), ("v.weight", 1)} <= places(group, 3).keys()
+    assert check_equal(model, x, speedup.prune_masks(model, x)).shape("patterns") == (7, 4)
+
+
+def test_a_table_that_queries_and_keys_are_compared_with() -> None:
+    model, x = net(Features()), tokens(4)
+    group = find(speedup.channel_groups(model, x), "qkv.weight")
+    assert (3, 11, 19, 27) in [indices for _, _, indices in group.channel(3)]
+    result = check_equal(model, x, speedup.prune_masks(model, x))
+    assert result.shape("features") == (5, 4) and result.shape("qkv.weight") == (24, 4)
+
+
 def test_a_layer_without_masks_has_a_say() -> None:
     model = net(Three())
     given = masks_of(model, {"a.weight": [0, 1], "b.weight": [1]})

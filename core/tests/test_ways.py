@@ -266,7 +266,11 @@ def empty(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-@pytest.mark.parametrize("how", [refuses, chooses, empty])
+def asks_a_list(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y.relu() * 2 if x.sum(1, keepdim=True).tolist()[0][0] > 0 else y.tanh()
+
+
+@pytest.mark.parametrize("how", [refuses, chooses, empty, asks_a_list])
 def test_a_number_that_is_only_compared_keeps_nothing(how: Any) -> None:
     assert width(shrink(Compared(how))) == 5
 
@@ -317,7 +321,15 @@ def halves(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y[: max(1, round(0.5 * n**0.5 - n // 3 + divmod(n, 5)[0]))]
 
 
-USED = [halves, multiplies, adds_in_place, shortens, counts, fills, looks_up, computes]
+def largest(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y * max(x.flatten().tolist())
+
+
+def sorts(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y * sorted(x.sum(0).tolist())[1] + torch.tensor(x.sum(1).tolist(), dtype=y.dtype)[:, None]
+
+
+USED = [largest, sorts, halves, multiplies, adds_in_place, shortens, counts, fills, looks_up, computes]
 
 
 @pytest.mark.parametrize("how", USED)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from speedup.rule import Rule
 
 _MOST = 8  # sets of indices that are alike, each of which needs a carrier
+_GOLDEN = (5**0.5 - 1) / 2
+_NOTHING: Floats = np.zeros(())
 
 
 def through(rule: Rule, node: Node, facts: NodeFacts, found: Fact | None) -> Affine | None:
@@ -86,15 +88,18 @@ def _differences(
 ) -> tuple[list[Floats], Floats, Bools]:
     """What a call gives per unknown and without any, and where nothing else comes of them."""
     offset, sound = run(), everything(node.outputs[0].ndim)
-    unknowns = [(v, t) for v, k in {node.operands[k]: k for k in known}.items() if v for t in known[k].terms]
-    alone = [run(each) for each in unknowns]
-    for number, each in enumerate(() if one_hot else unknowns):
-        # A product of two unknowns, or the square of one, is none of theirs.
-        for other, before in zip(unknowns[: number + 1], alone, strict=False):
-            if each[0] is not other[0] or node.operands.count(each[0]) > 1:
-                both = run(each, other)
-                size = np.abs(both) + np.abs(alone[number]) + np.abs(before) + np.abs(offset)
-                sound = sound & (np.abs(both - alone[number] - before + offset) <= 1e-12 * size)
+    terms = {v: known[k].terms for v, k in {node.operands[k]: k for k in known}.items() if v}
+    alone = [run((v, t)) for v, own in terms.items() for t in own]
+    # A product of two unknowns, or the square of one, is none of theirs. What the call makes of the unknowns of two
+    # tensors beyond what it makes of either is a number for each pair; of a sum of all, in which no two cancel, it is 0
+    # where all these numbers are.
+    sums = [(v, sum(((1 + n * _GOLDEN % 1) * t for n, t in enumerate(own)), _NOTHING)) for v, own in terms.items()]
+    for number, one in enumerate(() if one_hot else sums):
+        for other in sums[: number + 1]:
+            if one is not other or node.operands.count(one[0]) > 1:
+                both, first, second = run(one, other), run(one), run(other)
+                size = np.abs(both) + np.abs(first) + np.abs(second) + np.abs(offset)
+                sound = sound & (np.abs(both - first - second + offset) <= 1e-12 * size)
     return [result - offset for result in alone], offset, sound
 
 

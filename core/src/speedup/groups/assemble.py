@@ -24,7 +24,10 @@ def assemble(graph: Graph, labels: Labels, blocks: Blocks, usable: Bools, mixed:
     """
     classes = blocks.classes
     found: list[tuple[Value, Numbers, bool]] = []
-    taken = np.unique(np.concatenate([np.zeros(0, np.int64), *(n.ravel() for n in labels.taken)]))
+    taken, read = (
+        np.unique(np.concatenate([np.zeros(0, np.int64), *(n.ravel() for n in numbers)]))
+        for numbers in (labels.taken, labels.read_in_place)
+    )
     for value in graph.sources:
         if labels.has(value) and value.kind == "parameter":
             seen: list[Numbers] = []
@@ -35,7 +38,8 @@ def assemble(graph: Graph, labels: Labels, blocks: Blocks, usable: Bools, mixed:
                 if not usable[resolved].any() or any(np.array_equal(resolved, s) for s in seen):
                     continue
                 seen.append(resolved)
-                found.append((value, resolved, (value, varied(numbers)) not in labels.reads))
+                reads = (value, varied(numbers)) in labels.reads or np.isin(numbers, read).all()
+                found.append((value, resolved, not reads))
     group_of, number_of, sizes = _grouped(found, blocks, usable)
     members: dict[int, list[Member]] = defaultdict(list)
     for value, resolved, makes in found:

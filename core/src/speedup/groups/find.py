@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,33 @@ def _tied(graph: Graph) -> Labels:
         for value in graph.values:
             if labels.has(value) and whole.sets[value].any():
                 labels.freeze(value)
-        found = labels.alone - fixed or _parted(graph, labels) - fixed or _places(graph, labels) - fixed
+        found = (
+            labels.alone - fixed
+            or _choose(labels) - fixed
+            or _parted(graph, labels) - fixed
+            or _places(graph, labels) - fixed
+        )
         if not found:
             return labels
         fixed |= found
+
+
+def _choose(labels: Labels) -> set[tuple[Value, int]]:
+    """Axes of parameters that come out as one with others (``weight.view(out, -1)`` beside a flatten): all but the one
+    that stands for the channels which the merged axis meets."""
+    classes = labels.classes()
+    for own, parts in labels.merged:
+        channels = classes[own].ravel()
+        left = sorted((p.ravel() for p in parts), key=lambda p: len(np.unique(p)))
+        while len(left) > 1:
+            k = next((k for k in range(len(left)) if _told(channels, left[:k] + left[k + 1 :])), 0)
+            labels.leave([left.pop(k)])
+    return labels.alone
+
+
+def _told(channels: Numbers, by: Sequence[Numbers]) -> bool:
+    """Whether entries that are alike in some numbers are the same channel."""
+    return len(np.unique([*by, channels], axis=1).T) == len(np.unique(by, axis=1).T)
 
 
 def _parted(graph: Graph, labels: Labels) -> set[tuple[Value, int]]:

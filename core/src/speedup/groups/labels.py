@@ -48,11 +48,16 @@ class Labels:
         reads: which numbers of a parameter are of channels that its layer reads, by the axes along which they vary;
             the others are of channels that it makes.
         computed: weights that a call makes of parameters.
+        products: those of them that a layer makes of others.
+        placed: parameters in another shape or order.
+        read_in_place: numbers of channels that a layer reads with such a one.
         taken: numbers of what such a weight reads: of the parameters they go by themselves, and to mask them there may
             change what else is made of it.
         alone: axes of parameters and of tensors that a forward makes which count rows beside those of the input
             (tokens that are learned, places in a table), of which layers make channels: to be taken for axes that can
             lose no index.
+        merged: numbers along an axis that several axes of a parameter have become, and those of each of them: which
+            one stands for channels is for what is joined with it to say.
     """
 
     def __init__(self, rigid: Mapping[Value, Sequence[bool]], from_input: frozenset[Value]) -> None:
@@ -64,8 +69,12 @@ class Labels:
         self.read: list[Value] = []
         self.reads: set[tuple[Value, tuple[int, ...]]] = set()
         self.computed: set[Value] = set()
+        self.products: set[Value] = set()
+        self.placed: set[Value] = set()
+        self.read_in_place: list[Numbers] = []
         self.taken: list[Numbers] = []
         self.alone: set[tuple[Value, int]] = set()
+        self.merged: list[tuple[Numbers, Sequence[Numbers]]] = []
         self._of: dict[Value, dict[tuple[int, ...], Numbers]] = {}
         self._count = 1
         self._edges: list[tuple[Numbers, Numbers]] = []
@@ -116,6 +125,18 @@ class Labels:
             self.join(known[axes], numbers)
         else:
             known[axes] = numbers
+
+    def add_one_of(self, value: Value, numbers: Sequence[Numbers]) -> None:
+        """An axis of a value is several ones of a parameter: give it the numbers of one of these, of the others
+        nothing goes."""
+        own = self.fresh(numbers[0].shape)
+        self.add(value, own)
+        self.merged.append((own, numbers))
+
+    def of_parameters(self, value: Value, placed: bool = True) -> bool:
+        """Whether a value is a parameter or buffer, or a weight that is made of such; or, if ``placed``, one of these
+        in another shape."""
+        return value.is_source or value in self.computed or (placed and value in self.placed)
 
     def has(self, value: Value) -> bool:
         """Whether a value has numbers yet."""
@@ -175,9 +196,10 @@ def by_signature(node: Node, labels: Labels) -> None:
     free = {k: layout.names_of(k) - still for k in range(len(values)) if layout.present(k)}
     named: dict[int, list[tuple[frozenset[str], Numbers]]] = {}
     # Of a weight that is made of parameters, each axis is one by itself, as of a parameter.
-    computed = all(v is None or v.is_source or v in labels.computed for v in node.operands)
+    computed = all(v is None or labels.of_parameters(v, not layout.contracted) for v in node.operands)
     if computed:
         labels.computed.update(node.outputs)
+        labels.products.update(node.outputs if layout.contracted else ())
     for k, value in enumerate(values[:first_output]):
         if value is None or not layout.present(k) or (value.is_source and not labels.has(value) and not computed):
             continue
@@ -215,17 +237,21 @@ def by_signature(node: Node, labels: Labels) -> None:
     _share(labels, layout, by_names)
     for names, numbers in list(by_names.items()):
         if len(names) > 1:
-            _keep_lines(labels, layout, names, numbers, list(free.values()))
+            _keep_lines(labels, layout, names, numbers, list(free.values()), by_names)
     for k, value in enumerate(node.operands):
         if value is None or not layout.present(k):
             continue
-        if value in labels.computed:
-            labels.taken += [n for names, n in named.get(k, []) if names & layout.contracted]
+        summed = [n for names, n in named.get(k, []) if names & layout.contracted]
+        given = computed and k == 0  # of what is made of parameters alone, the first is what the others read
+        if value in labels.computed and not given:
+            labels.taken += summed
+        elif value in labels.placed and not given:
+            labels.read_in_place += summed
         for names, numbers in by_names.items():
             if value.is_source and names <= layout.names_of(k):
                 added = layout.from_named(k, numbers)
                 labels.add(value, added)
-                if names & layout.contracted:
+                if names & layout.contracted and not given:
                     labels.reads.add((value, varied(added)))
             elif not value.is_source and names == free[k] and names & layout.contracted and weights:
                 labels.read.append(value)
@@ -269,16 +295,23 @@ def _share(labels: Labels, layout: Any, by_names: dict[frozenset[str], Numbers])
 
 
 def _keep_lines(
-    labels: Labels, layout: Any, names: frozenset[str], numbers: Numbers, operands: Sequence[frozenset[str]]
+    labels: Labels,
+    layout: Any,
+    names: frozenset[str],
+    numbers: Numbers,
+    operands: Sequence[frozenset[str]],
+    by_names: dict[frozenset[str], Numbers],
 ) -> None:
     """Along the last name, lines may keep other indices if every operand that has it tells the lines apart; else
-    they are the same."""
+    they are the same, and those of an operand that has no other name."""
     last = [n for n in layout.names if n in names][-1]
     lacking = {n for other in operands if last in other for n in names - {last} - other}
     for axis in layout.axes(lacking):
         first = np.take(numbers, [0], axis)
         labels.join(first, numbers)
         numbers = first
+    if lacking == names - {last}:
+        labels.join(by_names.setdefault(frozenset({last}), numbers), numbers)
     labels.keep_dense(numbers, layout.names.index(last))
 
 
@@ -294,18 +327,30 @@ def by_movement(rule: Movement, node: Node, labels: Labels) -> None:
         for value in (*operands, *node.outputs):
             labels.freeze(value)
         return
+    if all(map(labels.of_parameters, operands)) and labels.products.isdisjoint(operands):
+        labels.placed.update(node.outputs)
+    # Below 0: fillers that go with what they stand beside.
+    filled = -1 if rule.fills and not rule.fill_stays else STAYS
+    beside: dict[tuple[Value, tuple[int, ...]], list[Numbers]] = {}
     for arrays in zip(*given, strict=True):
-        for value, moved in zip(node.outputs, rule.gather(node, arrays, STAYS), strict=True):
+        for value, moved in zip(node.outputs, rule.gather(node, arrays, filled), strict=True):
             if moved.size == 0:  # nothing comes out, so nothing is tied
                 moved = labels.fresh((1,) * moved.ndim)
             for axis in range(moved.ndim):
                 if moved.shape[axis] > 1 and labels.rigid[value][axis]:
-                    first = np.take(moved, [0], axis)
-                    labels.join(first, moved)
-                    moved = first
+                    one = moved.max(axis, keepdims=True)
+                    labels.join(one, np.where(moved < 0, one, moved))
+                    moved = one
+            moved = np.maximum(moved, STAYS)
             if len(given[0]) == 1 and labels.has(value):  # a tensor that is changed in place
                 labels.join(labels.arrays(value)[0], moved)
-            labels.add(value, moved)
+            beside.setdefault((value, varied(moved)), []).append(moved)
+    for (value, axes), parts in beside.items():
+        if axes and len(parts) > 1:
+            labels.add_one_of(value, parts)
+        else:
+            for moved in parts:
+                labels.add(value, moved)
     for value in node.outputs:
         if not labels.has(value):
             labels.add(value, np.zeros((1,) * value.ndim, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""A number that Python takes from data of the input: ``lengths.max().item()``.
+"""A number that Python takes from data of the input: ``lengths.max().item()``, ``counts.tolist()``.
 
 What Python does with it decides what can be known. Compared with another number it gives a truth value, of which there
 are two: both ways are looked at (``speedup.ways``). Whatever else is done with it, anything may follow.
@@ -42,7 +42,8 @@ class Number:
     Args:
         value: the number.
         compared: given the result of a comparison, says what Python is told.
-        taken: called when the number itself is used.
+        taken: called when the number itself is used. Numbers of one list have it in common: to compare them with one
+            another, as a maximum does, is to use them.
     """
 
     __slots__ = ("_compared", "_taken", "_value")
@@ -79,7 +80,7 @@ def _comparison(name: str) -> Callable[[Number, Any], Any]:
     compare = getattr(operator, name)
 
     def method(self: Number, other: Any) -> Any:
-        if type(other) is Number:
+        if type(other) is Number and self._taken is not other._taken:
             return self._compared(compare(self._value, other._value))
         if type(other) in (bool, int, float):
             return self._compared(compare(self._value, other))

@@ -48,6 +48,7 @@ _WHY_SEEKING = "which layers are called hangs on what is found here, so with oth
 
 _WHY_ENDED = "what comes from here on is not recorded"
 
+_MOST_NUMBERS = 1000  # of which Python may compare each
 _MOST_READS = 100  # in a run that is told what the data do not say
 
 
@@ -397,11 +398,15 @@ class Recorder(Calls):
         self.reads += 1
         if (self.answers or self.told is not None) and self.reads > _MOST_READS:
             raise EndlessError(f"more than {_MOST_READS} looks at data of the input")
-        is_number = type(result) in (int, float) and name_of(node.op) == "item"
-        asks = self.answers is not None and (isinstance(result, bool) or is_number)
+        op = name_of(node.op)
+        numbers = pytree.tree_leaves(result) if op == "tolist" else [result] if op == "item" else []
+        gives = 0 < len(numbers) <= _MOST_NUMBERS and all(type(n) in (bool, int, float) for n in numbers)
+        asks = self.answers is not None and (gives or isinstance(result, bool))
         self.reads_data = self.reads_data or not (asks or of_places)
         if self.branch is None and asks:
-            return self._lent(node, result, of_places) if is_number else self._answer(result)
+            if gives and not isinstance(result, bool):
+                return self._lent(node, result, of_places)
+            return self._answer(result)
         if self.branch is None:
             self.branch = Branch(node, self.tensors.existing())
         return result
@@ -426,8 +431,8 @@ class Recorder(Calls):
         self.asked.append(self.answers[number] if number < len(self.answers) else real)
         return self.asked[-1]
 
-    def _lent(self, node: Node, real: float, of_places: bool) -> Number:
-        """What Python gets of a number: it may compare that."""
+    def _lent(self, node: Node, real: Any, of_places: bool) -> Any:
+        """What Python gets of a number, or of lists of them: it may compare each."""
         self.lends = True
         live = self.tensors.existing()
 
@@ -436,7 +441,7 @@ class Recorder(Calls):
             if self.branch is None or self.branch.node.index > node.index:
                 self.branch = Branch(node, live)
 
-        return Number(real, self._answer, taken)
+        return pytree.tree_map(lambda number: Number(number, self._answer, taken), real)
 
     def _claim(self, node: Node, rule: Rule | None) -> None:
         if rule is not None and not self.compared:
