@@ -256,6 +256,22 @@ class Compared(Features):
         return self.two(y.tanh())
 
 
+class ComparedInside(Features):
+    """As ``Compared``: the size is that of a layer in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.Tanh()
+        self.act.size = 16  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.one(x)
+        size: int = self.act.size  # type: ignore[assignment]
+        if y.shape[-1] - size < 0:
+            raise ValueError(f"expected {size}")
+        return self.two(self.act(y[..., :size]))
+
+
 class Scales(nn.Module):
     """One factor per channel, which another module asks for by a method of its own."""
 

@@ -150,6 +150,11 @@ def test_a_size_that_python_compares() -> None:
     assert small.size == 13 and repaired(plan) == ["size: 16 -> 13"]
 
 
+def test_a_size_that_python_compares_and_a_layer_in_it_holds() -> None:
+    small, _, plan = shrink(nets.ComparedInside(), ONE, 2, 4)
+    assert small.two.weight.shape == (3, 13) and small.act.size == 13
+
+
 def test_a_size_that_python_compares_in_another_module() -> None:
     small, _, plan = shrink(nets.Scaled(), {"conv.weight": (1, 5), "conv.bias": (1, 5)}, *IMAGE)
     assert (small.conv.out_channels, small.head.in_features, small.scales.factors.numel()) == (6, 6, 3)

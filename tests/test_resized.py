@@ -380,3 +380,34 @@ def test_inputs_of_sizes_of_their_own(length, other):
         for n, m in [(length, other), *((n, m) for n in (1, 4, 9) for m in (1, 4, 9))]
     )
     check_equal(net, dummy, masks, others)
+
+
+class Windows(nn.Module):
+    """Windows of 4 x 4, padded to whole ones with zeros in front of a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.c = nn.Conv2d(3, 8, 1), nn.LayerNorm(8), nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.a(x).permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        down, right = -h % 4, -w % 4
+        if down or right:
+            x = F.pad(x, (0, 0, 0, right, 0, down))
+        rows, columns = (h + down) // 4, (w + right) // 4
+        x = x.view(n, rows, 4, columns, 4, c).transpose(2, 3).reshape(-1, 16, c)
+        x = F.relu(self.b(self.norm(x)))
+        x = x.view(n, rows, columns, 4, 4, -1).transpose(2, 3).reshape(n, h + down, w + right, -1)
+        return self.c(x[:, :h, :w])
+
+
+@pytest.mark.parametrize("size", [4, 8, 9, 10, 12])
+def test_constants_that_other_sizes_pad_in_front_of_a_norm(size):
+    """What is a constant here is one within the image there, 0 outside: a carrier says where, and stays here too."""
+    net = randomize(Windows())
+    masks = mask_indices(net, {"a.weight": GONE, "b.weight": [2, 3]})
+    sizes = [(size, size), *((h, w) for h in (3, 4, 8, 9, 12) for w in (8, 10))]
+    dummy, *others = (torch.randn(2, 3, h, w, dtype=torch.float64) for h, w in sizes)
+    small = check_equal(net, dummy, masks, others).model
+    assert small.a.out_channels == small.b.in_features == 7

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -45,6 +45,22 @@ class _Origin:
     def only(self) -> int | None:
         """The operand that all entries come from; None where there are several, or fillers."""
         return int(self.source.item()) if self.source.size == 1 and self.source.item() != _FILLED else None
+
+    @cached_property
+    def along(self) -> tuple[frozenset[int], ...]:
+        """Per axis of the operands the axes of the output, counted from the last one, along which the index varies."""
+        filled = self.source == _FILLED
+        return tuple([frozenset(_varying(c, filled)) for c in self.coordinates])
+
+
+def _varying(index: np.ndarray[Any, Any], filled: Bools) -> Iterator[int]:
+    """The axes, counted from the last one, along which an index varies; what is filled in has none."""
+    long = [a for a, size in enumerate(index.shape) if size > 1]
+    if long and filled.any():
+        index, filled = np.broadcast_arrays(index, filled)
+        least, most = np.where(filled, index.max(), index), np.where(filled, index.min(), index)
+        long = [a for a in range(index.ndim) if (least.min(a) < most.max(a)).any()]
+    yield from (a - index.ndim for a in long)
 
 
 class CoordinateRule(Rule):

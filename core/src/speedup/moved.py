@@ -71,7 +71,7 @@ def mixes(node: Node, keeps: KeepSets) -> bool:
     losing = {a for v in values for a in varied(keeps.sets[v])}
     rigid = {a for v in values for a, r in enumerate(keeps.rigid[v]) if r}
     for origin in rule.origins(node):
-        along = [{a - c.ndim for a, s in enumerate(c.shape) if s > 1} for c in origin.coordinates]
+        along = origin.along
         if any(along[a] & along[b] for a in losing for b in rigid - {a} if max(a, b) < len(along)):
             return True
     return False

@@ -20,13 +20,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from math import prod
 
-import numpy as np
 import torch
 from torch import nn
 
+from speedup.differ import differ
 from speedup.elsewhere import Elsewhere
 from speedup.errors import RuleError
-from speedup.facts import Bools, Floats, everything
+from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
 from speedup.grow import keep_sets
 from speedup.infer import Facts, infer
@@ -178,7 +178,7 @@ def _doubtful(model: nn.Module, graph: Graph, facts: Facts, loose: bool) -> dict
         for value in known:
             repeated[_place(node, node.outputs.index(value))].append(value)
     for values in repeated.values():
-        if any(_differ(facts, values[0], facts, v).any() for v in values[1:]):
+        if any(differ(facts, values[0], facts, v).any() for v in values[1:]):
             found.update((v, facts.known_but_zero(v)) for v in values)
     return found
 
@@ -227,77 +227,6 @@ def _differing(
             else:  # nobody knows which run of the line is which
                 pairs = [(facts, v) for v in values] + [(known, v) for v in others]
             for said, counterpart in pairs:
-                entries = _differ(facts, value, said, counterpart)
+                entries = differ(facts, value, said, counterpart)
                 if entries.any():
                     yield value, entries
-
-
-def _differ(facts: Facts, value: Value, known: Facts, other: Value) -> Bools:
-    """Where of one value something is known that is not known, or is something else, of another one."""
-    if value.ndim != other.ndim:
-        return everything(value.ndim)
-    differ = np.zeros((1,) * value.ndim, dtype=bool)
-    for (mask, first), (also, second) in zip(_numbers(facts, value), _numbers(known, other), strict=False):
-        axes = _positional(value.shape, (mask, first), (also, second))
-        if axes:
-            differ = differ | _parting(axes, (mask, first), (also, second))
-            mask, first = _even(axes, mask, first)
-        same = also & np.isclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True)
-        # What is known at all positions must be so at all that there are in the other run.
-        same = same.all(tuple(a for a, s in enumerate(value.shape) if same.shape[a] not in (1, s)), keepdims=True)
-        differ = differ | (mask & ~same)
-    terms = [len(f.affine[v].terms) if v in f.affine else 0 for f, v in ((facts, value), (known, other))]
-    if terms[0] and terms[0] != terms[1]:
-        differ = differ | facts.affine[value].mask
-    return np.asarray(differ, dtype=bool)
-
-
-def _numbers(facts: Facts, value: Value) -> Iterator[tuple[Bools, Floats]]:
-    yield facts.mask(value), facts.value(value)
-    affine = facts.affine.get(value)
-    if affine is not None:
-        yield from ((affine.mask, n) for n in (affine.offset, *affine.terms))
-
-
-def _positional(
-    shape: Sequence[int], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]
-) -> tuple[int, ...]:
-    """The axes along which arrays cannot be compared: known position by position, at other positions."""
-    varies = [max(sizes) > 1 for sizes in zip(*(a.shape for a in own), strict=True)]
-    there = [set(sizes) for sizes in zip(*(a.shape for a in others), strict=True)]
-    return tuple([a for a, size in enumerate(shape) if varies[a] and not there[a] <= {1, size}])
-
-
-def _even(axes: tuple[int, ...], mask: Bools, numbers: Floats) -> tuple[Bools, Floats]:
-    """What is known and the same all along these axes, which have size 1 then."""
-    mask, numbers = np.broadcast_arrays(mask, numbers)
-    first = numbers[tuple([slice(0, 1) if a in axes else slice(None) for a in range(numbers.ndim)])]
-    return np.logical_and.reduce(mask & np.equal(numbers, first), axis=axes, keepdims=True), first
-
-
-def _parting(axes: tuple[int, ...], own: Sequence[Bools | Floats], others: Sequence[Bools | Floats]) -> Bools:
-    """Entries that vary along these axes, where some are combinations of others at all places here, and not there.
-
-    Of fewer places than entries all are such combinations, which nobody takes for one.
-    """
-    rest = [a for a in range(own[0].ndim) if a not in axes]
-    sizes = np.broadcast_shapes(*([a.shape[r] for r in rest] for a in (*own, *others)))
-
-    def lines(mask: Bools, numbers: Floats) -> tuple[Bools, Floats]:
-        both = [a.transpose([*rest, *axes]) for a in np.broadcast_arrays(mask, numbers)]
-        known, array = (np.broadcast_to(a, [*sizes, *a.shape[len(rest) :]]).reshape(prod(sizes), -1) for a in both)
-        return np.logical_and.reduce(known, axis=1), array
-
-    (known, here), (also, there) = lines(*own), lines(*others)
-    both = known & also
-    first = here[:, :1]
-    here, there = here - first, there - first
-    varying = known & (here != 0).any(axis=1)
-    rank, together = (_rank(rows[both]) for rows in (here, np.hstack([here, there])))
-    parts = together > rank and rank < min(both.sum(), here.shape[1] - 1)
-    found = varying & (~also | parts)
-    return np.expand_dims(found.reshape(sizes), axes)
-
-
-def _rank(rows: Floats) -> int:
-    return int(np.linalg.matrix_rank(rows, tol=1e-10 * np.abs(rows).max())) if rows.any() else 0

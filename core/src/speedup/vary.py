@@ -3,7 +3,8 @@
 A position that the code holds may be right for all that is smaller, or larger: both are tried, and more samples. As few
 runs as can be say so, on inputs as small as can be:
 
-1. more samples of a smaller size; where the model does not take that, each for itself;
+1. three times the samples at half the size, since twice as many would have as many rows in all; where the model does
+   not take that, more samples and a smaller size, each for itself;
 2. one side larger while the others are smaller: to a model that takes smaller images that is one more size. To another
    it would be the same number of entries, which a literal ``view(-1, 512)`` takes for what it knows: there one side is
    larger while the others stay, or all of them are.
@@ -268,7 +269,7 @@ def _kinds(tensors: Sequence[torch.Tensor]) -> list[_Kind]:
 def _vary(inputs: Inputs, kind: _Kind, takes: Takes, more: bool, stretched: bool) -> bool:
     """Vary one kind, with more samples as long as nobody has tried these; whether they are still to be tried."""
     sides = kind.sides
-    if more and takes(_case(inputs, kind, smaller=sides, samples=2)):
+    if more and takes(_case(inputs, kind, smaller=sides, samples=3)):
         smaller, more = True, False
     else:
         smaller = takes(_case(inputs, kind, smaller=sides))
@@ -300,11 +301,11 @@ def _case(
         for axis in halved:
             if axis < tensor.ndim and tensor.shape[axis] > 1:
                 tensor = tensor.narrow(axis, 0, tensor.shape[axis] // 2)
-        for axis in ((0,) if samples > 1 else ()) + doubled:
-            if axis < tensor.ndim:
-                tensor = torch.cat([tensor, tensor.flip(axis)], axis)
+        for axis, times in ((0, samples), *((axis, 2) for axis in doubled)):
+            if axis < tensor.ndim and times > 1:
+                tensor = torch.cat([tensor, tensor.flip(axis), tensor][:times], axis)
         return tensor
 
-    words = ["more samples"] if samples > 1 else []
+    words = [f"{samples} times the samples"] if samples > 1 else []
     words += [f"{kind.name} {how} {axes}" for how, axes in (("smaller", smaller), ("larger", larger)) if axes and kind]
     return Case(", ".join(words), pytree.tree_map_only(torch.Tensor, resized, inputs), samples, kind is not None)

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from speedup.build import Parts
+from speedup.differ import combine_alike
 from speedup.elsewhere import Elsewhere
 from speedup.errors import SpeedupError
 from speedup.facts import Bools, everything
@@ -32,6 +33,7 @@ from speedup.grow import keep_sets
 from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
+from speedup.regular import varied
 from speedup.trace.recorder import EndlessError
 from speedup.vary import Inputs
 
@@ -183,6 +185,8 @@ def united(ways: Sequence[Way], keeps: Sequence[KeepSets], made: Sequence[Parts]
         those = those or [each.modules[path] for each in made if path in each.modules]
         first = those[0]
         if first is None or any(other is None or not _same_module(first, other) for other in those):
+            first = _right_everywhere(ways, keeps, made, path)
+        if first is None:
             differing.add(path)
         else:
             parts.modules[path] = first
@@ -193,6 +197,45 @@ def united(ways: Sequence[Way], keeps: Sequence[KeepSets], made: Sequence[Parts]
         parts.gained |= each.gained
     _adopt(ways, keeps)
     return parts
+
+
+def _right_everywhere(
+    ways: Sequence[Way], keeps: Sequence[KeepSets], made: Sequence[Parts], path: str
+) -> nn.Module | None:
+    """The module that one way makes, if it is right on the others too: they keep the same of what it is given, and what
+    goes can be made of that, and of a constant, as on this way."""
+    calls = [[n for n in way.graph.nodes if n.path == path] for way in ways]
+    if any(path in _called(w.graph) and not own for w, own in zip(ways, calls, strict=True)):
+        return None  # its parameters are read by others
+    for number, own in enumerate(calls):
+        module = made[number].modules.get(path)
+        others = [k for k, its in enumerate(calls) if its and k != number]
+        if module is not None and all(
+            len(calls[k]) == len(own)
+            and all(
+                _goes_alike(ways[number], keeps[number], a, ways[k], keeps[k], b)
+                for a, b in zip(own, calls[k], strict=True)
+            )
+            for k in others
+        ):
+            return module
+    return None
+
+
+def _goes_alike(way: Way, kept: KeepSets, node: Node, other: Way, its: KeepSets, counterpart: Node) -> bool:
+    for k, (value, there) in enumerate(zip(node.values, counterpart.values, strict=True)):
+        if value is None or there is None:
+            if value is not there:
+                return False
+            continue
+        mask, also = kept.sets[value], its.sets[there]
+        if not np.array_equal(mask, also):
+            return False
+        if k < len(node.operands) and not value.is_source:
+            losing = varied(mask)
+            if len(losing) > 1 or not all(combine_alike(way.facts, value, other.facts, there, a) for a in losing):
+                return False
+    return True
 
 
 def _called(graph: Graph) -> set[str]:

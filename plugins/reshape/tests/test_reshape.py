@@ -369,6 +369,22 @@ def test_flattened_positions_take_their_channel_along(name: str) -> None:
     assert kept(result) == expected
 
 
+def patches_and_back(a: torch.Tensor) -> torch.Tensor:
+    """Patches of 2 x 2, as in MobileViT: rows of all samples and channels are one axis in between."""
+    b, c, h, w = a.shape
+    a = a.reshape(b * c * (h // 2), 2, w // 2, 2).transpose(1, 2).reshape(b, c, (h // 2) * (w // 2), 4)
+    a = a.reshape(b * c * (h // 2), w // 2, 2, 2).transpose(1, 2)
+    return a.reshape(b, c, h, w)
+
+
+def test_rows_of_all_samples_and_channels_lose_channels() -> None:
+    """At other sizes there are as many rows in all only by chance, which says nothing of the channels."""
+    net = Net(patches_and_back)
+    masks = mask_indices(net, {"a.weight": list(A), "a.bias": list(A)})
+    result = check_equal(net, image(2, 8, 8), masks, [image(1, 12, 8), image(4, 4, 8), image(3, 8, 12)])
+    assert kept(result) == (5, 5)
+
+
 def test_single_masked_columns_behind_a_flatten_free_no_channel_alone() -> None:
     net = Net(lambda a: F.adaptive_avg_pool2d(a, 2).flatten(1), nn.Linear(32, 5))
     # All four columns of channel 1, and one of channel 2.

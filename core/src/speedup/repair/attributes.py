@@ -56,11 +56,17 @@ def repaired(module: nn.Module, stale: Stale, given: Sequence[Given], changed: d
     return {same[0]: stale.wanted} if len(same) == 1 else {}
 
 
-def mentioned(place: Place, module: nn.Module, tree: ast.AST, changed: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """The integer attributes of the module that an expression or a method reads."""
+def mentioned(
+    place: Place, module: nn.Module, tree: ast.AST, changed: dict[str, Any], child: str = ""
+) -> Iterator[tuple[str, int]]:
+    """The integer attributes of the module that an expression or a method reads.
+
+    Args:
+        child: under which name the method's own module has this one, if it is another one.
+    """
     seen = set()
     for node in ast.walk(tree):
-        name = place.attribute(node)
+        name = place.attribute(node, child)
         if name is not None and name not in seen:
             seen.add(name)
             value = held(module, name, changed)

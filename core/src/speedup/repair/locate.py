@@ -45,11 +45,13 @@ class Place:
         """How the method calls its module; "" in a function that is no method."""
         return first_parameter(self.found.tree) if self.caller is None or self.bound else ""
 
-    def attribute(self, node: ast.AST) -> str | None:
-        """The name of the module's attribute that an expression is; None for anything else."""
-        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name) or not self.self_name:
+    def attribute(self, node: ast.AST, child: str = "") -> str | None:
+        """The name of the module's attribute that an expression is, or of one of its child; None for anything else."""
+        if not isinstance(node, ast.Attribute) or not self.self_name:
             return None
-        return node.attr if node.value.id == self.self_name else None
+        if child:
+            return node.attr if self.attribute(node.value) == child else None
+        return node.attr if isinstance(node.value, ast.Name) and node.value.id == self.self_name else None
 
 
 def places_of(node: Node, module: nn.Module) -> list[Place]:

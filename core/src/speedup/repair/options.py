@@ -304,7 +304,6 @@ def _guesses(job: Job, node: Node, path: str, method: str, repairs: Repairs) -> 
     place = place_of_method(module, method)
     if place is None:
         return
-    changed = dict(repairs[path].attributes) if path in repairs else {}
     near = [n for n in job.graph.nodes if n.scope in (node.scope, path)]
     sizes = {
         (v.shape[a], s)
@@ -313,7 +312,16 @@ def _guesses(job: Job, node: Node, path: str, method: str, repairs: Repairs) -> 
         for a, s in enumerate(keeps.shape(v))
         if s != v.shape[a]
     }
-    for name, value in mentioned(place, module, place.found.tree, changed):
+    for owner, name, value in _read_in(place, module):
+        at = f"{path}.{owner}".strip(".")
         new = {small for full, small in sizes if full == value}
-        if len(new) == 1 and held(module, name, {}) == value:
-            yield {path: Repair({name: new.pop()}, {name: value})}
+        if len(new) == 1 and (at not in repairs or name not in repairs[at].attributes):
+            yield {at: Repair({name: new.pop()}, {name: value})}
+
+
+def _read_in(place: Place, module: nn.Module) -> Iterator[tuple[str, str, int]]:
+    """The integer attributes that a method reads, of its module and of those in it: of which, name, and value."""
+    for name, value in mentioned(place, module, place.found.tree, {}):
+        yield "", name, value
+    for child, part in module.named_children():
+        yield from ((child, name, value) for name, value in mentioned(place, part, place.found.tree, {}, child))
