@@ -16,6 +16,7 @@ from speedup.trace.standing import OtherwiseError, Standing
 from speedup.trace.told import NONE, Told, told
 
 GIVEN = torch.ones(2, 3, 32, 32)
+HELD: list[torch.Tensor] = []
 
 Between = Callable[["Net", torch.Tensor], torch.Tensor]
 
@@ -67,6 +68,11 @@ def writes(net: Net, y: torch.Tensor) -> torch.Tensor:
     return y * net.table
 
 
+def sparse(net: Net, y: torch.Tensor) -> torch.Tensor:
+    HELD[:] = [y[0, 0].to_sparse()]
+    return y
+
+
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[nn.Module]]:
     """The convolutions that were computed."""
@@ -109,8 +115,8 @@ def test_it_parts_from_there() -> None:
     assert len(first.reference[2]) and not len(again.reference[2])
 
 
-@pytest.mark.parametrize("between", [reads, writes])
-def test_where_contents_decide_more_nothing_is_kept(between: Between) -> None:
+@pytest.mark.parametrize("between", [reads, writes, sparse])
+def test_where_contents_decide_more_or_cannot_be_kept_nothing_is(between: Between) -> None:
     net = Net(between).eval()
     with sandbox(net):
         assert first_run(net).standing is None

@@ -101,6 +101,7 @@ def find_detours(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph
     if widest is None:
         note_detours(model, inputs, rules, first)
         return None
+    first.standing = None  # these runs are told what is there before they look
     what, graph = widest
     others = _left_out(model, inputs, rules, graph, what)
     if others is None:

@@ -35,7 +35,6 @@ class Wider:
 
     def __init__(self, first: Graph, graph: Graph) -> None:
         self.first, self.graph = first, graph
-        first.standing = None
 
     def entered(self) -> contextlib.AbstractContextManager[Any]:
         """Inside of it every run of the model is one like this."""

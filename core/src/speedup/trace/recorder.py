@@ -185,10 +185,9 @@ class Recorder(Calls):
         """Keep what stands now for other runs, or take up from what another one has kept."""
         standing = self.standing
         if standing is not None and standing.is_open:
-            if self.reads or self.tensors.are_sources_changed:
-                self.standing = None  # what a call gives decides more than what the next one is given
-            else:
-                standing.close(self.nodes, self.tensors.alive(), self.from_input)
+            decides = self.reads or self.tensors.are_sources_changed  # more than what the next call is given
+            if decides or not standing.close(self.nodes, self.tensors.alive(), self.from_input):
+                self.standing = None
         if self.resumed is not None:
             resumed, self.resumed = self.resumed, None
             resumed.take_up(self.nodes, self.tensors.alive(), self.from_input)

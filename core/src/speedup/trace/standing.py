@@ -49,21 +49,24 @@ class Standing:
             number: of the call.
             tensors: what it was given and left alone.
         """
-        if type(result) is not torch.Tensor or result.nbytes < _LEAST or not is_closed(node.op, rule, node.module):
+        if not _is_plain(result) or result.nbytes < _LEAST or not is_closed(node.op, rule, node.module):
             return
-        if result.layout is torch.strided and memory_of(result) not in {0, *map(memory_of, tensors)}:
+        if memory_of(result) not in {0, *map(memory_of, tensors)}:
             self._layouts[_key(number, node)] = result.shape, result.stride(), result.dtype, result.device
 
-    def close(self, nodes: Sequence[Node], live: Live, from_input: Collection[Value]) -> None:
-        """The first look comes now."""
+    def close(self, nodes: Sequence[Node], live: Live, from_input: Collection[Value]) -> bool:
+        """The first look comes now; whether what stands can be kept."""
         self.is_open, self._calls = False, tuple(nodes)
         copies: dict[int, torch.UntypedStorage] = {}
         for tensor, value in live:
             if value in from_input and value.kind != "input":
+                if not _is_plain(tensor):
+                    return False
                 memory = memory_of(tensor)
                 if memory not in copies:
                     copies[memory] = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
                 self._contents[value.number] = copies[memory]
+        return True
 
     # -- other runs ---------------------------------------------------------------------------------------------------
 
@@ -93,6 +96,10 @@ class Standing:
                     raise OtherwiseError
                 own.copy_(contents)
         self.is_taken_up = True
+
+
+def _is_plain(item: Any) -> bool:
+    return type(item) is torch.Tensor and item.layout is torch.strided and not item.is_nested
 
 
 def _key(number: int, node: Node) -> Any:
