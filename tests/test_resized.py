@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import speedup
+import speedup.build
 import speedup.solve
 from speedup.testing import check_equal, mask_indices, randomize
 
@@ -160,6 +161,18 @@ def test_a_layer_of_another_size_that_is_not_masked_keeps_what_it_makes():
         8,
         8,
     )
+
+
+def test_what_ways_keep_alike_is_cut_once(monkeypatch):
+    cut = []
+    own = speedup.build.kept_of
+    monkeypatch.setattr(
+        "speedup.build.kept_of", lambda keeps, value, *new: cut.append(value.number) or own(keeps, value, *new)
+    )
+    net = randomize(Padded()).double()
+    masks = mask_indices(net, {name: GONE for name in ("a.weight", "a.bias", "bn.weight", "bn.bias")})
+    speedup.plan(net, torch.randn(2, 3, 8, 8).double(), masks).apply()
+    assert net.a.out_channels == 5 and len(cut) == len(set(cut))
 
 
 def test_plans_with_layers_of_other_sizes_are_saved(tmp_path):

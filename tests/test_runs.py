@@ -160,3 +160,73 @@ def test_a_forward_that_writes_into_a_parameter_leaves_it() -> None:
     before = net.steps.clone()
     speedup.plan(net, torch.randn(2, 3, 4, 4).double(), dropped(net)).apply()
     assert net.conv.out_channels == 5 and torch.equal(net.steps, before)
+
+
+# -- places that are found in the data --------------------------------------------------------------------------------
+
+
+class Finding(nn.Module):
+    """A head that runs on the places that are found, as that of a detector runs on boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mid, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        found = []
+        for image in images:
+            y = self.conv(image[None])
+            scaled = F.interpolate(y, size=image.shape[-2:]) * (y.new_full((1,), y.shape[2]) / y.shape[2])
+            rows = scaled.flatten(2)[0].T
+            rows = self.mid(rows[torch.where(rows.sum(1) > 0)[0]])
+            found.append(self.head(F.relu(rows)))
+        return found
+
+
+def test_a_head_runs_on_few_places_where_it_is_enough() -> None:
+    """On all that the data have in the first run and in that of the small model."""
+    net = randomize(Finding()).double()
+    images = [torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(n)).double() for n in range(2)]
+    rows: list[int] = []
+    net.head.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    names = ("conv.weight", "conv.bias", "mid.weight", "mid.bias")
+    masks = mask_indices(net, {name: [0, 3, 4] for name in names})
+    small = check_equal(net, (images,), masks, [([-i for i in images],), (images[:1],)]).model
+    assert small.mid.out_features == 5
+    rows.clear()
+    speedup.plan(net, (images,), masks)
+    assert len([n for n in rows if n > 4]) == 4, rows
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, y: F.interpolate(x, size=y.shape[-2:]),
+        lambda x, y: x.reshape(y.shape),
+        lambda x, y: torch.stack([x.new_zeros(x.shape).copy_(x), x])[1],
+        lambda x, y: x + (torch.where(y.sum((1, 2, 3)) > -1e9)[0].sum() * 0),
+    ],
+    ids=["a size", "a shape", "a view that is written into", "in parts"],
+)
+def test_the_short_check_is_enough(
+    use: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batch = x.new_zeros(x.shape)
+            for number, image in enumerate(x):
+                batch[number, :, : image.shape[1]].copy_(image)
+            result: torch.Tensor = self.head(F.relu(self.conv(use(batch, x))))
+            return result
+
+    def no_more(*args: object) -> None:
+        raise AssertionError("the run of the small model was recorded")
+
+    net = randomize(Net()).double()
+    monkeypatch.setattr("speedup.tries.check", no_more)
+    speedup.plan(net, torch.randn(2, 3, 4, 4).double(), dropped(net)).apply()
+    assert net.conv.out_channels == 5

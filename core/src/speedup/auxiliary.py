@@ -95,6 +95,7 @@ def find_auxiliary(model: nn.Module, inputs: Inputs, rules: Registry, first: Gra
     if same is None:
         log.debug("as in training, it does not make all calls that it makes in eval mode")
         return None
+    first.standing = None  # nobody looks for other ways of it
     return Auxiliary(first, graph, modules, same)
 
 

@@ -81,24 +81,51 @@ class Piece:
     nodes: Sequence[Node]
 
 
-def build(graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None = None) -> Parts:
+class Made:
+    """New tensors that were made for one way of the model, into which nothing was folded."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[KeepSets, Value, torch.Tensor]] = {}
+
+    def find(self, keeps: KeepSets, value: Value) -> torch.Tensor | None:
+        """The one that was made of the same entries of a parameter or buffer."""
+        if value.number not in self._made or value in keeps.orders:
+            return None
+        others, other, made = self._made[value.number]
+        return made if value.is_read == other.is_read and keeps.same(value, others, other) else None
+
+    def add(self, keeps: KeepSets, value: Value, made: torch.Tensor) -> None:
+        """Take one in, if its entries stand in their order."""
+        if value not in keeps.orders:
+            self._made[value.number] = keeps, value, made
+
+
+def build(
+    graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None = None, known: Made | None = None
+) -> Parts:
     """Make the new tensors and modules.
 
     Args:
         piece: what is made, the whole model by default.
+        known: what was made for other ways, to be shared; what is made now is added.
 
     Raises:
         RuleError: a rule raised in ``replace`` or returned no module.
     """
-    parts = Parts()
+    parts, known = Parts(), known if known is not None else Made()
     folded, gained = _folds(graph.nodes if piece is None else piece.nodes, keeps)
     fresh: dict[Value, torch.Tensor] = {}
     for value in graph.sources if piece is None else piece.values:
         if not changes(keeps, value) and value not in folded:
             continue
         assert value.tensor is not None
-        tensor = folded.pop(value) if value in folded else kept_of(keeps, value)
-        fresh[value] = _like(value.tensor, tensor)
+        if value in folded:
+            fresh[value] = _like(value.tensor, folded.pop(value))
+        elif (shared := known.find(keeps, value)) is not None:
+            fresh[value] = shared
+        else:
+            fresh[value] = _like(value.tensor, kept_of(keeps, value))
+            known.add(keeps, value, fresh[value])
         for name in value.names:
             if piece is None or name.rpartition(".")[0] in piece.paths:
                 parts.tensors[name] = fresh[value]

@@ -28,8 +28,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -40,14 +41,13 @@ from speedup.registry import Registry
 from speedup.repeats import repeats
 from speedup.trace.recorder import EndlessError
 from speedup.trace.run import trace
-from speedup.trace.told import ALL, NONE, Asked, Every, Told, told
+from speedup.trace.told import ALL, NONE, SOME, Asked, Every, Told, few, told
 from speedup.verification import Inputs
 from speedup.wider import Wider, given_values
 
 log = logging.getLogger("speedup")
 
 _FEW = 3  # questions of which all answers can be looked at (``speedup.ways``)
-_SOME = 4  # places that are found at least, in a run of which the data say where they are
 _MOST = 16  # detours in one module, or modules with detours, of which each is taken alone
 
 
@@ -101,6 +101,7 @@ def find_detours(model: nn.Module, inputs: Inputs, rules: Registry, first: Graph
     if widest is None:
         note_detours(model, inputs, rules, first)
         return None
+    first.standing = None  # these runs are told what is there before they look
     what, graph = widest
     others = _left_out(model, inputs, rules, graph, what)
     if others is None:
@@ -115,6 +116,7 @@ def note_detours(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph
     if graph.seeking is None:
         return
     others = _left_out(model, inputs, rules, graph, Told(masks=graph.extent.masks))
+    graph.standing = None
     if others is None:
         _branch(graph)
     else:
@@ -134,10 +136,12 @@ class _Others:
     Attributes:
         pairs: of which one comes in the place of the other.
         loose: see ``Graph``.
+        as_many: whether all runs return as many tensors.
     """
 
     pairs: set[tuple[Value, Value]] = field(default_factory=set)
     loose: set[Value] = field(default_factory=set)
+    as_many: bool = True
 
     @property
     def is_none(self) -> bool:
@@ -152,6 +156,7 @@ class _Others:
     def note(self, graph: Graph) -> None:
         """Note it in the graph of the widest run."""
         graph.instead, graph.loose = _classes(self.pairs), frozenset(self.loose)
+        graph.few_will_do = self.as_many
 
 
 def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, what: Told) -> _Others | None:
@@ -159,15 +164,17 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
     found = _Others()
     answers = () if what.everything else graph.answers
     made: list[tuple[Told, Mapping[Asked, bool]]] = []
+
+    run = partial(trace, model, *inputs, rules, answers=answers, masking=graph.masking, compared=graph)
+
     for series in _others(what, graph):
         for asked in series:
             if asked.modules is not None and not found.crosses:
                 break
-            if any(_says_the_same(asked, other, said) for other, said in made):
+            if any(_says_the_same(a, other, said) for other, said in made for a in (asked, few(asked))):
                 continue
             try:
-                with told(asked):
-                    other = trace(model, *inputs, rules, answers=answers, masking=graph.masking, compared=graph)
+                what_it_was_told, other = _told_little(asked, partial(_taken_up, graph, run))
             except SpeedupError:
                 raise
             except Exception as error:
@@ -177,16 +184,48 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
                     log.debug("told %s: %r", asked, error)
                     return None
                 continue  # there are no such data
-            made.append((asked, other.extent.said))
+            made.append((what_it_was_told, other.extent.said))
             more = _compared(other, graph)
             if more is None:
                 return None
             found.pairs |= more.pairs
             found.loose |= more.loose
+            found.as_many &= len(other.reference) == len(graph.reference)
             first = _is_none(asked) or asked.places != ALL
             if first and asked.modules is None and more.is_none and _called(other) == _called(graph):
                 break  # the same layers are called on the same
     return found
+
+
+def _told_little(asked: Told, run: Callable[[], Graph]) -> tuple[Told, Graph]:
+    """A run that is told this, and the same of few places where it takes that."""
+    for what in (few(asked), asked):
+        try:
+            with told(what):
+                return what, run()
+        except Exception as error:  # whatever code says to what it is told
+            if isinstance(error, SpeedupError) or what == asked:
+                raise
+            log.debug("told of few places: %r", error)
+    raise AssertionError
+
+
+def _taken_up(graph: Graph, run: Callable[..., Graph]) -> Graph:
+    """A run on the same input, which does not compute again what stood before the first call that looks for places."""
+    standing = graph.standing
+    if standing is not None:
+        standing.is_taken_up = False
+        try:
+            found = run(resumed=standing)
+        except Exception:
+            if standing.is_taken_up:
+                raise
+        else:
+            if standing.is_taken_up:
+                return found
+        log.debug("up to where it looks for places it is not the same")
+        graph.standing = None
+    return run()
 
 
 def _says_the_same(asked: Told, other: Told, said: Mapping[Asked, bool]) -> bool:
@@ -205,8 +244,8 @@ def _others(what: Told, widest: Graph) -> Iterator[Iterator[Told]]:
     extent, after = widest.extent, _calls_after(widest)
     if what.everything:
         yield iter([Told()])
-    elif extent.found < _SOME:
-        yield iter([replace(what, least=_SOME)])
+    elif extent.found < SOME:
+        yield iter([replace(what, least=SOME)])
     if not what.everything and not after:
         yield iter([replace(what, calls=NONE)])
         return

@@ -15,15 +15,16 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from speedup.graph import Graph, Node
+from speedup.graph import Graph, Node, Value
 from speedup.registry import Registry
 from speedup.report.counts import macs_of
+from speedup.trace.calls import may_seek
 from speedup.trace.glance import Glance, UnclearError, glance
 from speedup.trace.meta import all_on_meta, to_meta
 from speedup.trace.run import trace
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.shapes import Shapes
-from speedup.trace.told import now_told, told
+from speedup.trace.told import Told, few, now_told, told
 from speedup.vary import Case, Inputs, Takes, at_other_sizes
 
 log = logging.getLogger("speedup")
@@ -75,18 +76,17 @@ class Elsewhere:
             forced: whether Python is told what it was told on the dummy input, whatever the data say.
         """
         answers = self.graph.answers if forced and self.graph.branch is None else None
-        key = case.name, forced and (bool(answers) or now_told() is not None)
+        key = case.name, forced and (bool(answers) or self._told() != (None,))
         found, is_claimed = self._runs.get(key, (None, False))
         if key not in self._runs or (claimed and found is not None and not is_claimed):
-            with told(now_told() if forced else None):
-                found = self._run(case, claimed, answers)
+            found = self._run(case, claimed, answers, self._told() if forced else (None,))
             self._runs[key] = found, claimed
         return found
 
     def run_until(self, case: Case, until: Callable[[Node], bool]) -> Graph | None:
         """As ``run``, with rules, of which no more is recorded from a call on; all of it where that cannot be."""
         answers = self.graph.answers if self.graph.branch is None else None
-        found = self._run(case, True, answers, until)
+        found = self._run(case, True, answers, self._told(), until)
         # What comes behind the last call is told nothing: it may fail, or give something else, for that reason.
         return found if found is not None or not case.samples else self.run(case, claimed=True)
 
@@ -95,26 +95,49 @@ class Elsewhere:
         case: Case,
         claimed: bool,
         answers: Sequence[bool] | None,
+        each: Sequence[Told | None],
         until: Callable[[Node], bool] | None = None,
     ) -> Graph | None:
         graph, masking = self.graph, self.graph.masking
         assert masking is not None  # it is the graph of a run
-        try:
-            with undisturbed(self.model), masking.sparing():
-                torch.manual_seed(0)  # as in ``verification.run``
-                made = trace(
-                    self.model,
-                    *case.inputs,
-                    self.rules,
-                    answers=answers,
-                    masking=masking,
-                    compared=None if claimed else graph,
-                    until=until,
-                )
-        except Exception as error:  # whatever a model says to a size that it does not take
-            log.debug("%s: %r", case.name, error)
-            return None
-        return made if case.comparable(made.reference, graph.reference) else None
+        for what in each:
+            try:
+                with told(what), undisturbed(self.model), masking.sparing():
+                    torch.manual_seed(0)  # as in ``verification.run``
+                    made = trace(
+                        self.model,
+                        *case.inputs,
+                        self.rules,
+                        answers=answers,
+                        masking=masking,
+                        compared=None if claimed else graph,
+                        until=until,
+                    )
+            except Exception as error:  # whatever a model says to a size that it does not take
+                log.debug("%s: %r", case.name, error)
+                continue
+            return made if self._is_comparable(case, made.reference) else None
+        return None
+
+    def _told(self) -> Sequence[Told | None]:
+        """What runs are told, the first of them that the model takes."""
+        if now_told() is not None or not self.graph.few_will_do:
+            return (now_told(),)
+        return few(Told(masks=self.graph.extent.masks)), None
+
+    def _is_comparable(self, case: Case, outputs: Sequence[torch.Tensor]) -> bool:
+        return case.comparable(outputs, self.graph.reference, self._sized)
+
+    @cached_property
+    def _sized(self) -> Sequence[bool]:
+        """Of what the model returns, whether its sizes have nothing to do with how many places data are found at."""
+        graph = self.graph
+        found: set[Value] = set()
+        for node in graph.nodes if graph.seeking is not None else ():
+            seeks = may_seek(node.rule) and not graph.from_input.isdisjoint(node.tensors)
+            if seeks or not found.isdisjoint(node.tensors):
+                found.update(node.outputs)
+        return [v not in found for v in graph.outputs[: len(graph.reference)]]
 
     def glance(self, case: Case) -> Glance | Graph | None:
         """Which lines make calls in the run on one case, or the run itself where more than a glance is needed, or where
@@ -130,7 +153,7 @@ class Elsewhere:
         except Exception as error:
             log.debug("%s: %r", case.name, error)
             return None
-        return seen if case.comparable(seen.reference, self.graph.reference) else None
+        return seen if self._is_comparable(case, seen.reference) else None
 
     def contentless(self) -> Contentless | None:
         """The runs at all other sizes without contents; None where the model needs these."""
@@ -170,7 +193,7 @@ class Elsewhere:
                 raise
             log.debug("without contents, %s: %r", case.name, error)
             return None
-        return made if case.comparable(made.reference, self.graph.reference) else None
+        return made if self._is_comparable(case, made.reference) else None
 
     def _without_contents(self) -> Contentless:
         found: list[tuple[Case, Graph]] = []

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from speedup.expand import Expansion
     from speedup.layout import Layout, Shape
     from speedup.rule import Rule
+    from speedup.trace.standing import Standing
     from speedup.trace.told import Asked
 
 
@@ -378,6 +379,9 @@ class Graph:
         extent: what the run could be told.
         loose: values that calls read which are made with other data alone, or instead of which calls read what those
             give: they stay whole, and nothing is known of them.
+        standing: what stood when the first call looked for places, for other runs on the same input; None where nobody
+            needs it any more.
+        few_will_do: whether a run that finds few places, or none, returns as many tensors.
     """
 
     nodes: list[Node]
@@ -403,6 +407,8 @@ class Graph:
     extent: Extent = Extent()
     loose: frozenset[Value] = frozenset()
     lasts: bool = True
+    few_will_do: bool = False
+    standing: Standing | None = None
 
     @cached_property
     def together(self) -> dict[Value, list[Value]]:

@@ -165,12 +165,17 @@ class KeepSets:
         known = self.sets.lines.get(value)
         return not known if known is not None else bool(self.sets[value].all())
 
-    def same(self, value: Value, other: KeepSets) -> bool:
-        """Whether two plans for one graph keep the same of a value."""
-        lines, its = self.sets.lines.get(value), other.sets.lines.get(value)
-        if lines is not None and its is not None:
-            return lines.keys() == its.keys() and all(np.array_equal(line, its[a]) for a, line in lines.items())
-        return bool((self.sets[value] == other.sets[value]).all())
+    def same(self, value: Value, other: KeepSets, its: Value | None = None) -> bool:
+        """Whether two plans keep the same of a value.
+
+        Args:
+            its: the value of the other plan, where that is for another graph.
+        """
+        its = value if its is None else its
+        lines, others = self.sets.lines.get(value), other.sets.lines.get(its)
+        if lines is not None and others is not None:
+            return lines.keys() == others.keys() and all(np.array_equal(line, others[a]) for a, line in lines.items())
+        return bool((self.sets[value] == other.sets[its]).all())
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape of what is kept."""

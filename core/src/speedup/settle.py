@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from speedup import moved
-from speedup.build import Parts, build
+from speedup.build import Made, Parts, build
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
@@ -48,7 +48,8 @@ def settle(
         if not any(more):
             more = _moved(ways, keeps)
         if not any(more):
-            made = [build(w.graph, k, model) for w, k in zip(ways, keeps, strict=True)]
+            known = Made()
+            made = [build(w.graph, k, model, known=known) for w, k in zip(ways, keeps, strict=True)]
             parts = united(ways, keeps, made)
             if isinstance(parts, Parts):
                 try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
+_TUPLES = (tuple, torch.Size)
 PLAIN = frozenset((int, float, bool, str, type(None)))
 
 
@@ -40,6 +42,8 @@ def alike(a: Any, b: Any, leaf: Callable[[Any, Any], bool]) -> bool:
         leaf: whether two leaves are.
     """
     if type(a) is not type(b):
+        if torch.Size in (type(a), type(b)):  # a copy of it is a tuple
+            return type(a) in _TUPLES and type(b) in _TUPLES and tuple(a) == tuple(b)
         return leaf(a, b)
     if isinstance(a, tuple | list):
         return len(a) == len(b) and all(alike(x, y, leaf) for x, y in zip(a, b, strict=True))

@@ -47,16 +47,22 @@ class Case:
     samples: int = 1
     resized: bool = True
 
-    def comparable(self, outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> bool:
+    def comparable(
+        self, outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], sized: Sequence[bool] | None = None
+    ) -> bool:
         """Whether the model takes this input as it takes the dummy input, by what it returns for both.
 
         A literal ``view(-1, 512)`` may take a larger image for more samples: what it gives then has no meaning.
+
+        Args:
+            sized: by output whether its sizes say something: not those of what was found in the data. By default all.
         """
         if len(outputs) != len(reference):
             return False
         if not self.resized or not self.samples:
             return True
-        return all(a.shape[:1] == self._scaled(b.shape[:1]) for a, b in zip(outputs, reference, strict=True))
+        pairs = [(a.shape[:1], self._scaled(b.shape[:1])) for a, b in zip(outputs, reference, strict=True)]
+        return all(a == b for number, (a, b) in enumerate(pairs) if sized is None or sized[number])
 
     def _scaled(self, first: torch.Size) -> tuple[int, ...]:
         return tuple(self.samples * size for size in first)

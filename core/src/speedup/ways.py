@@ -126,9 +126,9 @@ def disagreements(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[L
         return locks
     for values in zip(*(w.graph.sources for w in ways), strict=True):
         reading = [number for number, value in enumerate(values) if value.uses]
-        sets = [keeps[n].sets[values[n]] for n in reading]
-        if all(np.array_equal(s, sets[0]) for s in sets):
+        if all(keeps[n].same(values[n], keeps[reading[0]], values[reading[0]]) for n in reading[1:]):
             continue
+        sets = [keeps[n].sets[values[n]] for n in reading]
         wanted = np.logical_or.reduce(np.broadcast_arrays(*sets))
         for n, own in zip(reading, sets, strict=True):
             more, kept, value = locks[n], keeps[n], values[n]

@@ -36,7 +36,7 @@ def first_trace(
     """
     try:
         try:
-            return trace(model, *inputs, registry, answers=(), masking=masking)
+            return trace(model, *inputs, registry, answers=(), masking=masking, stands=True)
         except SpeedupError:
             raise
         except Exception:

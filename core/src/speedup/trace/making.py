@@ -51,7 +51,12 @@ class Maker:
         self.current = ""
 
     def make(
-        self, node: Node, rule: Any, tensors: list[torch.Tensor], call: Callable[[], Any]
+        self,
+        node: Node,
+        rule: Any,
+        tensors: list[torch.Tensor],
+        call: Callable[[], Any],
+        ready: torch.Tensor | None = None,
     ) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
         """Make a call that is recorded.
 
@@ -59,10 +64,13 @@ class Maker:
             node: the call, without outputs; ``writes`` is set.
             rule: the one that claims its op, if any does.
             tensors: what goes in, in the order of ``node.tensors``.
+            ready: what the call gives, where it is not to be made.
 
         Returns:
             what it gives; the tensors that it gave or changed; those that it changed.
         """
+        if ready is not None:
+            return ready, [ready], []
         op, module = node.op, node.module
         if transformed():
             self.masking.interrupt()  # a transform has hold of the memory of parameters

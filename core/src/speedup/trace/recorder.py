@@ -25,13 +25,13 @@ from speedup.masking import Masking
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
-from speedup.rounding import difference
 from speedup.rule import Rule
-from speedup.trace.calls import Calls, may_seek
+from speedup.trace.calls import Calls, gives_the_same, may_seek
 from speedup.trace.making import Maker, name_of, transformed
 from speedup.trace.number import Number, number_of
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, caller_and_sites, ends_at
+from speedup.trace.standing import Standing
 from speedup.trace.tensors import Tensors
 from speedup.trace.told import Asked, now_told
 from speedup.trees import replaced
@@ -116,6 +116,8 @@ class Recorder(Calls):
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
         self.until: Callable[[Node], bool] | None = None
+        self.standing: Standing | None = None  # kept for other runs
+        self.resumed: Standing | None = None  # kept by another run
         self.compared = False
         self.expected: Sequence[Node] = ()
         self.asked: list[bool] = []
@@ -166,18 +168,30 @@ class Recorder(Calls):
             if value not in self.from_input:
                 return through
             self.looks = True
+            self._looks_first()
             self.least = min(self.least or through.numel(), through.numel())
             if value not in self.places:
                 self.places[value] = self._asks("call")
             asked, count = self.places[value], int(through.count_nonzero())
             if self.told is not None and (rule.seeks or self.told.masks):
-                if count or self.told.everything or self.told.least:
+                if count or self.told.everything or (self.told.least and through.numel()):
                     self.said[asked] = self.told.leaves_out(asked)
                 return self.told.found(asked, through)
             self.fewest = count if self.fewest < 0 else min(self.fewest, count)
             return through
 
         return rule.seek(args, found)
+
+    def _looks_first(self) -> None:
+        """Keep what stands now for other runs, or take up from what another one has kept."""
+        standing = self.standing
+        if standing is not None and standing.is_open:
+            decides = self.reads or self.tensors.are_sources_changed  # more than what the next call is given
+            if decides or not standing.close(self.nodes, self.tensors.alive(), self.from_input):
+                self.standing = None
+        if self.resumed is not None:
+            resumed, self.resumed = self.resumed, None
+            resumed.take_up(self.nodes, self.tensors.alive(), self.from_input)
 
     @property
     def extent(self) -> Extent:
@@ -206,19 +220,10 @@ class Recorder(Calls):
     def enters(self, func: Any, parts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call in parts gives what the call gives: every run that is compared is made in parts, so that a
         mistake in them would show in none."""
-        tensors = list(tensors_in((args, kwargs)))
-        states = self.masking.mask(tensors)
-        devices = sorted({t.device.index or 0 for t in tensors if t.is_cuda})
-
-        def made(by: Any) -> list[torch.Tensor]:
-            own = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-            with torch.random.fork_rng(devices), self.maker.place:
-                return [*tensors_in(by(*own[0], **own[1])), *tensors_in(own)]
-
+        states = self.masking.mask(list(tensors_in((args, kwargs))))
         try:
-            return difference(made(func), made(parts)) is None
-        except Exception:
-            return False  # it is told by the call itself
+            with self.maker.place:
+                return gives_the_same(func, parts, args, kwargs)
         finally:
             self.masking.unmask(states)
 
@@ -272,7 +277,11 @@ class Recorder(Calls):
         ops_before = self.maker.op_count
         if any(t.is_nested for t in tensors):
             rule = None  # no signature speaks of lists of tensors of several sizes
-        result, outputs, changed = self.maker.make(node, rule, tensors, call)
+        ready = self.resumed.result(len(self.nodes), node) if self.resumed is not None else None
+        result, outputs, changed = self.maker.make(node, rule, tensors, call, ready)
+        standing = self.standing
+        if standing is not None and standing.is_open and not changed and not self.from_input.isdisjoint(node.tensors):
+            standing.note(len(self.nodes), node, rule, tensors, result)
         if any(t.is_nested for t in outputs):
             rule = None
         if rule is not None and rule.layout_only and _alike(tensors, outputs):

@@ -7,7 +7,8 @@ would have to be watched, nothing is said: the run is recorded then, and looked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from speedup import caches, walk
 from speedup.expand import expand
 from speedup.graph import Graph, Node, Ref
 from speedup.names import op_name
+from speedup.overwrite import Changed
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.above import called_above
-from speedup.trace.calls import Calls, listening
+from speedup.trace.calls import Calls, gives_the_same, listening
 from speedup.trace.making import new_or_changed, transformed
 from speedup.trace.meta import on_meta
 from speedup.trace.outputs import Returned, later, tensors_in
@@ -110,10 +112,11 @@ class _Player(Calls):
         self.claims = dict(graph.claims)
         self._shape_of = shape_of
         self._nodes = iter(graph.nodes)
-        self.due = next(self._nodes, None)
+        self.due = self._next()
 
     def enters(self, func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        raise _OtherwiseError  # what is made in parts is to be compared with the whole
+        with self._unseen():
+            return gives_the_same(func, parts, args, kwargs)
 
     def claim_by_structure(self, module: nn.Module) -> Rule | None:
         raise _OtherwiseError  # a module that the masked model does not call
@@ -130,9 +133,7 @@ class _Player(Calls):
     ) -> Any:
         if transformed():
             raise _OtherwiseError
-        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
-        self.open_calls += 1
-        try:
+        with self._unseen():
             tensors = _tensors(args, kwargs)
             versions = [walk.version_of(t) for t in tensors]
             result = call()
@@ -142,6 +143,14 @@ class _Player(Calls):
             if not self._passes(rule, tensors, outputs):
                 self._compare(op, args, kwargs, outputs)
             return result
+
+    @contextlib.contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """While this is open, calls are none of their own."""
+        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
+        self.open_calls += 1
+        try:
+            yield
         finally:
             self.open_calls -= 1
             if mode is not None:
@@ -172,7 +181,14 @@ class _Player(Calls):
                 raise _OtherwiseError
         if not alike((args, kwargs), (due.args, due.kwargs), _is_as_recorded):
             raise _OtherwiseError
-        self.due = next(self._nodes, None)
+        self.due = self._next()
+
+    def _next(self) -> Node | None:
+        """The next call. What follows from views is none: of whole tensors the same follows from the same calls."""
+        return next((n for n in self._nodes if not (isinstance(n.op, Changed) and self._is_whole(n))), None)
+
+    def _is_whole(self, node: Node) -> bool:
+        return all(self._shape_of(v) == v.shape for v in (*node.tensors, *node.outputs))
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:

@@ -28,6 +28,7 @@ from speedup.trace.recorder import EndlessError, Recorder, Watch
 from speedup.trace.sandbox import ordinary, undisturbed
 from speedup.trace.shapes import Shapes
 from speedup.trace.source import see_through
+from speedup.trace.standing import Standing
 
 
 class _Underneath(Ops):
@@ -90,6 +91,8 @@ def trace(
     shapes: Shapes | None = None,
     before: int = 0,
     until: Callable[[Node], bool] | None = None,
+    stands: bool = False,
+    resumed: Standing | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -108,6 +111,8 @@ def trace(
         before: how often the model is called before the call that is recorded.
         until: says of a call whether it is the last one that is recorded. The run goes on to its end, on data as they
             are, and with parameters that are not masked.
+        stands: whether to keep what stands at the first call that looks for places, for other runs on the same input.
+        resumed: what such a run has kept: it is ``compared``.
         watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
@@ -129,6 +134,7 @@ def trace(
         recorder = Recorder(model, registry, substitutes, masking)
         recorder.above = called_above(model, registry)
         recorder.answers, recorder.until = answers, until
+        recorder.standing, recorder.resumed = Standing() if stands else None, resumed
         recorder.maker.place, recorder.maker.shapes = made_there(model), shapes
         if compared is not None:
             recorder.compared, recorder.claims = True, dict(compared.claims)
@@ -227,4 +233,5 @@ def _run(
         claims=recorder.claims,
         seeking=recorder.seeking,
         extent=recorder.extent,
+        standing=recorder.standing if recorder.seeking is not None else None,
     )

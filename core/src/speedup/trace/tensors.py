@@ -116,6 +116,16 @@ class Tensors:
         self._live[key] = (weakref.ref(tensor, forget), value)
         return value
 
+    def alive(self) -> list[tuple[torch.Tensor, Value]]:
+        """All tracked tensors that are alive, with their values."""
+        found = [(ref(), value) for ref, value in list(self._live.values())]
+        return [(tensor, value) for tensor, value in found if tensor is not None]
+
+    @property
+    def are_sources_changed(self) -> bool:
+        """Whether a tensor of the model has been written into."""
+        return not self._live.keys().isdisjoint(self.sources)
+
     def existing(self) -> frozenset[Value]:
         """The values of all tracked tensors that are alive."""
         return frozenset(v for ref, v in self._live.values() if ref() is not None)

@@ -3,6 +3,9 @@
 Code may call a layer only where there is something for it (the experts of a mixture): it asks for a truth value, or
 goes through the places of what is not 0 (``Rule.seeks``). A run that is told that all is there calls every layer;
 others are told that only some of it is, and show what is left out then (see ``speedup.detours``).
+
+How much is computed may hang on how many places there are: the head of a detector runs once for every box that was
+found. What such runs are made for, a few show as well as all (``few``).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,6 +47,7 @@ class Asked(NamedTuple):
 
 
 ALL, NONE = Every(1, 0), Every(1, 1)
+SOME = 4  # places that are found, where it is told that there are a few
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Told:
         modules: those in which questions and calls are left out; None for all.
         masks: whether it is told too what masks choose, see ``Rule.seek``.
         least: how many places a call finds at least, the first ones, whatever the data say.
+        most: how many it finds at most, the first ones; 0 for all.
     """
 
     answer: bool | None = None
@@ -68,6 +73,7 @@ class Told:
     modules: frozenset[str] | None = None
     masks: bool = False
     least: int = 0
+    most: int = 0
 
     def leaves_out(self, asked: Asked) -> bool:
         """Whether a question is answered with the other answer, or a call finds nothing."""
@@ -83,12 +89,20 @@ class Told:
         if self.leaves_out(asked):
             return torch.zeros_like(sought)
         if not self.everything:
+            if self.most:
+                number = (sought != 0).flatten().cumsum(0).reshape(sought.shape)
+                sought = torch.where(number > self.most, torch.zeros_like(sought), sought)
             if not self.least or sought.count_nonzero() >= self.least:
                 return sought
             first = torch.arange(sought.numel(), device=sought.device).reshape(sought.shape) < self.least
             return torch.where(first, torch.ones_like(sought), sought)
         places = torch.arange(sought.numel(), device=sought.device) % self.places.step == self.places.start
         return places.reshape(sought.shape).to(sought.dtype)
+
+
+def few(what: Told) -> Told:
+    """The same, but every call that finds places finds few; where it is told that all is there, there is no less."""
+    return what if what.everything else replace(what, least=SOME, most=SOME)
 
 
 @contextlib.contextmanager
