@@ -768,6 +768,27 @@ def test_a_table_that_queries_and_keys_are_compared_with() -> None:
     assert result.shape("features") == (5, 4) and result.shape("qkv.weight") == (24, 4)
 
 
+class Mixing(nn.Module):
+    """Tokens are mixed for each channel alike, with a layer between them (MLP-Mixer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.up, self.down = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(5, 6), nn.Linear(6, 5)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        x = x + self.down(torch.relu(self.up(self.norm(x).mT))).mT
+        result: torch.Tensor = self.out(x).mean(1)
+        return result
+
+
+def test_channels_beside_tokens_that_are_mixed() -> None:
+    model, x = net(Mixing()), tokens(4)
+    assert places(find(speedup.channel_groups(model, x), "a.weight"), 3)["out.weight", 1] == (3,)
+    assert check_equal(model, x, speedup.prune_masks(model, x)).shape("a.weight") == (4, 4)
+
+
 def test_a_layer_without_masks_has_a_say() -> None:
     model = net(Three())
     given = masks_of(model, {"a.weight": [0, 1], "b.weight": [1]})

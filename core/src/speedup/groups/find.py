@@ -92,6 +92,7 @@ def _tied(graph: Graph) -> Labels:
                 labels.freeze(value)
         found = (
             labels.alone - fixed
+            or _crossed(labels) - fixed
             or _choose(labels) - fixed
             or _parted(graph, labels) - fixed
             or _places(graph, labels) - fixed
@@ -99,6 +100,12 @@ def _tied(graph: Graph) -> Labels:
         if not found:
             return labels
         fixed |= found
+
+
+def _crossed(labels: Labels) -> set[tuple[Value, int]]:
+    """Axes that a layer makes beside channels that another has made. An entry is of one channel, so they are held."""
+    made = np.concatenate([np.zeros(0, np.int64), *(m.ravel() for m in labels.made)])
+    return {(v, a) for v, a, beside in labels.crossed if all(np.isin(n, made).any() for n in beside)}
 
 
 def _choose(labels: Labels) -> set[tuple[Value, int]]:

@@ -56,6 +56,8 @@ class Labels:
         alone: axes of parameters and of tensors that a forward makes which count rows beside those of the input
             (tokens that are learned, places in a table), of which layers make channels: to be taken for axes that can
             lose no index.
+        crossed: axes that a layer makes of others beside channels that pass it (tokens that are mixed), and the numbers
+            of these.
         merged: numbers along an axis that several axes of a parameter have become, and those of each of them: which
             one stands for channels is for what is joined with it to say.
     """
@@ -74,6 +76,7 @@ class Labels:
         self.read_in_place: list[Numbers] = []
         self.taken: list[Numbers] = []
         self.alone: set[tuple[Value, int]] = set()
+        self.crossed: list[tuple[Value, int, Sequence[Numbers]]] = []
         self.merged: list[tuple[Numbers, Sequence[Numbers]]] = []
         self._of: dict[Value, dict[tuple[int, ...], Numbers]] = {}
         self._count = 1
@@ -221,6 +224,11 @@ def by_signature(node: Node, labels: Labels) -> None:
             alike = labels.fresh([layout.sizes[n] if n in free[k] else 1 for n in layout.names])
             if weights:
                 labels.made.append(alike)
+            if inside:
+                own = free[k] - frozenset[str]().union(*(names for names, _ in inside))
+                beside = [layout.from_named(k, numbers) for _, numbers in inside]
+                axes = [a for a, dim in enumerate(layout.operands[k] or ()) if dim and own.issuperset(dim)]
+                labels.crossed += [(value, a, beside) for a in axes]
             lines.append((free[k], alike))
         elif alike is not None and layout.contracted and (value in labels.from_input or computed):
             labels.made += [n for names, n in of_weights if names == free[k]]
