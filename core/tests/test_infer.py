@@ -76,6 +76,17 @@ def test_a_masked_column_makes_the_input_unused_all_the_way_up() -> None:
     assert all(len(v.uses) > 1 for v, _, _ in facts.claims if v.is_source)
 
 
+def test_combinations_that_several_rules_are_shown_are_read_only() -> None:
+    model = randomize(nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2)))
+    graph, facts = facts_of(model, torch.randn(4, 3), mask_indices(model, {"0.weight": [1, 3]}))
+    (reader,) = (n for n in graph.nodes if n.path == "2")
+    shown = NodeFacts(facts, reader).affine(0)
+    assert shown is not None and shown.mask.ravel().tolist() == [False, True, False, True, False, False]
+    for array in (shown.mask, *shown.numbers):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
 def test_an_output_of_the_model_is_never_unused() -> None:
     model = randomize(Net()).double().eval()
     graph, facts = facts_of(model, torch.randn(2, 3, 8, 8).double(), mask_indices(model, {"out.weight": (0,)}))

@@ -42,14 +42,12 @@ def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:
 
 
 def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.Tensor:
-    """As ``cut_lines``, by the indices that are kept; the axis that loses most goes first."""
+    """As ``cut_lines``, by the indices that are kept: two axes at once; else the one that loses most goes first."""
     axes = [axis for axis in indices if len(indices[axis]) < tensor.shape[axis]]
-    if len(axes) > 1:
-        axes.sort(key=lambda axis: len(indices[axis]) / tensor.shape[axis])
     if len(axes) == 2 and _by_numpy(tensor):
-        first, second = sorted(axes)  # whole rows are read as they lie in memory
+        first, second = sorted(axes)
         return _take_both(tensor, (first, indices[first]), (second, indices[second]))
-    for axis in axes:
+    for axis in sorted(axes, key=lambda axis: len(indices[axis]) / tensor.shape[axis]):
         tensor = take(tensor, axis, indices[axis])
     return tensor
 
@@ -71,7 +69,8 @@ def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
 
 
 def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
-    """Some indices of two axes, block by block: what the first cut leaves is never there as a whole."""
+    """Some indices of two axes, block by block, as they lie in memory: what the first
+    cut leaves is never there as a whole."""
     given = np.ascontiguousarray(tensor.detach().numpy())  # else each block would make it so
     made = room(_shape(given.shape, first, second), given.dtype)
     (axis, indices), (other, others) = first, second

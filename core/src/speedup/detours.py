@@ -164,9 +164,7 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
     found = _Others()
     answers = () if what.everything else graph.answers
     made: list[tuple[Told, Mapping[Asked, bool]]] = []
-
     run = partial(trace, model, *inputs, rules, answers=answers, masking=graph.masking, compared=graph)
-
     for series in _others(what, graph):
         for asked in series:
             if asked.modules is not None and not found.crosses:
@@ -174,7 +172,7 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
             if any(_says_the_same(a, other, said) for other, said in made for a in (asked, few(asked))):
                 continue
             try:
-                what_it_was_told, other = _told_little(asked, partial(_taken_up, graph, run))
+                heard, other = _told_little(asked, partial(_taken_up, graph, run))
             except SpeedupError:
                 raise
             except Exception as error:
@@ -184,7 +182,7 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
                     log.debug("told %s: %r", asked, error)
                     return None
                 continue  # there are no such data
-            made.append((what_it_was_told, other.extent.said))
+            made.append((heard, other.extent.said))
             more = _compared(other, graph)
             if more is None:
                 return None
@@ -199,15 +197,17 @@ def _left_out(model: nn.Module, inputs: Inputs, rules: Registry, graph: Graph, w
 
 def _told_little(asked: Told, run: Callable[[], Graph]) -> tuple[Told, Graph]:
     """A run that is told this, and the same of few places where it takes that."""
-    for what in (few(asked), asked):
+    little = few(asked)
+    if little != asked:
         try:
-            with told(what):
-                return what, run()
+            with told(little):
+                return little, run()
+        except SpeedupError:
+            raise
         except Exception as error:  # whatever code says to what it is told
-            if isinstance(error, SpeedupError) or what == asked:
-                raise
             log.debug("told of few places: %r", error)
-    raise AssertionError
+    with told(asked):
+        return asked, run()
 
 
 def _taken_up(graph: Graph, run: Callable[..., Graph]) -> Graph:

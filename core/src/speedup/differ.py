@@ -149,4 +149,4 @@ def _parting(axes: tuple[int, ...], own: Sequence[Bools | Floats], others: Seque
 
 
 def _rank(rows: Floats) -> int:
-    return int(np.linalg.matrix_rank(rows, tol=1e-10 * np.abs(rows).max())) if rows.any() else 0
+    return int(np.linalg.matrix_rank(rows, tol=_TINY * np.abs(rows).max())) if rows.any() else 0

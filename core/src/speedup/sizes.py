@@ -126,6 +126,7 @@ def _following(
         if other is None:
             return False
         try:
+            # Only calls whose answer a size can change are asked again (``speedup.again``).
             known = infer(other, masks, before=facts, backwards=False)
         except RuleError:  # of a call that no model is trained with, perhaps
             return False

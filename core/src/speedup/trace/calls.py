@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
@@ -58,6 +58,21 @@ class Calls(TorchFunctionMode):
         self.scope: list[str] = [""]
         self.open_calls = 0
         self._entering: list[Any] = []
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """The inside of a call, and our own look at its tensors: no calls of their own.
+
+        The mode is taken off its stack: cheaper than to have it wave every inner call through.
+        """
+        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
+        self.open_calls += 1
+        try:
+            yield
+        finally:
+            self.open_calls -= 1
+            if mode is not None:
+                _push_mode(mode)  # type: ignore[no-untyped-call]
 
     # -- what subclasses say ----------------------------------------------------------------------------------------
 

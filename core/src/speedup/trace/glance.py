@@ -8,14 +8,14 @@ made out of sight, nothing is said, and the run is to be recorded.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -211,31 +211,30 @@ class _Watcher(Calls):
     ) -> Any:
         if transformed() or self.is_unclear:
             self.unclear()
-        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
+        with self.unseen(), self._lifted() as lifted:
+            return self._noted(op, rule, _tensors(args, kwargs), call, module, held or {}, lifted)
+
+    @contextlib.contextmanager
+    def _lifted(self) -> Iterator[TorchDispatchMode | None]:
+        """What sees ops, off its stack; None where it does not lie on top, under a mode of the model's own."""
         lifted = dispatch._pop_mode() if dispatch._get_current_dispatch_mode() is self.underneath else None
-        self.open_calls += 1
         try:
-            return self._seen(op, rule, args, kwargs, call, module, held, lifted)
+            yield lifted
         finally:
-            self.open_calls -= 1
             if lifted is not None:
                 dispatch._push_mode(lifted)
-            if mode is not None:
-                _push_mode(mode)  # type: ignore[no-untyped-call]
 
-    def _seen(
+    def _noted(
         self,
         op: Any,
         rule: Rule | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        given: list[torch.Tensor],
         call: Callable[[], Any],
         module: nn.Module | None,
-        held: dict[str, torch.Tensor] | None,
+        held: Mapping[str, torch.Tensor],
         lifted: TorchDispatchMode | None,
     ) -> Any:
-        given = _tensors(args, kwargs)
-        tensors = [*given, *held.values()] if held else given
+        tensors = [*given, *held.values()]
         name = name_of(op)
         if name == "__set__" or any(t.is_nested for t in tensors):
             self.unclear()

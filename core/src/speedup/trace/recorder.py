@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
 
@@ -57,26 +56,20 @@ class EndlessError(Exception):
 
 
 def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """For methods of the recorder: neither the inside of a call nor our own look at its tensors is recorded.
-
-    Both modes are taken off their stacks: cheaper than to have them wave every inner call through.
-    """
+    """For methods of the recorder: neither the inside of a call nor our own look at its tensors is recorded, of ops
+    neither."""
 
     @functools.wraps(method)
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
-        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
-        lifted = dispatch._get_current_dispatch_mode() is self.underneath is not None  # and not one of the model's own
-        before, self.maker.lifted = self.maker.lifted, dispatch._pop_mode() if lifted else None
-        self.open_calls += 1
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            self.open_calls -= 1
-            if self.maker.lifted is not None:
-                dispatch._push_mode(self.maker.lifted)
-            self.maker.lifted = before
-            if mode is not None:
-                _push_mode(mode)  # type: ignore[no-untyped-call]
+        with self.unseen():
+            lifted = dispatch._get_current_dispatch_mode() is self.underneath is not None  # and not one of the model's
+            before, self.maker.lifted = self.maker.lifted, dispatch._pop_mode() if lifted else None
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                if self.maker.lifted is not None:
+                    dispatch._push_mode(self.maker.lifted)
+                self.maker.lifted = before
 
     return inner
 

@@ -7,14 +7,12 @@ would have to be watched, nothing is said: the run is recorded then, and looked 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch._ops import OpOverload
-from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _pytree as pytree
 
 from speedup import caches, walk
@@ -115,7 +113,7 @@ class _Player(Calls):
         self.due = self._next()
 
     def enters(self, func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        with self._unseen():
+        with self.unseen():
             return gives_the_same(func, parts, args, kwargs)
 
     def claim_by_structure(self, module: nn.Module) -> Rule | None:
@@ -133,7 +131,7 @@ class _Player(Calls):
     ) -> Any:
         if transformed():
             raise _OtherwiseError
-        with self._unseen():
+        with self.unseen():
             tensors = _tensors(args, kwargs)
             versions = [walk.version_of(t) for t in tensors]
             result = call()
@@ -143,18 +141,6 @@ class _Player(Calls):
             if not self._passes(rule, tensors, outputs):
                 self._compare(op, args, kwargs, outputs)
             return result
-
-    @contextlib.contextmanager
-    def _unseen(self) -> Iterator[None]:
-        """While this is open, calls are none of their own."""
-        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
-        self.open_calls += 1
-        try:
-            yield
-        finally:
-            self.open_calls -= 1
-            if mode is not None:
-                _push_mode(mode)  # type: ignore[no-untyped-call]
 
     def _passes(self, rule: Rule | None, tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
         """Whether the recorder makes no node of a call."""
