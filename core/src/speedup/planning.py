@@ -19,6 +19,7 @@ from torch import nn
 from speedup import walk
 from speedup.atomic import replacing
 from speedup.build import Parts
+from speedup.collector import rarely_collected
 from speedup.commit import Transaction
 from speedup.distributed import is_spread
 from speedup.drop import find_dropped
@@ -79,6 +80,7 @@ class Plan:
         self._rules = rules
         self._again = again
 
+    @rarely_collected()
     def apply(
         self,
         model: nn.Module | None = None,
@@ -260,6 +262,7 @@ def _state_of(model: nn.Module) -> list[tuple[int, int, int | None]]:
     return [(id(t), t.data_ptr() if memory_of(t) else 0, walk.version_of(t)) for t in walk.tensors(model)]
 
 
+@rarely_collected()
 def plan(
     model: nn.Module,
     dummy_input: Any,
@@ -374,6 +377,7 @@ class ModelSpeedup:
         self.registry = registry
         self.plan: Plan | None = None
 
+    @rarely_collected()
     def speedup_model(self) -> nn.Module:
         """Plan, check and apply. Returns the same model, now small.
 
