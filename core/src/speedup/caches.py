@@ -8,28 +8,26 @@ that is called in a recorded run finds none: two tensors may have one shape in t
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CellType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from speedup import walk
-
 _Cache = functools._lru_cache_wrapper
 _DEEP = 3  # functions that call functions
 _of_kinds: WeakKeyDictionary[type, list[_Cache[Any]]] = WeakKeyDictionary()
 
 
-def of(model: nn.Module) -> list[_Cache[Any]]:
-    """The caches of the methods of a model's modules, and of the functions that these name."""
-    return [cache for kind in {type(module) for module in walk.modules(model)} for cache in _of(kind)]
+def of(modules: Iterable[nn.Module]) -> list[_Cache[Any]]:
+    """The caches of the methods of modules, and of the functions that these name."""
+    return [cache for kind in {type(module) for module in modules} for cache in _of(kind)]
 
 
-def empty(model: nn.Module) -> None:
+def empty(modules: Iterable[nn.Module]) -> None:
     """Empty these caches."""
-    for cache in of(model):
+    for cache in of(modules):
         cache.cache_clear()
 
 

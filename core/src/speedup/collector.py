@@ -7,26 +7,33 @@ time. It finds next to nothing, since what goes on the way goes by its reference
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 _YOUNG = 50_000  # so many objects more than before, and the young ones are looked through
 _NEVER = 1_000_000  # times the younger ones are looked through before the older ones are
 
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
-@contextlib.contextmanager
-def rarely_collected() -> Iterator[None]:
-    """Let the collector come seldom, and to young objects only; also a decorator.
+
+def rarely_collected(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """The function, during which the collector comes seldom, and to young objects only.
 
     What somebody else has set is left alone where it is less often than that, or never.
     """
-    before = gc.get_threshold()
-    if not 0 < before[0] < _YOUNG:
-        yield
-        return
-    gc.set_threshold(_YOUNG, _NEVER, _NEVER)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
+
+    @functools.wraps(function)
+    def inner(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        before = gc.get_threshold()
+        if not 0 < before[0] < _YOUNG:
+            return function(*args, **kwargs)
+        gc.set_threshold(_YOUNG, _NEVER, _NEVER)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            gc.set_threshold(*before)
+
+    return inner

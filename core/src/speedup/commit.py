@@ -49,7 +49,7 @@ class Transaction:
         except BaseException:
             self.undo()
             raise
-        caches.empty(self.model)
+        caches.empty(walk.modules(self.model))
 
     def put(self, modules: Mapping[str, nn.Module]) -> None:
         """Swap modules in, by path; on an error some of them may be in."""
@@ -72,7 +72,7 @@ class Transaction:
         self.formats.clear()
         self.saved.undo(to[0])
         del self.placed[to[1] :]
-        caches.empty(self.model)
+        caches.empty(walk.modules(self.model))
 
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:
         self.saved.note(old)

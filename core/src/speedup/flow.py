@@ -37,6 +37,7 @@ from speedup.facts import (
     compact_axes,
     constant,
     everything,
+    some,
     sum_product,
 )
 from speedup.graph import Node, Ref, Value
@@ -135,7 +136,7 @@ def _is_whole(value: Value) -> bool:
 def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:
     layout = named.layout
     holds = _all_known(rule, named)
-    if not any([mask.any() for mask in holds]):
+    if not any([some(mask) for mask in holds]):
         return []
     if named.node.others and not all(v.is_known or v in placing(named.node) for v in named.node.others):
         return []
@@ -205,7 +206,7 @@ def _contracted(rule: Rule, named: Named) -> list[Constant | None]:
     holds = layout.project_all(out, ~varies)
     for k in addends:
         holds = holds if k in named.weights else holds & named.mask(k)
-    if not holds.any():
+    if not some(holds):
         return []
     value = _constant_terms(named, factors, holds)
     for k in addends:
@@ -236,7 +237,7 @@ def _constant_terms(named: Named, factors: Sequence[int], holds: Bools) -> Float
     """The sum of the constant terms, for outputs that have no others: those where ``holds``."""
     layout = named.layout
     live = [k for k in factors if k not in named.weights]
-    if live and not any([named.value(k).any() for k in live]):  # 0 where nothing is known
+    if live and not any([some(named.value(k)) for k in live]):  # 0 where nothing is known
         return np.zeros((1,) * len(layout.names))
     over = layout.contracted_axes
     if len(live) == 1 and len(factors) == 2:
@@ -278,7 +279,7 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
             # It does not matter where zeros go.
             mask = layout.project_all(k, named.unused | _zero(named))
         elif k in layout.passing and k not in hiding:
-            if not named.weights_only and (mask := named.facts.unused(layout.n_inputs)).any():
+            if not named.weights_only and some(mask := named.facts.unused(layout.n_inputs)):
                 found[node.operand_names[k]] = Unused(compact_axes(mask)[0])
             continue
         else:
@@ -286,7 +287,7 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
             for j in hiding.get(k, ()):
                 idle = idle | named.zero(j)
             mask = layout.project_all(k, idle)
-        if mask.any():
+        if some(mask):
             found[node.operand_names[k]] = Unused(compact_axes(layout.from_named(k, mask))[0])
     return found
 
@@ -307,7 +308,7 @@ def unused_operands(node: Node, masks: Mapping[int, Bools]) -> dict[str, Fact]:
     for k, named in masks.items():
         if node.operands[k] is not None:
             mask = node.layout.from_named(k, node.layout.project_all(k, named))
-            if mask.any():
+            if some(mask):
                 found[node.operand_names[k]] = Unused(mask)
     return found
 

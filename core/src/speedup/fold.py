@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from speedup.carriers import Rows, carry
-from speedup.facts import Bools, Floats, any_of, any_product, compact_axes
+from speedup.facts import Bools, Floats, any_of, any_product, compact_axes, some
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.pieces import contents, is_own
@@ -87,11 +87,11 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
             # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
             counts = ~facts.zero(k) if weights_only else facts.mask(k) & (facts.value(k) != 0)
         named = layout.to_named(k, counts & ~keep.sets[k])
-        if not named.any():
+        if not some(named):
             continue
         others = [j for j in factors if j != k]
         used = named & _read(node, keep, k, others, weights_only)
-        if not used.any():
+        if not some(used):
             continue
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
         scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
@@ -203,7 +203,7 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
             continue
         rows = _rows(node, gone, keep, bias)
         chosen = rows.lacking()
-        if chosen.any():
+        if some(chosen):
             mask, why = layout.from_named(gone.k, rows.named(chosen)), "carries what was removed"
             keep.grow(gone.k, mask, why, gone.k, Kind.CARRIER)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from speedup.ask import ask
-from speedup.facts import any_of, everything, nothing, unfit
+from speedup.facts import any_of, everything, nothing, some, unfit
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock, NodeKeep, Stage
@@ -56,7 +56,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
     more = [v for v, lock in held if lock.axes is not None and _fill(keeps, v, lock.axes, lock.why, lock.kind)]
     for value in graph.values:
-        if not value.is_source and not keeps.sets[value].any():
+        if not value.is_source and not some(keeps.sets[value]):
             _fill(keeps, value, (), "a tensor keeps at least one index", Kind.LEAST)
             more.append(value)
     more += _share(keeps, graph.together)
@@ -104,7 +104,7 @@ def _require_needed(keeps: KeepSets, value: Value) -> None:
     """What is read and cannot be told without the input."""
     if value.producer is not None:
         needed = ~(keeps.facts.unused(value) | keeps.facts.known(value))
-        if needed.any():
+        if some(needed):
             keeps.grow(value, needed, "it is read and not constant", value.producer, None, Kind.NEEDED)
 
 

@@ -30,6 +30,7 @@ from speedup.facts import (
     everything,
     nothing,
     read_only,
+    some,
     unfit,
 )
 from speedup.graph import Graph, Node, Value
@@ -176,14 +177,14 @@ class Facts:
             held = held & np.isfinite(fact.value)
         new = Constant(_shaped(node, value, held), _shaped(node, value, fact.value))
         if old is not None:
-            if (old.mask & ~new.mask).any():
+            if some(old.mask & ~new.mask):
                 raise RuleError(f"{culprit(node)} takes back a constant of {value.label}; facts may only be added")
             both = old.mask & new.mask
             if not np.allclose(np.where(both, old.value, 0), np.where(both, new.value, 0), equal_nan=True):
                 raise RuleError(f"{culprit(node)} gives {value.label} another constant than before")
-            if not (new.mask & ~old.mask).any():
+            if not some(new.mask & ~old.mask):
                 return False
-        elif not new.mask.any():
+        elif not some(new.mask):
             return False
         self.constants[value] = new
         return True
@@ -213,9 +214,9 @@ class Facts:
         key = (value, node, number)
         new = _shaped(node, value, fact.mask)
         old = self.claims.get(key)
-        if old is not None and (old & ~new).any():
+        if old is not None and some(old & ~new):
             raise RuleError(f"{culprit(node)} takes back an unused entry of {value.label}; facts may only be added")
-        if (old is None and not new.any()) or (old is not None and not (new & ~old).any()):
+        if (old is None and not some(new)) or (old is not None and not some(new & ~old)):
             return False
         self.claims[key] = new
         return True

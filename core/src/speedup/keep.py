@@ -17,7 +17,7 @@ import torch
 
 from speedup.ask import ask
 from speedup.cutting import cut, cut_indices
-from speedup.facts import Bools, Floats, along, any_of, everything, nothing
+from speedup.facts import Bools, Floats, along, any_of, everything, nothing, some
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
@@ -108,7 +108,7 @@ class KeepSets:
             return False
         mask = any_of(mask, self._fixed[value])
         added = mask.copy() if old is nothing(value.ndim) else mask & ~old
-        if not added.any():
+        if not some(added):
             return False
         new = old | mask
         if new.all():
@@ -121,9 +121,9 @@ class KeepSets:
 
     def derive(self, value: Value, product: Product, node: Node) -> None:
         """Let a weight keep the product of some sets, which is written out only if somebody asks for it."""
-        if product.lines is None or self.sets[value].any():
+        if product.lines is None or some(self.sets[value]):
             written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
-            self.grow(value, written if written.any() else everything(value.ndim), _WHY_DERIVED, node)
+            self.grow(value, written if some(written) else everything(value.ndim), _WHY_DERIVED, node)
             return
         self._count += 1
         self.sets.write_later(value, product.lines)

@@ -80,7 +80,7 @@ class Plan:
         self._rules = rules
         self._again = again
 
-    @rarely_collected()
+    @rarely_collected
     def apply(
         self,
         model: nn.Module | None = None,
@@ -262,7 +262,7 @@ def _state_of(model: nn.Module) -> list[tuple[int, int, int | None]]:
     return [(id(t), t.data_ptr() if memory_of(t) else 0, walk.version_of(t)) for t in walk.tensors(model)]
 
 
-@rarely_collected()
+@rarely_collected
 def plan(
     model: nn.Module,
     dummy_input: Any,
@@ -377,7 +377,7 @@ class ModelSpeedup:
         self.registry = registry
         self.plan: Plan | None = None
 
-    @rarely_collected()
+    @rarely_collected
     def speedup_model(self) -> nn.Module:
         """Plan, check and apply. Returns the same model, now small.
 

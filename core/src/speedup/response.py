@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from speedup.cutting import take
-from speedup.facts import Bools, Floats, Indices, along, sum_product
+from speedup.facts import Bools, Floats, Indices, along, some, sum_product
 from speedup.graph import Node
 from speedup.layout import Layout
 
@@ -33,7 +33,7 @@ def response(
     source = node.values[weight]
     assert source is not None
     nothing = np.zeros((1,) * len(layout.names))
-    if not values.any() or not wanted.any():
+    if not some(values) or not some(wanted):
         return nothing
     names = [n for dim in layout.operands[weight] or () for n in dim]
     mask = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import overload
 
-from speedup.facts import Bools, everything, nothing
+from speedup.facts import Bools, everything, nothing, some
 from speedup.graph import Value
 from speedup.regular import Lines, varied
 
@@ -65,7 +65,7 @@ class Product:
         self.lines: Lines | None = None
         lines = _lines(parts)
         if lines is not None:
-            empty = any(not line.any() for line in lines.values())
+            empty = any(not some(line) for line in lines.values())
             self.lines = Lines({} if empty else {a: line for a, line in lines.items() if not line.all()})
 
 

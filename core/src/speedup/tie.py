@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speedup import fold
-from speedup.facts import Bools, any_of, compact_axes, everything
+from speedup.facts import Bools, any_of, compact_axes, everything, some
 from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.layout import Layout
@@ -157,7 +157,7 @@ class _Pattern:
         if any(s.size > max(s.shape, default=1) for s in sets):  # written out along several axes: may be ragged
             return False
         if self.apart:
-            return all(s.any() for s in sets)
+            return all([some(s) for s in sets])
         return self.alike and all(s is sets[0] or np.array_equal(s, sets[0]) for s in sets)
 
 
@@ -203,17 +203,18 @@ class _Ties:
         grown = False
         for pair in self.pattern.pairs:
             p, q = pair.p, pair.q
-            if not self._is_new(pair, (p, q)) or not self.sets[p].any():
+            if not self._is_new(pair, (p, q)) or not some(self.sets[p]):
                 continue
             mine = any_of(self.sets[p], pair.away_p)
             missing = mine & ~any_of(self.sets[q], pair.away_q)
-            if missing.any() and not pair.extra:
+            lacks = some(missing)
+            if lacks and not pair.extra:
                 grown |= self._grow(q, missing, _WHY_LINKED, p)
-            elif missing.any() and not self.keep.patient:
+            elif lacks and not self.keep.patient:
                 grown |= self._grow(q, missing & self._first(q, pair.extra), _WHY_EMPTY, q, Kind.LEAST)
             if pair.spans:
                 wanted = mine & ~self.sets[q]
-                if wanted.any():
+                if some(wanted):
                     grown |= self._grow(q, wanted, _WHY_LINKED, p)
         return grown
 
@@ -243,11 +244,7 @@ class _Ties:
                     part = self._project(p, common)
                     joined = part if joined is None else joined & part
                     covered |= common
-            if (
-                joined is not None
-                and covered >= self.layout.names_of(q) - self.fixed
-                and (joined & ~self.sets[q]).any()
-            ):
+            if joined is not None and covered >= self.layout.names_of(q) - self.fixed and some(joined & ~self.sets[q]):
                 grown |= self._grow(q, joined & ~self.sets[q], _WHY_LINKED, q)
         return grown
 
@@ -257,7 +254,7 @@ class _Ties:
             if not self._is_new(k, (k,)) or len(varied(self.sets[k])) < 2:
                 continue
             more = regularize(self.sets[k], self._may_be_ragged(k)) & ~self.sets[k]
-            if more.any() and not self.keep.patient:
+            if some(more) and not self.keep.patient:
                 grown |= self._grow(k, more, _WHY_REGULAR, k, Kind.COUNT)
         return grown
 

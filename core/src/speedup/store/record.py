@@ -31,17 +31,17 @@ def note(transaction: Transaction, report: Report, constants: str) -> None:
     firsts: dict[int, Attributes] = {}
     for saved in transaction.saved:
         firsts.setdefault(id(saved.module), saved)
+    changed = [(first.as_it_was(), first.module) for first in firsts.values()]
     placed = {id(made) for _, made in transaction.placed}
-    renewed = _renewed(firsts.values())
-    for first in firsts.values():
-        _merge(first.module, _difference(first, placed, renewed))
+    renewed = _renewed(changed)
+    for then, module in changed:
+        _merge(module, _difference(then, module, placed, renewed))
     for old, made in transaction.placed:
-        before = Attributes(old)
-        before.module = made
+        then = Attributes(old).as_it_was()
         known = record_of(old)
         if known is not None:  # of what the same plan, or one before it, made of it
             made.__dict__[FIELD] = known
-        _merge(made, _difference(before, placed, renewed), kind=plain_class(old))
+        _merge(made, _difference(then, made, placed, renewed), kind=plain_class(old))
     transaction.saved.note(transaction.model)
     done = {"parameters": list(report.parameters), "macs": list(report.macs), "constants": constants}
     record = record_of(transaction.model) or empty(name_of(plain_class(transaction.model)))
@@ -82,20 +82,23 @@ def _merge(module: nn.Module, found: dict[str, dict[str, Any]], kind: type | Non
     module.__dict__[FIELD] = {**record, **{key: {**changed, **record[key]} for key, changed in found.items()}}
 
 
-def _renewed(firsts: Iterable[Attributes]) -> dict[int, torch.Tensor]:
-    """What has taken the place of tensors, by their identity."""
+def _renewed(changed: Iterable[tuple[dict[str, Any], nn.Module]]) -> dict[int, torch.Tensor]:
+    """What has taken the place of tensors, by their identity, in modules of which the attributes before are given."""
     return {
         id(old): new
-        for first in firsts
+        for then, module in changed
         for holder in _HOLDERS
-        for name, old in first.as_it_was()[holder].items()
-        if old is not None and (new := first.module.__dict__[holder].get(name)) is not None and new is not old
+        for name, old in then[holder].items()
+        if old is not None and (new := module.__dict__[holder].get(name)) is not None and new is not old
     }
 
 
-def _difference(then: Attributes, placed: set[int], renewed: Mapping[int, torch.Tensor]) -> dict[str, dict[str, Any]]:
+def _difference(
+    old: dict[str, Any], module: nn.Module, placed: set[int], renewed: Mapping[int, torch.Tensor]
+) -> dict[str, dict[str, Any]]:
+    """What of a module is no longer as its attributes were."""
     found: dict[str, dict[str, Any]] = {"tensors": {}, "attributes": {}, "unsaved": {}}
-    old, now = then.as_it_was(), then.module.__dict__
+    now = module.__dict__
     for holder in _HOLDERS:
         was, there = old[holder], now[holder]
         for name in {**was, **there} if was or there else ():

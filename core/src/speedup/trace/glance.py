@@ -82,7 +82,7 @@ def glance(
         expand(model, registry)
         paths = {id(module): path for path, module in reversed(walk.all_paths(model))}
         watcher = _Watcher(registry, paths, graph, tensors_in((args, kwargs)))
-        watcher.above, watcher.caches = called_above(model, registry), caches.of(model)
+        watcher.above, watcher.caches = called_above(model, registry), caches.of(walk.modules(model))
         before = _held_by(model, graph)
         try:
             with uncompiled(), watcher.underneath, listening(watcher):

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
 
-from speedup import caches
+from speedup import caches, walk
 from speedup.errors import RuleError
 from speedup.graph import Branch, Extent, Node, Ref, Value
 from speedup.masking import Masking
@@ -98,7 +98,7 @@ class Recorder(Calls):
         self.masking = masking if masking is not None else Masking(model)
         self.tensors = Tensors(model, self.masking)
         super().__init__(registry, substitutes or {}, self.tensors.paths)
-        self.caches = caches.of(model)
+        self.caches = caches.of(walk.modules(model))
         self.maker = Maker(model, self.masking, self.substitutes)
         self.nodes: list[Node] = []
         self.passed: list[Node] = []
@@ -148,13 +148,14 @@ class Recorder(Calls):
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return pytree.tree_map(number_of, (args, kwargs)) if self.lends else (args, kwargs)
 
-    @_unrecorded
     def sought(self, rule: Rule | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.looks = False
+        return self._sought(rule, args) if args and may_seek(rule) else args
+
+    @_unrecorded
+    def _sought(self, rule: Rule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a call that looks for places, as it is told where they are: the same wherever the same is
         looked through."""
-        self.looks = False
-        if not args or not may_seek(rule):
-            return args
 
         def found(through: torch.Tensor) -> torch.Tensor:
             value = self.tensors.value_of(through)

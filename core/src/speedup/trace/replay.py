@@ -62,7 +62,7 @@ def replay(
         expand(model, registry)
         paths = {id(module): path for path, module in walk.named_modules(model)}
         player = _Player(registry, substitutes, paths, graph, shape_of)
-        player.above, player.caches = called_above(model, registry), caches.of(model)
+        player.above, player.caches = called_above(model, registry), caches.of(walk.modules(model))
         try:
             with uncompiled(), listening(player):
                 result = model(*args, **kwargs)

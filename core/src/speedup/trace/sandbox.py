@@ -84,7 +84,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = [(b, b.clone()) for b in own.values()]
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     of_python, of_numpy = random.getstate(), np.random.get_state()
-    caches.empty(model)
+    caches.empty(modules)
     try:
         with torch.random.fork_rng(devices):
             yield
@@ -100,4 +100,4 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         holdings.restore()
         for attribute in attributes:
             attribute.restore()
-        caches.empty(model)
+        caches.empty(modules)
