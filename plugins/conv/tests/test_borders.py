@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import speedup
+from speedup import Value
 from speedup.testing import check_equal, mask_indices, randomize
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -117,3 +119,23 @@ def test_a_gate_that_depends_on_the_input_keeps_them() -> None:
             return self.project(x * x.mean((2, 3), keepdim=True).sigmoid().flip(1))
 
     assert left(randomize(Gated(2, nn.SiLU(), kernel_size=3, padding=1)), 2) == LIVE + GONE
+
+
+def test_a_weight_is_not_read_whole_where_every_filter_reads_what_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[tuple[int, ...]] = []
+    contents = Value.contents
+
+    def noted(value: Value) -> torch.Tensor:
+        read.append(value.shape)
+        return contents(value)
+
+    monkeypatch.setattr(Value, "contents", noted)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)).double()
+    keep = torch.arange(8) % 2 == 0
+    masks = {"0.weight": keep.view(-1, 1, 1, 1).expand(8, 3, 3, 3)}  # biases stay: constants behind the first layer
+
+    speedup.plan(model, torch.randn(1, 3, 6, 6).double(), masks)
+
+    assert not [shape for shape in read if len(shape) == 4]

@@ -15,46 +15,58 @@ from math import ceil
 
 import numpy as np
 
-from speedup import Affine, Bools, Node, NodeFacts
+from speedup import Affine, Bools, Floats, Node, NodeFacts
 from speedup_plugin_conv.geometry import geometry
 
 _MOST = 16  # kinds of places
 
 
 def at_borders(node: Node, facts: NodeFacts) -> Affine | None:
-    """The filters that read constants only, where the constants are the same at all positions."""
+    """The filters that read constants only, and not zeros alone, where the constants are the same at all positions."""
     if not facts.is_weight(1) or (facts.present(2) and not facts.is_weight(2)):
         return None
-    weight = facts.value(1)
-    dims, channel = weight.ndim - 2, node.outputs[0].ndim - weight.ndim + 1
+    weight = node.operands[1]
+    assert weight is not None
+    shape = weight.shape
+    dims, channel = len(shape) - 2, node.outputs[0].ndim - len(shape) + 1
     known, constants = facts.mask(0), np.where(facts.mask(0), facts.value(0), 0.0)
     if any(s != 1 for array in (known, constants) for a, s in enumerate(array.shape) if a != channel):
         return None
+    groups = int(node.arg("groups", 1))
+    reads = _reads(known, constants != 0, facts.zero(1), shape, groups)
+    if not reads.any():
+        return None
     kinds = [_kinds(*numbers) for numbers in zip(*geometry(node, dims), strict=True)]
     places = list(product(*kinds))
-    if not constants.any() or len(places) > _MOST:
+    if len(places) > _MOST:
         return None
-    groups = int(node.arg("groups", 1))
-    read = _read_by(known, facts.zero(1), weight.shape, groups)
-    if not read.any():
-        return None
-    per_group = np.broadcast_to(constants.reshape(-1), groups * weight.shape[1]).reshape(groups, -1)
-    filters = weight.reshape(groups, -1, *weight.shape[1:])
-    taps = np.einsum("gi,goi...->go...", per_group, filters).reshape(len(weight), *weight.shape[2:])
-    bias = facts.value(2).reshape(-1) if facts.present(2) else 0.0
-    shape = [-1 if a == channel else 1 for a in range(node.outputs[0].ndim)]
+    filters = facts.value(1)[reads]
+    given = _per_group(constants, shape, groups).repeat(shape[0] // groups, 0)[reads]
+    taps = np.einsum("oi,oi...->o...", given, filters)
+    bias = facts.value(2).reshape(-1)[reads] if facts.present(2) else 0.0
     axes = tuple(range(1, dims + 1))
-    sums = [(taps[(slice(None), *(slice(*k) for k in place))].sum(axes) + bias).reshape(shape) for place in places]
+    line = [-1 if a == channel else 1 for a in range(node.outputs[0].ndim)]
+    sums = []
+    for place in places:
+        array = np.zeros(len(reads))
+        array[reads] = taps[(slice(None), *(slice(*k) for k in place))].sum(axes) + bias
+        sums.append(array.reshape(line))
     inside = sums[0]
-    return Affine(channel, read.reshape(shape), tuple(s - inside for s in sums[1:]), inside, one_hot=True)
+    return Affine(channel, reads.reshape(line), tuple(s - inside for s in sums[1:]), inside, one_hot=True)
 
 
-def _read_by(known: Bools, zero: Bools, shape: Sequence[int], groups: int) -> Bools:
-    """Which filters read nothing but what is known."""
-    per_group = np.broadcast_to(known.reshape(-1), groups * shape[1]).reshape(groups, 1, shape[1])
+def _reads(known: Bools, nonzero: Bools, zero: Bools, shape: Sequence[int], groups: int) -> Bools:
+    """Which filters read nothing but what is known, and something of it that is not 0."""
     idle = np.broadcast_to(zero.all(tuple(range(2, zero.ndim))), shape[:2]).reshape(groups, -1, shape[1])
-    result: Bools = (per_group | idle).all(2).reshape(-1)
+    only = (_per_group(known, shape, groups)[:, None] | idle).all(2)
+    some = (_per_group(nonzero, shape, groups)[:, None] & ~idle).any(2)
+    result: Bools = (only & some).reshape(-1)
     return result
+
+
+def _per_group(array: Bools | Floats, shape: Sequence[int], groups: int) -> Bools | Floats:
+    """What is said of the channels that go in, as (groups, channels of a group)."""
+    return np.broadcast_to(array.reshape(-1), groups * shape[1]).reshape(groups, shape[1])
 
 
 def _kinds(size: int, before: int, after: int, stride: int, dilation: int) -> list[tuple[int, int]]:
