@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from speedup.cutting import take
-from speedup.facts import Bools, Floats, Indices, any_of
+from speedup.facts import Bools, Floats, Indices, any_of, some
 from speedup.graph import Node
 from speedup.pieces import contents
 from speedup.response import AT_ONCE, by_names, spread
@@ -118,12 +118,11 @@ class Rows:
             goes = self.gone & ~chosen
             spanned = shares @ (np.swapaxes(second, 1, 2) @ self.all_of(kept))
             rest = (self.all - spanned) * goes[..., None]
-            apart = _independent(rest, least)
-            # Those that are spanned, but by large multiples, come last.
+            more = _independent(rest, least)
             share = np.abs(shares).max(axis=-1, initial=0.0) * goes
-            share = np.where((share > _MOST) & ~apart.any(axis=1, keepdims=True), share, 0.0)
-            more = apart | _first_largest(share)
-            if not more.any():
+            if some(share > _MOST):  # those that are spanned, but by large multiples, come last
+                more |= _first_largest(np.where(more.any(axis=1, keepdims=True) | (share <= _MOST), 0.0, share))
+            if not some(more):
                 break
             chosen = chosen | more
         return chosen
@@ -145,9 +144,10 @@ def _independent(rest: Floats, least: Floats) -> Bools:
     found = np.zeros(rest.shape[:2], dtype=bool)
     for _ in range(rest.shape[-1]):
         lengths = np.sqrt(np.square(rest).sum(-1))
-        longest = _first_largest(np.where((lengths > least) & ~found, lengths, 0.0))
-        if not longest.any():
+        apart = (lengths > least) & ~found
+        if not some(apart):
             break
+        longest = _first_largest(np.where(apart, lengths, 0.0))
         found |= longest
         size = np.where(longest, lengths, 0.0).max(axis=1)[:, None, None]
         way = (rest * longest[..., None]).sum(axis=1, keepdims=True) / np.where(size == 0, 1.0, size)

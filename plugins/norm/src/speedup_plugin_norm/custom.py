@@ -134,11 +134,13 @@ def _of_images_too(module: nn.Module, form: Form) -> Form | None:
 
 def _width(module: nn.Module) -> int:
     """How many channels there are, 0 where nothing says so."""
+    shape = vars(module).get("normalized_shape")
+    if shape is None and module._modules and not module._parameters and not isinstance(module, nn.GroupNorm):
+        return 0  # what holds others: most of the modules that are asked
     names = _names(module)
     weight = module._parameters.get(names[0]) if names is not None else None
     if weight is not None:
         return weight.numel()
-    shape = vars(module).get("normalized_shape")
     if isinstance(shape, tuple) and len(shape) == 1 and isinstance(shape[0], int):
         return shape[0]
     if isinstance(module, nn.GroupNorm):
