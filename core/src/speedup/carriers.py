@@ -162,12 +162,15 @@ def _first_largest(array: Floats) -> Bools:
     return first
 
 
-def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch.Tensor, Floats]:
+def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) -> tuple[torch.Tensor, Floats | None]:
     """Add the columns of what goes onto those of the carriers.
 
+    Args:
+        bias: whether constants go into a bias.
+
     Returns:
-        what is kept of the weight, or all of it where that is a piece of a parameter; and what the output gets of the
-        constant part of the carriers, in named space.
+        what is kept of the weight, or all of it where that is a piece of a parameter; and, for the bias, what the
+        output gets of the constant part of the carriers, in named space.
     """
     assert gone.weight is not None
     value = node.values[gone.weight]
@@ -180,16 +183,19 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets) -> tuple[torch
     ways = []
     for part, new in weight.parts():
         # By way of one column per unknown: (groups, unknowns, the rest of the weight).
-        way = torch.einsum("gir,gio->gro", going, weight.factored(take(part, weight.axis, sources)))
+        way = going.transpose(1, 2) @ weight.factored(take(part, weight.axis, sources))
         part = take(part, weight.axis, weight.columns)
-        sums = weight.factored(part.index_select(weight.axis, at)).add_(torch.einsum("gkr,gro->gko", shares, way))
+        sums = weight.factored(part.index_select(weight.axis, at)).add_(shares @ way)
         shape = [len(at) if a == weight.axis else part.shape[a] for a in weight.order]
         part.permute(weight.order).index_copy_(len(rows.outer), at, sums.to(part.dtype).reshape(shape))
         new.copy_(part)
-        ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
+        if bias:
+            ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
     made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
     if value.is_source and not weight.is_cut:
         made = keeps.cut(value, made).contiguous()
+    if not bias:
+        return made, None
     offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
     joined = np.concatenate(ways, axis=2) if weight.rest else ways[0]  # a vector has no rest, and is one part
     return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))

@@ -258,8 +258,8 @@ def fold(rule: Rule, node: Node, keep: NodeKeep, keeps: KeepSets) -> dict[Value 
             kept = node.layout.to_named(node.layout.n_inputs, keep.sets[node.layout.n_inputs])
             shift = response(node, gone.k, gone.weight, constants, kept, tensor)
         if gone.terms or not bias:
-            new[weight], added = carry(node, gone, _rows(node, gone, keep, bias), keeps)
-            if shift is not None:
+            new[weight], added = carry(node, gone, _rows(node, gone, keep, bias), keeps, bias)
+            if shift is not None and added is not None:
                 shift = shift - added
         if shift is not None:
             like = tensor if weight.tensor is None else weight.tensor
