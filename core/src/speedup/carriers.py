@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speedup.cutting import take
+from speedup.cutting import cut_indices
 from speedup.facts import Bools, Floats, Indices, any_of, some
 from speedup.graph import Node
+from speedup.kept import kept_of
 from speedup.pieces import contents
 from speedup.response import AT_ONCE, by_names, spread
 
@@ -178,19 +179,19 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     weight = _Weight(node, gone.weight, rows, keeps)
     sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
     first, staying = rows.spanning(rows.kept)
-    going = weight.numbers(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ first)
+    going = weight.numbers(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ first).transpose(1, 2)
     shares, at = weight.numbers(staying), weight.numbers(np.searchsorted(weight.columns, targets))
     ways = []
-    for part, new in weight.parts():
-        # By way of one column per unknown: (groups, unknowns, the rest of the weight).
-        way = going.transpose(1, 2) @ weight.factored(take(part, weight.axis, sources))
-        part = take(part, weight.axis, weight.columns)
-        sums = weight.factored(part.index_select(weight.axis, at)).add_(shares @ way)
-        shape = [len(at) if a == weight.axis else part.shape[a] for a in weight.order]
-        part.permute(weight.order).index_copy_(len(rows.outer), at, sums.to(part.dtype).reshape(shape))
-        new.copy_(part)
+    for part, new in weight.parts(sources, max(len(sources), len(targets))):
+        # By way of one column per unknown.
+        way = _mixed(going, weight.factored(part))
+        carriers = new.index_select(weight.axis, at)
+        sums = weight.factored(carriers).add_(_mixed(shares, way)).to(new.dtype)
+        ordered = carriers.permute(weight.order)
+        new.permute(weight.order).index_copy_(weight.order.index(weight.axis), at, sums.reshape(ordered.shape))
         if bias:
-            ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
+            way = way.transpose(1, 2).reshape(*way.shape[0:3:2], *(part.shape[a] for a in weight.rest))
+            ways.append(way.cpu().numpy())
     made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
     if value.is_source and not weight.is_cut:
         made = keeps.cut(value, made).contiguous()
@@ -201,16 +202,28 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))
 
 
+def _mixed(shares: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Columns that are made of others.
+
+    Args:
+        shares: (groups, new, old).
+        columns: (groups, before, old, behind), see ``_Weight.factored``.
+    """
+    if columns.shape[3] == 1:
+        return (columns.squeeze(3) @ shares.transpose(1, 2)).unsqueeze(3)
+    return shares[:, None] @ columns
+
+
 class _Weight:
     """A weight by its names, of which no more is read at a time than is computed with.
 
     Attributes:
-        order: its axes as (groups, contracted, the rest), see ``Rows``.
+        order: its axes with those of the groups first, see ``Rows``.
         axis: that of the contracted name.
-        rest: those of the rest.
+        rest: those of the rest, in their order.
         is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
         columns: the indices of the contracted name that are made.
-        new: what is made.
+        new: what is made; first what is kept as it is.
         dims: its sizes by axis of the weight.
     """
 
@@ -222,7 +235,7 @@ class _Weight:
         outer = [names.index(n) for n in rows.outer]
         self.axis = names.index(rows.contracted)
         self.rest = [a for a in range(len(names)) if a != self.axis and a not in outer]
-        self.order = [*outer, self.axis, *self.rest]
+        self.order = [*outer, *sorted([self.axis, *self.rest])]
         self._groups = len(rows.gone)
         lines = keeps.box(value) if value.is_source else None
         long = {a: [names.index(n) for n in dims[a] if layout.sizes[n] > 1] for a in lines or ()}
@@ -230,38 +243,45 @@ class _Weight:
         self._kept: dict[int, Indices] = {}
         if lines is not None and self.is_cut:
             self._kept = {long[a][0]: indices for a, indices in lines.indices.items()}
-        self._whole = contents(value) if value.tensor is None else value.tensor.detach()
-        self._whole = self._whole.reshape([layout.sizes[n] for n in names])
+        sizes = [layout.sizes[n] for n in names]
+        self._whole = (contents(value) if value.tensor is None else value.tensor.detach()).reshape(sizes)
         self._mask = by_names(layout, k, names, value.mask if value.is_source else None)
         self.columns = self._at(self.axis)
-        self.new = self._whole.new_empty([len(self._at(a)) for a in range(len(names))])
-        sizes = iter(self.new.shape)
-        self.dims = [[next(sizes) for _ in dim] for dim in dims]
+        made = kept_of(keeps, value) if self.is_cut else self._read({})
+        if made is self._whole:
+            made = made.clone()
+        self.new = made.reshape([len(self._at(a)) for a in range(len(names))])
+        each = iter(self.new.shape)
+        self.dims = [[next(each) for _ in dim] for dim in dims]
 
     def _at(self, axis: int) -> Indices:
         """The indices of an axis that are made."""
         return self._kept[axis] if axis in self._kept else np.arange(self._whole.shape[axis])
 
-    def parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All columns of some rows that are made; and where they are made."""
-        rest = {axis: indices for axis, indices in self._kept.items() if axis != self.axis}
+    def parts(self, columns: Indices, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Some columns of some rows that are made; and where these rows are made.
+
+        Args:
+            columns: indices of the contracted name.
+            most: how many columns are computed with at a time.
+        """
+        chosen = {axis: indices for axis, indices in self._kept.items() if axis != self.axis} | {self.axis: columns}
         if not self.rest:
-            yield self._read(rest), self.new
+            yield self._read(chosen), self.new
             return
         first = self.rest[0]
         at = self._at(first)
-        step = max(1, AT_ONCE * self._whole.shape[first] // self._whole.numel())
+        step = max(1, AT_ONCE * len(at) * self.new.shape[self.axis] // max(1, self.new.numel() * most))
         for start in range(0, len(at), step):
-            chosen = at[start : start + step]
-            yield self._read(rest | {first: chosen}), self.new.narrow(first, start, len(chosen))
+            rows = at[start : start + step]
+            yield self._read(chosen | {first: rows}), self.new.narrow(first, start, len(rows))
 
-    def _read(self, rows: Mapping[int, Indices]) -> torch.Tensor:
+    def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
         part, mask = self._whole, self._mask
-        for axis, indices in rows.items():
-            if len(indices) < part.shape[axis]:
-                part = take(part, axis, indices)
-                if mask is not None and mask.shape[axis] > 1:
-                    mask = mask.take(indices, axis)
+        for axis, indices in chosen.items():
+            if mask is not None and len(indices) < mask.shape[axis] > 1:
+                mask = mask.take(indices, axis)
+        part = cut_indices(part, chosen)
         return part if mask is None or mask.all() else part * self.numbers(mask)
 
     def numbers(self, array: Floats | Indices | Bools) -> torch.Tensor:
@@ -269,10 +289,10 @@ class _Weight:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
 
     def factored(self, part: torch.Tensor) -> torch.Tensor:
-        """Some columns of a part as (groups, columns, the rest) in float64."""
+        """Some columns of a part as (groups, before, columns, behind) in float64, by how the axes of the rest lie."""
         wide = part.permute(self.order).to(torch.float64, memory_format=torch.contiguous_format)
-        rest = prod(part.shape[a] for a in self.rest)  # there may be no columns: nothing to carry
-        return wide.reshape(self._groups, part.shape[self.axis], rest)
+        before, behind = (prod(part.shape[a] for a in self.rest if (a < self.axis) == first) for first in (True, False))
+        return wide.reshape(self._groups, before, part.shape[self.axis], behind)  # there may be no columns
 
     def named(self, array: Floats) -> Floats:
         """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from speedup.graph import Value
-from speedup.keep import KeepSets
 from speedup.masking import memory_of, product
+
+if TYPE_CHECKING:
+    from speedup.keep import KeepSets
 
 
 def changes(keeps: KeepSets, value: Value) -> bool:
