@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from speedup import walk
 from speedup.ask import ask
 from speedup.decisions import Decisions, is_decision
 from speedup.errors import CheckError, SpeedupError
@@ -162,7 +164,8 @@ def does_as_planned(
     run = replay(model, inputs, registry, graph, keeps.shape, substitutes)
     if run is None or set(run.plain) != set(graph.plain):
         return False
-    planned = [_as_planned(node, keeps) for node in graph.nodes]
+    held = dict(walk.named_tensors(model))
+    planned = [_as_planned(node, keeps, held) for node in graph.nodes]
     if None in planned or _argument_mismatch(graph, keeps, [n for n in planned if n is not None]) is not None:
         return False
     if keeps.drop:
@@ -174,16 +177,23 @@ def does_as_planned(
     )
 
 
-def _as_planned(node: Node, keeps: KeepSets) -> Node | None:
+def _as_planned(node: Node, keeps: KeepSets, held: Mapping[str, torch.Tensor]) -> Node | None:
     """A recorded call of a function as the small model makes it with the same arguments, itself where nothing goes;
-    None where that cannot be told without a run."""
+    None where that cannot be told without a run.
+
+    Args:
+        held: the parameters and buffers of the small model.
+    """
     if node.module is not None or node.rule is None or all(map(keeps.whole, (*node.tensors, *node.outputs))):
         return node
-    if any(v.is_source and not keeps.whole(v) for v in node.tensors):
+    sources = [v for v in node.tensors if v.is_source and not keeps.whole(v)]
+    if any(v.names[0] not in held or held[v.names[0]].shape != keeps.shape(v) for v in sources):
         return None
 
     def small(value: Value) -> Value:
-        return Value(value.number, keeps.shape(value), value.dtype, value.kind)
+        made = Value(value.number, keeps.shape(value), value.dtype, value.kind, value.names)
+        made.tensor = held[value.names[0]] if value in sources else value.tensor
+        return made
 
     return replace(
         node,
