@@ -46,6 +46,36 @@ def test_a_plain_model_runs_twice() -> None:
     assert net.runs(dropped(net), torch.randn(2, 3, 4, 4).double()) == [(2, 3, 4, 4)] * 2
 
 
+class Scaled(Counted):
+    """A block with a scale of its own, as ConvNeXt has them, or with sizes that are read from the tensor."""
+
+    def __init__(self, use: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head, self.use = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1), use
+        self.scale = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.use(self.conv(x), self.scale))
+        return result
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, scale: x * scale,
+        lambda x, scale: x.view(len(x), x.shape[1] // 1, 16).view(x.shape) * scale,
+        lambda x, scale: x.reshape(-1, 8 - 8 + x.shape[1], 4, 4) + 1,
+    ],
+    ids=["parameter", "sizes of a shape", "a size that is computed"],
+)
+def test_parameters_and_sizes_of_shapes_need_no_recorded_check(
+    use: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    net = randomize(Scaled(use)).double()
+    assert net.runs(dropped(net), torch.randn(2, 3, 4, 4).double()).count((2, 3, 4, 4)) == 2
+    check_equal(net, torch.randn(2, 3, 4, 4).double(), dropped(net), [torch.randn(3, 3, 4, 4).double()])
+
+
 def test_a_flatten_of_another_order_is_looked_at_too() -> None:
     """Channels last, and a size that the next call takes as it comes."""
 
@@ -112,8 +142,10 @@ class Sized(nn.Module):
         lambda x, width: F.normalize(x * width, dim=1) if width > 6 else x,
         lambda x, width: x.mean(1, keepdim=True) * x / width * 8,
         lambda x, width: x[:, :width] + x[:, -width:],
+        lambda x, width: torch.softmax(x * x.shape[1] ** -0.5, 1),
+        lambda x, width: F.pad(x, (0, 0, 0, 0, 0, 8 - x.shape[1])) * 2,
     ],
-    ids=["clamp", "clamp of a lower bound", "another way", "mean", "slices"],
+    ids=["clamp", "clamp of a lower bound", "another way", "mean", "slices", "scale", "padding"],
 )
 def test_a_width_that_enters_numbers(use: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
     """It stands in code that is no method, so it cannot be repaired: what would be wrong then has to stay."""

@@ -38,7 +38,7 @@ from speedup.order import same_orders
 from speedup.registry import Registry
 from speedup.repair.stale import same_number, stale_function, stale_numbers, wanted_factor
 from speedup.rounding import difference, plain_differences
-from speedup.trace.replay import replay
+from speedup.trace.replay import Given, replay
 from speedup.trace.run import trace
 
 
@@ -158,14 +158,17 @@ def does_as_planned(
     registry: Registry,
     substitutes: Mapping[int, type[nn.Module]],
 ) -> bool:
-    """Whether the changed model makes the calls of the masked one, with the same arguments, on fewer indices, and gives
+    """Whether the changed model makes the calls of the masked one, as the plan has them, on fewer indices, and gives
     its answers: then ``check`` finds nothing. False says nothing; it is for the model without repairs.
     """
-    run = replay(model, inputs, registry, graph, keeps.shape, substitutes)
-    if run is None or set(run.plain) != set(graph.plain):
+    replayed = replay(model, inputs, registry, graph, keeps.shape, substitutes)
+    if replayed is None:
+        return False
+    run = replayed.returned
+    if set(run.plain) != set(graph.plain):
         return False
     held = dict(walk.named_tensors(model))
-    planned = [_as_planned(node, keeps, held) for node in graph.nodes]
+    planned = [_as_planned(node, replayed.given.get(node), keeps, held) for node in graph.nodes]
     if None in planned or _argument_mismatch(graph, keeps, [n for n in planned if n is not None]) is not None:
         return False
     if keeps.drop:
@@ -177,15 +180,19 @@ def does_as_planned(
     )
 
 
-def _as_planned(node: Node, keeps: KeepSets, held: Mapping[str, torch.Tensor]) -> Node | None:
-    """A recorded call of a function as the small model makes it with the same arguments, itself where nothing goes;
-    None where that cannot be told without a run.
+def _as_planned(node: Node, given: Given | None, keeps: KeepSets, held: Mapping[str, torch.Tensor]) -> Node | None:
+    """A recorded call of a function as the small model makes it, itself where nothing goes; None where that cannot be
+    told without a run.
 
     Args:
+        given: its arguments, if they are others than those of the recorded call.
         held: the parameters and buffers of the small model.
     """
-    if node.module is not None or node.rule is None or all(map(keeps.whole, (*node.tensors, *node.outputs))):
+    smaller = not all(map(keeps.whole, (*node.tensors, *node.outputs)))
+    if given is None and (node.module is not None or node.rule is None or not smaller):
         return node
+    if node.rule is None:
+        return None
     sources = [v for v in node.tensors if v.is_source and not keeps.whole(v)]
     if any(v.names[0] not in held or held[v.names[0]].shape != keeps.shape(v) for v in sources):
         return None
@@ -199,6 +206,8 @@ def _as_planned(node: Node, keeps: KeepSets, held: Mapping[str, torch.Tensor]) -
         node,
         rule=None,
         claimant=node.rule,
+        args=node.args if given is None else given[0],
+        kwargs=node.kwargs if given is None else given[1],
         tensors=tuple(map(small, node.tensors)),
         outputs=tuple(map(small, node.outputs)),
         arguments={},

@@ -43,7 +43,7 @@ def alike(a: Any, b: Any, leaf: Callable[[Any, Any], bool]) -> bool:
     """
     if type(a) is not type(b):
         if torch.Size in (type(a), type(b)):  # a copy of it is a tuple
-            return type(a) in _TUPLES and type(b) in _TUPLES and tuple(a) == tuple(b)
+            return type(a) in _TUPLES and type(b) in _TUPLES and alike(tuple(a), tuple(b), leaf)
         return leaf(a, b)
     if isinstance(a, tuple | list):
         return len(a) == len(b) and all(alike(x, y, leaf) for x, y in zip(a, b, strict=True))

@@ -1,13 +1,16 @@
 """A run of the small model that is expected to make the very calls of the masked one, on fewer indices.
 
 Most small models do. To see that takes much less than to record the run: each call is compared with the one that is
-due, its op, the numbers that it is given, the shapes of what it gives. Where one is another, or where more than calls
-would have to be watched, nothing is said: the run is recorded then, and looked at closely.
+due, its op, the shapes of what it gives, and the numbers that it is given: those that are others are noted, for they
+may be made of sizes. Where a call is another, or where more than calls would have to be watched, nothing is said: the
+run is recorded then, and looked at closely.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,13 +33,29 @@ from speedup.trace.outputs import Returned, later, tensors_in
 from speedup.trace.run import uncompiled, versioned
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.told import now_told
-from speedup.trees import PLAIN, alike, equal
+from speedup.trees import PLAIN, alike, equal, replaced
 
 Shape = tuple[int, ...]
 
 
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+
+
 class _OtherwiseError(Exception):
     """The model does not do what is expected."""
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """A run of the small model.
+
+    Attributes:
+        returned: what it gives.
+        given: the arguments of the calls of functions that are given other numbers than the recorded ones.
+    """
+
+    returned: Returned
+    given: Mapping[Node, Given]
 
 
 def replay(
@@ -46,7 +65,7 @@ def replay(
     graph: Graph,
     shape_of: Callable[[Any], Shape],
     substitutes: Mapping[int, type[nn.Module]],
-) -> Returned | None:
+) -> Replayed | None:
     """Run the small model; None where it makes other calls than the graph has, or where nothing can be said.
 
     Call it inside ``sandbox``. What the run changes of the model is put back after it.
@@ -70,7 +89,7 @@ def replay(
             return None
         if player.due is not None or later(result):
             return None
-        return Returned.of(result)
+        return Replayed(Returned.of(result), player.given_otherwise)
 
 
 def _is_plain(graph: Graph) -> bool:
@@ -96,6 +115,7 @@ class _Player(Calls):
 
     Attributes:
         due: that call; None at the end.
+        given_otherwise: see ``Replayed``.
     """
 
     def __init__(
@@ -111,6 +131,7 @@ class _Player(Calls):
         self._shape_of = shape_of
         self._nodes = iter(graph.nodes)
         self.due = self._next()
+        self.given_otherwise: dict[Node, Given] = {}
 
     def enters(self, func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         with self.unseen():
@@ -166,7 +187,10 @@ class _Player(Calls):
             if tensor.is_nested or (tensor.shape != wanted and not (0 in wanted and 0 in tensor.shape)):
                 raise _OtherwiseError
         if not alike((args, kwargs), (due.args, due.kwargs), _is_as_recorded):
-            raise _OtherwiseError
+            if due.module is not None or not alike((args, kwargs), (due.args, due.kwargs), _is_such):
+                raise _OtherwiseError
+            refs = map(Ref, itertools.count())
+            self.given_otherwise[due] = replaced(torch.Tensor, lambda _: next(refs), (args, kwargs))
         self.due = self._next()
 
     def _next(self) -> Node | None:
@@ -190,3 +214,8 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
 def _is_as_recorded(given: Any, recorded: Any) -> bool:
     """Whether a leaf of what a call is given is what a recorded call has there."""
     return type(recorded) is Ref if isinstance(given, torch.Tensor) else equal(given, recorded)
+
+
+def _is_such(given: Any, recorded: Any) -> bool:
+    """As ``_is_as_recorded``, or another number of the same type."""
+    return (type(given) is type(recorded) and type(given) in (int, float)) or _is_as_recorded(given, recorded)
