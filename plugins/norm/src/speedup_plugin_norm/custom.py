@@ -63,10 +63,10 @@ def form_of(module: nn.Module) -> Form | None:
         return None
     if any(not _is_line(p) or not p.is_floating_point() for p in own.values()):
         return None
-    if not takes_one(module) or tail_of(module) is None:
+    if tail_of(module) is None:
         return None
     if module not in _known:
-        _known[module] = _recognise(module)
+        _known[module] = _recognise(module) if takes_one(module) else None
     return _known[module]
 
 
@@ -106,8 +106,10 @@ def _recognise(module: nn.Module) -> Form | None:
         sizes = torch.tensor([0.05, 0.005]).reshape([-1] + [1] * (len(shape) - 1))
         x = (torch.randn(shape, generator=numbers) * sizes).to(like)
         got = _run(probe, x)
-        if got is None or got.shape != x.shape or torch.equal(got, x):  # dropout and its kin give back what they get
+        if got is None or got.shape != x.shape:
             continue
+        if torch.equal(got, x):
+            return None  # dropout and its kin give back what they get
         kinds = ("layer", "rms", "rms+1", "layer+1", *(("group",) if axis == 1 and _groups(module) else ()))
         for kind in kinds:
             # The eps of an RMS norm must be set anew.
