@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from speedup.trees import PLAIN
 
 _CONTAINERS = (list, dict, set)
+_EXACTLY = frozenset((*_CONTAINERS, OrderedDict))
 # What torch keeps in every module, and the hooks among it, of which most modules have none.
 INTERNAL = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in INTERNAL if "_hooks" in name)
@@ -27,7 +29,11 @@ class Attributes:
         self.kind = type(module)
         self.saved = module.__dict__.copy()
         # A model has many modules, and a module some 15 containers, of which few hold anything: hooks.
-        held = [v for v in self.saved.values() if type(v) not in PLAIN and isinstance(v, _CONTAINERS)]
+        held = [
+            v
+            for v in self.saved.values()
+            if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))
+        ]
         self._empty = [v for v in held if not v]
         self._filled = [(v, v.copy()) for v in held if v]
 

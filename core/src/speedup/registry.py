@@ -251,16 +251,17 @@ class Registry:
         return None
 
     def _claim_by_structure(self, module: nn.Module) -> Rule | None:
-        claimants = [rule for rule in self._structural if self._is_claimed(module, rule)]
+        claimants = []
+        for rule in self._structural:
+            try:
+                if rule.claims(module):
+                    claimants.append(rule)
+            except Exception as error:
+                raise RuleError(
+                    f"{rule.label} failed when it was asked for a {op_name(type(module))}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
         return self._choose(type(module), claimants) if claimants else None
-
-    def _is_claimed(self, module: nn.Module, rule: Rule) -> bool:
-        try:
-            return bool(rule.claims(module))
-        except Exception as error:
-            raise RuleError(
-                f"{rule.label} failed when it was asked for a {op_name(type(module))}: {type(error).__name__}: {error}"
-            ) from error
 
     def _table(self, claims: Callable[[Rule], Iterable[Any]]) -> dict[Any, Rule]:
         claimants: dict[Any, list[Rule]] = {}

@@ -12,14 +12,15 @@ from torch import nn
 def all_paths(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every path and the module there, as ``model.named_modules(remove_duplicate=False)``: a module that has several
     paths comes with each of them."""
-    found: list[tuple[str, nn.Module]] = []
+    found: list[tuple[str, nn.Module]] = [("", model)]
 
-    def visit(path: str, module: nn.Module) -> None:
-        found.append((path, module))
-        prefix = path + "." if path else ""
+    def visit(prefix: str, module: nn.Module) -> None:
         for name, child in module._modules.items():
             if child is not None:
-                visit(prefix + name, child)
+                path = prefix + name
+                found.append((path, child))
+                if child._modules:
+                    visit(path + ".", child)
 
     visit("", model)
     return found
@@ -35,13 +36,14 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def modules(model: nn.Module) -> list[nn.Module]:
     """Every module once, as ``model.modules()``."""
-    found: dict[nn.Module, None] = {}
+    found: dict[nn.Module, None] = {model: None}
 
     def visit(module: nn.Module) -> None:
-        found[module] = None
         for child in module._modules.values():
             if child is not None and child not in found:
-                visit(child)
+                found[child] = None
+                if child._modules:
+                    visit(child)
 
     visit(model)
     return list(found)
