@@ -137,7 +137,7 @@ def branch(g: Generator) -> str:
     """Python that reads data."""
     x = g.pick(lambda v: v.ndim >= 2)
     y = x if g.rng.random() < 0.5 else g.same(x)
-    test = g.rng.choice((f"{x}.mean() > 0", f"{x}.sum().item() < 1", f"bool(({x} > 0.5).any())"))
+    test = g.rng.choice((f"{x}.mean() > 0.01", f"{x}.sum().item() < 1", f"bool(({x} > 0.5).any())"))
     forms = ["{x} * 0.5", "F.relu({x})", "{y} + 1", "-{y}", "{x}"]
     one, other = (f.format(x=x, y=y) for f in g.rng.sample(forms, 2))
     return g.emit_choice(test, one, other, x, y)
