@@ -195,6 +195,27 @@ def test_a_constant_that_a_loop_over_the_input_makes() -> None:
     assert result.shape("a.weight")[0] == 7, "what is 0 is 0 after any number of steps"
 
 
+def test_two_calls_of_one_line_that_the_input_runs_more_or_less_often() -> None:
+    """Nobody knows then which of them is which, and what differs of one is no fact of the other's shape."""
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.a, self.out = 2.0, nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            place = x.new_zeros(len(x), 4)
+            place[0, 1:] = 1
+            for _ in range(len(x)):
+                x = x + (place.unsqueeze(1) - place.unsqueeze(2)).mean()
+            result: torch.Tensor = self.out(self.a(x) * self.scale)
+            return result
+
+    net = randomize(Apart())
+    result = check_equal(net, torch.randn(4, 4), mask_indices(net, {"a.weight": [1, 2]}), [torch.randn(1, 4)])
+    assert result.shape("a.weight") == (4, 4)
+
+
 class Branches(nn.Module):
     """A selective kernel: two branches, weighed by a softmax over both of what their sum says."""
 
