@@ -25,6 +25,8 @@ def shell_of(module: Module, instead: Mapping[str, torch.Tensor] | None = None) 
         instead: tensors that take the place of parameters and buffers of these names.
     """
     shell = module.__class__.__new__(module.__class__)
+    if type(shell) is not type(module):  # some make a class of its own for each instance (torch.fx)
+        shell.__class__ = type(module)
     held = shell.__dict__
     for name, value in module.__dict__.items():
         held[name] = value if type(value) in PLAIN or not isinstance(value, _COPIED) else value.copy()

@@ -13,7 +13,15 @@ from typing import Any
 from torch import nn
 
 from speedup.graph import Node
-from speedup.repair.method import called_function, first_parameter, function_inside, innermost, method_of, of_super
+from speedup.repair.method import (
+    called_function,
+    first_parameter,
+    function_inside,
+    innermost,
+    method_of,
+    of_super,
+    writes_anew,
+)
 from speedup.repair.rewrite import original
 from speedup.repair.source import Definition, definition, nested
 
@@ -98,6 +106,8 @@ def _is_definition_of(one: types.CodeType, other: types.CodeType) -> bool:
 
 def place_of_method(module: nn.Module, name: str) -> Place | None:
     """A method of a module as a whole."""
+    if writes_anew(type(module)):
+        return None
     for function in innermost(getattr(original(type(module))[0], name, None)):
         found = definition(function) if function.__name__ == name else None
         if found is not None:
@@ -108,7 +118,7 @@ def place_of_method(module: nn.Module, name: str) -> Place | None:
 def _place(module: nn.Module, code: types.CodeType, instruction: int, direct: bool) -> Place | None:
     cls = type(module)
     name = method_of(cls, code)
-    if name is None or name in module.__dict__:
+    if name is None or name in module.__dict__ or writes_anew(cls):
         return None
     base, _ = original(cls)
     held = getattr(base, name, None)

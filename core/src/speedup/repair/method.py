@@ -7,7 +7,7 @@ import inspect
 import types
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from speedup.repair.source import nested, with_code
 
@@ -26,6 +26,12 @@ def method_of(cls: type, code: types.CodeType) -> str | None:
             if function_inside(held, code) is not None:
                 return name if inspect.getattr_static(cls, name, None) is held else None
     return None
+
+
+def writes_anew(cls: type) -> bool:
+    """Whether the methods of a class are written anew when its module changes to train mode and back, as torch.fx does
+    for a module with a graph for each (the feature extractors of torchvision): edits would be lost."""
+    return issubclass(cls, fx.GraphModule) and cls.train is not nn.Module.train
 
 
 def function_inside(held: Any, code: types.CodeType, depth: int = _DEPTH) -> types.FunctionType | None:

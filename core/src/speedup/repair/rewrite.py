@@ -9,10 +9,11 @@ the methods are made again from the user's class when it is loaded.
 from __future__ import annotations
 
 import ast
+import contextlib
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -271,12 +272,41 @@ class Quiet:
 def _reduce_ex(self: Any, protocol: Any) -> Any:
     """For copy and pickle: the user's class and the edits instead of the class that was made."""
     owner: type = next(c for c in type(self).__mro__ if "_speedup_edits" in vars(c))
-    reduced = super(owner, self).__reduce_ex__(max(2, int(protocol)))  # type: ignore[arg-type]
-    if isinstance(reduced, str) or type(self) is not owner:
-        return reduced
+    if type(self) is not owner:
+        return super(owner, self).__reduce_ex__(max(2, int(protocol)))  # type: ignore[arg-type]
     base, edits = original(owner)
+    with _as(self, base):
+        reduced = self.__reduce_ex__(max(2, int(protocol)))
+    if isinstance(reduced, str):
+        return reduced
     make, args, *rest = reduced
-    return (_revive, (edits, make, tuple(base if a is owner else a for a in args)), *rest)
+    return (_revive, (edits, make, args), *rest)
+
+
+def _copying(name: str) -> Callable[..., Any]:
+    """A method of the user's that makes a copy (``__deepcopy__``): the copy has the edits."""
+
+    def copied(self: Any, *args: Any) -> Any:
+        owner: type = next(c for c in type(self).__mro__ if "_speedup_edits" in vars(c))
+        if type(self) is not owner:
+            return getattr(super(owner, self), name)(*args)
+        base, edits = original(owner)
+        with _as(self, base):
+            made = getattr(self, name)(*args)
+        return _revive(edits, lambda: made, ())
+
+    return copied
+
+
+@contextlib.contextmanager
+def _as(module: Any, cls: type) -> Iterator[None]:
+    """A module that is of another class for a while: of the user's, whose methods may write what it computes anew."""
+    own = type(module)
+    module.__class__ = cls
+    try:
+        yield
+    finally:
+        module.__class__ = own
 
 
 def _revive(edits: tuple[Edit, ...], make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -314,6 +344,7 @@ def rewritten(cls: type, edits: tuple[Edit, ...]) -> type:
                 "__doc__": base.__doc__,
                 "_speedup_edits": (base, edits),
                 "__reduce_ex__": _reduce_ex,
+                **{name: _copying(name) for name in ("__copy__", "__deepcopy__") if hasattr(base, name)},
             }
             for name in dict.fromkeys(e.method for e in edits):
                 members.update(edited(base, name, tuple(e for e in edits if e.method == name)))

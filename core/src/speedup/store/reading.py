@@ -234,9 +234,9 @@ def _differences(path: str, module: nn.Module, change: Change) -> Iterable[str]:
     if record_of(module) is not None:
         yield f"{where} is small already: build the original model anew"
         return
-    kind = plain_class(module).__name__
-    if kind != change.original.rpartition(".")[2]:
-        yield f"{where} is a {kind}, and was a {change.original.rpartition('.')[2]}"
+    kind, was = (name.rpartition(".")[2] for name in (plain_class(module).__qualname__, change.original))
+    if kind != was:
+        yield f"{where} is a {kind}, and was a {was}"
     own = {**module._parameters, **module._buffers}
     for name, tensor in change.tensors.items():
         shape = shape_of(own.get(name))
