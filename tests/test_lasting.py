@@ -325,6 +325,23 @@ def test_channel_groups_go_with_what_is_left_for_the_next_call() -> None:
     assert [g.size for g in groups] == [8]
 
 
+class State(Net):
+    """One row for each sample."""
+
+    buffers_of = (("state", (2, 8)),)
+
+    def run(self, x, y):
+        self.state = 0.5 * self.state + y
+        return self.two(self.state)
+
+
+@pytest.mark.parametrize("net", [*WEIGHTS, *BUFFERS, *COUNTERS, State])
+def test_masks_are_made_for_what_the_next_call_reads(net: type[Net]) -> None:
+    model, x = randomize(net().double().eval()), torch.randn(2, 4, dtype=torch.float64)
+    small = speedup.plan(model, x, speedup.prune_masks(model, x, sparsity=0.5)).apply()
+    assert small.one.weight.shape == (4, 4) and small.two.weight.shape == (3, 4)
+
+
 def test_without_contents() -> None:
     filled = randomize(DividedEachTime().double().eval(), 0)
     masks = {f"one.{n}": torch.ones_like(p) for n, p in filled.one.named_parameters()}

@@ -85,8 +85,7 @@ def _tied(graph: Graph) -> Labels:
                 ask(node, "tie", labels)
         for value in graph.replaced:
             if value.next is not None and value.is_replaced_alike and labels.has(value) and labels.has(value.next):
-                for old, new in zip(labels.arrays(value), labels.arrays(value.next), strict=True):
-                    labels.join(old, new)
+                _join_next(labels, value, value.next)
         for value in graph.values:
             if labels.has(value) and whole.sets[value].any():
                 labels.freeze(value)
@@ -100,6 +99,16 @@ def _tied(graph: Graph) -> Labels:
         if not found:
             return labels
         fixed |= found
+
+
+def _join_next(labels: Labels, value: Value, later: Value) -> None:
+    """A tensor of the model loses what goes of that which the next call reads in its place, and nothing else."""
+    told = {varied(n): n for n in labels.arrays(later) if varied(n)}
+    for numbers in told.values():
+        labels.add(value, numbers)
+    for numbers in labels.arrays(value):
+        if varied(numbers) not in told:
+            labels.join(numbers, np.zeros((1,) * numbers.ndim, dtype=np.int64))
 
 
 def _crossed(labels: Labels) -> set[tuple[Value, int]]:
