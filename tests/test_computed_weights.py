@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import speedup
 from speedup import testing
 
 
@@ -54,3 +56,31 @@ def test_what_depends_on_the_size_of_the_kernel_stays() -> None:
     inputs = [(torch.randn(2, 3, 8, 8), torch.randn(2, 3, size, size)) for size in (6, 5)]
     result = testing.check_equal(model, inputs[0], masks, inputs[1:])
     assert result.shape("last.weight") == (2, 8, 1, 1)
+
+
+class InGroups(nn.Module):
+    """A grouped kernel that is computed of parameters, in a residual stream (the places of wav2vec 2)."""
+
+    def __init__(self, normalised: bool) -> None:
+        super().__init__()
+        self.images, self.last = nn.Conv1d(3, 16, 1), nn.Conv1d(16, 2, 1)
+        self.middle = nn.Conv1d(16, 16, 3, padding=1, groups=4)
+        self.gate = None if normalised else nn.Parameter(torch.ones(16, 1, 1))
+        if normalised:
+            nn.utils.parametrizations.weight_norm(self.middle, dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.images(x)
+        weight = self.middle.weight if self.gate is None else self.middle.weight * self.gate
+        result: Tensor = self.last(x + F.conv1d(x, weight, self.middle.bias, padding=1, groups=4))
+        return result
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_each_group_of_a_computed_kernel_loses_rows_and_columns_of_its_own(normalised: bool) -> None:
+    model, x = testing.randomize(InGroups(normalised)).double().eval(), torch.randn(2, 3, 7, dtype=torch.float64)
+    masks = speedup.prune_masks(model, x, sparsity=0.5)
+    result = testing.check_equal(model, x, masks, [torch.randn(1, 3, 9, dtype=torch.float64)])
+    weight = "middle.parametrizations.weight.original1" if normalised else "middle.weight"
+    assert result.shape("images.weight") == (8, 3, 1)
+    assert result.shape(weight) == (8, 2, 3)

@@ -56,8 +56,11 @@ def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | No
     raise ValueError("not a regular set")
 
 
-def ragged_axes(keep: Bools) -> list[int]:
+def ragged_axes(keep: Bools, allowed: Collection[int] | None = None) -> list[int]:
     """The axes along which a set is cut fibre by fibre, in this order; none for a box.
+
+    Args:
+        allowed: the axes that may be ragged, all by default.
 
     Raises:
         ValueError: it cannot be cut to a dense tensor.
@@ -65,16 +68,27 @@ def ragged_axes(keep: Bools) -> list[int]:
     if is_box(keep):
         return []
     for axis in reversed(varied(keep)):
+        if allowed is not None and axis not in allowed:
+            continue
         counts = keep.sum(axis=axis)
         if len(set(counts[counts > 0].tolist())) == 1:
             with contextlib.suppress(ValueError):
-                return [axis, *ragged_axes(any_of(keep, axis))]
+                return [axis, *ragged_axes(any_of(keep, axis), allowed)]
     raise ValueError("not a regular set")
 
 
 def is_regular(keep: Bools, allowed: Collection[int] | None = None) -> bool:
     try:
         ragged_axis(keep, allowed)
+    except ValueError:
+        return False
+    return True
+
+
+def can_be_cut(keep: Bools, allowed: Collection[int]) -> bool:
+    """Whether a set can be cut to a dense tensor along some of these axes, one after the other."""
+    try:
+        ragged_axes(keep, allowed)
     except ValueError:
         return False
     return True

@@ -22,7 +22,7 @@ from speedup.facts import Bools, any_of, compact_axes, everything, some
 from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.layout import Layout
-from speedup.regular import regularize, varied
+from speedup.regular import can_be_cut, regularize, varied
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep
@@ -253,7 +253,10 @@ class _Ties:
         for k in self.present:
             if not self._is_new(k, (k,)) or len(varied(self.sets[k])) < 2:
                 continue
-            more = regularize(self.sets[k], self._may_be_ragged(k)) & ~self.sets[k]
+            allowed = self._may_be_ragged(k)
+            if can_be_cut(self.sets[k], allowed):
+                continue
+            more = regularize(self.sets[k], allowed) & ~self.sets[k]
             if some(more) and not self.keep.patient:
                 grown |= self._grow(k, more, _WHY_REGULAR, k, Kind.COUNT)
         return grown
