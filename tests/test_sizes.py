@@ -432,3 +432,30 @@ def test_channels_pass_calls_of_which_nothing_comes_out(threshold: float) -> Non
     images = [torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(n)).double() for n in (2, 3, 1)]
     small = check_equal(net, images[0], masks, [images[1] * 1e9, images[2] + 1e9]).model
     assert (small.conv.out_channels, small.head.in_features) == (5, 160)
+
+
+@pytest.mark.parametrize("form", ["a call more", "a tensor for a number", "another tensor"])
+def test_code_that_asks_whether_two_layers_have_as_many_channels(form: str) -> None:
+    """In the small model they would, and in the large one they do not."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            y = self.b(x)
+            if form == "a call more":
+                y = y + x if x.shape == y.shape else y
+            elif form == "a tensor for a number":
+                y = y + (x if x.shape == y.shape else 0)
+            else:
+                y = y * (x if x.shape == y.shape else y)
+            result: torch.Tensor = self.out(y.relu())
+            return result
+
+    masks = {f"a.{n}": [0, 1] for n in ("weight", "bias")} | {f"b.{n}": range(6) for n in ("weight", "bias")}
+    net = randomize(Block())
+    result = check_equal(net, torch.randn(2, 3, 4, 4), mask_indices(net, masks), [torch.randn(1, 3, 5, 2)])
+    assert 6 in (result.shape("a.weight")[0], result.shape("b.weight")[0])

@@ -251,7 +251,7 @@ def _methods_of(error: BaseException, model: nn.Module) -> list[tuple[str, str]]
 
 def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mismatch | None:
     for old, new in zip(graph.nodes, nodes, strict=False):
-        if not stands_for(new.op_name, old, keeps) or len(old.outputs) != len(new.outputs):
+        if not stands_for(new.op_name, old, keeps) or len(old.outputs) != len(new.outputs) or _reads_others(old, new):
             why = "the small model takes another path from here"
             lock = partial(lock_call, old, graph, keeps, None, why)
             # The same function with another number of outputs: a split into parts of a stale size.
@@ -266,6 +266,17 @@ def _size_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> Mism
                 tipped = planned == a.shape and _decided(graph, old)
                 return Mismatch(old, 0, new.args, new.kwargs, False, nodes, lock, tipped)
     return None
+
+
+def _reads_others(old: Node, new: Node) -> bool:
+    """Whether a function is given what other calls have made (``y + (x if alike else 0)``)."""
+    if old.module is not None or new.module is not None or old.op_name != new.op_name:
+        return False
+    made, others = (
+        [(v.producer.index, v.producer.outputs.index(v)) for v in n.tensors if v.producer is not None]
+        for n in (old, new)
+    )
+    return made != others
 
 
 def _decided(graph: Graph, node: Node) -> bool:
