@@ -178,14 +178,21 @@ def reordering(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> O
         for other in range(ndim):
             if other == axis or wanted[0].shape[other] == 1:
                 continue
-            groups = [
-                _ranks([t.narrow(other, i, 1) for t in wanted], [t.narrow(other, i, 1) for t in got], axis)
-                for i in range(wanted[0].shape[other])
-            ]
-            found = [_along(g, axis, ndim) for g in groups if g is not None]
-            if len(found) == len(groups):
-                return {axis: np.concatenate(found, axis=other)}
+            found = _by_group(wanted, got, axis, other)
+            if found is not None:
+                return {axis: found}
     return None
+
+
+def _by_group(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], axis: int, other: int) -> Ranks | None:
+    """As ``_ranks``, of each index of another axis."""
+    found = []
+    for i in range(wanted[0].shape[other]):
+        ranks = _ranks([t.narrow(other, i, 1) for t in wanted], [t.narrow(other, i, 1) for t in got], axis)
+        if ranks is None:
+            return None
+        found.append(_along(ranks, axis, wanted[0].ndim))
+    return np.concatenate(found, axis=other)
 
 
 def _ranks(wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], axis: int) -> Ranks | None:
