@@ -19,6 +19,7 @@ class Kind(StrEnum):
         CONTENTS: it would be constant, but of numbers that are not at hand (the model is on the meta device).
         CARRIER: it carries constants that were removed.
         CONSTANT: it is a constant that cannot be folded.
+        RUNS: one number in the code is the size of several tensors: in a loop, in a module that is called twice.
         COUNT: parts of one tensor (groups, heads, chunks) keep equally many.
         LEAST: a tensor is never empty.
         RIGID: an axis can never lose an index: a call reads all of it, or something whole is joined along it.
@@ -35,6 +36,7 @@ class Kind(StrEnum):
     CONTENTS = "contents"
     CARRIER = "carrier"
     CONSTANT = "constant"
+    RUNS = "runs"
     COUNT = "count"
     LEAST = "least"
     RIGID = "rigid"

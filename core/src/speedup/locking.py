@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
+
 from speedup.errors import CheckError
-from speedup.graph import Graph, Node
+from speedup.facts import along
+from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.repair.stale import counted_axes, missing
@@ -29,6 +32,32 @@ def lock_read(node: Node, keeps: KeepSets) -> list[Lock]:
     read = dict.fromkeys(v for v in node.operands if v is not None and not v.is_source)
     why = f"a function counts it, and the code that calls it cannot be changed ({node.where})"
     return [Lock(v.number, None, why, kind=Kind.MEAN) for v in read if not keeps.whole(v)]
+
+
+def lock_uneven(node: Node, graph: Graph, keeps: KeepSets) -> list[Lock]:
+    """Locks with which all runs of one line of a module, in a loop, say, keep equally many indices, so that one number
+    in the code does for each; none where they do."""
+    runs = [n for n in graph.nodes if n.scope == node.scope and n.op is node.op and n.where == node.where]
+    why = f"every run of the line keeps as many ({node.where})"
+    for sides in ([n.outputs for n in runs], [n.tensors for n in runs]):  # what comes out asks for what goes in
+        locks = [lock for values in zip(*sides, strict=False) for lock in _lock_even(values, keeps, why)]
+        if locks:
+            return locks
+    return []
+
+
+def _lock_even(values: Sequence[Value], keeps: KeepSets, why: str) -> Iterator[Lock]:
+    """Locks with which tensors of one shape keep equally many indices along each axis."""
+    if len({v.shape for v in values}) > 1 or any(v.is_source for v in values):
+        return
+    for axis, size in enumerate(values[0].shape):
+        kept = [keeps.shape(v)[axis] for v in values]
+        for value, count in zip(values, kept, strict=True):
+            gone = np.flatnonzero(~along(keeps.sets[value], axis))[: max(kept) - count]
+            entries = np.isin(np.arange(size), gone).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
+            lock = Lock(value.number, None, why, entries, Kind.RUNS)
+            if not keeps.holds(lock):
+                yield lock
 
 
 def lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] | None:

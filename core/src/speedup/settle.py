@@ -10,9 +10,11 @@ from torch import nn
 
 from speedup import moved
 from speedup.build import Made, Parts, build
+from speedup.check import Mismatch
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
+from speedup.locking import lock_uneven
 from speedup.order import arrange
 from speedup.registry import Registry
 from speedup.repair.mend import mend
@@ -100,8 +102,15 @@ def _mended(
         return steady(ways[0].elsewhere, tries.keeps, replace(parts, repairs=repairs), tries.run)
 
     parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)
-    locks = [found.locks() if found is not None else []]
+    locks = [_locks(found, ways[0], keeps[0])]
     for way, kept in zip(ways[1:], keeps[1:], strict=True):
         other = None if any(locks) else Tries(model, way.inputs, way.graph, kept, rules, parts)(parts.repairs)
-        locks.append(other.locks() if other is not None else [])
+        locks.append(_locks(other, way, kept))
     return locks
+
+
+def _locks(found: Mismatch | None, way: Way, keeps: KeepSets) -> list[Lock]:
+    """What is to stay for a call that differs from the plan: at first so much that all runs of its line are alike."""
+    if found is None:
+        return []
+    return lock_uneven(found.node, way.graph, keeps) or found.locks()

@@ -148,6 +148,9 @@ _ADVICE: dict[Kind, Callable[[Sequence[Kept]], str]] = {
         "Outputs keep their shape. Leave the layer that makes them unmasked, or cut the output yourself before."
     ),
     Kind.INPUT: lambda _: "Inputs come as they are. Masks that meet them cannot take anything away.",
+    Kind.RUNS: lambda _: (
+        "One number in the code says how large these are in every run of the line: mask as many in each."
+    ),
     Kind.COUNT: lambda _: (
         "Parts of one tensor (groups, heads, chunks) stay equally large: mask the same number in each, or a whole part."
     ),
