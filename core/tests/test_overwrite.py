@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,6 +149,14 @@ def test_a_block_is_where_the_view_is(view: Callable[[torch.Tensor], torch.Tenso
         changed = whole.clone()
         view(changed).copy_(part + 100)
         assert torch.equal(block.put(whole, part + 100), changed)
+        origin = block.origin(tuple(whole.shape))
+        both = whole, part + 100
+        found = torch.empty_like(whole)
+        for place in np.ndindex(*whole.shape):
+            source, *at = (int(np.broadcast_to(a, whole.shape)[place]) for a in (origin.source, *origin.coordinates))
+            found[place] = both[source][tuple(at[: both[source].ndim])]
+        assert torch.equal(found, changed)
+        assert all(a == 1 for c in origin.coordinates for a, n in zip(c.shape, whole.shape, strict=True) if n == 1)
 
 
 def test_what_is_no_block() -> None:

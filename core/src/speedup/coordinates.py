@@ -26,7 +26,7 @@ _EXACT = 2**24  # whole numbers up to here are exact in float32
 
 
 @dataclass(frozen=True, eq=False)
-class _Origin:
+class Origin:
     """Where the entries of one output come from; every array broadcasts to the output.
 
     Attributes:
@@ -185,11 +185,11 @@ class CoordinateRule(Rule):
             tensors.append(line.expand(shape))
         return tensors, base
 
-    def origins(self, node: Node) -> list[_Origin]:
+    def origins(self, node: Node) -> list[Origin]:
         """Where every output entry of the call ``node`` comes from (computed once per call)."""
-        known: list[_Origin] | None = node.__dict__.get("_origins")
+        known: list[Origin] | None = node.__dict__.get("_origins")
         if known is None:
-            known = self._known.get(self._key(node, "origins"), lambda: self._find_origins(node))
+            known = self._known.get(self._key(node, "origins"), lambda: self.find_origins(node))
             node.__dict__["_origins"] = known
         return known
 
@@ -205,7 +205,8 @@ class CoordinateRule(Rule):
                     return filled
         return shapes
 
-    def _find_origins(self, node: Node) -> list[_Origin]:
+    def find_origins(self, node: Node) -> list[Origin]:
+        """As ``origins``, found anew (override where it can be told without running the call)."""
         shapes = self._shapes(node)
         rank = max([1, *(v.ndim for v in node.operands if v is not None)])
         coordinates: list[list[np.ndarray[Any, Any]]] = [[] for _ in node.outputs]
@@ -234,7 +235,7 @@ class CoordinateRule(Rule):
                 if axis == 0:
                     sources.append(compact_axes(source)[0])
                     fills.append(fill)
-        return [_Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
+        return [Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
 
     def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
         """Move ``arrays`` that broadcast to the operands of ``node`` to its outputs; ``filler`` goes in between."""
@@ -275,7 +276,7 @@ def _moved(
     return np.asarray(array[tuple(at)]) if at else array
 
 
-def _scattered(chosen: Bools, origin: _Origin, shape: tuple[int, ...]) -> Bools:
+def _scattered(chosen: Bools, origin: Origin, shape: tuple[int, ...]) -> Bools:
     """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape.
 
     Coordinates that vary along other axes of the output than the rest, and than what is chosen, take all their values

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-from speedup.facts import Bools, Fact, Unused
+from speedup.coordinates import Origin
+from speedup.facts import Bools, Fact, Unused, compact_axes
 from speedup.graph import Node
 from speedup.groups.labels import Labels
 from speedup.infer import NodeFacts
@@ -55,12 +58,13 @@ class Block:
     """The part of one tensor that another one of the same storage is.
 
     Attributes:
-        region: an index that takes the part, with all axes left.
+        ranges: where it is along each axis: first index, end, step. (A slice has no hash before Python 3.12, and calls
+            that are made alike are known by theirs, see ``speedup.recall``.)
         order: the axes of the part of more than one index, as the other tensor has them.
         shape: of the other tensor.
     """
 
-    region: tuple[slice, ...]
+    ranges: tuple[tuple[int, int, int], ...]
     order: tuple[int, ...]
     shape: tuple[int, ...]
 
@@ -75,7 +79,7 @@ class Block:
         start = dict.fromkeys(range(whole.ndim), 0)
         for axis in axes:
             start[axis], left = divmod(left, steps[axis])
-        region = {a: slice(s, s + 1) for a, s in start.items()}
+        ranges = {a: (s, s + 1, 1) for a, s in start.items()}
         order: list[int] = []
         for size, stride in zip(part.shape, part.stride(), strict=True):
             if size == 1:
@@ -84,24 +88,51 @@ class Block:
             if not able:
                 return None
             axis, step = able[0], stride // steps[able[0]]
-            region[axis] = slice(start[axis], start[axis] + (size - 1) * step + 1, step)
+            ranges[axis] = start[axis], start[axis] + (size - 1) * step + 1, step
             order.append(axis)
-        fits = all(region[a].start >= 0 and region[a].stop <= n for a, n in enumerate(whole.shape))
-        block = cls(tuple(region[a] for a in range(whole.ndim)), tuple(order), tuple(part.shape))
+        fits = all(ranges[a][0] >= 0 and ranges[a][1] <= n for a, n in enumerate(whole.shape))
+        block = cls(tuple(ranges[a] for a in range(whole.ndim)), tuple(order), tuple(part.shape))
         return block if left == 0 and fits else None
 
+    def _of(self, whole: torch.Tensor) -> torch.Tensor:
+        """The part, with all axes left."""
+        return whole[tuple(slice(*along) for along in self.ranges)]
+
     def take(self, whole: torch.Tensor) -> torch.Tensor:
-        part = whole[self.region]
+        part = self._of(whole)
         rest = [a for a in range(whole.ndim) if a not in self.order]
         return part.permute(*rest, *self.order).reshape(self.shape)
 
     def put(self, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         whole = whole.clone()
-        target = whole[self.region]
+        target = self._of(whole)
         wide = part.reshape([n for n in self.shape if n > 1])
         back = [self.order.index(a) for a in sorted(self.order)]
         target.copy_(wide.permute(back).reshape(target.shape))
         return whole
+
+    def origin(self, whole: tuple[int, ...]) -> Origin:
+        """Where the entries come from of a tensor (operand 0) in which the part (operand 1) was put."""
+        rank = len(whole)
+
+        def line(axis: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+            return np.arange(whole[axis]).reshape([-1 if a == axis else 1 for a in range(rank)])
+
+        inside = np.ones((1,) * rank, dtype=bool)
+        for axis, (start, stop, step) in enumerate(self.ranges):
+            if (start, stop, step) != (0, whole[axis], 1):
+                at = line(axis)
+                inside = inside & (at >= start) & (at < stop) & ((at - start) % step == 0)
+        axis_of = dict(zip([a for a, n in enumerate(self.shape) if n > 1], self.order, strict=True))
+        coordinates = []
+        for axis in range(max(rank, len(self.shape))):
+            its = axis_of.get(axis)
+            start, _, step = self.ranges[its] if its is not None else (0, 0, 1)
+            out = line(axis) if axis < rank else np.zeros((1,) * rank, dtype=np.int64)
+            own = (line(its) - start) // step if its is not None else np.zeros((1,) * rank, dtype=np.int64)
+            is_alike = its == axis and (start, step) == (0, 1)
+            coordinates.append(compact_axes(out if is_alike else np.where(inside, own, out))[0])
+        return Origin(inside.astype(np.int64), tuple(coordinates), np.zeros((1,) * rank))
 
 
 @dataclass(frozen=True)
@@ -175,6 +206,13 @@ class InPlaceChange(TiedMovement):
         if change.old_in_new is not None or change.new_in_old is not None:
             node.op = change
             self.claim(node)
+
+    def find_origins(self, node: Node) -> list[Origin]:
+        """Where each entry comes from: what a block of a tensor is, its ranges say."""
+        block = node.op.new_in_old if node.op.old_in_new is None else None
+        if block is None or any(0 in v.shape for v in node.tensors):
+            return super().find_origins(node)
+        return [block.origin(node.tensors[0].shape)]
 
     def arrange(
         self, node: Node, keep: Sequence[Bools], orders: Sequence[Orders], call: Node | None = None
