@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import speedup
+from speedup.movement import Movement
 from speedup.overwrite import Block, Relaid
 from speedup.testing import check_equal, mask_indices, random_masks, randomize
 
@@ -178,3 +181,41 @@ def test_what_is_not_all_of_a_tensor() -> None:
     whole = torch.arange(24.0).reshape(4, 6)
     for part in (whole[:2], whole[:, :3], whole.as_strided((24,), (0,)), whole.view(torch.int32)):
         assert Relaid.of(part, whole) is None and Relaid.of(whole, part) is None
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t[:, 1:3, ::2],
+        lambda t: t[:, :2].transpose(1, 2),
+        lambda t: t[:, 2],
+        lambda t: t[:, 1:, 1:4],
+    ],
+)
+def test_sets_move_as_the_entries_do(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * self.scale
+            view(y).mul_(2)
+            return y
+
+    plan = speedup.plan(Changing(), torch.randn(2, 4, 6), {"scale": torch.ones(6)})
+    (node,) = [n for n in plan.graph.nodes if n.op_name.startswith("in-place change")]
+    rule, shapes = node.rule, [v.shape for v in node.operands]
+    assert isinstance(rule, Movement)
+    sizes = [int(np.prod(s)) for s in shapes]
+    numbers = [torch.arange(sum(sizes[:k]), sum(sizes[: k + 1])).reshape(s) for k, s in enumerate(shapes)]
+    origin = node.run(numbers).numpy()
+    random = np.random.default_rng(0)
+    for axes in itertools.product((0, 1), repeat=3):
+        chosen = random.random([n if a else 1 for a, n in zip(axes, node.outputs[0].shape, strict=True)]) < 0.4
+        there = np.isin(np.arange(sum(sizes)), origin[np.broadcast_to(chosen, origin.shape)])
+        wanted = [p.reshape(s) for p, s in zip(np.split(there, [sizes[0]]), shapes, strict=True)]
+        for found, part in zip(rule.scatter(node, [chosen]), wanted, strict=True):
+            assert (np.broadcast_to(found, part.shape) == part).all()
+        (moved,) = rule.gather(node, wanted, False)
+        assert (np.broadcast_to(moved, origin.shape) == there[origin]).all()

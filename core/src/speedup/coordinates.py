@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from speedup.errors import SignatureError
-from speedup.facts import Bools, Floats, alike_shaped, compact_axes, nothing
+from speedup.facts import Bools, Floats, alike_shaped, any_of, compact_axes, nothing
 from speedup.graph import Node, Ref
 from speedup.recall import Recall, call_key
 from speedup.rule import Rule
@@ -25,21 +25,43 @@ _FILLED = -1
 _EXACT = 2**24  # whole numbers up to here are exact in float32
 
 
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
 @dataclass(frozen=True, eq=False)
 class Origin:
     """Where the entries of one output come from; every array broadcasts to the output.
 
     Attributes:
         source: number of the operand, or -1 for entries that the op fills in.
-        coordinates: per axis the index in the operand.
+        by_operand: per axis the index in the operand, for all operands together; or for each by itself, with any index
+            of it where the entry is of another one, where that takes smaller arrays.
         fill: the value of filled entries.
         groups: what ``_groups`` has found, for the calls of a deep model that move entries alike.
     """
 
-    source: np.ndarray[Any, np.dtype[np.int64]]
-    coordinates: tuple[np.ndarray[Any, np.dtype[np.int64]], ...]
+    source: Indices
+    by_operand: Sequence[Sequence[Indices]]
     fill: Floats
     groups: dict[Any, tuple[list[int], Bools]] = field(default_factory=dict)
+
+    @cached_property
+    def coordinates(self) -> Sequence[Indices]:
+        """Per axis the index in the operand, whichever it is."""
+        first, *others = self.by_operand
+        for number, its in enumerate(others, 1):
+            here = self.source == number
+            first = [compact_axes(np.where(here, b, a))[0] for a, b in zip(first, its, strict=True)]
+        return first
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the index is known for each operand by itself."""
+        return len(self.by_operand) > 1
+
+    def of(self, number: int) -> Sequence[Indices]:
+        """Per axis the index in one operand, where the entry is of it."""
+        return self.by_operand[number] if self.is_apart else self.by_operand[0]
 
     @cached_property
     def only(self) -> int | None:
@@ -235,7 +257,7 @@ class CoordinateRule(Rule):
                 if axis == 0:
                     sources.append(compact_axes(source)[0])
                     fills.append(fill)
-        return [Origin(s, tuple(c), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
+        return [Origin(s, (c,), f) for s, c, f in zip(sources, coordinates, fills, strict=True)]
 
     def gather(self, node: Node, arrays: Sequence[np.ndarray[Any, Any]], filler: Any) -> list[np.ndarray[Any, Any]]:
         """Move ``arrays`` that broadcast to the operands of ``node`` to its outputs; ``filler`` goes in between."""
@@ -248,7 +270,8 @@ class CoordinateRule(Rule):
                 out = np.asarray(fill, dtype=arrays[0].dtype)
                 for source, array in enumerate(arrays):
                     here = origin.source == source
-                    out = np.where(here, _moved(array, origin.coordinates, here), out)
+                    moved = _moved(array, origin.of(source), None if origin.is_apart else here)
+                    out = np.where(here, moved, out)
             results.append(out.reshape((1,) * (node.outputs[number].ndim - out.ndim) + out.shape))
         return results
 
@@ -261,7 +284,7 @@ class CoordinateRule(Rule):
                 assert value is not None
                 chosen = array if origin.only is not None else (origin.source == number) & array
                 if chosen.any():
-                    back = _scattered(chosen, origin, _filled(value.shape))
+                    back = _scattered(chosen, origin, number, _filled(value.shape))
                     results[number] = back if results[number] is nothing(value.ndim) else results[number] | back
         return results
 
@@ -276,19 +299,21 @@ def _moved(
     return np.asarray(array[tuple(at)]) if at else array
 
 
-def _scattered(chosen: Bools, origin: Origin, shape: tuple[int, ...]) -> Bools:
+def _scattered(chosen: Bools, origin: Origin, number: int, shape: tuple[int, ...]) -> Bools:
     """True at the coordinates of every chosen entry of an output; a broadcasting array for a tensor of this shape.
 
     Coordinates that vary along other axes of the output than the rest, and than what is chosen, take all their values
     whatever the others are: each such group is written out by itself.
     """
     varies = tuple([s > 1 for s in chosen.shape])
-    known = origin.groups.get((varies, shape))
+    coordinates = origin.of(number)
+    key = varies, shape, number if origin.is_apart else None
+    known = origin.groups.get(key)
     if known is None:
-        known = origin.groups[varies, shape] = _groups(varies, origin.coordinates, shape)
+        known = origin.groups[key] = _groups(varies, coordinates, shape)
     axes, back = known
     if axes:
-        part = _written(chosen, axes, origin.coordinates, shape)
+        part = _written(chosen, axes, coordinates, shape)
         back = back if part.all() else back & part
     return back
 
@@ -320,12 +345,32 @@ def _written(
 ) -> Bools:
     """True where the chosen entries have these coordinates along ``axes``, of size 1 along all others."""
     part = np.zeros([s if a in axes else 1 for a, s in enumerate(shape)], dtype=bool)
+    if _written_in_lines(part, chosen, axes, coordinates):
+        return part
     here, *index = alike_shaped(np.asarray(chosen), *[coordinates[a] for a in axes])
     at: list[Any] = [0] * len(shape)
     for axis, i in zip(axes, index, strict=True):
         at[axis] = i[here]
     part[tuple(at)] = True
     return part
+
+
+def _written_in_lines(part: Bools, chosen: Any, axes: Sequence[int], coordinates: Sequence[Indices]) -> bool:
+    """As ``_written``, where each axis of the operand comes out along one axis of the output, in whichever order: whole
+    lines are written then. Whether it is so."""
+    along = [[b for b, size in enumerate(coordinates[a].shape) if size > 1] for a in axes]
+    order = [own[0] for own in along if len(own) == 1]
+    if np.ndim(chosen) != part.ndim or order != sorted(set(order)) or len(order) < len(axes):
+        return False
+    if [b for b, size in enumerate(np.shape(chosen)) if size > 1] != order:
+        return False
+    block = chosen.reshape([chosen.shape[b] for b in order])
+    near = [np.flatnonzero(any_of(block, tuple(o for o in range(len(order)) if o != k))) for k in range(len(order))]
+    index = [coordinates[a].reshape(-1)[n] for a, n in zip(axes, near, strict=True)]
+    if any(len(np.unique(i)) < len(i) for i in index):
+        return False
+    part.reshape([part.shape[a] for a in axes])[np.ix_(*index)] = block[np.ix_(*near)]
+    return True
 
 
 def writable(node: Node, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from speedup.coordinates import Origin
-from speedup.facts import Bools, Fact, Unused, compact_axes
+from speedup.facts import Bools, Fact, Unused
 from speedup.graph import Node
 from speedup.groups.labels import Labels
 from speedup.infer import NodeFacts
@@ -124,15 +124,14 @@ class Block:
                 at = line(axis)
                 inside = inside & (at >= start) & (at < stop) & ((at - start) % step == 0)
         axis_of = dict(zip([a for a, n in enumerate(self.shape) if n > 1], self.order, strict=True))
-        coordinates = []
+        none = np.zeros((1,) * rank, dtype=np.int64)
+        olds, news = [], []
         for axis in range(max(rank, len(self.shape))):
             its = axis_of.get(axis)
             start, _, step = self.ranges[its] if its is not None else (0, 0, 1)
-            out = line(axis) if axis < rank else np.zeros((1,) * rank, dtype=np.int64)
-            own = (line(its) - start) // step if its is not None else np.zeros((1,) * rank, dtype=np.int64)
-            is_alike = its == axis and (start, step) == (0, 1)
-            coordinates.append(compact_axes(out if is_alike else np.where(inside, own, out))[0])
-        return Origin(inside.astype(np.int64), tuple(coordinates), np.zeros((1,) * rank))
+            olds.append(line(axis) if axis < rank else none)
+            news.append(np.clip((line(its) - start) // step, 0, self.shape[axis] - 1) if its is not None else none)
+        return Origin(inside.astype(np.int64), (olds, news), np.zeros((1,) * rank))
 
 
 @dataclass(frozen=True)
