@@ -398,3 +398,23 @@ def test_python_reads_of_what_is_found_only() -> None:
     none, some = (torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(n)).double() for n in (4, 3))
     small = check_equal(net, none, masks, [some + 1e3, torch.cat([some + 1e3, none])]).model
     assert small.mid.out_features == 5
+
+
+def test_rows_taken_apart_of_which_the_dummy_input_finds_none() -> None:
+    """As the masks that a Mask R-CNN puts onto the image, one after another."""
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.last(F.relu(self.first(x)))
+            rows = [row * 2 for row in y[(x[:, 0] > 100).nonzero().flatten()]]
+            return torch.stack(rows) if rows else y.new_empty((0, 2))
+
+    net = randomize(Apart())
+    none = torch.randn(3, 4)
+    assert len(speedup.channel_groups(net, none)) == 1
+    small = check_equal(net, none, mask_indices(net, {"first.weight": [1, 4]}), [none + 200]).model
+    assert small.first.out_features == 4

@@ -319,7 +319,8 @@ def _compared(graph: Graph, widest: Graph) -> _Others | None:
         start = other.index + 1
         _differing(node.tensors, other.tensors, same, found)
         same.update(zip(node.outputs, other.outputs, strict=False))
-        same.update((v, other.outputs[-1]) for v in node.outputs[len(other.outputs) :])
+        if other.outputs:  # of nothing, there are none
+            same.update((v, other.outputs[-1]) for v in node.outputs[len(other.outputs) :])
     if branch is not None:
         log.debug("with other data %s reads data of the input", branch.node.label)
         found.loose.update(same[v] for v in graph.uncertain if v in same)
