@@ -176,6 +176,34 @@ def test_what_cannot_change_its_place_goes_in_larger_parts_or_stays() -> None:
     check_equal(model, X, nested(speedup.prune_masks(model, X, "l1", 0.5)), [OTHER])
 
 
+class Unit(nn.Module):
+    """Of the first ShuffleNet: convolutions in groups, a shuffle between them."""
+
+    def __init__(self, size: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.shrink, self.shuffle = nn.Conv2d(size, width, 1, groups=groups), nn.ChannelShuffle(groups)
+        self.deep = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.grow = nn.Conv2d(width, size, 1, groups=groups)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = F.relu(x + self.grow(self.deep(self.shuffle(F.relu(self.shrink(x))))))
+        return result
+
+
+@pytest.mark.parametrize(("groups", "each", "left"), [(2, 6, 6), (3, 20, 30), (4, 16, 32)])
+def test_groups_that_are_shuffled_for_other_groups(groups: int, each: int, left: int) -> None:
+    width = groups * each
+    layers = (
+        nn.Conv2d(3, 4 * groups, 1),
+        *(Unit(4 * groups, width, groups) for _ in range(2)),
+        nn.Conv2d(4 * groups, 5, 1),
+    )
+    model = randomize(nn.Sequential(*layers).double().eval(), 0)
+    result = check_equal(model, X, nested(speedup.prune_masks(model, X, "l1", 0.5)), [OTHER])
+    assert result.shape("1.deep.weight")[0] == result.shape("2.deep.weight")[0] == left, result.plan.explain()
+    assert not result.plan.report.stays
+
+
 def test_the_best_subsequence() -> None:
     a, b = ((0, 0, 0),), ((0, 0, 1),)
     scores = np.array([3.0, 1.0, 2.0, 5.0, 4.0])

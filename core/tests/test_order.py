@@ -76,6 +76,15 @@ def test_any_masks(name: str, kind: str) -> None:
         check_equal(net, X, random_masks(net, seed, kind), [OTHER])
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_groups_that_hold_the_same_channels_in_another_order(kind: Callable[..., nn.Module]) -> None:
+    """Of 0 2 3 | 5 6 7 at the places behind the shuffle the small shuffle makes 0 3 2 | 5 6 7."""
+    layers = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1, groups=2), nn.ChannelShuffle(2), kind(8, 6, 1, groups=2)
+    net = randomize(nn.Sequential(*layers, nn.Conv2d(6, 4, 1)))
+    result = check_equal(net, X, mask_indices(net, {"1.weight": [2, 4], "1.bias": [2, 4]}), [OTHER])
+    assert result.shape("1.weight")[0] == 6, result.plan.explain()
+
+
 def test_a_bias_that_is_new_stands_in_the_order_of_its_channels() -> None:
     """The depthwise layer has none and takes up the constants of what it reads."""
     layers = nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.Conv2d(8, 4, 1)

@@ -9,6 +9,7 @@ in that order is locked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,22 +96,24 @@ def along_names(node: Node, keep: Sequence[Bools], orders: Sequence[Orders]) -> 
     known: dict[str, Ranks] = {}  # in named space
     for k in present:
         for axis, ranks in orders[k].items():
-            name, named = _only_name(node, k, axis), _to_names(node, k, ranks)
-            if name is None or name in layout.mixed or named is None:
+            names = _names(node, k, axis)
+            named = _to_names(node, k, ranks) if len(names) == 1 else _of_parts(node, k, axis, ranks, keep[k])
+            if named is None or names[-1] in layout.mixed:
                 return None
-            if not np.array_equal(known.setdefault(name, named), named):
+            if not np.array_equal(known.setdefault(names[-1], named), named):
                 return None
     found: list[Orders] = [{} for _ in orders]
     for k in present:
         value, own, mask = node.values[k], orders[k], keep[k]
         assert value is not None
         wanted: dict[int, Ranks] = {}
-        for axis, dim in enumerate(layout.operands[k] or ()):
-            if not known.keys() & {n for n in dim if layout.sizes[n] > 1}:
+        for axis in range(layout.ndim(k)):
+            names = _names(node, k, axis)
+            if not known.keys() & set(names):
                 continue
-            name = _only_name(node, k, axis)
             stands = axis in own or k >= layout.n_inputs or value.is_source
-            new = _from_names(node, k, known[name]) if name is not None else None
+            named = known.get(names[-1])
+            new = _from_names(node, k, axis, named, mask) if named is not None else None
             if new is None or not stands or not (_is_line(mask, axis) or new.size > new.shape[axis]):
                 return None
             wanted[axis] = new
@@ -121,33 +124,74 @@ def along_names(node: Node, keep: Sequence[Bools], orders: Sequence[Orders]) -> 
 def _to_names(node: Node, k: int, ranks: Ranks) -> Ranks | None:
     """An array over the axes of an operand as one over the names of the call, where each axis is one name."""
     layout = node.layout
-    names = [_only_name(node, k, a) if size > 1 else "" for a, size in enumerate(ranks.shape)]
-    if None in names:
+    of_axes = [_names(node, k, a) if size > 1 else [""] for a, size in enumerate(ranks.shape)]
+    if any(len(names) != 1 for names in of_axes):
         return None
+    names = [own for (own,) in of_axes]
     shape = dict(zip(names, ranks.shape, strict=True))
     order = [names.index(n) for n in layout.names if n in names]
     rest = [a for a in range(ranks.ndim) if a not in order]
     return ranks.transpose([*order, *rest]).reshape([shape.get(n, 1) for n in layout.names])
 
 
-def _from_names(node: Node, k: int, named: Ranks) -> Ranks | None:
-    """The way back; None where the operand lacks one of the names."""
-    layout = node.layout
-    varies = [n for n, size in zip(layout.names, named.shape, strict=True) if size > 1]
-    axes = {_only_name(node, k, a): a for a in range(len(layout.operands[k] or ()))}
-    if any(n not in axes for n in varies):
+def _of_parts(node: Node, k: int, axis: int, ranks: Ranks, keep: Bools) -> Ranks | None:
+    """The order along an axis of two names, groups and what is in each, as one along the second name in each group;
+    None where something has come into another group."""
+    names, size = _names(node, k, axis), _in_each(node, k, axis, keep)
+    if len(names) != 2 or size is None or ranks.size != ranks.shape[axis]:
         return None
-    at = [axes[n] for n in varies]
-    order = sorted(range(len(varies)), key=lambda i: at[i])
-    squeezed = named.reshape([s for s in named.shape if s > 1]).transpose(order)
-    sizes = {at[i]: named.shape[layout.names.index(varies[i])] for i in range(len(varies))}
-    return squeezed.reshape([sizes.get(a, 1) for a in range(len(layout.operands[k] or ()))])
+    lines = ranks.reshape(-1, size)
+    lines = lines - size * np.arange(len(lines))[:, None]
+    if ((lines < 0) | (lines >= size)).any():
+        return None
+    shape = dict(zip(names, lines.shape, strict=True))
+    if node.layout.names.index(names[0]) > node.layout.names.index(names[1]):
+        lines = lines.T
+    return lines.reshape([shape.get(n, 1) for n in node.layout.names])
 
 
-def _only_name(node: Node, k: int, axis: int) -> str | None:
-    """The name behind an axis, where there is one only."""
+def _from_names(node: Node, k: int, axis: int, named: Ranks, keep: Bools) -> Ranks | None:
+    """The order along an axis of an operand; None where the operand lacks one of the names."""
+    layout = node.layout
+    of_axes = [_names(node, k, a) for a in range(layout.ndim(k))]
+    if any(len(names) > 2 for names in of_axes):
+        return None
+    varies = [n for n, size in zip(layout.names, named.shape, strict=True) if size > 1]
+    last = {names[-1]: a for a, names in enumerate(of_axes) if len(names) == 1 or a == axis}
+    first = {names[0]: a for a, names in enumerate(of_axes) if len(names) == 2}
+    if any(n not in last and n not in first for n in varies):
+        return None
+    lines = named.reshape([s for s in named.shape if s > 1])
+    if len(of_axes[axis]) == 2:  # each group after the other
+        size = named.shape[layout.names.index(of_axes[axis][1])]
+        if set(varies) != set(of_axes[axis]) or _in_each(node, k, axis, keep) != size:
+            return None
+        lines = lines.transpose([varies.index(n) for n in of_axes[axis]])
+        return _along((lines + size * np.arange(len(lines))[:, None]).ravel(), axis, layout.ndim(k))
+    at = [last[n] if n in last else first[n] for n in varies]
+    for place, n in enumerate(varies):
+        if n not in last:  # the same for all that is in the group
+            size = _in_each(node, k, first[n], keep)
+            if size is None:
+                return None
+            lines = np.repeat(lines, size, place)
+    order = sorted(range(len(at)), key=lambda i: at[i])
+    sizes = {at[i]: lines.shape[i] for i in order}
+    return lines.transpose(order).reshape([sizes.get(a, 1) for a in range(layout.ndim(k))])
+
+
+def _names(node: Node, k: int, axis: int) -> list[str]:
+    """The names behind an axis."""
     names = [n for n in (node.layout.operands[k] or ())[axis] if node.layout.sizes[n] > 1]
-    return names[0] if len(names) == 1 else None
+    return names or [""]
+
+
+def _in_each(node: Node, k: int, axis: int, keep: Bools) -> int | None:
+    """How many indices of an axis are kept in each group, those with the same first name; None if it is no number."""
+    sizes = [node.layout.sizes[n] for n in _names(node, k, axis)]
+    line = any_of(keep, tuple(a for a in range(keep.ndim) if a != axis)).reshape(-1)
+    counts = np.broadcast_to(line, (prod(sizes),)).reshape(sizes[0], -1).sum(1)
+    return int(counts[0]) if (counts == counts[0]).all() else None
 
 
 def _is_line(keep: Bools, axis: int) -> bool:

@@ -1,4 +1,5 @@
-"""Mixed blocks: channels of several layers that are shuffled and divided again and again (ShuffleNet).
+"""Mixed blocks: channels that are shuffled and divided again, as of several layers (ShuffleNetV2) or of groups of a
+convolution, for those of another one (the first ShuffleNet).
 
 All the layers lose equally many. That is not enough: what divides the shuffled channels must find in each part of the
 small tensor what stood in that part before. How many channels stay decides where each of them goes in the small model,
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -105,6 +107,14 @@ class Mixing:
             if not isinstance(node.rule, Movement):
                 if not self._copy(node, left, at):
                     return None
+                for k, value in enumerate(node.values):
+                    if value is not None and value in at:
+                        divided = self._divided(node, k, value, at[value])
+                        if divided is None:
+                            return None
+                        for group, inside in enumerate(divided):
+                            for number in np.unique(inside[inside > 0]).tolist():
+                                ways[number].append((node.index, k, group))
                 continue
             if not self._move(node, node.rule, left, at):
                 return None
@@ -119,10 +129,6 @@ class Mixing:
         """A call that moves nothing gives channels of its own, or those that it reads as they stand."""
         if node.rule is None or any(v is not None and v.is_source and len(v.uses) > 1 for v in node.operands):
             return False  # a weight that several calls read stands in one order
-        for value, dims in zip(node.values, node.layout.operands, strict=False):
-            axes = varied(self._of[value]) if value is not None and value in self._of else ()
-            if any(_several(node, (dims or ())[a]) for a in axes):
-                return False
         read = [v for v in node.operands if v in at]
         for value in node.outputs:
             if value not in self._of:
@@ -142,6 +148,19 @@ class Mixing:
             sizes = iter(made.shape)
             at[value] = made.reshape([next(sizes) if s > 1 else 1 for s in self._of[value].shape])
         return True
+
+    def _divided(self, node: Node, k: int, value: Value, at: Numbers) -> list[Numbers] | None:
+        """The parts of what a call reads or makes, of which each keeps as many: the groups of a convolution; none
+        where it is one. None where it cannot be divided so."""
+        several = [a for a in varied(self._of[value]) if _several(node, (node.layout.operands[k] or ())[a])]
+        if not several:
+            return []
+        (axis, *others), sizes = several, node.layout.sizes
+        names = (node.layout.operands[k] or ())[axis]
+        count = prod(sizes[n] for n in names[:-1])
+        if others or at.shape[axis] % count or names[-1] in node.layout.mixed:
+            return None
+        return np.array_split(at, count, axis)
 
     def _move(self, node: Node, rule: Movement, left: int, at: dict[Value, Numbers]) -> bool:
         """A call that moves channels is made on tensors of the smaller sizes."""
@@ -202,9 +221,14 @@ def mixings(graph: Graph, labels: Labels, classes: Numbers, usable: Bools) -> li
     odd = [members for members in _connected(grids, classes) if not probe.fits(members)]
     if not odd:
         return []
-    made = {tuple(m.tolist()): m for m in (classes[numbers].ravel() for numbers in labels.made)}
+    made: dict[tuple[int, ...], Numbers] = {}
+    for own in (classes[numbers].ravel() for numbers in labels.made):
+        key = tuple(np.sort(own).tolist())
+        if key not in made or (np.diff(own) > 0).all():  # a depthwise convolution has them in another order
+            made[key] = own
     others = [classes[g.numbers] for g in labels.grids if not usable[classes[g.numbers]].all()]
-    others += [classes[numbers] for pair in labels.shares for numbers in pair]
+    shares = [(classes[line], classes[contained]) for line, contained in labels.shares]
+    others += [numbers for pair in shares if usable[pair[0]].any() for numbers in pair]
     bound = np.unique(np.concatenate([np.zeros(1, np.int64), *(numbers.ravel() for numbers in others)]))
     found = []
     for members in odd:
