@@ -86,6 +86,12 @@ def clamped_data(m: Any) -> torch.Tensor:
     return weight
 
 
+def data_times(m: Any) -> torch.Tensor:
+    m.first.weight.data *= 0.5  # as PixelCNNs do with a mask: written into, and then set to itself
+    weight: torch.Tensor = m.first.weight
+    return weight
+
+
 def other_data(m: Any) -> torch.Tensor:
     m.first.weight.data = m.first.weight.data / m.first.weight.abs().sum()
     weight: torch.Tensor = m.first.weight
@@ -105,7 +111,7 @@ def last_doubled(m: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("use", "left"),
-    [(doubled_in_place, 5), (clamped_data, 4), (other_data, 6), (last_doubled, 5), (read_often, 4)],
+    [(doubled_in_place, 5), (clamped_data, 4), (data_times, 4), (other_data, 6), (last_doubled, 5), (read_often, 4)],
 )
 def test_forwards_that_write_into_weights(use: Callable[[Any], torch.Tensor], left: int) -> None:
     """They are put back after every run, of the small model too: else its first use would be its second run."""

@@ -83,7 +83,7 @@ class Maker:
         before = [_state(t) for t in tensors]
         self.current = f"{node.op_name} at {node.where}"
         self.inside.clear()
-        sets_data = name_of(op) == "__set__" and any(t is not tensors[0] for t in tensors)  # x.data = y
+        sets_data = name_of(op) == "__set__" and not all(_is_one(t, tensors[0]) for t in tensors)  # x.data = y
         if sets_data:
             self.written.save_data(tensors[0])
         try:
@@ -139,6 +139,15 @@ class Maker:
             return call()
         finally:
             dispatch._pop_mode()
+
+
+def _is_one(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same entries: ``x.data *= 2`` writes into them, and then says ``x.data = x.data``."""
+    if tensor is other:
+        return True
+    same = memory_of(tensor) == memory_of(other) != 0 and tensor.dtype == other.dtype
+    same = same and tensor.shape == other.shape and tensor.stride() == other.stride()
+    return bool(same and tensor.storage_offset() == other.storage_offset())
 
 
 def is_closed(op: Any, rule: Any, module: nn.Module | None) -> bool:
