@@ -228,7 +228,7 @@ class CoordinateRule(Rule):
         return shapes
 
     def find_origins(self, node: Node) -> list[Origin]:
-        """As ``origins``, found anew (override where it can be told without running the call)."""
+        """As ``origins``, found anew (override where it can be told without running ``node``)."""
         shapes = self._shapes(node)
         rank = max([1, *(v.ndim for v in node.operands if v is not None)])
         coordinates: list[list[np.ndarray[Any, Any]]] = [[] for _ in node.outputs]

@@ -19,6 +19,7 @@ from speedup.ask import ask
 from speedup.cutting import gather
 from speedup.facts import Bools, any_of
 from speedup.graph import Graph, Node, Value
+from speedup.kinds import Kind
 from speedup.regular import varied
 
 if TYPE_CHECKING:
@@ -75,10 +76,10 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
                 keeps.orders |= {v: o for v, o in zip(values, found, strict=False) if v is not None and o}
                 continue
         why = f"{node.op_name} cannot take fewer indices here ({node.where})"
-        locks += [Lock(v.number, None, why) for v in there if not keeps.whole(v) or v in keeps.orders]
+        locks += [Lock(v.number, None, why, kind=Kind.RULE) for v in there if not keeps.whole(v) or v in keeps.orders]
     for value, others in graph.together.items():
         if any(not same_orders(keeps.orders.get(value, {}), keeps.orders.get(v, {})) for v in others):
-            locks.append(Lock(value.number, None, "with other data it stands in another order here"))
+            locks.append(Lock(value.number, None, "with other data it stands in another order here", kind=Kind.DATA))
     return locks
 
 
