@@ -12,6 +12,7 @@ from speedup.facts import along
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
+from speedup.repair.arguments import numbers
 from speedup.repair.stale import counted_axes, missing
 
 
@@ -36,7 +37,9 @@ def lock_read(node: Node, keeps: KeepSets) -> list[Lock]:
 
 def lock_uneven(node: Node, graph: Graph, keeps: KeepSets) -> list[Lock]:
     """Locks with which all runs of one line of a module, in a loop, say, keep equally many indices, so that one number
-    in the code does for each; none where they do."""
+    in the code does for each; none where they do, and where the call is given no number."""
+    if node.module is not None or not numbers(node.args, node.kwargs):
+        return []
     runs = [n for n in graph.nodes if n.scope == node.scope and n.op is node.op and n.where == node.where]
     why = f"every run of the line keeps as many ({node.where})"
     for sides in ([n.outputs for n in runs], [n.tensors for n in runs]):  # what comes out asks for what goes in
