@@ -16,16 +16,15 @@ import numpy as np
 import torch
 
 from speedup.errors import SignatureError
-from speedup.facts import Bools, Floats, alike_shaped, any_of, compact_axes, nothing
+from speedup.facts import Bools, Floats, alike_shaped, along, compact_axes, nothing
 from speedup.graph import Node, Ref
 from speedup.recall import Recall, call_key
 from speedup.rule import Rule
 
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
 _FILLED = -1
 _EXACT = 2**24  # whole numbers up to here are exact in float32
-
-
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +210,7 @@ class CoordinateRule(Rule):
         """Where every output entry of the call ``node`` comes from (computed once per call)."""
         known: list[Origin] | None = node.__dict__.get("_origins")
         if known is None:
-            known = self._known.get(self._key(node, "origins"), lambda: self.find_origins(node))
+            known = self._known.get(self._key(node, "origins"), lambda: self._find_origins(node))
             node.__dict__["_origins"] = known
         return known
 
@@ -227,8 +226,7 @@ class CoordinateRule(Rule):
                     return filled
         return shapes
 
-    def find_origins(self, node: Node) -> list[Origin]:
-        """As ``origins``, found anew (override where it can be told without running ``node``)."""
+    def _find_origins(self, node: Node) -> list[Origin]:
         shapes = self._shapes(node)
         rank = max([1, *(v.ndim for v in node.operands if v is not None)])
         coordinates: list[list[np.ndarray[Any, Any]]] = [[] for _ in node.outputs]
@@ -344,9 +342,10 @@ def _written(
     chosen: Any, axes: Sequence[int], coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]
 ) -> Bools:
     """True where the chosen entries have these coordinates along ``axes``, of size 1 along all others."""
-    part = np.zeros([s if a in axes else 1 for a, s in enumerate(shape)], dtype=bool)
-    if _written_in_lines(part, chosen, axes, coordinates):
-        return part
+    sizes = [s if a in axes else 1 for a, s in enumerate(shape)]
+    if (lines := _lines_written(np.asarray(chosen), axes, coordinates, sizes)) is not None:
+        return lines
+    part = np.zeros(sizes, dtype=bool)
     here, *index = alike_shaped(np.asarray(chosen), *[coordinates[a] for a in axes])
     at: list[Any] = [0] * len(shape)
     for axis, i in zip(axes, index, strict=True):
@@ -355,22 +354,25 @@ def _written(
     return part
 
 
-def _written_in_lines(part: Bools, chosen: Any, axes: Sequence[int], coordinates: Sequence[Indices]) -> bool:
-    """As ``_written``, where each axis of the operand comes out along one axis of the output, in whichever order: whole
-    lines are written then. Whether it is so."""
-    along = [[b for b, size in enumerate(coordinates[a].shape) if size > 1] for a in axes]
-    order = [own[0] for own in along if len(own) == 1]
-    if np.ndim(chosen) != part.ndim or order != sorted(set(order)) or len(order) < len(axes):
-        return False
-    if [b for b, size in enumerate(np.shape(chosen)) if size > 1] != order:
-        return False
+def _lines_written(
+    chosen: Bools, axes: Sequence[int], coordinates: Sequence[Indices], shape: Sequence[int]
+) -> Bools | None:
+    """As ``_written``, line by line in place of entry by entry, into a tensor of this shape: where each axis comes out
+    along one axis of the output, in the same order, no index of it twice. None where that is not so."""
+    axes = sorted(axes)
+    order, *own = (
+        [b - a.ndim for b, n in enumerate(a.shape) if n > 1] for a in (chosen, *(coordinates[a] for a in axes))
+    )
+    if own != [[b] for b in order]:
+        return None
     block = chosen.reshape([chosen.shape[b] for b in order])
-    near = [np.flatnonzero(any_of(block, tuple(o for o in range(len(order)) if o != k))) for k in range(len(order))]
+    near = [np.flatnonzero(along(block, k)) for k in range(block.ndim)]
     index = [coordinates[a].reshape(-1)[n] for a, n in zip(axes, near, strict=True)]
     if any(len(np.unique(i)) < len(i) for i in index):
-        return False
-    part.reshape([part.shape[a] for a in axes])[np.ix_(*index)] = block[np.ix_(*near)]
-    return True
+        return None
+    part = np.zeros([shape[a] for a in axes], dtype=bool)
+    part[np.ix_(*index)] = block[np.ix_(*near)]
+    return part.reshape(shape)
 
 
 def writable(node: Node, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -52,11 +52,11 @@ def _other_numbers(value: Value, own: tuple[Bools, Floats], its: tuple[Bools, Fl
         mask, first = _even(axes, mask, first)
     same = also & np.isclose(first, second, rtol=1e-9, atol=0.0, equal_nan=True)
     # What is known at all positions must be so at all that there are in the other run.
-    differs = [
+    parting, other = (
         d.any(tuple(a for a, s in enumerate(value.shape) if d.shape[a] not in (1, s)), keepdims=True)
         for d in (differ, ~same)
-    ]
-    return np.asarray(differs[0] | (mask & differs[1]), dtype=bool)
+    )
+    return np.asarray(parting | (mask & other), dtype=bool)
 
 
 def _are_such(affine: Affine, facts: Facts, value: Value, known: Facts, other: Value) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from torch import nn
 
 from speedup.errors import CheckError
 from speedup.facts import along
@@ -13,6 +14,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.repair.arguments import numbers
+from speedup.repair.locate import runs_of
 from speedup.repair.stale import counted_axes, missing
 
 
@@ -35,12 +37,12 @@ def lock_read(node: Node, keeps: KeepSets) -> list[Lock]:
     return [Lock(v.number, None, why, kind=Kind.MEAN) for v in read if not keeps.whole(v)]
 
 
-def lock_uneven(node: Node, graph: Graph, keeps: KeepSets) -> list[Lock]:
-    """Locks with which all runs of one line of a module, in a loop, say, keep equally many indices, so that one number
-    in the code does for each; none where they do, and where the call is given no number."""
+def lock_uneven(node: Node, graph: Graph, keeps: KeepSets, module: nn.Module) -> list[Lock]:
+    """Locks with which all runs of a call of ``module``, in a loop, say, keep equally many indices: one number in the
+    code does for each then. None where they do, and where the call is given no number."""
     if node.module is not None or not numbers(node.args, node.kwargs):
         return []
-    runs = [n for n in graph.nodes if n.scope == node.scope and n.op is node.op and n.where == node.where]
+    runs = runs_of(node, graph, module)
     why = f"every run of the line keeps as many ({node.where})"
     for sides in ([n.outputs for n in runs], [n.tensors for n in runs]):  # what comes out asks for what goes in
         locks = [lock for values in zip(*sides, strict=False) for lock in _lock_even(values, keeps, why)]

@@ -206,11 +206,11 @@ class InPlaceChange(TiedMovement):
             node.op = change
             self.claim(node)
 
-    def find_origins(self, node: Node) -> list[Origin]:
+    def _find_origins(self, node: Node) -> list[Origin]:
         """Where each entry comes from: what a block of a tensor is, its ranges say."""
         block = node.op.new_in_old if node.op.old_in_new is None else None
         if block is None or any(0 in v.shape for v in node.tensors):
-            return super().find_origins(node)
+            return super()._find_origins(node)
         return [block.origin(node.tensors[0].shape)]
 
     def arrange(

@@ -102,15 +102,16 @@ def _mended(
         return steady(ways[0].elsewhere, tries.keeps, replace(parts, repairs=repairs), tries.run)
 
     parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)
-    locks = [_locks(found, ways[0], keeps[0])]
+    locks = [_locks(model, found, ways[0], keeps[0])]
     for way, kept in zip(ways[1:], keeps[1:], strict=True):
         other = None if any(locks) else Tries(model, way.inputs, way.graph, kept, rules, parts)(parts.repairs)
-        locks.append(_locks(other, way, kept))
+        locks.append(_locks(model, other, way, kept))
     return locks
 
 
-def _locks(found: Mismatch | None, way: Way, keeps: KeepSets) -> list[Lock]:
+def _locks(model: nn.Module, found: Mismatch | None, way: Way, keeps: KeepSets) -> list[Lock]:
     """What is to stay for a call that differs from the plan: at first so much that all runs of its line are alike."""
     if found is None:
         return []
-    return lock_uneven(found.node, way.graph, keeps) or found.locks()
+    module = model.get_submodule(found.node.scope)
+    return lock_uneven(found.node, way.graph, keeps, module) or found.locks()

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from speedup.graph import Node
+from speedup.graph import Graph, Node
 from speedup.repair.method import (
     called_function,
     first_parameter,
@@ -78,6 +78,13 @@ def sites_within(node: Node, module: nn.Module) -> tuple[Any, ...]:
     from the same expression. All of them when that is out of reach."""
     methods = (n for n, (code, _) in enumerate(node.sites) if method_of(type(module), code) is not None)
     return tuple(node.sites[: next(methods, len(node.sites)) + 1])
+
+
+def runs_of(node: Node, graph: Graph, module: nn.Module) -> list[Node]:
+    """All runs of a call of ``module``: in a loop, in a module that is called twice, in a method that others call."""
+    sites = sites_within(node, module)
+    alike = (n for n in graph.nodes if n.scope == node.scope and n.op is node.op)
+    return [n for n in alike if n.sites[: len(sites)] == sites]
 
 
 def _place_in_callee(place: Place, cls: type, code: types.CodeType, instruction: int) -> Place | None:

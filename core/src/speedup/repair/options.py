@@ -17,7 +17,7 @@ from speedup.instead import instead_of
 from speedup.keep import KeepSets
 from speedup.repair.arguments import Given, Path, behind, expressions, literals, numbers, others, passed
 from speedup.repair.attributes import held, mentioned, repaired
-from speedup.repair.locate import Place, place_of_method, places_of, sites_within
+from speedup.repair.locate import Place, place_of_method, places_of, runs_of
 from speedup.repair.method import named
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, Via, is_literal, span_of
@@ -122,10 +122,7 @@ def _in_proportion(job: Job, node: Node, stale: list[Stale]) -> bool:
 
 
 def _runs(job: Job, node: Node) -> list[Node]:
-    """All runs of one call."""
-    sites = sites_within(node, job.model.get_submodule(node.scope))
-    alike = (n for n in job.graph.nodes if n.scope == node.scope and n.op is node.op)
-    return [n for n in alike if n.sites[: len(sites)] == sites]
+    return runs_of(node, job.graph, job.model.get_submodule(node.scope))
 
 
 def _left_over(node: Node, stale: list[Stale]) -> Stale | None:
