@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from speedup.pruning.scene import Scene
     from speedup.registry import Registry, default_registry
     from speedup.regular import kept_shape
-    from speedup.rule import Rule
+    from speedup.rule import Rule, says_nothing
     from speedup.store.reading import load
     from speedup.store.writing import save
     from speedup.verification import Verification, verify
@@ -84,7 +84,7 @@ _HOMES = {
     "speedup.pruning.scene": "Scene",
     "speedup.registry": "Registry default_registry",
     "speedup.regular": "kept_shape",
-    "speedup.rule": "Rule",
+    "speedup.rule": "Rule says_nothing",
     "speedup.store.reading": "load",
     "speedup.store.writing": "save",
     "speedup.verification": "Verification verify",
@@ -150,6 +150,7 @@ __all__ = [
     "prune_masks",
     "rows_of_one",
     "save",
+    "says_nothing",
     "unused_operands",
     "variants",
     "verify",

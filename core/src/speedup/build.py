@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ class Kept:
     node: Node
     sets: Sequence[Bools]
     facts: NodeFacts
+    _sizes: dict[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -49,7 +51,12 @@ class Kept:
 
     def size(self, names: str) -> int:
         """The new size of an axis of the signature, or of a product: ``names`` as in ``keep.size("g o")``."""
-        return new_size(self.node, self.sets, names)
+        return prod(self._axis_size(name) for name in names.split())
+
+    def _axis_size(self, name: str) -> int:
+        if name not in self._sizes:
+            self._sizes[name] = new_size(self.node, self.sets, name)
+        return self._sizes[name]
 
 
 @dataclass(eq=False)

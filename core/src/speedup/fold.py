@@ -274,14 +274,15 @@ def fold(rule: Rule, node: Node, keep: NodeKeep, keeps: KeepSets) -> dict[Value 
 def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor) -> tuple[Value | str, torch.Tensor]:
     """The bias, what is subtracted next, or a bias that is new, with a shift of the output added; in full size."""
     assert rule.bias is not None
-    flat = torch.from_numpy(flat_output(node, shift).copy())
+    flat = flat_output(node, shift)
     bias, sign = node.operand(rule.bias), 1
     if bias is None:
         bias, sign = _absorber(node), -1
     if bias is None:
-        return rule.bias, flat.to(like)
+        return rule.bias, torch.from_numpy(flat.copy()).to(like)
     old = contents(bias)
-    return bias, (old.to(torch.float64) + sign * flat.to(old.device).reshape(old.shape)).to(old.dtype)
+    new = old.to("cpu", torch.float64).numpy() + sign * flat.reshape(old.shape)
+    return bias, torch.from_numpy(new).to(old)
 
 
 def flat_output(node: Node, shift: Floats) -> Floats:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from speedup import walk
 from speedup.masking import Masking, product
 from speedup.rounding import coarsest_of
 from speedup.shell import shell_of
@@ -195,7 +196,7 @@ class Node:
         if name in self.arguments:
             return self.arguments[name]
         if self.module is not None:
-            return getattr(self.module, name, default)
+            return walk.attribute(self.module, name, default)
         return default
 
     @property

@@ -74,6 +74,7 @@ class KeepSets:
         stage: how far the fixpoint has come.
         waiting: calls (by index) that wait for a later stage.
         memo: what was found out at a node from its sets, for the next who asks while these are the same.
+        tied: by node, the sets with which its operands are tied as they must be, whatever the stage.
     """
 
     def __init__(self, graph: Graph, facts: Facts, drop: bool = False) -> None:
@@ -88,6 +89,7 @@ class KeepSets:
         self.stage = Stage.FILLED
         self.waiting: set[int] = set()
         self.memo: dict[Node, tuple[tuple[Bools, ...], Any]] = {}
+        self.tied: dict[Node, tuple[Bools, ...]] = {}
         self._derived: dict[Node, set[int]] = {}
         self._count = 0
         self._derived_at: dict[Value, tuple[Node, int]] = {}
@@ -224,6 +226,7 @@ class KeepSets:
     def forget(self) -> None:
         """Give back the memory of what was found on the way, and can be found again."""
         self.memo.clear()
+        self.tied.clear()
         self.facts.forget()
 
     def holds(self, lock: Lock) -> bool:
@@ -276,6 +279,23 @@ class NodeKeep:
             found = find()
             self._keeps.memo[self._node] = sets, found
         return cast(Found, found)
+
+    @property
+    def tied(self) -> bool:
+        """Whether it is known of these very sets that operands keep together what they must, see ``speedup.tie``.
+
+        Set it when that is found out; it does not last where something is left to a later stage.
+        """
+        known = self._keeps.tied.get(self._node, ())
+        return bool(known) and all(a is b for a, b in zip(known, self._tying(), strict=True))
+
+    @tied.setter
+    def tied(self, known: bool) -> None:
+        waits = self._node.index in self._keeps.waiting
+        self._keeps.tied[self._node] = self._tying() if known and not waits else ()
+
+    def _tying(self) -> tuple[Bools, ...]:
+        return tuple([self.sets[k] for k in range(len(self._node.values)) if k not in self.derived])
 
     def _waits(self, stage: Stage) -> bool:
         """Whether the fixpoint has not come to a stage; the call is asked again when it has."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 
 from speedup.errors import RuleError
-from speedup.facts import Bools, along
+from speedup.facts import Bools, along, some
 from speedup.graph import Node
-from speedup.regular import is_regular, ragged_axis
+from speedup.regular import ragged_axis
 
 
 def new_size(node: Node, sets: Sequence[Bools], names: str) -> int:
@@ -33,8 +34,9 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
         named = layout.to_named(k, sets[k])
         if named.size == named.shape[axis] > 1 and (count := np.count_nonzero(named)):
             return int(count)
-        if named.shape[axis] > 1 and named.any() and is_regular(named):
-            if ragged_axis(named) == axis:
-                return int(named.sum(axis=axis).max())
-            return int(along(named, axis).sum())
+        if named.shape[axis] > 1 and some(named):
+            with contextlib.suppress(ValueError):  # not a regular set
+                if ragged_axis(named) == axis:
+                    return int(named.sum(axis=axis).max())
+                return int(np.count_nonzero(along(named, axis)))
     return full

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Collection
+from math import prod
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def hull(keep: Bools) -> Bools:
 
 def is_box(keep: Bools) -> bool:
     axes = varied(keep)
-    return len(axes) <= 1 or int(np.prod([along(keep, a).sum() for a in axes])) == int(keep.sum())
+    # Counting is several times as fast as to sum up truth values.
+    return len(axes) <= 1 or prod([np.count_nonzero(along(keep, a)) for a in axes]) == np.count_nonzero(keep)
 
 
 def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | None:
@@ -124,7 +126,7 @@ def _filled(keep: Bools, axis: int) -> Bools:
 
 def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what remains of a tensor of ``shape``."""
-    sizes = [int(along(keep, a).sum()) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
+    sizes = [int(np.count_nonzero(along(keep, a))) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
     for axis in ragged_axes(keep):
         sizes[axis] = int(keep.sum(axis=axis).max())
         keep = any_of(keep, axis)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from speedup import flow, tie
+from speedup import flow, tie, walk
 from speedup.axes import parse
 from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.facts import Bools, Fact, Floats
@@ -290,7 +290,7 @@ class Rule:
         Returns:
             by default every tensor that the module has as an attribute with the name of an operand.
         """
-        found = {n: getattr(module, n, None) for n in self.operands}
+        found = {n: walk.attribute(module, n) for n in self.operands}
         return {n: t for n, t in found.items() if isinstance(t, torch.Tensor)}
 
     def claim(self, node: Node) -> None:
@@ -364,7 +364,11 @@ class Rule:
         operands: list[Value | None] = []
         for name in self.operands:
             known = held.get(name)
-            if known is None and free and (node.module is None or not hasattr(node.module, name)):
+            if (
+                known is None
+                and free
+                and (node.module is None or walk.attribute(node.module, name, walk.MISSING) is walk.MISSING)
+            ):
                 known = free.pop(0)
             operands.append(known)
         node.operands, node.operand_names = tuple(operands), self.operands
@@ -815,5 +819,22 @@ class Rule:
 
 
 def says_nothing(self: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
-    """The ``infer_from_weight`` of rules that say it all in the other two, and need not be asked."""
+    """The ``infer_from_weight`` of rules that say it all in the other two, and need not be asked.
+
+    What is derived for inputs and outputs says what the masks of weights do, too: rules that only add to it are asked
+    once where they are asked twice without this.
+
+    Args:
+        node, facts: as for ``Rule.infer_from_weight``.
+
+    Returns:
+        an empty dict.
+
+    Example:
+        >>> class Convolution(Rule):
+        ...     infer_from_weight = says_nothing
+        ...
+        ...     def infer_from_input(self, node, facts):
+        ...         return {**super().infer_from_input(node, facts), **at_borders(node, facts)}
+    """
     return {}

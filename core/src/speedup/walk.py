@@ -4,9 +4,13 @@ and a transformation walks through the model a few dozen times."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+_GETATTR = nn.Module.__getattr__
+MISSING = object()  # of an attribute that is not there
 
 
 def all_paths(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -71,6 +75,17 @@ def parameter(module: nn.Module, name: str) -> nn.Parameter | None:
     """The parameter of a module itself under a name. (What a module of TorchScript holds them in is no dict.)"""
     held = module._parameters
     return held[name] if name in held else None  # noqa: SIM401
+
+
+def attribute(module: nn.Module, name: str, default: Any = None) -> Any:
+    """As ``getattr(module, name, default)``, for which torch writes a message where there is none."""
+    kind: Any = type(module)
+    if kind.__getattr__ is not _GETATTR or name in module.__dict__ or hasattr(kind, name):
+        return getattr(module, name, default)
+    for held in (module._parameters, module._buffers, module._modules):
+        if name in held:
+            return held[name]
+    return default
 
 
 def scripted(modules: Mapping[str, nn.Module]) -> dict[int, str]:

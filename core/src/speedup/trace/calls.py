@@ -59,20 +59,9 @@ class Calls(TorchFunctionMode):
         self.open_calls = 0
         self._entering: list[Any] = []
 
-    @contextlib.contextmanager
-    def unseen(self) -> Iterator[None]:
-        """The inside of a call, and our own look at its tensors: no calls of their own.
-
-        The mode is taken off its stack: cheaper than to have it wave every inner call through.
-        """
-        mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
-        self.open_calls += 1
-        try:
-            yield
-        finally:
-            self.open_calls -= 1
-            if mode is not None:
-                _push_mode(mode)  # type: ignore[no-untyped-call]
+    def unseen(self) -> contextlib.AbstractContextManager[None]:
+        """The inside of a call, and our own look at its tensors: no calls of their own."""
+        return _Unseen(self)
 
     # -- what subclasses say ----------------------------------------------------------------------------------------
 
@@ -101,6 +90,15 @@ class Calls(TorchFunctionMode):
     def claim_by_structure(self, module: nn.Module) -> Rule | None:
         """The rule that claims a module of which no rule names the type."""
         raise NotImplementedError
+
+    def held(self, rule: Any, module: nn.Module) -> dict[str, torch.Tensor]:
+        """The tensors that a module holds and its rule speaks of, by name."""
+        try:
+            held: dict[str, torch.Tensor] = rule.held(module)
+        except Exception as error:
+            place = f"{self.paths.get(id(module)) or 'the model'} ({op_name(type(module))}) ({caller()})"
+            raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
+        return held
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call is given."""
@@ -148,7 +146,7 @@ class Calls(TorchFunctionMode):
         if self.open_calls or transformed():
             return original(module, *args, **kwargs)
         base, rule = self.above[id(module)]
-        held = _held(rule, module, self.paths.get(id(module), ""))
+        held = self.held(rule, module)
         return self.record(base, rule, args, kwargs, lambda: original(module, *args, **kwargs), module, held)
 
     def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -172,7 +170,7 @@ class Calls(TorchFunctionMode):
             a, k = self.given(a, k)
             if stands_for is not None:
                 return self.record(stands_for, None, a, k, lambda: forward(*a, **k), module)
-            held = _held(rule, module, path)
+            held = self.held(rule, module)
             return self.record(type(module), rule, a, k, lambda: forward(*a, **k), module, held)
 
         if not (module._forward_hooks or module._forward_pre_hooks):
@@ -187,6 +185,25 @@ class Calls(TorchFunctionMode):
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = shadowed
+
+
+class _Unseen:
+    """Takes the mode off its stack: cheaper than to have it wave every inner call through.
+
+    A class, since each call enters it, and a generator takes three times as long.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def __enter__(self) -> None:
+        self._mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
+        self._calls.open_calls += 1
+
+    def __exit__(self, *raised: object) -> None:
+        self._calls.open_calls -= 1
+        if self._mode is not None:
+            _push_mode(self._mode)  # type: ignore[no-untyped-call]
 
 
 def gives_the_same(func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -234,12 +251,3 @@ def _parts(rule: Rule, function: Any, args: tuple[Any, ...], kwargs: Mapping[str
     if code is not None:
         see_through([code.co_filename])  # the place of the calls is that of the call they stand for
     return parts
-
-
-def _held(rule: Any, module: nn.Module, path: str) -> dict[str, torch.Tensor]:
-    try:
-        held: dict[str, torch.Tensor] = rule.held(module)
-    except Exception as error:
-        place = f"{path or 'the model'} ({op_name(type(module))}) ({caller()})"
-        raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
-    return held

@@ -16,9 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from speedup import caches, walk
 from speedup.expand import expand
@@ -215,14 +213,14 @@ class _Watcher(Calls):
             return self._noted(op, rule, _tensors(args, kwargs), call, module, held or {}, lifted)
 
     @contextlib.contextmanager
-    def _lifted(self) -> Iterator[TorchDispatchMode | None]:
+    def _lifted(self) -> Iterator[Ops | None]:
         """What sees ops, off its stack; None where it does not lie on top, under a mode of the model's own."""
-        lifted = dispatch._pop_mode() if dispatch._get_current_dispatch_mode() is self.underneath else None
+        lifted = self.underneath if self.underneath.lift() else None
         try:
             yield lifted
         finally:
             if lifted is not None:
-                dispatch._push_mode(lifted)
+                lifted.lower()
 
     def _noted(
         self,
@@ -232,7 +230,7 @@ class _Watcher(Calls):
         call: Callable[[], Any],
         module: nn.Module | None,
         held: Mapping[str, torch.Tensor],
-        lifted: TorchDispatchMode | None,
+        lifted: Ops | None,
     ) -> Any:
         tensors = [*given, *held.values()]
         name = name_of(op)
@@ -247,11 +245,11 @@ class _Watcher(Calls):
             self.ops += 1
         else:
             assert lifted is not None
-            dispatch._push_mode(lifted)
+            lifted.lower()
             try:
                 result = call()
             finally:
-                dispatch._pop_mode()
+                lifted.lift()
         outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
         changed = [t for t, v in zip(tensors, versions, strict=True) if walk.version_of(t) != v]
         if len(changed) > 1 or any(t.is_nested for t in outputs):

@@ -47,7 +47,7 @@ class Maker:
         self.shapes: Shapes | None = None
         self.op_count = 0
         self.inside: set[torch.dtype] = set()
-        self.lifted: dispatch.TorchDispatchMode | None = None
+        self.lifted: Ops | None = None
         self.current = ""
 
     def make(
@@ -134,11 +134,11 @@ class Maker:
         """Run a call with the dispatch mode."""
         if self.lifted is None:
             return call()
-        dispatch._push_mode(self.lifted)
+        self.lifted.lower()
         try:
             return call()
         finally:
-            dispatch._pop_mode()
+            self.lifted.lift()
 
 
 def _is_one(tensor: torch.Tensor, other: torch.Tensor) -> bool:
@@ -222,3 +222,18 @@ class Ops(dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # skipping it would import the whole compiler
+
+    def lift(self) -> bool:
+        """Off its stack, where it is the innermost mode and not under one of the model's; whether it was.
+
+        Every call does it, and what torch has for it (``_pop_mode``) first compares dispatch keys, which takes longer.
+        """
+        depth = torch._C._len_torch_dispatch_stack()
+        if not depth or torch._C._get_dispatch_stack_at(depth - 1) is not self:
+            return False
+        torch._C._pop_torch_dispatch_stack(None)
+        return True
+
+    def lower(self) -> None:
+        """Back onto its stack."""
+        torch._C._push_on_torch_dispatch_stack(self)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils import _python_dispatch as dispatch
 from torch.utils import _pytree as pytree
 
 from speedup import caches, walk
@@ -26,7 +25,7 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.calls import Calls, gives_the_same, may_seek
-from speedup.trace.making import Maker, name_of, transformed
+from speedup.trace.making import Maker, Ops, name_of, transformed
 from speedup.trace.number import Number, number_of
 from speedup.trace.outputs import tensors_in
 from speedup.trace.source import caller, caller_and_sites, ends_at
@@ -62,13 +61,13 @@ def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
         with self.unseen():
-            lifted = dispatch._get_current_dispatch_mode() is self.underneath is not None  # and not one of the model's
-            before, self.maker.lifted = self.maker.lifted, dispatch._pop_mode() if lifted else None
+            mode = self.underneath
+            before, self.maker.lifted = self.maker.lifted, mode if mode is not None and mode.lift() else None
             try:
                 return method(self, *args, **kwargs)
             finally:
                 if self.maker.lifted is not None:
-                    dispatch._push_mode(self.maker.lifted)
+                    self.maker.lifted.lower()
                 self.maker.lifted = before
 
     return inner
@@ -105,7 +104,7 @@ class Recorder(Calls):
         self.in_place = InPlaceChange(name="in-place change")
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
-        self.underneath: dispatch.TorchDispatchMode | None = None
+        self.underneath: Ops | None = None
         self.branch: Branch | None = None
         self.answers: Sequence[bool] | None = None
         self.until: Callable[[Node], bool] | None = None

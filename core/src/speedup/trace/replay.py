@@ -163,6 +163,10 @@ class _Player(Calls):
                 self._compare(op, args, kwargs, outputs)
             return result
 
+    def held(self, rule: Any, module: nn.Module) -> dict[str, torch.Tensor]:
+        """Nothing: they are not looked at."""
+        return {}
+
     def _passes(self, rule: Rule | None, tensors: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
         """Whether the recorder makes no node of a call."""
         if not outputs:

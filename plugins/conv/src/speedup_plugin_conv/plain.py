@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import nn
 
-from speedup import Constant, Fact, Node, NodeFacts, Rule, Value, overlaid
+from speedup import Constant, Fact, Node, NodeFacts, Rule, Value, overlaid, says_nothing
 from speedup_plugin_conv.band import Band, BandForward, is_band
 from speedup_plugin_conv.borders import at_borders
 from speedup_plugin_conv.fixed import FixedForward
@@ -41,6 +41,8 @@ class Conv(Rule):
             at = " ".join(f"p{n}" for n in range(d))
             return f"* (g i) {at}, (g o) i {'1 ' * d}, (g o)? -> * (g o) {at}"
         return f"* (g i) ~{d}, (g o) i ~{d}, (g o)? -> * (g o) ~{d}"
+
+    infer_from_weight = says_nothing  # what is derived for inputs says it too
 
     def infer_from_input(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         """As derived; and what zero padding makes of constants."""
