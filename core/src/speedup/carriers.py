@@ -17,6 +17,7 @@ from speedup.cutting import cut_indices
 from speedup.facts import Bools, Floats, Indices, any_of, some
 from speedup.graph import Node
 from speedup.kept import kept_of
+from speedup.masking import product
 from speedup.pieces import contents
 from speedup.response import AT_ONCE, by_names, spread
 
@@ -282,7 +283,7 @@ class _Weight:
             if mask is not None and len(indices) < mask.shape[axis] > 1:
                 mask = mask.take(indices, axis)
         part = cut_indices(part, chosen)
-        return part if mask is None or mask.all() else part * self.numbers(mask)
+        return part if mask is None or mask.all() else product(part, self.numbers(mask))
 
     def numbers(self, array: Floats | Indices | Bools) -> torch.Tensor:
         """An array as a tensor where the weight is."""

@@ -33,7 +33,7 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
     if mask is None:
         return small
     own = memory_of(small) != memory_of(whole)
-    return torch.mul(small, keeps.cut_mask(value, mask.to(whole.device)), out=small if own else None)
+    return product(small, keeps.cut_mask(value, mask), out=small if own else None)
 
 
 def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:

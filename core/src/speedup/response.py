@@ -12,6 +12,7 @@ from speedup.cutting import take
 from speedup.facts import Bools, Floats, Indices, along, some, sum_product
 from speedup.graph import Node
 from speedup.layout import Layout
+from speedup.masking import product
 
 # Entries of a weight that are read at a time in float64.
 AT_ONCE = 1 << 16
@@ -96,7 +97,7 @@ def _product(
             mask = np.take(mask, at, axis=axis)
     tensor = tensor.to("cpu")
     if mask is not None and not mask.all():
-        tensor = tensor * torch.from_numpy(mask)
+        tensor = product(tensor, torch.from_numpy(mask))
     mixed = [a for a, n in enumerate(names) if n in layout.mixed]
     wide = tensor.sum(mixed, dtype=torch.float64) if mixed else tensor.to(torch.float64)
     names = [n for n in names if n not in layout.mixed]
