@@ -82,6 +82,8 @@ class Saved(list[Attributes]):
 
 
 def _emptied(value: Any) -> Any:
+    if type(value) in _EXACTLY:
+        return type(value)()
     made = value.copy()
     made.clear()
     return made
