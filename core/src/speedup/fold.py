@@ -282,7 +282,7 @@ def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor) -> tup
         return rule.bias, torch.from_numpy(flat.copy()).to(like)
     old = contents(bias)
     new = old.to("cpu", torch.float64).numpy() + sign * flat.reshape(old.shape)
-    return bias, torch.from_numpy(new).to(old)
+    return bias, torch.from_numpy(np.asarray(new)).to(old)  # of a single number the sum is no array
 
 
 def flat_output(node: Node, shift: Floats) -> Floats:

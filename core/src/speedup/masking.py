@@ -170,12 +170,13 @@ def product(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None =
         mask: bool, broadcasts to the tensor.
         out: where to put it; by default a new tensor with the strides that the given one has.
     """
-    made = torch.empty_like(tensor) if out is None else out
     factors = mask.to(tensor.device)
     if tensor.is_floating_point():
         # The same numbers: torch takes ten times as long to make floats of truth values as of bytes.
         factors = factors.view(torch.uint8)
-    return torch.mul(tensor, factors, out=made)
+    if out is None and mask.numel() == tensor.numel():  # no third tensor of this size meanwhile
+        return torch.empty_like(tensor).copy_(factors).mul_(tensor)
+    return torch.mul(tensor, factors, out=torch.empty_like(tensor) if out is None else out)
 
 
 def _state(tensor: torch.Tensor) -> State:

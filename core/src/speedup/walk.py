@@ -80,7 +80,8 @@ def parameter(module: nn.Module, name: str) -> nn.Parameter | None:
 def attribute(module: nn.Module, name: str, default: Any = None) -> Any:
     """As ``getattr(module, name, default)``, for which torch writes a message where there is none."""
     kind: Any = type(module)
-    if kind.__getattr__ is not _GETATTR or name in module.__dict__ or hasattr(kind, name):
+    usual = kind.__getattr__ is _GETATTR and kind.__getattribute__ is object.__getattribute__
+    if not usual or name in module.__dict__ or hasattr(kind, name):
         return getattr(module, name, default)
     for held in (module._parameters, module._buffers, module._modules):
         if name in held:
