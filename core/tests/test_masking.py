@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup.masking import Masking
+from speedup.masking import Masking, product
 from speedup.testing import masked_copy, randomize
 
 X = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -127,3 +127,17 @@ def test_forwards_that_write_into_weights(use: Callable[[Any], torch.Tensor], le
         small = plan.apply()
         torch.testing.assert_close(small(X), wanted, rtol=1e-12, atol=1e-12)
     assert small.get_parameter("first.weight").shape[0] == left
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int32, torch.bool]
+)
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 1, 1), (1, 4, 1)])
+def test_a_product_is_what_the_mask_keeps(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = (torch.randn(5, 4, 3, generator=generator) * 3).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
+    mask = torch.rand(shape, generator=generator) > 0.5
+    wanted = torch.where(mask, tensor, torch.zeros((), dtype=dtype))
+    made = product(tensor, mask)
+    assert made.dtype is dtype and made.stride() == tensor.stride() and torch.equal(made, wanted)
+    assert torch.equal(product(tensor, mask, out=made), wanted) and torch.equal(made, wanted)

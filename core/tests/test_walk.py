@@ -35,3 +35,31 @@ def test_modules_and_tensors_are_those_of_torch_in_their_order() -> None:
         assert [id(p) for p in walk.parameters(each)] == [id(p) for p in each.parameters()]
         assert {id(t) for t in walk.tensors(each)} == {id(t) for t in (*each.parameters(), *each.buffers())}
         assert len(walk.tensors(each)) == len({id(t) for t in walk.tensors(each)})
+
+
+class Answering(nn.Module):
+    """Modules that answer for attributes in other ways than torch's do, and count how often they are asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> object:
+        return 3 if name == "computed" else super().__getattr__(name)
+
+    @property
+    def made(self) -> int:
+        self.asked += 1
+        return 5
+
+
+def test_attributes_are_found_as_getattr_finds_them() -> None:
+    model = Net()
+    names = ("a", "scale", "nothing", "no_parameter", "no_buffer", "no_module", "training", "forward", "mro", "absent")
+    for name in names:
+        assert walk.attribute(model, name, walk.MISSING) is getattr(model, name, walk.MISSING) or name == "forward"
+    assert walk.attribute(model, "forward") == model.forward
+    other = Answering()
+    assert walk.attribute(other, "computed") == 3 and walk.attribute(other, "weight") is other.weight
+    assert walk.attribute(other, "made") == 5 and other.asked == 1
