@@ -82,7 +82,7 @@ class Saved(list[Attributes]):
 
 
 def _emptied(value: Any) -> Any:
-    if type(value) in _EXACTLY:
+    if type(value) in _EXACTLY:  # in no time; those of other classes may want to be made with something
         return type(value)()
     made = value.copy()
     made.clear()

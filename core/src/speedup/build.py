@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 
 import torch
 from torch import nn
@@ -51,12 +50,7 @@ class Kept:
 
     def size(self, names: str) -> int:
         """The new size of an axis of the signature, or of a product: ``names`` as in ``keep.size("g o")``."""
-        return prod(self._axis_size(name) for name in names.split())
-
-    def _axis_size(self, name: str) -> int:
-        if name not in self._sizes:
-            self._sizes[name] = new_size(self.node, self.sets, name)
-        return self._sizes[name]
+        return new_size(self.node, self.sets, names, self._sizes)
 
 
 @dataclass(eq=False)

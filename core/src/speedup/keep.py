@@ -74,7 +74,7 @@ class KeepSets:
         stage: how far the fixpoint has come.
         waiting: calls (by index) that wait for a later stage.
         memo: what was found out at a node from its sets, for the next who asks while these are the same.
-        tied: by node, the sets with which its operands are tied as they must be, whatever the stage.
+        tied: by node, the sets with which its operands keep together what they must; () where some of it waits.
     """
 
     def __init__(self, graph: Graph, facts: Facts, drop: bool = False) -> None:
@@ -275,26 +275,24 @@ class NodeKeep:
             find: finds it.
         """
         seen, found = self._keeps.memo.get(self._node, ((), None))
-        if len(seen) != len(sets) or any(a is not b for a, b in zip(seen, sets, strict=True)):
+        if not _are(seen, sets):
             found = find()
             self._keeps.memo[self._node] = sets, found
         return cast(Found, found)
 
-    @property
-    def tied(self) -> bool:
-        """Whether it is known of these very sets that operands keep together what they must, see ``speedup.tie``.
+    def tie_once(self, tie: Callable[[], object]) -> None:
+        """Let operands keep together what they must, unless that was seen to with these very sets.
 
-        Set it when that is found out; it does not last where something is left to a later stage.
+        Args:
+            tie: does it; what it leaves to a later stage (see ``patient``) it is called for again.
         """
-        known = self._keeps.tied.get(self._node, ())
-        return bool(known) and all(a is b for a, b in zip(known, self._tying(), strict=True))
+        if not _are(self._keeps.tied.get(self._node, ()), self._tied_sets()):
+            tie()
+            waits = self._node.index in self._keeps.waiting
+            self._keeps.tied[self._node] = () if waits else self._tied_sets()
 
-    @tied.setter
-    def tied(self, known: bool) -> None:
-        waits = self._node.index in self._keeps.waiting
-        self._keeps.tied[self._node] = self._tying() if known and not waits else ()
-
-    def _tying(self) -> tuple[Bools, ...]:
+    def _tied_sets(self) -> tuple[Bools, ...]:
+        """Those that do not follow from the others."""
         return tuple([self.sets[k] for k in range(len(self._node.values)) if k not in self.derived])
 
     def _waits(self, stage: Stage) -> bool:
@@ -347,3 +345,8 @@ class NodeKeep:
             return np.zeros((1,) * len(self.rigid[k]))
         useful = self.facts.mask(k) & ~self.facts.unused(k)
         return np.where(useful, np.abs(self.facts.value(k)), 0.0)
+
+
+def _are(seen: Sequence[Bools], sets: Sequence[Bools]) -> bool:
+    """Whether sets are the very ones that were seen: what grows is another array."""
+    return len(seen) == len(sets) and all(a is b for a, b in zip(seen, sets, strict=True))

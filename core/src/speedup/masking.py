@@ -172,7 +172,7 @@ def product(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None =
     """
     factors = mask.to(tensor.device)
     if tensor.is_floating_point():
-        # The same numbers: torch takes ten times as long to make floats of truth values as of bytes.
+        # The same numbers: torch makes floats of bytes six to ten times as fast as of truth values.
         factors = factors.view(torch.uint8)
     if out is None and mask.numel() == tensor.numel():  # no third tensor of this size meanwhile
         return torch.empty_like(tensor).copy_(factors).mul_(tensor)

@@ -14,9 +14,17 @@ from speedup.graph import Node
 from speedup.regular import ragged_axis
 
 
-def new_size(node: Node, sets: Sequence[Bools], names: str) -> int:
-    """The size, in the small model, of an axis of a node's signature, or of a product of axes."""
-    return prod(_axis_size(node, sets, n) for n in names.split())
+def new_size(node: Node, sets: Sequence[Bools], names: str, known: dict[str, int] | None = None) -> int:
+    """The size, in the small model, of an axis of a node's signature, or of a product of axes.
+
+    Args:
+        known: by axis, what was found before with the same sets; what is found now is added.
+    """
+    known = {} if known is None else known
+    for name in names.split():
+        if name not in known:
+            known[name] = _axis_size(node, sets, name)
+    return prod(known[name] for name in names.split())
 
 
 def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:

@@ -97,9 +97,7 @@ def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
     """Grow the keep sets at one node until 1 to 3 hold, and the constants that go can be folded."""
     while not keep.settled:
         # A weight has its carriers before others look for what to fill it up with.
-        if not keep.tied:
-            _Ties(node, keep).settle()
-            keep.tied = True
+        keep.tie_once(lambda: _Ties(node, keep).settle())
         keep.settled = True
         if not keep.drop and rule.folds(node) and not keep.folds_later:
             fold.demand(rule, node, keep)
