@@ -66,8 +66,9 @@ class Facts:
         self.masked: dict[Value, Bools] = {}
         self._combined: dict[Value, tuple[tuple[Affine, Constant | None] | None, Affine | None]] = {}
         self.blind = frozenset(v for v in graph.values if v.is_blank)
-        # By the tensor itself: several runs of a model have values of their own for it.
-        self._numbers: dict[torch.Tensor, Floats] = {} if before is None else before._numbers
+        # By the identity of the tensor, which stays with them: several runs have values of their own for it. (To look
+        # one up by itself takes five times as long.)
+        self._numbers: dict[int, tuple[torch.Tensor, Floats]] = {} if before is None else before._numbers
         known = {} if before is None else {v.names: mask for v, mask in before.masked.items()}
         for value in graph.sources:
             if value.names in known:
@@ -96,13 +97,14 @@ class Facts:
             return known.value if known is not None else _zeros(value.ndim)
         if value.tensor.is_meta:
             return read_only(np.where(self.mask(value), 0.0, np.nan))
-        numbers = self._numbers.get(value.tensor)
-        if numbers is None:
-            contents = value.contents()
-            real = contents.real if contents.is_complex() else contents
-            numbers = read_only(real.to("cpu", torch.float64).numpy())
-            if value not in self.blind:  # that is lent for a moment
-                self._numbers[value.tensor] = numbers
+        found = self._numbers.get(id(value.tensor))
+        if found is not None:
+            return found[1]
+        contents = value.contents()
+        real = contents.real if contents.is_complex() else contents
+        numbers = read_only(real.to("cpu", torch.float64).numpy())
+        if value not in self.blind:  # that is lent for a moment
+            self._numbers[id(value.tensor)] = value.tensor, numbers
         return numbers
 
     def forget(self) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from speedup.ask import ask
 from speedup.cutting import cut, cut_indices
-from speedup.facts import Bools, Floats, along, any_of, everything, nothing, some
+from speedup.facts import Bools, Floats, along, any_of, equal, every, everything, nothing, some
 from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
@@ -113,7 +113,7 @@ class KeepSets:
         if not some(added):
             return False
         new = old | mask
-        if new.all():
+        if every(new):
             new = everything(value.ndim)
         self.sets[value] = new
         self._shapes.pop(value, None)
@@ -156,7 +156,7 @@ class KeepSets:
             return known
         keep = self.sets[value]
         found = {a: along(keep, a) for a in varied(keep)}
-        return Lines({a: line for a, line in found.items() if not line.all()})
+        return Lines({a: line for a, line in found.items() if not every(line)})
 
     def box(self, value: Value) -> Lines | None:
         """As ``lines``, of a weight that keeps a box of its entries, in their order; else None."""
@@ -165,7 +165,7 @@ class KeepSets:
     def whole(self, value: Value) -> bool:
         """Whether all entries are kept."""
         known = self.sets.lines.get(value)
-        return not known if known is not None else bool(self.sets[value].all())
+        return not known if known is not None else every(self.sets[value])
 
     def same(self, value: Value, other: KeepSets, its: Value | None = None) -> bool:
         """Whether two plans keep the same of a value.
@@ -176,7 +176,7 @@ class KeepSets:
         its = value if its is None else its
         lines, others = self.sets.lines.get(value), other.sets.lines.get(its)
         if lines is not None and others is not None:
-            return lines.keys() == others.keys() and all(np.array_equal(line, others[a]) for a, line in lines.items())
+            return lines.keys() == others.keys() and all(equal(line, others[a]) for a, line in lines.items())
         return bool((self.sets[value] == other.sets[its]).all())
 
     def shape(self, value: Value) -> tuple[int, ...]:

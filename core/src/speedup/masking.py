@@ -9,7 +9,7 @@ into it, or when it is read for the second time, which is likely to go on. Who a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Masking:
     def __init__(self, model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None, whole: bool = False) -> None:
         self._parameters: dict[int, nn.Parameter] = {}  # those that a run sees changed
         self._masks: dict[int, torch.Tensor] = {}
+        self._bytes: dict[int, int] = {}
         self._own: dict[int, torch.Tensor] = {}  # what those that are masked now are without masks
         self._read: set[int] = set()
         self.whole, self.interrupted = whole, False
@@ -54,6 +55,7 @@ class Masking:
             self._parameters[key] = parameter
             small = compact(mask)
             self._masks[key] = self._masks[key] & small if key in self._masks else small
+            self._bytes[key] = 0 if parameter.is_meta else parameter.nbytes
         self.limit = max(_LEAST, sum(p.nbytes for p in self._parameters.values()) // _SHARE)
 
     @property
@@ -81,7 +83,7 @@ class Masking:
         states: dict[int, State] = {}
         if not self._masks:
             return states
-        for tensor in (*tensors, *(() if module is None else walk.parameters(module))):
+        for tensor in tensors if module is None else (*tensors, *walk.parameters(module)):
             key = id(tensor)
             if key in self._masks and key not in self._own:
                 parameter = self._parameters[key]
@@ -94,13 +96,14 @@ class Masking:
         """What a run sees of a parameter."""
         return product(data, self._masks[key])
 
-    def are_large(self, tensors: Iterable[torch.Tensor]) -> bool:
+    def are_large(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether a call that reads these is better made in slices: much of them is masked, for the first time."""
         if not self._masks:
             return False
-        own = [t for t in tensors if id(t) in self._masks and not t.is_meta]
-        if sum(t.nbytes for t in own) <= self.limit:
+        bytes_of = self._bytes
+        if sum([bytes_of.get(id(t), 0) for t in tensors]) <= self.limit:
             return False
+        own = [t for t in tensors if bytes_of.get(id(t), 0)]
         return all(id(t) not in self._own and id(t) not in self._read and type(t.data) is torch.Tensor for t in own)
 
     @contextlib.contextmanager

@@ -6,10 +6,8 @@ import contextlib
 from collections.abc import Sequence
 from math import prod
 
-import numpy as np
-
 from speedup.errors import RuleError
-from speedup.facts import Bools, along, some
+from speedup.facts import Bools, along, count, some
 from speedup.graph import Node
 from speedup.regular import ragged_axis
 
@@ -40,11 +38,11 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
     axis = layout.names.index(name)
     for k in (*(k for k in known if k not in weights), *weights):
         named = layout.to_named(k, sets[k])
-        if named.size == named.shape[axis] > 1 and (count := np.count_nonzero(named)):
-            return int(count)
+        if named.size == named.shape[axis] > 1 and (found := count(named)):
+            return found
         if named.shape[axis] > 1 and some(named):
             with contextlib.suppress(ValueError):  # not a regular set
                 if ragged_axis(named) == axis:
                     return int(named.sum(axis=axis).max())
-                return int(np.count_nonzero(along(named, axis)))
+                return count(along(named, axis))
     return full

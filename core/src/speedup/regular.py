@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from speedup.facts import Bools, Indices, along, any_of
+from speedup.facts import Bools, Indices, along, any_of, count
 
 
 def varied(keep: Bools) -> list[int]:
@@ -126,7 +126,7 @@ def _filled(keep: Bools, axis: int) -> Bools:
 
 def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what remains of a tensor of ``shape``."""
-    sizes = [int(np.count_nonzero(along(keep, a))) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
+    sizes = [count(along(keep, a)) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
     for axis in ragged_axes(keep):
         sizes[axis] = int(keep.sum(axis=axis).max())
         keep = any_of(keep, axis)

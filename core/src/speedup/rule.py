@@ -290,8 +290,12 @@ class Rule:
         Returns:
             by default every tensor that the module has as an attribute with the name of an operand.
         """
-        found = {n: walk.attribute(module, n) for n in self.operands}
-        return {n: t for n, t in found.items() if isinstance(t, torch.Tensor)}
+        found: dict[str, torch.Tensor] = {}
+        for name in self.operands:
+            tensor = walk.attribute(module, name)
+            if isinstance(tensor, torch.Tensor):
+                found[name] = tensor
+        return found
 
     def claim(self, node: Node) -> None:
         """Take a recorded call if its arguments fit; else it stays a barrier, and ``node.note`` says why.

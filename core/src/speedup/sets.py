@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import overload
 
-from speedup.facts import Bools, everything, nothing, some
+from speedup.facts import Bools, every, everything, nothing, some
 from speedup.graph import Value
 from speedup.regular import Lines, varied
 
@@ -66,7 +66,7 @@ class Product:
         lines = _lines(parts)
         if lines is not None:
             empty = any(not some(line) for line in lines.values())
-            self.lines = Lines({} if empty else {a: line for a, line in lines.items() if not line.all()})
+            self.lines = Lines({} if empty else {a: line for a, line in lines.items() if not every(line)})
 
 
 def _lines(parts: Iterable[Bools]) -> dict[int, Bools] | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speedup import fold
-from speedup.facts import Bools, any_of, compact_axes, everything, some
+from speedup.facts import Bools, any_of, compact_axes, equal, everything, some
 from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.layout import Layout
@@ -158,7 +158,7 @@ class _Pattern:
             return False
         if self.apart:
             return all([some(s) for s in sets])
-        return self.alike and all(s is sets[0] or np.array_equal(s, sets[0]) for s in sets)
+        return self.alike and all(s is sets[0] or equal(s, sets[0]) for s in sets)
 
 
 class _Ties:
@@ -285,4 +285,4 @@ class _Ties:
 
 def _fibres_differ(keep: Bools, axis: int, other: int) -> bool:
     """Whether the fibres of a set along an axis are not all the same, or empty, along another one."""
-    return not np.array_equal(keep, any_of(keep, other) & any_of(keep, axis))
+    return not equal(keep, any_of(keep, other) & any_of(keep, axis))

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
@@ -59,9 +59,29 @@ class Calls(TorchFunctionMode):
         self.open_calls = 0
         self._entering: list[Any] = []
 
-    def unseen(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
         """The inside of a call, and our own look at its tensors: no calls of their own."""
-        return _Unseen(self)
+        mode = self.look_away()
+        try:
+            yield
+        finally:
+            self.look_back(mode)
+
+    def look_away(self) -> Any:
+        """What is called from here on are no calls, until ``look_back`` is given what this gives.
+
+        The mode is taken off its stack: cheaper than to have it wave every inner call through. Each call does it, and
+        a context manager takes five times as long.
+        """
+        self.open_calls += 1
+        return torch._C._pop_torch_function_stack() if torch._C._len_torch_function_stack() else None
+
+    def look_back(self, mode: Any) -> None:
+        """The end of what ``look_away`` began."""
+        self.open_calls -= 1
+        if mode is not None:
+            torch._C._push_on_torch_function_stack(mode)
 
     # -- what subclasses say ----------------------------------------------------------------------------------------
 
@@ -185,25 +205,6 @@ class Calls(TorchFunctionMode):
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = shadowed
-
-
-class _Unseen:
-    """Takes the mode off its stack: cheaper than to have it wave every inner call through.
-
-    A class, since each call enters it, and a generator takes three times as long.
-    """
-
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-
-    def __enter__(self) -> None:
-        self._mode = _pop_mode() if torch._C._len_torch_function_stack() else None  # type: ignore[no-untyped-call]
-        self._calls.open_calls += 1
-
-    def __exit__(self, *raised: object) -> None:
-        self._calls.open_calls -= 1
-        if self._mode is not None:
-            _push_mode(self._mode)  # type: ignore[no-untyped-call]
 
 
 def gives_the_same(func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

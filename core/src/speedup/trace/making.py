@@ -17,6 +17,7 @@ from torch.utils import _python_dispatch as dispatch
 from speedup import walk
 from speedup.graph import Node, Ref
 from speedup.masking import Masking, are_apart, memory_of
+from speedup.trace.meta import HERE
 from speedup.trace.outputs import tensors_in
 from speedup.trace.shapes import Shapes
 from speedup.trace.slices import slices_of
@@ -43,7 +44,7 @@ class Maker:
         self.masking = masking
         self.substitutes = substitutes
         self.written = Written(p for p in walk.parameters(model) if masking.mask_of(p) is None)
-        self.place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self.place: contextlib.AbstractContextManager[Any] = HERE
         self.shapes: Shapes | None = None
         self.op_count = 0
         self.inside: set[torch.dtype] = set()
@@ -80,7 +81,7 @@ class Maker:
             masked = self.masking.mask(tensors, module)
         else:
             masked = self.masking.mask([t for t in tensors if t not in slices.axes])
-        before = [_state(t) for t in tensors]
+        before = _states(tensors)
         self.current = f"{node.op_name} at {node.where}"
         self.inside.clear()
         sets_data = name_of(op) == "__set__" and not all(_is_one(t, tensors[0]) for t in tensors)  # x.data = y
@@ -89,7 +90,8 @@ class Maker:
         try:
             # What is given no parameter may write into nothing but what it is given.
             quiet = closed and not self.written.holds(tensors[: len(tensors) - len(node.attributes)])
-            there = functools.partial(self._there, self._quietly if quiet else self._seen, call)
+            run = self._quietly if quiet else self._seen
+            there = functools.partial(run, call) if self.place is HERE else functools.partial(self._there, run, call)
             if self.shapes is not None and (closed or id(module) in self.substitutes):
                 result = self.shapes.result(op, module, node.args, node.kwargs, tensors, there)
             else:
@@ -102,7 +104,7 @@ class Maker:
         outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
         if quiet:
             self.inside.update([t.dtype for t in outputs])
-        after = [_state(t) for t in tensors]
+        after = _states(tensors)
         changed = (
             [t for t, old, new in zip(tensors, before, after, strict=True) if old != new] if after != before else []
         )
@@ -125,7 +127,7 @@ class Maker:
         What gives something else than tensors is run again: it reads data, or only asks of what type a tensor is.
         """
         result = call()
-        if result is not None and next(iter(tensors_in(result)), None) is None:
+        if not isinstance(result, torch.Tensor | None) and next(iter(tensors_in(result)), None) is None:
             return self._seen(call)
         self.op_count += 1
         return result
@@ -167,6 +169,9 @@ def new_or_changed(
     Args:
         changed: those of ``given`` that it wrote into.
     """
+    if not changed and len(returned) == 1:  # most calls
+        (made_one,) = returned
+        return [] if any([made_one is t for t in given]) else [made_one]
     untouched = {id(t) for t in given} - {id(t) for t in changed}
     made = [t for t in returned if id(t) not in untouched]
     return made + [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in made)]
@@ -206,6 +211,13 @@ def _is_view(index: Any) -> bool:
     """Whether an index takes a part of a tensor, and no copy of one."""
     items = index if isinstance(index, tuple) else (index,)
     return all(i is None or i is Ellipsis or (isinstance(i, int | slice) and type(i) is not bool) for i in items)
+
+
+def _states(tensors: Sequence[torch.Tensor]) -> list[Any]:
+    try:
+        return [t._version for t in tensors]
+    except RuntimeError:  # of ``torch.inference_mode``
+        return [_state(t) for t in tensors]
 
 
 def _state(tensor: torch.Tensor) -> Any:

@@ -18,6 +18,8 @@ from speedup import walk
 
 Tree = TypeVar("Tree")
 
+HERE = contextlib.nullcontext()  # the place of a model that is not on meta
+
 
 def on_meta(model: nn.Module) -> bool:
     """Whether some of a model's tensors have no contents."""
@@ -88,4 +90,4 @@ def all_on_meta(model: nn.Module, always: bool = False) -> Iterator[StandIns]:
 
 def made_there(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """For a run of the model: what its code makes (``torch.arange(n)``) is on meta too, where the model is."""
-    return torch.device("meta") if on_meta(model) else contextlib.nullcontext()
+    return torch.device("meta") if on_meta(model) else HERE

@@ -60,15 +60,15 @@ def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
-        with self.unseen():
-            mode = self.underneath
-            before, self.maker.lifted = self.maker.lifted, mode if mode is not None and mode.lift() else None
-            try:
-                return method(self, *args, **kwargs)
-            finally:
-                if self.maker.lifted is not None:
-                    self.maker.lifted.lower()
-                self.maker.lifted = before
+        away, mode, maker = self.look_away(), self.underneath, self.maker
+        before, maker.lifted = maker.lifted, mode if mode is not None and mode.lift() else None
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            if maker.lifted is not None:
+                maker.lifted.lower()
+            maker.lifted = before
+            self.look_back(away)
 
     return inner
 
@@ -268,14 +268,14 @@ class Recorder(Calls):
         """Run ``call`` and note it as one node, unless it did nothing with any tensor."""
         node, tensors = self._begun(op, args, kwargs, module, held or {})
         ops_before = self.maker.op_count
-        if any(t.is_nested for t in tensors):
+        if any([t.is_nested for t in tensors]):
             rule = None  # no signature speaks of lists of tensors of several sizes
         ready = self.resumed.result(len(self.nodes), node) if self.resumed is not None else None
         result, outputs, changed = self.maker.make(node, rule, tensors, call, ready)
         standing = self.standing
         if standing is not None and standing.is_open and not changed and not self.from_input.isdisjoint(node.tensors):
             standing.note(len(self.nodes), node, rule, tensors, result)
-        if any(t.is_nested for t in outputs):
+        if any([t.is_nested for t in outputs]):
             rule = None
         if rule is not None and rule.layout_only and _alike(tensors, outputs):
             self.tensors.track(outputs[0], node.tensors[0])
@@ -360,7 +360,7 @@ class Recorder(Calls):
     def _noted(self, node: Node, rule: Rule | None, result: Any, outputs: list[torch.Tensor]) -> Any:
         """Take a call that was made into the graph; what Python gets of it."""
         node.outputs = tuple([self.tensors.new(t, "activation", node) for t in outputs])
-        if not self.of_model.isdisjoint(node.tensors) or any(v.kind in _HELD for v in node.tensors):
+        if not self.of_model.isdisjoint(node.tensors) or any([v.kind in _HELD for v in node.tensors]):
             self.of_model.update(node.outputs)
             if transformed() and self.branch is None:
                 why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
@@ -373,7 +373,7 @@ class Recorder(Calls):
             if seeks and self.seeking is None:
                 self.seeking = Branch(node, self.tensors.existing(), _WHY_SEEKING)
             if not node.writes:
-                sized = next((self.sized[v] for v in node.tensors if v in self.sized), None)
+                sized = next((self.sized[v] for v in node.tensors if v in self.sized), None) if self.sized else None
                 if self.looks and not seeks:
                     sized = Branch(node, self.tensors.existing(), _WHY_SEEKING)
                 if sized is not None:

@@ -152,7 +152,8 @@ class _Player(Calls):
     ) -> Any:
         if transformed():
             raise _OtherwiseError
-        with self.unseen():
+        away = self.look_away()
+        try:
             tensors = _tensors(args, kwargs)
             versions = [walk.version_of(t) for t in tensors]
             result = call()
@@ -162,6 +163,8 @@ class _Player(Calls):
             if not self._passes(rule, tensors, outputs):
                 self._compare(op, args, kwargs, outputs)
             return result
+        finally:
+            self.look_back(away)
 
     def held(self, rule: Any, module: nn.Module) -> dict[str, torch.Tensor]:
         """Nothing: they are not looked at."""
