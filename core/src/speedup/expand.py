@@ -79,10 +79,13 @@ def expand(model: nn.Module, registry: Registry) -> dict[str, Expansion]:
         the rules by path.
     """
     found: dict[str, Expansion] = {}
+    rules: dict[type, Rule | None] = {}
     for path, module in walk.named_modules(model):
-        plain = plain_class(module)
-        rule = registry.for_base(plain) if "forward" not in vars(module) else None
-        if isinstance(rule, Expansion):
+        kind = type(module)
+        if kind not in rules:
+            rules[kind] = registry.for_base(plain_class(module))
+        rule = rules[kind]
+        if isinstance(rule, Expansion) and "forward" not in vars(module):
             found[path] = rule
             if not isinstance(module, Expanded):
                 module.__class__ = _expanded(rule, module)

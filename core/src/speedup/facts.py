@@ -26,6 +26,8 @@ try:  # what np.count_nonzero comes to for a whole array, in three times as long
 except ImportError:  # NumPy 1
     from numpy import count_nonzero
 
+from speedup.cached import cached_property
+
 # Names for the reader: numpy's own types of reductions and comparisons are too loose to check dtypes with.
 Bools: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -49,7 +51,7 @@ class Constant:
         """What is said beside the mask."""
         return (self.value,)
 
-    @functools.cached_property
+    @cached_property
     def zero(self) -> Bools:
         """Entries that are constant 0."""
         zero: Bools = np.logical_and(self.mask, self.value == 0)
@@ -225,6 +227,8 @@ def equal(a: Bools, b: Bools) -> bool:
 
 def any_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     """Where any entry along ``axes`` is true; these axes keep size 1."""
+    if axes == ():
+        return array
     shape = array.shape
     wide = tuple([a for a in ((axes,) if isinstance(axes, int) else axes) if shape[a] != 1])
     result: Bools = np.logical_or.reduce(array, axis=wide, keepdims=True) if wide else array
@@ -233,6 +237,8 @@ def any_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
 
 def all_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     """Where every entry along ``axes`` is true; these axes keep size 1."""
+    if axes == ():
+        return array
     shape = array.shape
     wide = tuple([a for a in ((axes,) if isinstance(axes, int) else axes) if shape[a] != 1])
     result: Bools = np.logical_and.reduce(array, axis=wide, keepdims=True) if wide else array

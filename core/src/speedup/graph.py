@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from speedup import walk
+from speedup.cached import cached_property
 from speedup.masking import Masking, product
 from speedup.rounding import coarsest_of
 from speedup.shell import shell_of

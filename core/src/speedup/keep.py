@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from speedup.ask import ask
+from speedup.cached import cached_property
 from speedup.cutting import cut, cut_indices
 from speedup.facts import Bools, Floats, along, any_of, equal, every, everything, nothing, some
 from speedup.graph import Graph, Node, Value
@@ -243,7 +244,6 @@ class NodeKeep:
     Attributes:
         sets: bool arrays that broadcast to the operands' shapes.
         facts: the facts at the node.
-        rigid: per operand and axis, whether it can never lose an index.
         derived: operand numbers of weights that this call alone reads: their sets follow from the others.
         drop: whether removed constants are left out instead of folded.
         settled: set by a rule whose call can be made on what is kept now: it needs not be asked again because of what
@@ -253,17 +253,22 @@ class NodeKeep:
     def __init__(self, keeps: KeepSets, node: Node) -> None:
         self._keeps = keeps
         self._node = node
+        self._values = node.values
         self.facts = NodeFacts(keeps.facts, node)
-        self.rigid = tuple([keeps.rigid[v] if v is not None else () for v in node.values])
-        self.sets = keeps.at(node)
+        self.sets = keeps.of(self._values)
         self.derived = keeps.derived_at(node)
         self.drop = keeps.drop
         self.settled = False
         self.changed: set[Value] = set()
 
+    @cached_property
+    def rigid(self) -> tuple[tuple[bool, ...], ...]:
+        """Per operand and axis, whether it can never lose an index."""
+        return tuple([self._keeps.rigid[v] if v is not None else () for v in self._values])
+
     def lines(self, k: int) -> Lines:
         """Per axis of operand ``k`` the indices with any kept entry, for the axes that lose some."""
-        value = self._node.values[k]
+        value = self._values[k]
         assert value is not None
         return self._keeps.lines(value)
 
@@ -293,7 +298,8 @@ class NodeKeep:
 
     def _tied_sets(self) -> tuple[Bools, ...]:
         """Those that do not follow from the others."""
-        return tuple([self.sets[k] for k in range(len(self._node.values)) if k not in self.derived])
+        sets, derived = self._keeps.sets, self.derived
+        return tuple([nothing(0) if v is None else sets[v] for k, v in enumerate(self._values) if k not in derived])
 
     def _waits(self, stage: Stage) -> bool:
         """Whether the fixpoint has not come to a stage; the call is asked again when it has."""
@@ -326,9 +332,9 @@ class NodeKeep:
         Returns:
             whether any of them is new.
         """
-        value = self._node.values[k]
+        value = self._values[k]
         assert value is not None
-        source = self._node.values[cause]
+        source = self._values[cause]
         grown = self._keeps.grow(value, mask, why, self._node, source if source is not value else None, kind)
         if grown:
             self.changed.add(value)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from speedup.cached import cached_property
 from speedup.facts import all_of, any_of
 
 Shape = tuple[int, ...]
@@ -108,7 +108,7 @@ class Layout:
             way = self._to[k, array.shape] = self._way_to(k, array.shape)
         factored, order, named = way
         if order is None:
-            return array.reshape(named)
+            return array if array.shape == named else array.reshape(named)
         return array.reshape(factored).transpose(order).reshape(named)
 
     def is_even(self, k: int, shape: Shape) -> bool:
@@ -148,7 +148,7 @@ class Layout:
             found = self._found[kind, key] = find()
             return found
 
-    def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int] | None, list[int]]:
+    def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int] | None, Shape]:
         """The shape in which each name has an axis, how to transpose it (None: not at all), and that in named space."""
         dims = self.operands[k]
         assert dims is not None
@@ -161,7 +161,7 @@ class Layout:
         here = [n for n in self.names if n in by_name]
         named = [shape[by_name[n]] if n in by_name else 1 for n in self.names]
         order_of = [by_name[n] for n in here]
-        return shape, None if _in_place(order_of, shape) else order_of, named
+        return shape, None if _in_place(order_of, shape) else order_of, tuple(named)
 
     def _way_from(self, k: int, sizes: Shape) -> tuple[list[int] | None, list[int], list[int], list[int]]:
         """How to transpose (None: not at all), the shape in which each name has an axis, the same written out, and the

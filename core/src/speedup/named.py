@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from speedup.cached import cached_property
 from speedup.facts import Bools, Floats, any_of, everything, nothing
 from speedup.graph import Node
 from speedup.layout import Layout

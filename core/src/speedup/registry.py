@@ -224,16 +224,20 @@ class Registry:
 
     def for_type(self, kind: type[nn.Module]) -> Rule | None:
         """Find the rule that claims a module type, or None."""
-        if kind not in self._by_type:
-            self._by_type[kind] = self._claim_by_type(kind)
-        return self._by_type[kind]
+        try:
+            return self._by_type[kind]
+        except KeyError:
+            rule = self._by_type[kind] = self._claim_by_type(kind)
+            return rule
 
     def for_base(self, kind: type[nn.Module]) -> Rule | None:
         """Find the rule that claims a module type, or the type above it that its own forward calls by ``super()`` and
         of which it changes nothing else; or None."""
-        if kind not in self._by_base:
-            self._by_base[kind] = self.for_type(kind) or self._claim_by_super(kind)
-        return self._by_base[kind]
+        try:
+            return self._by_base[kind]
+        except KeyError:
+            rule = self._by_base[kind] = self.for_type(kind) or self._claim_by_super(kind)
+            return rule
 
     def _claim_by_super(self, kind: type[nn.Module]) -> Rule | None:
         for position, base in enumerate(kind.__mro__):

@@ -10,12 +10,12 @@ broadcast to the tensor's shape: an axis of size 1 is kept whole, unless the ent
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Collection
 from math import prod
 
 import numpy as np
 
+from speedup.cached import cached_property
 from speedup.facts import Bools, Indices, along, any_of, count
 
 
@@ -136,12 +136,12 @@ def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:
 class Lines(dict[int, Bools]):
     """A box by the lines (1-D) of the axes that lose indices. Several tensors may share it."""
 
-    @functools.cached_property
+    @cached_property
     def indices(self) -> dict[int, Indices]:
         """By axis, the indices that are kept."""
         return {axis: line.nonzero()[0] for axis, line in self.items()}
 
-    @functools.cached_property
+    @cached_property
     def listed(self) -> dict[int, list[int]]:
         """The same as lists, not to be changed."""
         return {axis: indices.tolist() for axis, indices in self.indices.items()}

@@ -154,8 +154,9 @@ class _Pattern:
 
     def hold(self, sets: Sequence[Bools]) -> bool:
         """Whether all ties hold, as far as one look at each set tells."""
-        if any(s.size > max(s.shape, default=1) for s in sets):  # written out along several axes: may be ragged
-            return False
+        for keep in sets:
+            if keep.size > 1 and keep.size > max(keep.shape):  # written out along several axes: may be ragged
+                return False
         if self.apart:
             return all([some(s) for s in sets])
         return self.alike and all(s is sets[0] or equal(s, sets[0]) for s in sets)

@@ -36,6 +36,7 @@ class Maker:
         written: the parameters that the run has written into.
         op_count: how many ops were seen so far.
         inside: the types of what the ops of the last call gave.
+        closed: whether the last call was one of torch's own, see ``is_closed``, and no transform of torch.func ran.
         lifted: the dispatch mode that sees ops, while it is off its stack.
         current: how messages call the last call.
     """
@@ -48,6 +49,7 @@ class Maker:
         self.shapes: Shapes | None = None
         self.op_count = 0
         self.inside: set[torch.dtype] = set()
+        self.closed = False
         self.lifted: Ops | None = None
         self.current = ""
 
@@ -71,11 +73,13 @@ class Maker:
             what it gives; the tensors that it gave or changed; those that it changed.
         """
         if ready is not None:
+            self.closed = True
             return ready, [ready], []
         op, module = node.op, node.module
-        if transformed():
+        inside = transformed()
+        if inside:
             self.masking.interrupt()  # a transform has hold of the memory of parameters
-        closed = is_closed(op, rule, module)
+        closed = self.closed = not inside and is_closed(op, rule, module)
         slices = slices_of(node, rule, self.masking) if closed and self.masking.are_large(tensors) else None
         if slices is None:
             masked = self.masking.mask(tensors, module)
@@ -156,9 +160,7 @@ def is_closed(op: Any, rule: Any, module: nn.Module | None) -> bool:
     """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
     if rule is None or not _is_torchs_own(op) or (module is not None and module._modules):
         return False
-    if rule.writes_weights and (module is None or getattr(module, rule.writes_weights, None) is not None):
-        return False
-    return not transformed()
+    return not (rule.writes_weights and (module is None or getattr(module, rule.writes_weights, None) is not None))
 
 
 def new_or_changed(

@@ -15,7 +15,6 @@ import torch
 
 from speedup.graph import Node, Value
 from speedup.masking import memory_of
-from speedup.trace.making import is_closed
 
 _LEAST = 2**14  # bytes; to make less takes no longer than zeros
 
@@ -42,14 +41,14 @@ class Standing:
 
     # -- the first run ------------------------------------------------------------------------------------------------
 
-    def note(self, number: int, node: Node, rule: Any, tensors: Sequence[torch.Tensor], result: Any) -> None:
-        """Note what a call has given, if it has made just that and may be left out.
+    def note(self, number: int, node: Node, tensors: Sequence[torch.Tensor], result: Any) -> None:
+        """Note what one of torch's own calls has given, if it has made just that and may be left out.
 
         Args:
             number: of the call.
             tensors: what it was given and left alone.
         """
-        if not _is_plain(result) or result.nbytes < _LEAST or not is_closed(node.op, rule, node.module):
+        if not _is_plain(result) or result.nbytes < _LEAST:
             return
         if memory_of(result) not in {0, *map(memory_of, tensors)}:
             self._layouts[_key(number, node)] = result.shape, result.stride(), result.dtype, result.device
