@@ -49,8 +49,4 @@ def ask(node: Node, method: str, *args: Any) -> Any:
 
 
 def _versions(node: Node) -> list[int | None]:
-    held = [v.tensor for v in node.tensors if v.tensor is not None]
-    try:
-        return [t._version for t in held]
-    except RuntimeError:  # of ``torch.inference_mode``
-        return [walk.version_of(t) for t in held]
+    return walk.versions_of([v.tensor for v in node.tensors if v.tensor is not None])

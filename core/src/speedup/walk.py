@@ -3,7 +3,7 @@ and a transformation walks through the model a few dozen times."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,3 +116,11 @@ def version_of(tensor: torch.Tensor) -> int | None:
         return tensor._version
     except RuntimeError:
         return None
+
+
+def versions_of(tensors: Sequence[torch.Tensor]) -> list[int | None]:
+    """The ``version_of`` each."""
+    try:
+        return [t._version for t in tensors]
+    except RuntimeError:
+        return [version_of(t) for t in tensors]

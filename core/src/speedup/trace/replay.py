@@ -155,10 +155,11 @@ class _Player(Calls):
         away = self.look_away()
         try:
             tensors = _tensors(args, kwargs)
-            versions = [walk.version_of(t) for t in tensors]
+            versions = walk.versions_of(tensors)
             result = call()
             outputs = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
-            changed = [t for t, v in zip(tensors, versions, strict=True) if walk.version_of(t) != v]
+            now = walk.versions_of(tensors)
+            changed = [t for t, v, w in zip(tensors, versions, now, strict=True) if v != w] if now != versions else []
             outputs = new_or_changed(outputs, tensors, changed)
             if not self._passes(rule, tensors, outputs):
                 self._compare(op, args, kwargs, outputs)
@@ -193,8 +194,8 @@ class _Player(Calls):
             wanted = self._shape_of(value)
             if tensor.is_nested or (tensor.shape != wanted and not (0 in wanted and 0 in tensor.shape)):
                 raise _OtherwiseError
-        if not alike((args, kwargs), (due.args, due.kwargs), _is_as_recorded):
-            if due.module is not None or not alike((args, kwargs), (due.args, due.kwargs), _is_such):
+        if not _are_alike(args, kwargs, due, _is_as_recorded):
+            if due.module is not None or not _are_alike(args, kwargs, due, _is_such):
                 raise _OtherwiseError
             refs = map(Ref, itertools.count())
             self.given_otherwise[due] = replaced(torch.Tensor, lambda _: next(refs), (args, kwargs))
@@ -216,6 +217,16 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
         elif type(argument) not in PLAIN:
             found += tensors_in(argument)
     return found
+
+
+def _are_alike(args: tuple[Any, ...], kwargs: dict[str, Any], due: Node, leaf: Callable[[Any, Any], bool]) -> bool:
+    """Whether a call is given what a recorded call was, by leaves."""
+    if len(args) != len(due.args):
+        return False
+    for given, recorded in zip(args, due.args, strict=True):
+        if type(recorded) is not Ref if isinstance(given, torch.Tensor) else not alike(given, recorded, leaf):
+            return False
+    return (not kwargs and not due.kwargs) or alike(kwargs, due.kwargs, leaf)
 
 
 def _is_as_recorded(given: Any, recorded: Any) -> bool:
