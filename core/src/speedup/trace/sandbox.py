@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from speedup import caches, walk
-from speedup.attributes import Attributes
+from speedup.attributes import Snapshot
 from speedup.masking import Masking
 from speedup.trace.holdings import Holdings, same
 from speedup.trace.meta import StandIns, all_on_meta
@@ -77,7 +77,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     emptied, before and after.
     """
     modules = walk.modules(model)
-    attributes = [Attributes(m) for m in modules]
+    attributes = Snapshot(modules)
     parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
     own = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
     holdings = Holdings(modules, (*parameters.values(), *own.values()))
@@ -98,6 +98,5 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 if not same(buffer, saved):
                     buffer.copy_(saved)
         holdings.restore()
-        for attribute in attributes:
-            attribute.restore()
+        attributes.restore()
         caches.empty(modules)
