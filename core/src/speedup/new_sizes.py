@@ -36,15 +36,26 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
         return full
     # Weights last: their sets are products, which are written out only where nothing else has the name.
     known = layout.once("with", name, lambda: [k for k in range(len(layout.operands)) if name in layout.names_of(k)])
-    weights = [k for k in known if k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source]
+    sources = [v is not None and v.is_source for v in node.operands]
     axis = layout.names.index(name)
-    for k in (*(k for k in known if k not in weights), *weights):
-        named = layout.to_named(k, sets[k])
-        if named.size == named.shape[axis] > 1 and (count := np.count_nonzero(named)):
-            return int(count)
-        if named.shape[axis] > 1 and some(named):
-            with contextlib.suppress(ValueError):  # not a regular set
-                if ragged_axis(named) == axis:
-                    return int(named.sum(axis=axis).max())
-                return int(np.count_nonzero(along(named, axis)))
+    for weights in (False, True):
+        for k in known:
+            if (k < layout.n_inputs and sources[k]) is weights:
+                count = _count(layout.to_named(k, sets[k]), axis)
+                if count:
+                    return count
     return full
+
+
+def _count(named: Bools, axis: int) -> int:
+    """How many indices of an axis are kept; 0 where the set does not say so."""
+    if named.shape[axis] == 1:
+        return 0
+    if named.size == named.shape[axis]:
+        return int(np.count_nonzero(named))
+    if some(named):
+        with contextlib.suppress(ValueError):  # not a regular set
+            if ragged_axis(named) == axis:
+                return int(named.sum(axis=axis).max())
+            return int(np.count_nonzero(along(named, axis)))
+    return 0
