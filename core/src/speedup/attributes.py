@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
+from itertools import filterfalse
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ _EXACTLY = frozenset((*_CONTAINERS, OrderedDict))
 # What torch keeps in every module, and the hooks among it, of which most modules have none.
 INTERNAL = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in INTERNAL if "_hooks" in name)
+_internal_containers = operator.itemgetter(*(n for n, v in vars(nn.Module()).items() if isinstance(v, _CONTAINERS)))
 
 
 class Attributes:
@@ -49,11 +51,23 @@ class Attributes:
 
 
 class Snapshot:
-    """The attributes and the classes of many modules, to be put back together: as ``Attributes`` of each."""
+    """The attributes and the classes of many modules, to be put back together: as ``Attributes`` of each.
+
+    Attributes:
+        own: what the modules hold beside what torch keeps in every module, and beside numbers, texts and None.
+    """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._saved = [(module, type(module), module.__dict__.copy()) for module in modules]
-        self._empty, self._filled = _contents([v for _, _, saved in self._saved for v in saved.values()])
+        every = [saved for _, _, saved in self._saved]
+        self.own = [
+            v for saved in every for n in filterfalse(INTERNAL.__contains__, saved) if type(v := saved[n]) not in PLAIN
+        ]
+        try:
+            internal = [v for saved in every for v in _internal_containers(saved)]
+        except KeyError:  # a module of TorchScript has not all of them
+            internal = [v for saved in every for n, v in saved.items() if n in INTERNAL]
+        self._empty, self._filled = _contents([*internal, *self.own])
 
     def restore(self) -> None:
         for module, kind, saved in self._saved:
