@@ -252,6 +252,28 @@ def test_a_structure_is_asked_per_module() -> None:
     assert registry.for_module(Frozen(True)) is rule
 
 
+class Choosy(ByStructure):
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.asked: list[tuple[str, set[str]]] = []
+
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        self.asked.append((kind.__name__, set(held)))
+        return kind is Frozen and "scale" in held
+
+
+def test_what_a_rule_says_of_a_type_and_the_names_that_it_holds_is_remembered() -> None:
+    rule = Choosy(name="frozen")
+    registry = Registry.from_rules(rule)
+    scaled, given = Frozen(), Frozen()
+    scaled.scale = nn.Parameter(torch.ones(1))
+    given.register_buffer("scale", None)
+    assert [registry.for_module(m) for m in (Frozen(), scaled, given, Frozen(), scaled)] == [
+        None, rule, rule, None, rule,
+    ]  # fmt: skip
+    assert rule.asked == [("Frozen", set()), ("Frozen", {"scale"})]
+
+
 def test_a_type_claim_goes_before_a_structure() -> None:
     by_type = Rule(name="type", modules=(Frozen,))
     assert rule_for(Frozen, ByStructure(name="frozen"), by_type) is by_type

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from itertools import filterfalse
 from typing import Any
 
 from torch import nn
@@ -15,6 +17,7 @@ _EXACTLY = frozenset((*_CONTAINERS, OrderedDict))
 # What torch keeps in every module, and the hooks among it, of which most modules have none.
 INTERNAL = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in INTERNAL if "_hooks" in name)
+_internal_containers = operator.itemgetter(*(n for n, v in vars(nn.Module()).items() if isinstance(v, _CONTAINERS)))
 
 
 class Attributes:
@@ -28,19 +31,13 @@ class Attributes:
         self.module = module
         self.kind = type(module)
         self.saved = module.__dict__.copy()
-        # A model has many modules, and a module some 15 containers, of which few hold anything: hooks.
-        held = [
-            v
-            for v in self.saved.values()
-            if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))
-        ]
-        self._empty = [v for v in held if not v]
-        self._filled = [(v, v.copy()) for v in held if v]
+        self._empty, self._filled = _contents(self.saved.values())
 
-    def as_it_was(self) -> dict[str, Any]:
-        """All attributes as they were: containers as copies with what was in them."""
-        contents = {id(v): _emptied(v) for v in self._empty} | {id(v): content for v, content in self._filled}
-        return {name: contents.get(id(value), value) for name, value in self.saved.items()}
+    def as_it_was(self, but: Collection[str] = ()) -> dict[str, Any]:
+        """All attributes as they were, but those of some names: containers as copies with what was in them."""
+        empty, filled = set(map(id, self._empty)), {id(v): content for v, content in self._filled}
+        held = {name: value for name, value in self.saved.items() if name not in but}
+        return {n: _emptied(v) if id(v) in empty else filled.get(id(v), v) for n, v in held.items()}
 
     def leave_out(self, holder: str, name: str) -> None:
         """Do not put back what the dict of one name had under another."""
@@ -49,22 +46,33 @@ class Attributes:
                 content.pop(name, None)
 
     def restore(self) -> None:
-        if type(self.module) is not self.kind:
-            self.module.__class__ = self.kind
-        now = self.module.__dict__
-        now.update(self.saved)
-        if len(now) > len(self.saved):
-            for name in [n for n in now if n not in self.saved]:
-                del now[name]
-        for value in self._empty:
-            if value:
-                value.clear()
-        for value, content in self._filled:
-            if isinstance(value, list):
-                value[:] = content
-            elif not identical(value, content):
-                value.clear()
-                value.update(content)
+        _put_back(self.module, self.kind, self.saved)
+        _refill(self._empty, self._filled)
+
+
+class Snapshot:
+    """The attributes and the classes of many modules, to be put back together: as ``Attributes`` of each.
+
+    Attributes:
+        own: what the modules hold beside what torch keeps in every module, and beside numbers, texts and None.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._saved = [(module, type(module), module.__dict__.copy()) for module in modules]
+        every = [saved for _, _, saved in self._saved]
+        self.own = [
+            v for saved in every for n in filterfalse(INTERNAL.__contains__, saved) if type(v := saved[n]) not in PLAIN
+        ]
+        try:
+            internal = [v for saved in every for v in _internal_containers(saved)]
+        except KeyError:  # a module of TorchScript has not all of them
+            internal = [v for saved in every for n, v in saved.items() if n in INTERNAL]
+        self._empty, self._filled = _contents([*internal, *self.own])
+
+    def restore(self) -> None:
+        for module, kind, saved in self._saved:
+            _put_back(module, kind, saved)
+        _refill(self._empty, self._filled)
 
 
 class Saved(list[Attributes]):
@@ -79,6 +87,38 @@ class Saved(list[Attributes]):
         for attributes in reversed(self[to:]):
             attributes.restore()
         del self[to:]
+
+
+def _contents(values: Iterable[Any]) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    """The containers among values that hold nothing, and the others with copies of what they hold.
+
+    A model has many modules, and a module some 15 containers, of which few hold anything: hooks.
+    """
+    held = [
+        v for v in values if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))
+    ]
+    return [v for v in held if not v], [(v, v.copy()) for v in held if v]
+
+
+def _put_back(module: nn.Module, kind: type[nn.Module], saved: dict[str, Any]) -> None:
+    if type(module) is not kind:
+        module.__class__ = kind
+    now = module.__dict__
+    now.update(saved)
+    if len(now) > len(saved):
+        for name in [n for n in now if n not in saved]:
+            del now[name]
+
+
+def _refill(empty: Iterable[Any], filled: Iterable[tuple[Any, Any]]) -> None:
+    for value in filter(None, empty):
+        value.clear()
+    for value, content in filled:
+        if isinstance(value, list):
+            value[:] = content
+        elif not identical(value, content):
+            value.clear()
+            value.update(content)
 
 
 def _emptied(value: Any) -> Any:

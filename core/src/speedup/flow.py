@@ -329,12 +329,16 @@ def multiply_accumulates(node: Node, shapes: Sequence[tuple[int, ...] | None]) -
     factors = layout.factors
     if len(factors) != 2:
         return 0
-    now = layout_at(node, shapes)
-    out = shapes[layout.n_inputs]
+    weight, inner = factors[1], layout.mixed | layout.contracted
     window = 1
-    for dim in layout.operands[factors[1]] or ():
-        window *= prod(now.sizes[n] for n in dim if n in layout.mixed or n in layout.contracted)
-    return prod(out or ()) * window
+    for size, dim in zip(shapes[weight] or (), layout.operands[weight] or (), strict=True):
+        terms = inner.intersection(dim)
+        if len(terms) == len(dim):
+            window *= size
+        elif terms:
+            sizes = layout_at(node, shapes).sizes
+            window *= prod(sizes[n] for n in terms)
+    return prod(shapes[layout.n_inputs] or ()) * window
 
 
 def layout_at(node: Node, shapes: Sequence[tuple[int, ...] | None]) -> Layout:

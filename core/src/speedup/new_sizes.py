@@ -34,15 +34,26 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
         return full
     # Weights last: their sets are products, which are written out only where nothing else has the name.
     known = layout.once("with", name, lambda: [k for k in range(len(layout.operands)) if name in layout.names_of(k)])
-    weights = [k for k in known if k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source]
+    sources = [v is not None and v.is_source for v in node.operands]
     axis = layout.names.index(name)
-    for k in (*(k for k in known if k not in weights), *weights):
-        named = layout.to_named(k, sets[k])
-        if named.size == named.shape[axis] > 1 and (found := count(named)):
-            return found
-        if named.shape[axis] > 1 and some(named):
-            with contextlib.suppress(ValueError):  # not a regular set
-                if ragged_axis(named) == axis:
-                    return int(named.sum(axis=axis).max())
-                return count(along(named, axis))
+    for weights in (False, True):
+        for k in known:
+            if (k < layout.n_inputs and sources[k]) is weights:
+                found = _kept(layout.to_named(k, sets[k]), axis)
+                if found:
+                    return found
     return full
+
+
+def _kept(named: Bools, axis: int) -> int:
+    """How many indices of an axis are kept; 0 where the set does not say so."""
+    if named.shape[axis] == 1:
+        return 0
+    if named.size == named.shape[axis]:
+        return count(named)
+    if some(named):
+        with contextlib.suppress(ValueError):  # not a regular set
+            if ragged_axis(named) == axis:
+                return int(named.sum(axis=axis).max())
+            return count(along(named, axis))
+    return 0

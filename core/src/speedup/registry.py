@@ -16,7 +16,7 @@ import fnmatch
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -64,6 +64,8 @@ _HARMLESS = frozenset(
 # These decide what a call of the module does, wherever they are defined.
 _DECISIVE = frozenset(("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__"))
 
+_ByNames: TypeAlias = dict[frozenset[str], list[Rule]]
+
 
 class Registry:
     """The rules in use, keyed by op.
@@ -106,6 +108,7 @@ class Registry:
         self._functions = self._table(lambda rule: rule.functions)
         self._modules = self._table(lambda rule: rule.modules)
         self._structural = [rule for rule in self._rules if type(rule).claims is not Rule.claims]
+        self._able: weakref.WeakKeyDictionary[type[nn.Module], _ByNames] = weakref.WeakKeyDictionary()
         self._by_type: weakref.WeakKeyDictionary[type[nn.Module], Rule | None] = weakref.WeakKeyDictionary()
         self._by_base: weakref.WeakKeyDictionary[type[nn.Module], Rule | None] = weakref.WeakKeyDictionary()
 
@@ -255,17 +258,12 @@ class Registry:
         return None
 
     def _claim_by_structure(self, module: nn.Module) -> Rule | None:
-        claimants = []
-        for rule in self._structural:
-            try:
-                if rule.claims(module):
-                    claimants.append(rule)
-            except Exception as error:
-                raise RuleError(
-                    f"{rule.label} failed when it was asked for a {op_name(type(module))}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-        return self._choose(type(module), claimants) if claimants else None
+        kind, held = type(module), frozenset((*module._parameters, *module._buffers))
+        able = self._able.setdefault(kind, {})
+        if held not in able:
+            able[held] = _those(self._structural, lambda rule: rule.may_claim(kind, held), kind)
+        claimants = _those(able[held], lambda rule: rule.claims(module), kind) if able[held] else ()
+        return self._choose(kind, claimants) if claimants else None
 
     def _table(self, claims: Callable[[Rule], Iterable[Any]]) -> dict[Any, Rule]:
         claimants: dict[Any, list[Rule]] = {}
@@ -300,6 +298,20 @@ class Registry:
             f"Say which one wins, prefer=[{names[0]!r}] or prefer=[{names[1]!r}], or leave one out with disable=[...]; "
             f"in the environment, with {PREFER_VARIABLE}={names[0]} or {DISABLE_VARIABLE}={names[1]}."
         )
+
+
+def _those(rules: Iterable[Rule], say: Callable[[Rule], bool], kind: type[nn.Module]) -> list[Rule]:
+    """The rules that say yes when they are asked for a module of a type."""
+    found = []
+    for rule in rules:
+        try:
+            if say(rule):
+                found.append(rule)
+        except Exception as error:
+            raise RuleError(
+                f"{rule.label} failed when it was asked for a {op_name(kind)}: {type(error).__name__}: {error}"
+            ) from error
+    return found
 
 
 def _plain(name: str) -> str:

@@ -198,6 +198,26 @@ class Rule:
         """
         return False
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        """Whether ``claims`` is to be asked at all for modules of a type (override, where that saves time).
+
+        Models have hundreds of modules of a few types, and there are dozens of rules with ``claims``. The answer is
+        remembered for all modules of the type that hold tensors of these names.
+
+        Args:
+            kind: the type of the module.
+            held: the names of its own parameters and buffers, those that are None included.
+
+        Returns:
+            False only where ``claims`` says no to every such module; by default True.
+
+        Example::
+
+            def may_claim(self, kind, held):
+                return kind.__name__ == "LlamaRMSNorm" and "weight" in held
+        """
+        return True
+
     def in_parts(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Callable[..., Any] | None:

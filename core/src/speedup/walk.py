@@ -98,13 +98,8 @@ def scripted(modules: Mapping[str, nn.Module]) -> dict[int, str]:
 
 def tensors(model: nn.Module) -> list[torch.Tensor]:
     """Every parameter and buffer once."""
-    found: dict[int, torch.Tensor] = {}
-    for module in modules(model):
-        for held in (module._parameters, module._buffers):
-            for tensor in held.values() if held else ():
-                if tensor is not None:
-                    found[id(tensor)] = tensor
-    return list(found.values())
+    holders = [held for module in modules(model) for held in (module._parameters, module._buffers) if held]
+    return list({id(t): t for held in holders for t in held.values() if t is not None}.values())
 
 
 def version_of(tensor: torch.Tensor) -> int | None:

@@ -36,6 +36,8 @@ class Unwrapped:
         self._saved = Saved()
         try:
             for path, module in walk.named_modules(model):
+                if not module._forward_pre_hooks and "parametrizations" not in module._modules:
+                    continue
                 prefix = f"{path}." if path else ""
                 pruned, masked = list(_pruned(module)), list(_parametrized(path, module))
                 if pruned or masked:
@@ -45,7 +47,8 @@ class Unwrapped:
                 if masked:
                     for name, mask in _unparametrize(module, masked).items():
                         self.masks[prefix + name] = mask
-            _check_tied(model, self.masks)
+            if self.masks:
+                _check_tied(model, self.masks)
         except BaseException:
             self.undo()
             raise

@@ -5,7 +5,7 @@ A mask is a 0/1 tensor of exactly its parameter's shape: 1 keeps an entry, 0 dro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from speedup.masks import hints
 from speedup.masks.names import Names
 
 _LIMIT = 10
+_FIRST, _ALL = slice(0, 1), slice(None)
 _NUMPY = (torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64)
 
 
@@ -167,21 +168,30 @@ def _to_keep(mask: object, parameter: nn.Parameter) -> torch.Tensor:
         raise Refused("the parameter has no shape yet (a lazy module): call the model once before")
     if tensor.shape != parameter.shape:  # before densifying: a small sparse tensor can claim any size
         raise Refused(hints.wrong_shape, tensor.shape, parameter.shape)
-    return as_keep(tensor)
+    return _keep_of(tensor)
 
 
 def as_keep(mask: object) -> torch.Tensor:
     """`mask` as a new bool tensor on the CPU, True = keep; raises `Refused` if it is no 0/1 mask."""
-    tensor = _as_tensor(mask)
+    return _keep_of(_as_tensor(mask))
+
+
+def _keep_of(tensor: torch.Tensor) -> torch.Tensor:
     try:
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
-        small = _varying(tensor)
-        if tensor.dtype == torch.bool:
-            return small.to("cpu", copy=True, memory_format=torch.contiguous_format).expand(tensor.shape)
-        ones = small == 1
-        if torch.equal(ones, small != 0):  # NaN != 0, so NaN does not pass
-            return ones.cpu().contiguous().expand(tensor.shape)
+        if tensor.dtype in _NUMPY and tensor.device.type == "cpu":  # some times faster
+            entries = _varying(tensor.numpy(), tensor.stride())
+            if tensor.dtype == torch.bool:
+                return torch.from_numpy(entries.copy()).expand(tensor.shape)
+            ones = np.equal(entries, 1, out=np.empty(entries.shape, bool))
+            if np.array_equal(ones, entries != 0):  # NaN != 0, so NaN does not pass
+                return torch.from_numpy(ones).expand(tensor.shape)
+        else:
+            small = _varying(tensor, tensor.stride())
+            keep = small == 1
+            if torch.equal(keep, small != 0):
+                return keep.cpu().contiguous().expand(tensor.shape)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise Refused(f"the mask cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     raise Refused(hints.not_binary, tensor)
@@ -195,21 +205,16 @@ def compact(mask: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def _varying(tensor: torch.Tensor) -> torch.Tensor:
-    """A mask without the axes along which it is the same, which cost as much as weights do: it broadcasts."""
-    tensor = compact(tensor)
-    for axis in sorted(range(tensor.ndim), key=lambda a: -tensor.shape[a]):
-        if tensor.shape[axis] > 1 and all(_same(t, axis) for t in (tensor.narrow(axis, 0, 2), tensor)):
-            tensor = tensor.narrow(axis, 0, 1)
-    return tensor
-
-
-def _same(tensor: torch.Tensor, axis: int) -> bool:
-    """Whether all indices of an axis hold the same; NaN is like nothing."""
-    head = tensor.narrow(axis, 0, 1)
-    if tensor.device.type == "cpu" and tensor.dtype in _NUMPY:
-        return bool((tensor.numpy() == head.numpy()).all())  # some times faster
-    return bool((tensor == head).all())
+def _varying(entries: Any, steps: Sequence[int]) -> Any:
+    """A mask (array or tensor, with its strides) without the axes along which it is the same, which cost as much as
+    weights do: it broadcasts."""
+    entries = entries[(*[_FIRST if step == 0 else _ALL for step in steps], ...)]
+    for _, axis in sorted([(-size, a) for a, size in enumerate(entries.shape) if size > 1]):
+        lines = entries.swapaxes(0, axis)
+        # Most that differ do so at once. NaN is like nothing.
+        if bool((lines[0] == lines[1]).all()) and bool((lines == lines[0]).all()):
+            entries = lines[:1].swapaxes(0, axis)
+    return entries
 
 
 def _as_tensor(mask: object) -> torch.Tensor:
@@ -223,7 +228,7 @@ def _as_tensor(mask: object) -> torch.Tensor:
         except (TypeError, ValueError) as error:
             raise Refused(f"a numpy array of dtype {mask.dtype} cannot be a mask: use mask.astype(bool)") from error
     elif isinstance(mask, torch.Tensor):
-        tensor = mask.detach()
+        tensor = mask.detach() if mask.requires_grad or type(mask) is not torch.Tensor else mask
     else:
         raise Refused(f"a mask is a torch tensor or a numpy array, not {type(mask).__name__}: use torch.tensor(...)")
     if tensor.is_complex():

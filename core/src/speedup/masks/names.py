@@ -6,7 +6,8 @@ and its name into all others: `module.conv1`, `_orig_mod.conv1`. Masks may have 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -27,9 +28,14 @@ class Names:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(walk.all_paths(model))
-        self._bare: dict[str, list[str]] = {}
+
+    @cached_property
+    def _bare(self) -> dict[str, list[str]]:
+        """The names without what wrappers add, each with those that are the same then."""
+        found: dict[str, list[str]] = {}
         for name in self.modules:
-            self._bare.setdefault(bare(name), []).append(name)
+            found.setdefault(bare(name), []).append(name)
+        return found
 
     def parameter(self, name: str) -> tuple[str, str] | None:
         """The module and the attribute of a parameter; None if the model has none of that name."""
@@ -39,10 +45,11 @@ class Names:
                 return owner, attribute
         return None
 
-    def _alike(self, path: str) -> list[str]:
+    def _alike(self, path: str) -> Iterator[str]:
         """The modules that a name may mean, the one that has it exactly first."""
-        alike = self._bare.get(bare(path), [])
-        return [path, *(p for p in alike if p != path)] if path in self.modules else alike
+        if path in self.modules:
+            yield path
+        yield from (p for p in self._bare.get(bare(path), ()) if p != path)
 
     def nested(self, masks: Mapping[Any, Any]) -> dict[Any, Any]:
         """Masks by the names of this model, `{module: {parameter: mask}}`; what is not known stays as it is.
@@ -65,10 +72,10 @@ class Names:
 
     def _owner(self, name: str, entry: Any) -> str:
         """Of all modules that a name may mean, the one that has the parameters."""
-        able = self._alike(name)
         wanted = [key for key in entry if isinstance(key, str)] if isinstance(entry, Mapping) else []
-        fits = [path for path in able if all(key in self.modules[path]._parameters for key in wanted)]
-        return (fits or able or [name])[0]
+        fits = (p for p in self._alike(name) if all(key in self.modules[p]._parameters for key in wanted))
+        found = next(fits, None)
+        return found if found is not None else next(self._alike(name), name)
 
     @staticmethod
     def _put(result: dict[Any, Any], name: str, entry: Any) -> None:

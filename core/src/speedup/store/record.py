@@ -8,6 +8,7 @@ pruning: what was there before the first of them stays noted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from speedup.overlay import plain_class
 from speedup.report import Report
 from speedup.shell import relinked
 from speedup.store.plain import NotPlainError, to_json
+from speedup.trees import PLAIN
 
 FIELD = "_speedup_record"
 _HOLDERS = ("_parameters", "_buffers")
 INTERNAL = attributes.INTERNAL | {FIELD}
+_UNREAD = INTERNAL - {*_HOLDERS, "_modules"}
 
 
 def note(transaction: Transaction, report: Report, constants: str) -> None:
@@ -31,7 +34,7 @@ def note(transaction: Transaction, report: Report, constants: str) -> None:
     firsts: dict[int, Attributes] = {}
     for saved in transaction.saved:
         firsts.setdefault(id(saved.module), saved)
-    changed = [(first.as_it_was(), first.module) for first in firsts.values()]
+    changed = [(first.as_it_was(_UNREAD), first.module) for first in firsts.values()]
     placed = {id(made) for _, made in transaction.placed}
     renewed = _renewed(changed)
     for then, module in changed:
@@ -108,14 +111,17 @@ def _difference(
     children = {n: c for n, c in now["_modules"].items() if id(c) not in placed}
     if any(old["_modules"].get(n) is not c for n, c in children.items()) or len(old["_modules"]) > len(now["_modules"]):
         found["unsaved"]["children"] = "a rule replaced modules inside the module"
-    for name in [n for n in {**old, **now} if n not in INTERNAL]:
-        if name in old and name in now and (old[name] is now[name] or same(old[name], now[name])):
-            continue
-        if name in old and name in now and _same_in(relinked(old[name], renewed), now[name]):
-            continue  # it holds the tensors that it held, which loading puts there again
+    for name in filterfalse(INTERNAL.__contains__, {**old, **now}):
+        if name in old and name in now:
+            first, last = old[name], now[name]
+            if first is last or same(first, last):
+                continue
+            if type(first) not in PLAIN and _same_in(relinked(first, renewed), last):
+                continue  # it holds the tensors that it held, which loading puts there again
         try:
             before, after = (
-                {"before": to_json(values[name], names_in(values))} if name in values else {} for values in (old, now)
+                {"before": to_json(values[name], _names_for(values[name], values))} if name in values else {}
+                for values in (old, now)
             )
         except NotPlainError as error:
             found["unsaved"][name] = str(error)
@@ -123,6 +129,10 @@ def _difference(
             if before != after:
                 found["attributes"][name] = before
     return found
+
+
+def _names_for(value: Any, values: Mapping[str, Any]) -> dict[int, str]:
+    return {} if type(value) in PLAIN else names_in(values)
 
 
 def _same_in(a: Any, b: Any) -> bool:

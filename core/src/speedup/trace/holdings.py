@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from speedup.attributes import INTERNAL
 from speedup.trace.outputs import is_empty_of_tensors
-from speedup.trees import PLAIN
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
@@ -30,16 +28,14 @@ class Holdings:
     Found in the attributes of modules and in one another; only what has changed is written to.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], besides: Iterable[torch.Tensor]) -> None:
-        """Save what the modules hold; ``besides`` are tensors that somebody else takes care of."""
+    def __init__(self, held: Iterable[Any], besides: Iterable[torch.Tensor]) -> None:
+        """Save what modules hold; ``besides`` are tensors that somebody else takes care of."""
         self._known = {id(t) for t in besides}
         self._undo: list[Callable[[], None]] = []
         self._alive: list[Any] = []  # an id is one object's as long as that lives
-        for module in modules:
-            held = module.__dict__.items()
-            for item in [item for name, item in held if type(item) not in PLAIN and name not in INTERNAL]:
-                if not is_empty_of_tensors(item):
-                    self._add(item, _DEPTH)
+        for item in held:
+            if not is_empty_of_tensors(item):
+                self._add(item, _DEPTH)
 
     def restore(self) -> None:
         for undo in self._undo:

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from speedup import caches, walk
-from speedup.attributes import Attributes
+from speedup.attributes import Snapshot
 from speedup.masking import Masking
-from speedup.trace.holdings import Holdings, same
+from speedup.trace.buffers import Buffers
+from speedup.trace.holdings import Holdings
 from speedup.trace.meta import StandIns, all_on_meta
 
 _TRAINING: ContextVar[frozenset[nn.Module]] = ContextVar("modules that train", default=frozenset())
@@ -77,11 +78,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     emptied, before and after.
     """
     modules = walk.modules(model)
-    attributes = [Attributes(m) for m in modules]
+    attributes = Snapshot(modules)
     parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
     own = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
-    holdings = Holdings(modules, (*parameters.values(), *own.values()))
-    buffers = [(b, b.clone()) for b in own.values()]
+    holdings = Holdings(attributes.own, (*parameters.values(), *own.values()))
+    buffers = Buffers(own.values())
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     of_python, of_numpy = random.getstate(), np.random.get_state()
     caches.empty(modules)
@@ -91,13 +92,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                if buffer.shape != saved.shape:
-                    buffer.resize_(saved.shape)
-                if not same(buffer, saved):
-                    buffer.copy_(saved)
+        buffers.restore()
         holdings.restore()
-        for attribute in attributes:
-            attribute.restore()
+        attributes.restore()
         caches.empty(modules)

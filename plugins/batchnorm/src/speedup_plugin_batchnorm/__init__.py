@@ -70,6 +70,9 @@ class FrozenBatchNorm(Norm):
     shift = "running_mean"
     sizes = {"num_features": "c"}  # noqa: RUF012
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return kind.__name__.startswith("FrozenBatchNorm")
+
     def claims(self, module: nn.Module) -> bool:
         return (
             type(module).__name__.startswith("FrozenBatchNorm")

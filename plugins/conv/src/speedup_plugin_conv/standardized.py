@@ -179,6 +179,9 @@ class StandardizedConv(Conv):
     def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
         return None
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return issubclass(kind, (StandardizedForward, *_TYPES))
+
     def claims(self, module: nn.Module) -> bool:
         return form_of(module) is not None
 

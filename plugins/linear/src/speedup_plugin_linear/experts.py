@@ -76,6 +76,9 @@ class Experts(Rule):
     axes = "t h, t ~, t ~, e (u=2 i) h, e h i -> t h"
     sizes = {"hidden_dim": "h", "intermediate_dim": "i"}  # noqa: RUF012
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return held >= {"gate_up_proj", "down_proj"}
+
     def claims(self, module: nn.Module) -> bool:
         return are_experts(module)
 

@@ -219,6 +219,9 @@ class _Recognised:
         assert form is not None
         return form
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return self.operands[1] == PLAIN[0] or self.operands[1] in held
+
     def claims(self, module: nn.Module) -> bool:
         names = self.operands[1:]
         if names[0] != PLAIN[0] and names[0] not in module._parameters:
@@ -344,6 +347,9 @@ class _Compensated(Counting):
     """A norm that has lost channels in an earlier round, and goes on counting them."""
 
     forward: type[Compensated]
+
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return issubclass(kind, self.forward)
 
     def claims(self, module: nn.Module) -> bool:
         return isinstance(module, self.forward)

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import inspect
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -52,6 +53,7 @@ NAMES = (
 _SPREADS = ("var", "var1", "std", "std1")
 _EPS = (1e-5, 1e-6, 1e-8, 1e-12)  # where a module has it in its code, and not in an attribute
 _known: WeakKeyDictionary[nn.Module, Form | None] = WeakKeyDictionary()
+_counts: WeakKeyDictionary[FunctionType, int] = WeakKeyDictionary()  # of arguments, by forward
 
 
 def form_of(module: nn.Module) -> Form | None:
@@ -66,7 +68,7 @@ def form_of(module: nn.Module) -> Form | None:
     if tail_of(module) is None:
         return None
     if module not in _known:
-        _known[module] = _recognise(module) if takes_one(module) else None
+        _known[module] = _recognise(module) if takes_one(module) and not _gives_back(module) else None
     return _known[module]
 
 
@@ -207,9 +209,24 @@ def _with_contents(module: nn.Module, numbers: torch.Generator, names: tuple[str
     return other
 
 
+def _gives_back(module: nn.Module) -> bool:
+    """Whether a module without tensors and children gives back what it gets: dropout and its kin, of which a model may
+    have one in each block."""
+    if module._parameters or module._buffers or module._modules:
+        return False
+    x = torch.arange(-12.0, 12.0).reshape(2, 4, 3)
+    got = _run(module, x)
+    return got is not None and torch.equal(got, x)
+
+
 def takes_one(module: nn.Module) -> bool:
     """Whether the forward takes one argument. A second one, such as a gate, would change what is computed."""
-    return len(inspect.signature(module.forward).parameters) == 1
+    forward = getattr(module.forward, "__func__", None)
+    if not isinstance(forward, FunctionType):
+        return len(inspect.signature(module.forward).parameters) == 1
+    if forward not in _counts:
+        _counts[forward] = len(inspect.signature(module.forward).parameters)
+    return _counts[forward] == 1
 
 
 def _groups(module: nn.Module) -> int:

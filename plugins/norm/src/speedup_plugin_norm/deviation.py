@@ -186,6 +186,9 @@ class DeviationNorm(ZerosGo):
     sizes = {"groups": "g"}  # noqa: RUF012
     counts_it = "the deviation counts it"
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return "weight" in held
+
     def claims(self, module: nn.Module) -> bool:
         return deviation_of(module) is not None
 

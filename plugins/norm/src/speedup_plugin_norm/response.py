@@ -101,6 +101,9 @@ class ResponseNorm(ZerosGo):
     operands = ("input", "weight", "bias")
     counts_it = "the mean over channels counts it"
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return held == {"weight", "bias"}
+
     def claims(self, module: nn.Module) -> bool:
         return response_of(module) is not None
 

@@ -22,6 +22,9 @@ class Pattern(Movement):
 
     name = "pattern"
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return not held
+
     def claims(self, module: nn.Module) -> bool:
         own = vars(module)
         lengths, pattern = own.get("axes_lengths"), own.get("pattern")

@@ -28,6 +28,9 @@ class DeformConv(Rule):
     bias = "bias"
     sizes = {"in_channels": "g i", "out_channels": "g o", "groups": "g"}  # noqa: RUF012
 
+    def may_claim(self, kind: type[nn.Module], held: frozenset[str]) -> bool:
+        return kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision.")
+
     def claims(self, module: nn.Module) -> bool:
         kind = type(module)
         return kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision.")
