@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speedup.cutting import cut_indices
-from speedup.facts import Bools, Floats, Indices, any_of, some
+from speedup.cutting import cut, cut_indices, take
+from speedup.facts import Bools, Floats, Indices, along, any_of, some
 from speedup.graph import Node
 from speedup.kept import kept_of
 from speedup.masking import product
@@ -177,7 +177,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     assert gone.weight is not None
     value = node.values[gone.weight]
     assert value is not None
-    weight = _Weight(node, gone.weight, rows, keeps)
+    weight = _Weight(node, gone.weight, rows, keeps, bias)
     sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
     first, staying = rows.spanning(rows.kept)
     going = weight.numbers(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ first).transpose(1, 2)
@@ -185,17 +185,12 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     ways = []
     for part, new in weight.parts(sources, max(len(sources), len(targets))):
         # By way of one column per unknown.
-        way = _mixed(going, weight.factored(part))
-        carriers = new.index_select(weight.axis, at)
-        sums = weight.factored(carriers).add_(_mixed(shares, way)).to(new.dtype)
-        ordered = carriers.permute(weight.order)
-        new.permute(weight.order).index_copy_(weight.order.index(weight.axis), at, sums.reshape(ordered.shape))
+        way = torch.bmm(going, weight.factored(part))
+        carriers = weight.factored(new.index_select(weight.axis, at))
+        weight.put(torch.baddbmm(carriers, shares, way), at, new)
         if bias:
-            way = way.transpose(1, 2).reshape(*way.shape[0:3:2], *(part.shape[a] for a in weight.rest))
-            ways.append(way.cpu().numpy())
-    made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
-    if value.is_source and not weight.is_cut:
-        made = keeps.cut(value, made).contiguous()
+            ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
+    made = weight.made(keeps)
     if not bias:
         return made, None
     offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
@@ -203,23 +198,11 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))
 
 
-def _mixed(shares: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Columns that are made of others.
-
-    Args:
-        shares: (groups, new, old).
-        columns: (groups, before, old, behind), see ``_Weight.factored``.
-    """
-    if columns.shape[3] == 1:
-        return (columns.squeeze(3) @ shares.transpose(1, 2)).unsqueeze(3)
-    return shares[:, None] @ columns
-
-
 class _Weight:
-    """A weight by its names, of which no more is read at a time than is computed with.
+    """A weight by its names, of which no more is computed with at a time than there is room for.
 
     Attributes:
-        order: its axes with those of the groups first, see ``Rows``.
+        order: its axes with those of the groups first, then the contracted one.
         axis: that of the contracted name.
         rest: those of the rest, in their order.
         is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
@@ -228,15 +211,16 @@ class _Weight:
         dims: its sizes by axis of the weight.
     """
 
-    def __init__(self, node: Node, k: int, rows: Rows, keeps: KeepSets) -> None:
+    def __init__(self, node: Node, k: int, rows: Rows, keeps: KeepSets, bias: bool) -> None:
         layout = self._layout = node.layout
         value, dims = node.values[k], layout.operands[k]
         assert value is not None and dims is not None
+        self._value = value
         names = self._names = [n for dim in dims for n in dim]
         outer = [names.index(n) for n in rows.outer]
         self.axis = names.index(rows.contracted)
         self.rest = [a for a in range(len(names)) if a != self.axis and a not in outer]
-        self.order = [*outer, *sorted([self.axis, *self.rest])]
+        self.order = [*outer, self.axis, *self.rest]
         self._groups = len(rows.gone)
         lines = keeps.box(value) if value.is_source else None
         long = {a: [names.index(n) for n in dims[a] if layout.sizes[n] > 1] for a in lines or ()}
@@ -245,37 +229,58 @@ class _Weight:
         if lines is not None and self.is_cut:
             self._kept = {long[a][0]: indices for a, indices in lines.indices.items()}
         sizes = [layout.sizes[n] for n in names]
-        self._whole = (contents(value) if value.tensor is None else value.tensor.detach()).reshape(sizes)
-        self._mask = by_names(layout, k, names, value.mask if value.is_source else None)
+        whole = contents(value) if value.tensor is None else value.tensor.detach()
+        self._whole, mask = whole.reshape(sizes), value.mask if value.is_source else None
+        self._mask = by_names(layout, k, names, mask)
         self.columns = self._at(self.axis)
-        made = kept_of(keeps, value) if self.is_cut else self._read({})
-        if made is self._whole:
-            made = made.clone()
-        self.new = made.reshape([len(self._at(a)) for a in range(len(names))])
+        self._lines: Bools | None = None
+        if self.is_cut:
+            new = kept_of(keeps, value)
+        else:
+            if not bias and dims[0][:-1] == tuple(rows.outer) and self.axis >= len(dims[0]) == len(outer) + 1:
+                self._lines = self._even_lines(keeps)
+            if self._lines is not None:
+                at = self._lines.nonzero()[0]
+                new, sizes[len(outer)] = take(whole, 0, at), len(at) // self._groups
+                mask = mask[torch.from_numpy(at)] if mask is not None and len(mask) > 1 else mask
+            else:
+                new = whole if value.tensor is None else whole.clone()
+            new = new if mask is None else product(new, mask, out=new)
+        self.new = new.reshape([len(self._at(a)) if self.is_cut else s for a, s in enumerate(sizes)])
         each = iter(self.new.shape)
         self.dims = [[next(each) for _ in dim] for dim in dims]
+
+    def _even_lines(self, keeps: KeepSets) -> Bools | None:
+        """What is kept of the first axis of the weight, the same count in each group; else None."""
+        if not self._value.is_source or self._value in keeps.orders:
+            return None
+        line = np.broadcast_to(along(keeps.sets[self._value], 0), self._value.shape[:1])
+        counts = np.count_nonzero(line.reshape(self._groups, -1), axis=1)
+        return line if 0 < counts[0] < line.size // self._groups and (counts == counts[0]).all() else None
 
     def _at(self, axis: int) -> Indices:
         """The indices of an axis that are made."""
         return self._kept[axis] if axis in self._kept else np.arange(self._whole.shape[axis])
 
     def parts(self, columns: Indices, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Some columns of some rows that are made; and where these rows are made.
+        """Some columns of some rows that are made, as they were; and where these rows are made.
 
         Args:
             columns: indices of the contracted name.
             most: how many columns are computed with at a time.
         """
-        chosen = {axis: indices for axis, indices in self._kept.items() if axis != self.axis} | {self.axis: columns}
-        if not self.rest:
-            yield self._read(chosen), self.new
-            return
-        first = self.rest[0]
-        at = self._at(first)
-        step = max(1, AT_ONCE * len(at) * self.new.shape[self.axis] // max(1, self.new.numel() * most))
-        for start in range(0, len(at), step):
-            rows = at[start : start + step]
-            yield self._read(chosen | {first: rows}), self.new.narrow(first, start, len(rows))
+        first = self.rest[0] if self.rest else None
+        count = self.new.shape[first] if first is not None else 1
+        step = max(1, AT_ONCE * count * self.new.shape[self.axis] // max(1, self.new.numel() * most))
+        for start in range(0, count, step):
+            new = self.new if first is None else self.new.narrow(first, start, min(step, count - start))
+            if not self.is_cut:
+                yield new.index_select(self.axis, self.numbers(columns)), new
+                continue
+            chosen = {**self._kept, self.axis: columns}
+            if first is not None:
+                chosen[first] = self._at(first)[start : start + step]
+            yield self._read(chosen), new
 
     def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
         part, mask = self._whole, self._mask
@@ -285,15 +290,36 @@ class _Weight:
         part = cut_indices(part, chosen)
         return part if mask is None or mask.all() else product(part, self.numbers(mask))
 
+    def put(self, sums: torch.Tensor, at: torch.Tensor, new: torch.Tensor) -> None:
+        """Put what ``factored`` would make of some columns in their place."""
+        sizes = [len(at) if a == self.axis else new.shape[a] for a in self.order]
+        back = [self.order.index(a) for a in range(len(self.order))]
+        new.index_copy_(self.axis, at, sums.to(new.dtype).reshape(sizes).permute(back))
+
+    def made(self, keeps: KeepSets) -> torch.Tensor:
+        """What is kept of the weight, or all of it where it is a piece of a parameter."""
+        made = self.new.reshape([prod(sizes) for sizes in self.dims])
+        if self.is_cut or not self._value.is_source:
+            return made
+        if self._lines is None:
+            return keeps.cut(self._value, made).contiguous()
+        return cut(made, np.compress(self._lines, keeps.sets[self._value], axis=0))
+
     def numbers(self, array: Floats | Indices | Bools) -> torch.Tensor:
         """An array as a tensor where the weight is."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
 
     def factored(self, part: torch.Tensor) -> torch.Tensor:
-        """Some columns of a part as (groups, before, columns, behind) in float64, by how the axes of the rest lie."""
-        wide = part.permute(self.order).to(torch.float64, memory_format=torch.contiguous_format)
-        before, behind = (prod(part.shape[a] for a in self.rest if (a < self.axis) == first) for first in (True, False))
-        return wide.reshape(self._groups, before, part.shape[self.axis], behind)  # there may be no columns
+        """Some columns of a part as (groups, columns, rest) in float64."""
+        order, count = self.order, part.shape[self.axis]
+        turned = self.axis > max(self.rest, default=self.axis)  # as they lie in memory, a product takes them as well
+        if turned:
+            order = [a for a in self.order if a != self.axis] + [self.axis]
+        wide = part.permute(order).to(torch.float64, memory_format=torch.contiguous_format)
+        rest = prod(part.shape[a] for a in self.rest)
+        if turned:
+            return wide.reshape(self._groups, rest, count).transpose(1, 2)
+        return wide.reshape(self._groups, count, rest)  # there may be no columns
 
     def named(self, array: Floats) -> Floats:
         """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""
