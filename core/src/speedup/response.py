@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import torch
 
-from speedup.cutting import take
+from speedup.cutting import cut_indices
 from speedup.facts import Bools, Floats, Indices, along, some, sum_product
 from speedup.graph import Node
 from speedup.layout import Layout
@@ -122,14 +122,7 @@ def _product(
     values: Floats,
 ) -> Floats:
     """The same at once, for values that are written out along all that is summed up."""
-    for name, at in chosen.items():
-        axis = names.index(name)
-        tensor = take(tensor, axis, at)
-        if mask is not None and mask.shape[axis] > 1:
-            mask = np.take(mask, at, axis=axis)
-    tensor = tensor.to("cpu")
-    if mask is not None and not mask.all():
-        tensor = product(tensor, torch.from_numpy(mask))
+    tensor = masked_part(tensor, mask, {names.index(n): at for n, at in chosen.items()}).to("cpu")
     order = [names.index(n) for n in layout.names if n in names]
     matrix = tensor.to(torch.float64).numpy().transpose(order)
     shape = iter(matrix.shape)
@@ -137,6 +130,15 @@ def _product(
     # The weight writes all its contracted names out, so every term is there once.
     own = layout.axes(layout.mixed.intersection(names))
     return sum_product(matrix, values, (*layout.contracted_axes, *own))
+
+
+def masked_part(tensor: torch.Tensor, mask: Bools | None, chosen: Mapping[int, Indices]) -> torch.Tensor:
+    """Some indices of some axes, with 0 where the mask is False."""
+    for axis, at in chosen.items():
+        if mask is not None and mask.shape[axis] > 1:
+            mask = mask.take(at, axis)
+    part = cut_indices(tensor, chosen)
+    return part if mask is None or mask.all() else product(part, torch.from_numpy(np.ascontiguousarray(mask)))
 
 
 def by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor | None) -> Bools | None:
