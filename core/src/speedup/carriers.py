@@ -1,29 +1,17 @@
-"""Carriers: kept entries of an operand that stand for those that go, see ``speedup.fold``.
-
-x[i] = row[i] · first · sum over k of second[k] · x[k], with the kept entries k (``Rows.spanning``): what the weight has
-at [.., i] is added to its columns of the carriers, by way of one column per unknown.
-"""
+"""Carriers: kept entries of an operand that stand for those that go, see ``speedup.fold``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from speedup.cutting import cut_indices
-from speedup.facts import Bools, Floats, Indices, any_of, some
+from speedup.facts import Bools, Floats, any_of, some
 from speedup.graph import Node
-from speedup.kept import kept_of
-from speedup.masking import product
-from speedup.pieces import contents
-from speedup.response import AT_ONCE, by_names, spread
 
 if TYPE_CHECKING:
     from speedup.fold import Removed
-    from speedup.keep import KeepSets, NodeKeep
+    from speedup.keep import NodeKeep
 
 # A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.
 _MOST = 1e3
@@ -162,149 +150,3 @@ def _first_largest(array: Floats) -> Bools:
     best = (array > 0) & (array == array.max(axis=1, keepdims=True))
     first: Bools = best & (np.cumsum(best, axis=1) == 1)
     return first
-
-
-def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) -> tuple[torch.Tensor, Floats | None]:
-    """Add the columns of what goes onto those of the carriers.
-
-    Args:
-        bias: whether constants go into a bias.
-
-    Returns:
-        what is kept of the weight, or all of it where that is a piece of a parameter; and, for the bias, what the
-        output gets of the constant part of the carriers, in named space.
-    """
-    assert gone.weight is not None
-    value = node.values[gone.weight]
-    assert value is not None
-    weight = _Weight(node, gone.weight, rows, keeps)
-    sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
-    first, staying = rows.spanning(rows.kept)
-    going = weight.numbers(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ first).transpose(1, 2)
-    shares, at = weight.numbers(staying), weight.numbers(np.searchsorted(weight.columns, targets))
-    ways = []
-    for part, new in weight.parts(sources, max(len(sources), len(targets))):
-        # By way of one column per unknown.
-        way = _mixed(going, weight.factored(part))
-        carriers = new.index_select(weight.axis, at)
-        sums = weight.factored(carriers).add_(_mixed(shares, way)).to(new.dtype)
-        ordered = carriers.permute(weight.order)
-        new.permute(weight.order).index_copy_(weight.order.index(weight.axis), at, sums.reshape(ordered.shape))
-        if bias:
-            way = way.transpose(1, 2).reshape(*way.shape[0:3:2], *(part.shape[a] for a in weight.rest))
-            ways.append(way.cpu().numpy())
-    made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
-    if value.is_source and not weight.is_cut:
-        made = keeps.cut(value, made).contiguous()
-    if not bias:
-        return made, None
-    offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
-    joined = np.concatenate(ways, axis=2) if weight.rest else ways[0]  # a vector has no rest, and is one part
-    return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))
-
-
-def _mixed(shares: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Columns that are made of others.
-
-    Args:
-        shares: (groups, new, old).
-        columns: (groups, before, old, behind), see ``_Weight.factored``.
-    """
-    if columns.shape[3] == 1:
-        return (columns.squeeze(3) @ shares.transpose(1, 2)).unsqueeze(3)
-    return shares[:, None] @ columns
-
-
-class _Weight:
-    """A weight by its names, of which no more is read at a time than is computed with.
-
-    Attributes:
-        order: its axes with those of the groups first, see ``Rows``.
-        axis: that of the contracted name.
-        rest: those of the rest, in their order.
-        is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
-        columns: the indices of the contracted name that are made.
-        new: what is made; first what is kept as it is.
-        dims: its sizes by axis of the weight.
-    """
-
-    def __init__(self, node: Node, k: int, rows: Rows, keeps: KeepSets) -> None:
-        layout = self._layout = node.layout
-        value, dims = node.values[k], layout.operands[k]
-        assert value is not None and dims is not None
-        names = self._names = [n for dim in dims for n in dim]
-        outer = [names.index(n) for n in rows.outer]
-        self.axis = names.index(rows.contracted)
-        self.rest = [a for a in range(len(names)) if a != self.axis and a not in outer]
-        self.order = [*outer, *sorted([self.axis, *self.rest])]
-        self._groups = len(rows.gone)
-        lines = keeps.box(value) if value.is_source else None
-        long = {a: [names.index(n) for n in dims[a] if layout.sizes[n] > 1] for a in lines or ()}
-        self.is_cut = lines is not None and all(len(axes) == 1 and axes[0] not in outer for axes in long.values())
-        self._kept: dict[int, Indices] = {}
-        if lines is not None and self.is_cut:
-            self._kept = {long[a][0]: indices for a, indices in lines.indices.items()}
-        sizes = [layout.sizes[n] for n in names]
-        self._whole = (contents(value) if value.tensor is None else value.tensor.detach()).reshape(sizes)
-        self._mask = by_names(layout, k, names, value.mask if value.is_source else None)
-        self.columns = self._at(self.axis)
-        made = kept_of(keeps, value) if self.is_cut else self._read({})
-        if made is self._whole:
-            made = made.clone()
-        self.new = made.reshape([len(self._at(a)) for a in range(len(names))])
-        each = iter(self.new.shape)
-        self.dims = [[next(each) for _ in dim] for dim in dims]
-
-    def _at(self, axis: int) -> Indices:
-        """The indices of an axis that are made."""
-        return self._kept[axis] if axis in self._kept else np.arange(self._whole.shape[axis])
-
-    def parts(self, columns: Indices, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Some columns of some rows that are made; and where these rows are made.
-
-        Args:
-            columns: indices of the contracted name.
-            most: how many columns are computed with at a time.
-        """
-        chosen = {axis: indices for axis, indices in self._kept.items() if axis != self.axis} | {self.axis: columns}
-        if not self.rest:
-            yield self._read(chosen), self.new
-            return
-        first = self.rest[0]
-        at = self._at(first)
-        step = max(1, AT_ONCE * len(at) * self.new.shape[self.axis] // max(1, self.new.numel() * most))
-        for start in range(0, len(at), step):
-            rows = at[start : start + step]
-            yield self._read(chosen | {first: rows}), self.new.narrow(first, start, len(rows))
-
-    def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
-        part, mask = self._whole, self._mask
-        for axis, indices in chosen.items():
-            if mask is not None and len(indices) < mask.shape[axis] > 1:
-                mask = mask.take(indices, axis)
-        part = cut_indices(part, chosen)
-        return part if mask is None or mask.all() else product(part, self.numbers(mask))
-
-    def numbers(self, array: Floats | Indices | Bools) -> torch.Tensor:
-        """An array as a tensor where the weight is."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
-
-    def factored(self, part: torch.Tensor) -> torch.Tensor:
-        """Some columns of a part as (groups, before, columns, behind) in float64, by how the axes of the rest lie."""
-        wide = part.permute(self.order).to(torch.float64, memory_format=torch.contiguous_format)
-        before, behind = (prod(part.shape[a] for a in self.rest if (a < self.axis) == first) for first in (True, False))
-        return wide.reshape(self._groups, before, part.shape[self.axis], behind)  # there may be no columns
-
-    def named(self, array: Floats) -> Floats:
-        """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""
-        here = [a for a in self.order if a != self.axis]
-        outer = len(here) - len(self.rest)
-        array = array.reshape([*(self._whole.shape[a] for a in here[:outer]), *array.shape[1:]])
-        for position, axis in enumerate(here):
-            if self._names[axis] in self._layout.mixed:
-                array = array.sum(position, keepdims=True)
-            elif axis in self._kept:
-                array = spread(array, position, self._kept[axis], self._whole.shape[axis])
-        at = {self._layout.names.index(self._names[a]): p for p, a in enumerate(here)}
-        shape = [array.shape[at[p]] if p in at else 1 for p in range(len(self._layout.names))]
-        return array.transpose([at[p] for p in sorted(at)]).reshape(shape)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from speedup.facts import Bools, Indices, along, any_of
-from speedup.regular import ragged_axes, varied
+from speedup.regular import kept_shape, ragged_axes, varied
 
 Line: TypeAlias = tuple[int, Indices]  # an axis, and what is kept of it
 
@@ -18,8 +18,10 @@ _BLOCK = 1 << 18  # bytes of what two cuts in turn leave between them: what a co
 
 def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
     """Cut the kept entries out of a tensor; a new tensor of shape ``kept_shape(keep, tensor.shape)``."""
-    ragged = ragged_axes(keep)
-    lines = {a: along(keep, a) for a in varied(keep) if a not in ragged}
+    ragged, axes = ragged_axes(keep), varied(keep)
+    if ragged and ragged == axes[-1:] and tensor.is_contiguous():
+        return _cut_fibres(tensor, keep, axes)
+    lines = {a: along(keep, a) for a in axes if a not in ragged}
     tensor = cut_lines(tensor, lines)
     if not ragged:
         return tensor
@@ -34,6 +36,15 @@ def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
         tensor = gather(tensor, axis, index.expand(shape))
         keep = any_of(keep, axis)
     return tensor
+
+
+def _cut_fibres(tensor: torch.Tensor, keep: Bools, axes: list[int]) -> torch.Tensor:
+    """As ``cut``, where the last axis alone is ragged of those that lose entries: these stand in their order then."""
+    first, last = axes[0], axes[-1] + 1
+    shape = tensor.shape
+    line = np.broadcast_to(keep.reshape(keep.shape[first:last]), shape[first:last]).reshape(-1)
+    flat = tensor.reshape(*shape[:first], -1, *shape[last:])
+    return take(flat, first, line.nonzero()[0]).reshape(kept_shape(keep, shape))
 
 
 def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:

@@ -304,8 +304,8 @@ def sum_product(left: Floats, right: Floats, over: tuple[int, ...]) -> Floats:
     there = [a for a in range(ndim) if right.shape[a] > 1]
     both = [a for a in here if a in there]
     each, summed = [a for a in both if a not in over], [a for a in both if a in over]
-    left = left.sum(tuple([a for a in here if a in over and a not in there]), keepdims=True)
-    right = right.sum(tuple([a for a in there if a in over and a not in here]), keepdims=True)
+    left = _sum(left, tuple([a for a in here if a in over and a not in there]))
+    right = _sum(right, tuple([a for a in there if a in over and a not in here]))
     rows = [a for a in here if a not in there and a not in over]
     columns = [a for a in there if a not in here and a not in over]
     made = np.matmul(_matrix(left, each, rows, summed), _matrix(right, each, summed, columns))
@@ -314,6 +314,12 @@ def sum_product(left: Floats, right: Floats, over: tuple[int, ...]) -> Floats:
     made = made.reshape(shape).transpose(sorted(range(len(order)), key=order.__getitem__))
     sizes = dict(zip(order, shape, strict=True))
     return np.asarray(made.reshape([sizes.get(a, 1) for a in range(ndim)]))
+
+
+def _sum(array: Floats, axes: tuple[int, ...]) -> Floats:
+    """The sum along axes, which keep size 1; with none the array itself, of which NumPy would make another."""
+    result: Floats = array.sum(axes, keepdims=True) if axes else array
+    return result
 
 
 def _matrix(array: Floats, each: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> Floats:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speedup.carriers import Rows, carry
+from speedup.carriers import Rows
+from speedup.carrying import carry
 from speedup.facts import Bools, Floats, any_of, any_product, compact_axes, some
 from speedup.graph import Node, Value
 from speedup.kinds import Kind

@@ -8,14 +8,16 @@ from math import prod
 import numpy as np
 import torch
 
-from speedup.cutting import take
+from speedup.cutting import cut_indices
 from speedup.facts import Bools, Floats, Indices, along, some, sum_product
 from speedup.graph import Node
 from speedup.layout import Layout
 from speedup.masking import product
 
 # Entries of a weight that are read at a time in float64.
-AT_ONCE = 1 << 16
+AT_ONCE = 1 << 17
+# To gather entries takes so many times as long as to multiply them with 0.
+_GATHERING = 4
 
 
 def response(
@@ -23,8 +25,8 @@ def response(
 ) -> Floats:
     """What a contraction adds to its output for operand ``k`` at these constant values (named space; zero elsewhere).
 
-    Only the columns of the weight with a nonzero value are read, and the rows of the outputs that are asked for, a part
-    of them at a time.
+    Only the rows of the weight for outputs that are asked for are read, a part of them at a time, and of its columns
+    those with a nonzero value, where they are few.
 
     Args:
         wanted: the outputs that are asked for; others may be 0.
@@ -47,31 +49,61 @@ def response(
     tensor = contents.reshape([layout.sizes[n] for n in names])
     rows: dict[str, Indices] = {}
     columns: dict[str, Indices] = {}
-    for name in names:
+    for axis, name in enumerate(names):
         p = layout.names.index(name)
+        if name in layout.mixed:
+            continue
+        if mask is not None and mask.size == mask.shape[axis] > 1:  # what is masked whole adds nothing
+            line = mask.reshape([-1 if q == p else 1 for q in range(values.ndim)])
+            values, wanted = (values * line, wanted) if name in layout.contracted else (values, wanted & line)
+            mask = None
         chosen = values != 0 if name in layout.contracted else wanted
-        if name in layout.mixed or chosen.shape[p] == 1:
+        if chosen.shape[p] == 1:
             continue
         at = np.flatnonzero(along(chosen, p))
         if not len(at):  # all nonzero values are in groups that are not asked for
             return nothing
         if len(at) < layout.sizes[name]:
             (columns if name in layout.contracted else rows)[name] = at
-            values = np.take(values, at, axis=p) if values.shape[p] > 1 else values
-    sizes = {n: len(rows.get(n, columns.get(n, range(layout.sizes[n])))) for n in names}
-    free = [n for n in names if n not in layout.contracted | layout.mixed and values.shape[layout.names.index(n)] == 1]
-    split = max(free, key=sizes.__getitem__, default=None)
-    if split is None or prod(sizes.values()) <= AT_ONCE:
-        result = _product(layout, names, tensor, mask, rows | columns, values)
-    else:
-        at = rows.get(split, np.arange(sizes[split]))
-        step = max(1, AT_ONCE * len(at) // prod(sizes.values()))
-        parts = [rows | {split: at[start : start + step]} | columns for start in range(0, len(at), step)]
-        results = [_product(layout, names, tensor, mask, part, values) for part in parts]
-        result = np.concatenate(results, layout.names.index(split))
+    few = {n: at for n, at in columns.items() if _GATHERING * len(at) < layout.sizes[n]}
+    with np.errstate(invalid="ignore"):
+        result = _summed(layout, names, tensor, mask, rows, few, values)
+    if len(few) < len(columns) and not np.isfinite(result).all():  # 0 times a column that nobody asks for is no number
+        result = _summed(layout, names, tensor, mask, rows, columns, values)
     for name, at in rows.items():
         result = spread(result, layout.names.index(name), at, layout.sizes[name])
     return result
+
+
+def _summed(
+    layout: Layout,
+    names: Sequence[str],
+    tensor: torch.Tensor,
+    mask: Bools | None,
+    rows: Mapping[str, Indices],
+    columns: Mapping[str, Indices],
+    values: Floats,
+) -> Floats:
+    """The same for some indices of a weight that has one axis for each of its names, part by part."""
+    chosen = {**rows, **columns}
+    for name, at in chosen.items():
+        p = layout.names.index(name)
+        values = np.take(values, at, axis=p) if values.shape[p] > 1 else values
+    sizes = {n: len(chosen[n]) if n in chosen else layout.sizes[n] for n in names}
+    summed = layout.contracted | layout.mixed
+    free = [n for n in names if n not in summed and values.shape[layout.names.index(n)] == 1]
+    # Written out along all that is summed up: one product of matrices does it.
+    values = np.broadcast_to(
+        values, [sizes[n] if n in sizes and n in summed else s for n, s in zip(layout.names, values.shape, strict=True)]
+    )
+    split = max(free, key=sizes.__getitem__, default=None)
+    step = max(1, AT_ONCE * sizes[split] // prod(sizes.values())) if split is not None else 0
+    if split is None or step >= sizes[split]:
+        return _product(layout, names, tensor, mask, chosen, values)
+    at = rows[split] if split in rows else np.arange(sizes[split])
+    parts = [{**rows, split: at[start : start + step], **columns} for start in range(0, len(at), step)]
+    results = [_product(layout, names, tensor, mask, part, values) for part in parts]
+    return np.concatenate(results, layout.names.index(split))
 
 
 def spread(array: Floats, axis: int, at: Indices, size: int) -> Floats:
@@ -89,23 +121,24 @@ def _product(
     chosen: Mapping[str, Indices],
     values: Floats,
 ) -> Floats:
-    """The same for some indices of a weight that has one axis for each of its names."""
-    for name, at in chosen.items():
-        axis = names.index(name)
-        tensor = take(tensor, axis, at)
-        if mask is not None and mask.shape[axis] > 1:
-            mask = np.take(mask, at, axis=axis)
-    tensor = tensor.to("cpu")
-    if mask is not None and not mask.all():
-        tensor = product(tensor, torch.from_numpy(mask))
-    mixed = [a for a, n in enumerate(names) if n in layout.mixed]
-    wide = tensor.sum(mixed, dtype=torch.float64) if mixed else tensor.to(torch.float64)
-    names = [n for n in names if n not in layout.mixed]
-    matrix = wide.numpy().transpose([names.index(n) for n in layout.names if n in names])
+    """The same at once, for values that are written out along all that is summed up."""
+    tensor = masked_part(tensor, mask, {names.index(n): at for n, at in chosen.items()}).to("cpu")
+    order = [names.index(n) for n in layout.names if n in names]
+    matrix = tensor.to(torch.float64).numpy().transpose(order)
     shape = iter(matrix.shape)
     matrix = matrix.reshape([next(shape) if n in names else 1 for n in layout.names])
     # The weight writes all its contracted names out, so every term is there once.
-    return sum_product(matrix, values, layout.contracted_axes)
+    own = layout.axes(layout.mixed.intersection(names))
+    return sum_product(matrix, values, (*layout.contracted_axes, *own))
+
+
+def masked_part(tensor: torch.Tensor, mask: Bools | None, chosen: Mapping[int, Indices]) -> torch.Tensor:
+    """Some indices of some axes, with 0 where the mask is False."""
+    for axis, at in chosen.items():
+        if mask is not None and mask.shape[axis] > 1:
+            mask = mask.take(at, axis)
+    part = cut_indices(tensor, chosen)
+    return part if mask is None or mask.all() else product(part, torch.from_numpy(np.ascontiguousarray(mask)))
 
 
 def by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor | None) -> Bools | None:

@@ -1,0 +1,236 @@
+"""What goes of an operand is carried by what stays, see ``speedup.fold``: the weight gets other numbers.
+
+x[i] = row[i] · first · sum over k of second[k] · x[k], with the kept entries k (``Rows.spanning``): what the weight has
+at [.., i] is added to its columns of the carriers, by way of one column per unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from speedup.carriers import Rows
+from speedup.facts import Bools, Floats, Indices, some
+from speedup.graph import Node, Value
+from speedup.kept import kept_of
+from speedup.pieces import contents
+from speedup.response import AT_ONCE, by_names, masked_part, spread
+
+if TYPE_CHECKING:
+    from speedup.fold import Removed
+    from speedup.keep import KeepSets
+
+
+def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) -> tuple[torch.Tensor, Floats | None]:
+    """Add the columns of what goes onto those of the carriers.
+
+    Args:
+        bias: whether constants go into a bias.
+
+    Returns:
+        what is kept of the weight, or all of it where that is a piece of a parameter; and, for the bias, what the
+        output gets of the constant part of the carriers, in named space.
+    """
+    assert gone.weight is not None
+    value = node.values[gone.weight]
+    assert value is not None
+    sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
+    first, staying = rows.spanning(rows.kept)
+    leaving = np.swapaxes(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ first, 1, 2)
+    if not bias:
+        grouped = _Grouped.of(node, gone.weight, rows, keeps)
+        if grouped is not None:
+            return grouped.carry((sources, leaving), (targets, staying)), None
+    weight = _Weight(node, gone.weight, rows, keeps)
+    going, shares = weight.numbers(leaving), weight.numbers(staying)
+    at = weight.numbers(np.searchsorted(weight.columns, targets))
+    ways = []
+    for part, new in weight.parts(sources, max(len(sources), len(targets))):
+        # By way of one column per unknown.
+        way = torch.bmm(going, weight.factored(part))
+        carriers = weight.factored(new.index_select(weight.axis, at))
+        weight.put(torch.baddbmm(carriers, shares, way), at, new)
+        if bias:
+            ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
+    made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
+    if value.is_source and not weight.is_cut:
+        made = keeps.cut(value, made).contiguous()
+    if not bias:
+        return made, None
+    offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
+    joined = np.concatenate(ways, axis=2) if weight.rest else ways[0]  # a vector has no rest, and is one part
+    return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))
+
+
+@dataclass(frozen=True, eq=False)
+class _Grouped:
+    """A weight in groups, as of a grouped convolution, of each of which as many rows and columns are kept.
+
+    Attributes:
+        value: a parameter, whose first axis is that of the groups and their rows, and whose second is the contracted.
+        rows, columns: which are kept, bool (groups, rows of a group) and (groups, columns).
+    """
+
+    value: Value
+    rows: Bools
+    columns: Bools
+
+    @staticmethod
+    def of(node: Node, k: int, rows: Rows, keeps: KeepSets) -> _Grouped | None:
+        """None where it is another one."""
+        value, dims = node.values[k], node.layout.operands[k]
+        assert value is not None and dims is not None
+        if value.tensor is None or len(rows.gone) < 2 or value in keeps.orders:
+            return None
+        if dims[0][:-1] != tuple(rows.outer) or dims[1:2] != ((rows.contracted,),):
+            return None
+        keep, (groups, width) = keeps.sets[value], rows.gone.shape
+        if prod(keep.shape[2:]) > 1:
+            return None
+        kept = np.broadcast_to(keep.reshape(keep.shape[:2]), value.shape[:2]).reshape(groups, -1, width)
+        lines, columns = np.asarray(kept.any(axis=2)), np.asarray(kept.any(axis=1))
+        most = np.count_nonzero(lines, axis=1).max() * np.count_nonzero(columns, axis=1).max()
+        # As many as with the largest counts in every group: so all have these, and the set is a box in each.
+        if np.count_nonzero(kept) != groups * most or some(rows.kept & ~columns):
+            return None
+        return _Grouped(value, lines, columns)
+
+    def carry(self, gone: tuple[Indices, Floats], kept: tuple[Indices, Floats]) -> torch.Tensor:
+        """What is kept of the weight, with the columns of what goes on those of the carriers.
+
+        Args:
+            gone: columns that go, and how much each has of each unknown, (groups, unknowns, columns).
+            kept: columns that carry, and how much each gets of them, (groups, columns, unknowns).
+        """
+        assert self.value.tensor is not None
+        whole, (groups, width) = self.value.tensor.detach(), self.columns.shape
+        at = self.rows.reshape(-1).nonzero()[0].reshape(groups, -1)
+        all_shares = np.zeros((groups, width, kept[1].shape[2]))
+        all_shares[:, kept[0]] = kept[1]
+        count = int(np.count_nonzero(self.columns[0]))
+        sources, going, columns, shares = (
+            torch.from_numpy(np.ascontiguousarray(array)).to(whole.device)
+            for array in (*gone, self.columns.reshape(-1).nonzero()[0], all_shares[self.columns])
+        )
+        shares = shares.reshape(groups, count, -1)
+        mask = None if self.value.mask is None else self.value.mask.cpu().numpy()
+        new: torch.Tensor = whole.new_empty(groups, at.shape[1], count, prod(whole.shape[2:]))
+        step = max(1, AT_ONCE * at.shape[1] // (at.size * prod(whole.shape[1:])))
+        for start in range(0, at.shape[1], step):
+            lines = at[:, start : start + step]
+            part = masked_part(whole, mask, {0: lines.reshape(-1)}).reshape(groups, lines.shape[1], width, -1)
+            # By column: what is kept of a group is a product of matrices.
+            wide = part.transpose(1, 2).to(torch.float64, memory_format=torch.contiguous_format)
+            wide = wide.reshape(groups, width, -1)
+            way = torch.bmm(going, wide.index_select(1, sources))
+            sums = wide.reshape(groups * width, -1).index_select(0, columns).reshape(groups, count, -1)
+            sums = torch.baddbmm(sums, shares, way).reshape(groups, count, lines.shape[1], -1)
+            new.narrow(1, start, lines.shape[1]).copy_(sums.transpose(1, 2))
+        return new.reshape(at.size, count, *whole.shape[2:])
+
+
+class _Weight:
+    """A weight by its names, of which no more is read at a time than is computed with.
+
+    Attributes:
+        order: its axes with those of the groups first, then the contracted one.
+        axis: that of the contracted name.
+        rest: those of the rest, in their order.
+        is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
+        columns: the indices of the contracted name that are made.
+        new: what is made; first what is kept as it is.
+        dims: its sizes by axis of the weight.
+    """
+
+    def __init__(self, node: Node, k: int, rows: Rows, keeps: KeepSets) -> None:
+        layout = self._layout = node.layout
+        value, dims = node.values[k], layout.operands[k]
+        assert value is not None and dims is not None
+        names = self._names = [n for dim in dims for n in dim]
+        outer = [names.index(n) for n in rows.outer]
+        self.axis = names.index(rows.contracted)
+        self.rest = [a for a in range(len(names)) if a != self.axis and a not in outer]
+        self.order = [*outer, self.axis, *self.rest]
+        self._groups = len(rows.gone)
+        lines = keeps.box(value) if value.is_source else None
+        long = {a: [names.index(n) for n in dims[a] if layout.sizes[n] > 1] for a in lines or ()}
+        self.is_cut = lines is not None and all(len(axes) == 1 and axes[0] not in outer for axes in long.values())
+        self._kept: dict[int, Indices] = {}
+        if lines is not None and self.is_cut:
+            self._kept = {long[a][0]: indices for a, indices in lines.indices.items()}
+        sizes = [layout.sizes[n] for n in names]
+        self._whole = (contents(value) if value.tensor is None else value.tensor.detach()).reshape(sizes)
+        self._mask = by_names(layout, k, names, value.mask if value.is_source else None)
+        self.columns = self._at(self.axis)
+        made = kept_of(keeps, value) if self.is_cut else self._read({})
+        if made is self._whole:
+            made = made.clone()
+        self.new = made.reshape([len(self._at(a)) for a in range(len(names))])
+        each = iter(self.new.shape)
+        self.dims = [[next(each) for _ in dim] for dim in dims]
+
+    def _at(self, axis: int) -> Indices:
+        """The indices of an axis that are made."""
+        return self._kept[axis] if axis in self._kept else np.arange(self._whole.shape[axis])
+
+    def parts(self, columns: Indices, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Some columns of some rows that are made; and where these rows are made.
+
+        Args:
+            columns: indices of the contracted name.
+            most: how many columns are computed with at a time.
+        """
+        chosen = {axis: indices for axis, indices in self._kept.items() if axis != self.axis} | {self.axis: columns}
+        if not self.rest:
+            yield self._read(chosen), self.new
+            return
+        first = self.rest[0]
+        at = self._at(first)
+        step = max(1, AT_ONCE * len(at) * self.new.shape[self.axis] // max(1, self.new.numel() * most))
+        for start in range(0, len(at), step):
+            rows = at[start : start + step]
+            yield self._read(chosen | {first: rows}), self.new.narrow(first, start, len(rows))
+
+    def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
+        return masked_part(self._whole, self._mask, chosen)
+
+    def numbers(self, array: Floats | Indices | Bools) -> torch.Tensor:
+        """An array as a tensor where the weight is."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
+
+    def put(self, sums: torch.Tensor, at: torch.Tensor, new: torch.Tensor) -> None:
+        """Put what ``factored`` would make of some columns in their place."""
+        sizes = [len(at) if a == self.axis else new.shape[a] for a in self.order]
+        back = [self.order.index(a) for a in range(len(self.order))]
+        new.index_copy_(self.axis, at, sums.to(new.dtype).reshape(sizes).permute(back))
+
+    def factored(self, part: torch.Tensor) -> torch.Tensor:
+        """Some columns of a part as (groups, columns, rest) in float64."""
+        order, count = self.order, part.shape[self.axis]
+        turned = self.axis > max(self.rest, default=self.axis)  # as they lie in memory, a product takes them as well
+        if turned:
+            order = [a for a in self.order if a != self.axis] + [self.axis]
+        wide = part.permute(order).to(torch.float64, memory_format=torch.contiguous_format)
+        rest = prod(part.shape[a] for a in self.rest)
+        if turned:
+            return wide.reshape(self._groups, rest, count).transpose(1, 2)
+        return wide.reshape(self._groups, count, rest)  # there may be no columns
+
+    def named(self, array: Floats) -> Floats:
+        """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""
+        here = [a for a in self.order if a != self.axis]
+        outer = len(here) - len(self.rest)
+        array = array.reshape([*(self._whole.shape[a] for a in here[:outer]), *array.shape[1:]])
+        for position, axis in enumerate(here):
+            if self._names[axis] in self._layout.mixed:
+                array = array.sum(position, keepdims=True)
+            elif axis in self._kept:
+                array = spread(array, position, self._kept[axis], self._whole.shape[axis])
+        at = {self._layout.names.index(self._names[a]): p for p, a in enumerate(here)}
+        shape = [array.shape[at[p]] if p in at else 1 for p in range(len(self._layout.names))]
+        return array.transpose([at[p] for p in sorted(at)]).reshape(shape)
