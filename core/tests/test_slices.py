@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -82,10 +83,18 @@ def given(shape: Any) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def run(model: nn.Module, x: torch.Tensor, whole: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[int]]:
+def run(
+    model: nn.Module,
+    x: torch.Tensor,
+    whole: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    masks: dict[str, torch.Tensor] | None = None,
+    least: int = 1,
+) -> tuple[Any, list[int]]:
     """What a traced run of the masked model gives, and how many numbers stand masked for it, each time."""
     generator = torch.Generator().manual_seed(2)
-    masks = {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()}
+    if masks is None:
+        masks = {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()}
     made: list[int] = []
     product = masking.product
 
@@ -95,7 +104,7 @@ def run(model: nn.Module, x: torch.Tensor, whole: bool, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr(masking, "product", counted)
-        patch.setattr(masking, "_LEAST", 1)
+        patch.setattr(masking, "_LEAST", least)
         patch.setattr(masking, "_SHARE", 7)
         before = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}
         with sandbox(model):
@@ -134,3 +143,95 @@ def test_a_layer_that_is_called_again_is_masked_as_a_whole_from_then_on(monkeypa
 def test_what_a_layer_does_not_take_is_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run(randomize(nn.Linear(12, 20).double(), 0), given((3, 11)), False, monkeypatch)
+
+
+LINES = {  # the axes of the parameters that the output shares
+    **dict.fromkeys(SLICED, 0),
+    "transposed conv": 1,
+    "embedding": 1,
+    "product": 1,
+    "channels last": 0,
+}
+
+
+def of_lines(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """Masks of two indices in three of the axes that a call shares with its output."""
+    masks = {}
+    for n, p in model.named_parameters():
+        axis = LINES[name] if p.ndim > 1 else 0
+        line = torch.arange(p.shape[axis]) % 3 == 1
+        masks[n] = line.reshape([-1 if a == axis else 1 for a in range(p.ndim)]).expand_as(p)
+    return masks
+
+
+def calls_of(
+    model: nn.Module, x: torch.Tensor, masks: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, least: int = 1
+) -> tuple[Any, list[list[torch.Tensor]]]:
+    """What a run gives, and the parameters whenever some of their indices are put in."""
+    seen: list[list[torch.Tensor]] = []
+    chosen = Masking.chosen
+
+    @contextlib.contextmanager
+    def watched(self: Masking, axes: Any, indices: Any, gone: int) -> Any:
+        with chosen(self, axes, indices, gone):
+            seen.append([p.detach().clone() for p in axes])
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Masking, "chosen", watched)
+        result, _ = run(model, x, False, monkeypatch, masks, least)
+    return result, seen
+
+
+@pytest.mark.parametrize("least", [1, 10**9])
+@pytest.mark.parametrize("name", SLICED)
+def test_what_is_masked_alike_is_made_once(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    model, shape = SLICED[name]
+    model, x = randomize(model.double(), 0), given(shape)
+    masks = of_lines(model, name)
+    (wanted, numbers), _ = run(model, x, True, monkeypatch, masks)
+    (got, others), seen = calls_of(model, x, masks, monkeypatch, least)
+    assert numbers == others, "it lies in memory otherwise"
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)
+        assert a.stride() == b.stride()
+    assert seen, "the call was made as a whole"
+
+
+def linear_with(bias: torch.Tensor | None, weight: torch.Tensor) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A layer with 6 of 12 rows of its weight masked, and its bias in this way."""
+    model = randomize(nn.Linear(4, 12).double(), 0)
+    return model, {"weight": weight} | ({} if bias is None else {"bias": bias})
+
+
+ROWS = torch.arange(12) < 6
+WEIGHT = ROWS[:, None].expand(12, 4)
+NONE = torch.zeros(12, dtype=torch.bool)
+UNLIKE = {
+    "bias without a mask": linear_with(None, WEIGHT),
+    "another mask for the bias": linear_with(torch.arange(12) < 7, WEIGHT),
+    "an entry more": linear_with(ROWS, WEIGHT & (torch.arange(48).reshape(12, 4) != 3)),
+    "one index alone": linear_with(torch.arange(12) > 0, (torch.arange(12) > 0)[:, None].expand(12, 4)),
+    "nothing left": linear_with(NONE, NONE[:, None].expand(12, 4)),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_is_not_masked_alike_is_made_for_each(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    model, masks = UNLIKE[name]
+    x = given((3, 4))
+    (wanted, _), _ = run(model, x, True, monkeypatch, masks)
+    (got, _), seen = calls_of(model, x, masks, monkeypatch)
+    torch.testing.assert_close(got, wanted, rtol=1e-14, atol=1e-14)
+    assert not seen
+
+
+def test_the_masked_index_stands_where_the_small_model_has_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the check sees it where a rule is wrong to say that places and numbers of indices do not matter."""
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    model, masks = linear_with(~ROWS, (~ROWS)[:, None].expand(12, 4))
+    _, ((weight, bias),) = calls_of(model, given((3, 4)), masks, monkeypatch, least=10**9)
+    assert not weight[0].any() and not bias[0].any()
+    assert torch.equal(weight[1:], model.get_parameter("weight").detach()[6:])

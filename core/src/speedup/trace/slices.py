@@ -1,4 +1,5 @@
 """Calls of large weights, made for a slice of their output at a time, so that no more of a weight stands masked.
+And for one alone of those indices that are masked as a whole, which all come out alike: less is computed.
 
 An axis that a weight and the output of a call share says that every index of the output along it is made of that index
 of the weight alone. So the call can be made for some of them, and then for others.
@@ -6,13 +7,17 @@ of the weight alone. So the call can be made for some of them, and then for othe
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from speedup.axes import Axis, parse
-from speedup.cutting import outer_first
+from speedup.cutting import outer_first, take_into
+from speedup.facts import Indices
 from speedup.graph import Node
 from speedup.masking import Masking
 from speedup.rule import Rule
@@ -27,27 +32,66 @@ class Slices:
         axis: that of the output, counted from the right.
         size: the length of these axes.
         step: how many indices are made at a time.
+        alike: the indices that are masked as a whole, and the others; None to make all of them.
     """
 
     axes: Mapping[torch.Tensor, int]
     axis: int
     size: int
     step: int
+    alike: tuple[Indices, Indices] | None = None
 
     def run(self, masking: Masking, call: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What the call gives, in one tensor that lies in memory as its slices do."""
+        if self.alike is None:
+            return self._joined(self.size, functools.partial(masking.part, self.axes), call)
+        gone, kept = self.alike
+        # It comes first, so that no other stands where the small model has it: a rule that is wrong to say that it
+        # does not matter, or how many there are, is still found out by the check.
+        made = np.concatenate([gone[:1], kept])
+
+        def chosen(start: int, count: int) -> contextlib.AbstractContextManager[None]:
+            return masking.chosen(self.axes, made[start : start + count], int(start == 0))
+
+        places = np.zeros(self.size, np.intp)
+        places[kept] = np.arange(1, len(made))
+        return _spread(self._joined(len(made), chosen, call), self.axis, places)
+
+    def _joined(
+        self,
+        size: int,
+        part_of: Callable[[int, int], contextlib.AbstractContextManager[None]],
+        call: Callable[[], torch.Tensor],
+    ) -> torch.Tensor:
+        """What the call gives for so many indices, some at a time."""
         whole: torch.Tensor | None = None
-        for start in range(0, self.size, self.step):
-            count = min(self.step, self.size - start)
-            with masking.part(self.axes, start, count):
+        for start in range(0, size, self.step):
+            count = min(self.step, size - start)
+            with part_of(start, count):
                 part = call()
+            if count == size:
+                return part
             if whole is None:
-                shape = list(part.shape)
-                shape[self.axis] = self.size
-                whole = torch.empty_permuted(shape, outer_first(part), dtype=part.dtype, device=part.device)
+                whole = _like(part, self.axis, size)
             whole.narrow(self.axis, start, count).copy_(part)
         assert whole is not None
         return whole
+
+
+def _like(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """Room for a tensor of another size along an axis, which lies in memory as this one."""
+    shape = list(tensor.shape)
+    shape[axis] = size
+    return torch.empty_permuted(shape, outer_first(tensor), dtype=tensor.dtype, device=tensor.device)
+
+
+def _spread(tensor: torch.Tensor, axis: int, places: Indices) -> torch.Tensor:
+    """The indices of an axis that stand at these places."""
+    whole = _like(tensor, axis, len(places))
+    order = outer_first(tensor)
+    outer, along = tensor.permute(order), order.index(tensor.ndim + axis)
+    take_into(whole.permute(order), outer, along, places)
+    return whole
 
 
 def slices_of(node: Node, rule: Rule, masking: Masking) -> Slices | None:
@@ -61,31 +105,55 @@ def slices_of(node: Node, rule: Rule, masking: Masking) -> Slices | None:
         return None
     try:
         rule.bind(node)
-        signature = parse(rule.signature(node))
+        text = rule.signature(node)
+        parse(text)
     except Exception:  # it is told when the call is claimed
         return None
-    if len(signature.outputs) != 1 or signature.repeated:
-        return None
-    bound = list(zip(node.operand_names, node.operands, signature.inputs, strict=False))
-    operands = {name: spec.axes for name, value, spec in bound if value is not None}
-    own = {name: value.tensor for name, value, _ in bound if value is not None and value.tensor is not None}
+    there = [value is not None for value in node.operands]
+    bound = [(name, value.tensor) for name, value in zip(node.operand_names, node.operands, strict=False) if value]
+    own = {name: tensor for name, tensor in bound if tensor is not None}
     weight = max(own, key=lambda name: own[name].nbytes, default="")
     if not weight or not held.keys() <= own.keys() or len(set(own.values())) < len(own):
         return None
+    ones = frozenset(name for attribute, name in rule.sizes.items() if getattr(node.module, attribute, 0) == 1)
+    for along, axes in _cuts(text, node.operand_names, tuple(there), weight, ones):
+        size = own[weight].shape[axes[weight]] if axes.keys() <= own.keys() else -1
+        if size >= 0 and all(own[n].shape[a] == size for n, a in axes.items()):
+            places = {own[n]: a for n, a in axes.items()}
+            step = max(2, size * masking.limit // own[weight].nbytes)  # a single one says nothing of memory formats
+            alike = masking.alike(places)
+            if alike is not None or masking.are_large(own.values()):
+                return Slices(places, along, size, step, alike)
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _cuts(
+    text: str, names: tuple[str, ...], there: tuple[bool, ...], weight: str, ones: frozenset[str]
+) -> Sequence[tuple[int, Mapping[str, int]]]:
+    """Along which axes of its output a call with this signature can be cut, and which axes of its operands these are.
+
+    Args:
+        names: of the operands.
+        there: which of them are.
+        weight: the one that it is cut for.
+        ones: names of size 1.
+    """
+    signature = parse(text)
+    if len(signature.outputs) != 1 or signature.repeated:
+        return []
+    bound = zip(names, there, signature.inputs, strict=False)
+    operands = {name: spec.axes for name, is_there, spec in bound if is_there}
     output = signature.outputs[0].axes
     if all(_count(n, output) for axis in operands[weight] for n in axis.names):
-        return None  # no product, but perhaps a view of the weight
-    ones = {name for attribute, name in rule.sizes.items() if getattr(node.module, attribute, 0) == 1}
-    for axis, name in _places(operands[weight], ones):
+        return []  # no product, but perhaps a view of the weight
+    found = []
+    for _, name in _places(operands[weight], ones):
         along = [a for a, other in _places(output[::-1], ones) if other == name]
         axes = _axes_of(name, operands, ones)
-        if not along or _count(name, output) > 1 or axes is None or not axes.keys() <= own.keys():
-            continue
-        size = own[weight].shape[axis]
-        if all(own[n].shape[a] == size for n, a in axes.items()):
-            step = max(2, size * masking.limit // own[weight].nbytes)  # a single one says nothing of memory formats
-            return Slices({own[n]: a for n, a in axes.items()}, -1 - along[0], size, step)
-    return None
+        if along and _count(name, output) == 1 and axes is not None:
+            found.append((-1 - along[0], axes))
+    return found
 
 
 def _places(axes: Sequence[Axis], ones: Collection[str]) -> Iterator[tuple[int, str]]:
