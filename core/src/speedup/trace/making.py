@@ -75,7 +75,7 @@ class Maker:
         if transformed():
             self.masking.interrupt()  # a transform has hold of the memory of parameters
         closed = is_closed(op, rule, module)
-        slices = slices_of(node, rule, self.masking) if closed and self.masking.may_slice(tensors) else None
+        slices = slices_of(node, rule, self.masking, tensors) if closed and self.masking.may_slice(tensors) else None
         if slices is None:
             masked = self.masking.mask(tensors, module)
         else:
