@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ from speedup import masking
 from speedup.masking import Masking
 from speedup.registry import default_registry
 from speedup.testing import randomize
-from speedup.trace import sandbox, trace
+from speedup.trace import sandbox, slices, trace
+from speedup.trace.holdings import same
 
 
 class Call(nn.Module):
@@ -82,10 +84,18 @@ def given(shape: Any) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def run(model: nn.Module, x: torch.Tensor, whole: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[int]]:
+def run(
+    model: nn.Module,
+    x: torch.Tensor,
+    whole: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    masks: dict[str, torch.Tensor] | None = None,
+    least: int = 1,
+) -> tuple[Any, list[int]]:
     """What a traced run of the masked model gives, and how many numbers stand masked for it, each time."""
     generator = torch.Generator().manual_seed(2)
-    masks = {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()}
+    if masks is None:
+        masks = {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()}
     made: list[int] = []
     product = masking.product
 
@@ -95,14 +105,14 @@ def run(model: nn.Module, x: torch.Tensor, whole: bool, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr(masking, "product", counted)
-        patch.setattr(masking, "_LEAST", 1)
+        patch.setattr(masking, "_LEAST", least)
         patch.setattr(masking, "_SHARE", 7)
         before = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}
         with sandbox(model):
             graph = trace(model, (x,), {}, default_registry(), masking=Masking(model, masks, whole=whole))
         for name, parameter in model.named_parameters():
             at, numbers = before[name]
-            assert parameter.data_ptr() == at and torch.equal(parameter, numbers)
+            assert parameter.data_ptr() == at and same(parameter, numbers)
     return (graph.reference, dict(graph.plain)), made
 
 
@@ -134,3 +144,140 @@ def test_a_layer_that_is_called_again_is_masked_as_a_whole_from_then_on(monkeypa
 def test_what_a_layer_does_not_take_is_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run(randomize(nn.Linear(12, 20).double(), 0), given((3, 11)), False, monkeypatch)
+
+
+LINES = {  # the axes of the parameters that the output shares
+    **dict.fromkeys(SLICED, 0),
+    "transposed conv": 1,
+    "embedding": 1,
+    "product": 1,
+    "channels last": 0,
+}
+
+
+def of_lines(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """Masks of two indices in three of the axes that a call shares with its output."""
+    masks = {}
+    for n, p in model.named_parameters():
+        axis = LINES[name] if p.ndim > 1 else 0
+        line = torch.arange(p.shape[axis]) % 3 == 1
+        masks[n] = line.reshape([-1 if a == axis else 1 for a in range(p.ndim)]).expand_as(p)
+    return masks
+
+
+def calls_of(
+    model: nn.Module, x: torch.Tensor, masks: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, least: int = 1
+) -> tuple[Any, list[list[torch.Tensor]]]:
+    """What a run gives, and the parameters whenever some of their indices are put in."""
+    seen: list[list[torch.Tensor]] = []
+    chosen = Masking.chosen
+
+    @contextlib.contextmanager
+    def watched(self: Masking, axes: Any, indices: Any, gone: int, read: Any) -> Any:
+        with chosen(self, axes, indices, gone, read):
+            seen.append([p.detach().clone() for p in axes])
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Masking, "chosen", watched)
+        result, _ = run(model, x, False, monkeypatch, masks, least)
+    return result, seen
+
+
+@pytest.mark.parametrize("least", [1, 10**9])
+@pytest.mark.parametrize("name", SLICED)
+def test_what_is_masked_alike_is_made_once(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    model, shape = SLICED[name]
+    model, x = randomize(model.double(), 0), given(shape)
+    masks = of_lines(model, name)
+    (wanted, numbers), _ = run(model, x, True, monkeypatch, masks)
+    (got, others), seen = calls_of(model, x, masks, monkeypatch, least)
+    assert numbers == others, "it lies in memory otherwise"
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)
+        assert a.stride() == b.stride()
+    assert seen, "the call was made as a whole"
+
+
+SUMMED = {"linear": -1, "conv": 1, "conv without batch": 0, "transposed conv": 1, "function": -1, "product": -1}
+SUMMED |= {"channels last": 3, "transposed input": -1}
+
+
+def with_zeros(name: str) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
+    """A model of which the input is 0 for half of what it sums over."""
+    model, shape = SLICED[name]
+    model, x = randomize(model.double(), 0), given(shape)
+    size = x.shape[SUMMED[name]]
+    x.transpose(SUMMED[name], 0)[torch.arange(size) % 2 == 0] = 0
+    return model, x, of_lines(model, name)
+
+
+@pytest.mark.parametrize("least", [1, 10**9])
+@pytest.mark.parametrize("name", SUMMED)
+def test_what_is_multiplied_with_0_is_not_read(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    monkeypatch.setattr(slices, "_TIMES", 1)
+    model, x, masks = with_zeros(name)
+    (wanted, numbers), _ = run(model, x, True, monkeypatch, masks)
+    (got, others), seen = calls_of(model, x, masks, monkeypatch, least)
+    assert numbers == others, "it lies in memory otherwise"
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)
+        assert a.stride() == b.stride()
+    size = x.shape[SUMMED[name]]
+    assert {weight.shape[1 - LINES[name]] for weight, *_ in seen} == {size // 2 + 1}, (
+        "one that is 0 goes with the others"
+    )
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_what_is_no_number_is_read_wherever_it_stands(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    monkeypatch.setattr(slices, "_TIMES", 1)
+    model, x, masks = with_zeros("linear")
+    with torch.no_grad():
+        model.get_parameter("weight")[4, 2] = number
+    (wanted, _), _ = run(model, x, True, monkeypatch, masks)
+    (got, _), seen = calls_of(model, x, masks, monkeypatch)
+    assert wanted[0].isnan().any()
+    torch.testing.assert_close(got, wanted, rtol=1e-14, atol=1e-14, equal_nan=True)
+    assert seen
+
+
+def linear_with(bias: torch.Tensor | None, weight: torch.Tensor) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A layer with 6 of 12 rows of its weight masked, and its bias in this way."""
+    model = randomize(nn.Linear(4, 12).double(), 0)
+    return model, {"weight": weight} | ({} if bias is None else {"bias": bias})
+
+
+ROWS = torch.arange(12) < 6
+WEIGHT = ROWS[:, None].expand(12, 4)
+NONE = torch.zeros(12, dtype=torch.bool)
+UNLIKE = {
+    "bias without a mask": linear_with(None, WEIGHT),
+    "another mask for the bias": linear_with(torch.arange(12) < 7, WEIGHT),
+    "an entry more": linear_with(ROWS, WEIGHT & (torch.arange(48).reshape(12, 4) != 3)),
+    "one index alone": linear_with(torch.arange(12) > 0, (torch.arange(12) > 0)[:, None].expand(12, 4)),
+    "nothing left": linear_with(NONE, NONE[:, None].expand(12, 4)),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_is_not_masked_alike_is_made_for_each(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    model, masks = UNLIKE[name]
+    x = given((3, 4))
+    (wanted, _), _ = run(model, x, True, monkeypatch, masks)
+    (got, _), seen = calls_of(model, x, masks, monkeypatch)
+    torch.testing.assert_close(got, wanted, rtol=1e-14, atol=1e-14)
+    assert not seen
+
+
+def test_the_masked_index_stands_where_the_small_model_has_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the check sees it where a rule is wrong to say that places and numbers of indices do not matter."""
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    model, masks = linear_with(~ROWS, (~ROWS)[:, None].expand(12, 4))
+    _, ((weight, bias),) = calls_of(model, given((3, 4)), masks, monkeypatch, least=10**9)
+    assert not weight[0].any() and not bias[0].any()
+    assert torch.equal(weight[1:], model.get_parameter("weight").detach()[6:])

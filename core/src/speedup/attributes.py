@@ -94,9 +94,7 @@ def _contents(values: Iterable[Any]) -> tuple[list[Any], list[tuple[Any, Any]]]:
 
     A model has many modules, and a module some 15 containers, of which few hold anything: hooks.
     """
-    held = [
-        v for v in values if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))
-    ]
+    held = [v for v in values if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))]
     return [v for v in held if not v], [(v, v.copy()) for v in held if v]
 
 

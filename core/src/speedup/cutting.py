@@ -79,6 +79,14 @@ def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     return torch.from_numpy(given.take(indices, axis, out=made, mode="clip"))  # "raise" would fill a buffer first
 
 
+def take_into(room: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indices) -> None:
+    """As ``take``, into a contiguous tensor that is there."""
+    if _by_numpy(tensor):
+        tensor.detach().numpy().take(indices, axis, out=room.numpy(), mode="clip")
+    else:
+        torch.index_select(tensor, axis, torch.from_numpy(indices).to(tensor.device), out=room)
+
+
 def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
     """Some indices of two axes, block by block, as they lie in memory: what the first
     cut leaves is never there as a whole."""

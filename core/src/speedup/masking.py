@@ -9,17 +9,22 @@ into it, or when it is read for the second time, which is likely to go on. Who a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from speedup import walk
+from speedup.cutting import Line, cut_indices, laid_out_like
+from speedup.facts import Bools, Indices
 from speedup.masks import compact
 
 # Below, slices cost more time than they save memory; and so many of them that the largest does not count.
 _LEAST, _SHARE = 2**20, 32
+
+# Entries of a call's parameters times those of its input, below which to find out what is alike takes longer than that.
+_WORTH = 2**33
 
 State = tuple[int | None, int]  # of a tensor: its version and where it lies
 
@@ -34,6 +39,7 @@ class Masking:
     Attributes:
         interrupted: whether a run turned out to need all of them.
         limit: how many bytes of parameters one call may have masked, if it can be made in slices.
+        worth: how much a call is to read for it to be of use that indices which are masked alike are made once.
 
     Args:
         masks: bool tensors by qualified parameter name, True = keep.
@@ -57,6 +63,7 @@ class Masking:
             self._masks[key] = self._masks[key] & small if key in self._masks else small
             self._bytes[key] = 0 if parameter.is_meta else parameter.nbytes
         self.limit = max(_LEAST, sum(p.nbytes for p in self._parameters.values()) // _SHARE)
+        self.worth = _WORTH
 
     @property
     def lasting(self) -> int:
@@ -96,15 +103,41 @@ class Masking:
         """What a run sees of a parameter."""
         return product(data, self._masks[key])
 
-    def are_large(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether a call that reads these is better made in slices: much of them is masked, for the first time."""
-        if not self._masks:
-            return False
+    def may_slice(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether a call that reads these may be better made in slices: much of them is masked, for the first time."""
         bytes_of = self._bytes
-        if sum([bytes_of.get(id(t), 0) for t in tensors]) <= self.limit:
+        masked = sum([bytes_of.get(id(t), 0) for t in tensors])
+        if not masked:
             return False
         own = [t for t in tensors if bytes_of.get(id(t), 0)]
+        entries = sum([t.numel() for t in own])
+        if masked <= self.limit and entries * (sum([t.numel() for t in tensors]) - entries) < self.worth:
+            return False
         return all(id(t) not in self._own and id(t) not in self._read and type(t.data) is torch.Tensor for t in own)
+
+    def are_large(self, parameters: Iterable[torch.Tensor]) -> bool:
+        """Whether too much would stand masked with all of these."""
+        return sum([self._bytes.get(id(p), 0) for p in parameters]) > self.limit
+
+    def alike(self, axes: Mapping[torch.Tensor, int]) -> tuple[Indices, Indices] | None:
+        """Indices of which each parameter is 0, and the others; None where it is not the same of all, or one at most.
+
+        Args:
+            axes: along which axis of each parameter.
+        """
+        lines = [self._line(parameter, axis) for parameter, axis in axes.items()]
+        first = lines[0]
+        if first is None or any(line is None or not np.array_equal(line, first) for line in lines):
+            return None
+        gone = np.flatnonzero(~first)
+        return (gone, np.flatnonzero(first)) if 1 < len(gone) < len(first) else None
+
+    def _line(self, parameter: torch.Tensor, axis: int) -> Bools | None:
+        """The mask of a parameter by indices of an axis, if it says no more; None if it does."""
+        mask = self.mask_of(parameter)
+        if mask is None or parameter.layout is not torch.strided or mask.shape[axis] != mask.numel():
+            return None
+        return np.asarray(mask.cpu().numpy()).reshape(-1)
 
     @contextlib.contextmanager
     def sparing(self) -> Iterator[None]:
@@ -123,14 +156,48 @@ class Masking:
             axes: along which axis.
             start, count: which indices.
         """
+
+        def some(parameter: torch.Tensor, axis: int) -> torch.Tensor:
+            found, mask = parameter.data.narrow(axis, start, count), self.mask_of(parameter)
+            if mask is None:
+                return found
+            return product(found, mask.narrow(axis, start, count) if mask.shape[axis] > 1 else mask)
+
+        with self._standing_in(axes, some):
+            yield
+
+    @contextlib.contextmanager
+    def chosen(
+        self, axes: Mapping[torch.Tensor, int], indices: Indices, gone: int, read: Mapping[torch.Tensor, Line]
+    ) -> Iterator[None]:
+        """While this is open, parameters are those indices of theirs, of which the first ones are masked as a whole and
+        the others not at all.
+
+        Args:
+            axes: along which axis.
+            gone: how many are masked.
+            read: another axis of some of them, and what there is of it.
+        """
+
+        def some(parameter: torch.Tensor, axis: int) -> torch.Tensor:
+            lines = dict([(axis, indices), *([read[parameter]] if parameter in read else [])])
+            found = laid_out_like(parameter.data, cut_indices(parameter.data, lines))
+            found.narrow(axis, 0, gone).mul_(0)
+            return found
+
+        with self._standing_in(axes, some):
+            yield
+
+    @contextlib.contextmanager
+    def _standing_in(
+        self, axes: Mapping[torch.Tensor, int], some: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> Iterator[None]:
+        """While this is open, parameters are what is made of them and their axes."""
         own = {p: p.data for p in axes}
         try:
             for parameter, axis in axes.items():
                 self._read.add(id(parameter))
-                some, mask = own[parameter].narrow(axis, start, count), self.mask_of(parameter)
-                if mask is not None:
-                    some = product(some, mask.narrow(axis, start, count) if mask.shape[axis] > 1 else mask)
-                parameter.data = some
+                parameter.data = some(parameter, axis)
             yield
         finally:
             for parameter, data in own.items():

@@ -34,7 +34,7 @@ class Shaken(Masking):
 
     def __init__(self, model: nn.Module, like: Masking | None, number: int, whole: bool = False) -> None:
         super().__init__(model, whole=whole)
-        self.limit = sys.maxsize  # the digits of a parameter are drawn at once
+        self.limit = self.worth = sys.maxsize  # the digits of a parameter are drawn at once
         for parameter in model.parameters():
             mask = like.mask_of(parameter) if like is not None else None
             self._parameters[id(parameter)] = parameter
