@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
+from speedup.cached import cached_property
 from speedup.errors import SignatureError
 from speedup.layout import Layout, Shape
 
@@ -59,6 +60,16 @@ class Axis:
 class Operand:
     axes: tuple[Axis, ...]
     optional: bool = False
+
+    @cached_property
+    def fixed(self) -> int:
+        """How many axes it has at least."""
+        return sum(max(a.mixed, 0) if a.mixed is not None else 1 for a in self.axes if not a.variadic)
+
+    @cached_property
+    def variadic(self) -> bool:
+        """Whether it may have more."""
+        return any(a.variadic for a in self.axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +221,7 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[s
             continue
         # An axis of size 1 against a larger one broadcasts: the operand does not vary along that name.
         operands.append(
-            tuple(() if size == 1 and prod(sizes[n] for n in names) != 1 else names for names, size in dims)
+            tuple([() if size == 1 and prod([sizes[n] for n in names]) != 1 else names for names, size in dims])
         )
     order: dict[str, None] = {}
     for named in operands:
@@ -220,7 +231,7 @@ def _bind(rows: list[tuple[Operand, Shape | None]], n_inputs: int, given: dict[s
     contracted = frozenset(n for n in order if n not in produced and n not in mixed)
     for k, (dims, named) in enumerate(zip(bound, operands, strict=True)):
         for axis, ((_, size), dim) in enumerate(zip(dims or (), named or (), strict=True)):
-            if dim and prod(sizes[n] for n in dim) != size:
+            if dim and prod([sizes[n] for n in dim]) != size:
                 wanted = " x ".join(f"{n}={sizes[n]}" for n in dim)
                 raise ValueError(f"{_place(k, axis, n_inputs)} has size {size} and should be {wanted}")
     return Layout(
@@ -237,11 +248,10 @@ def _place(k: int, axis: int | None, n_inputs: int) -> str:
 def _bind_operand(
     spec: Operand, shape: Shape, k: int, n_inputs: int, mixed: set[str]
 ) -> list[tuple[tuple[str, ...], int]]:
-    fixed = sum(max(a.mixed, 0) if a.mixed is not None else 1 for a in spec.axes if not a.variadic)
-    room = len(shape) - fixed
-    if room < 0 or (room > 0 and not any(a.variadic for a in spec.axes)):
-        more = " or more" if any(a.variadic for a in spec.axes) else ""
-        raise ValueError(f"{_place(k, None, n_inputs)} has {len(shape)} axes, not {fixed}{more}")
+    room = len(shape) - spec.fixed
+    if room < 0 or (room > 0 and not spec.variadic):
+        more = " or more" if spec.variadic else ""
+        raise ValueError(f"{_place(k, None, n_inputs)} has {len(shape)} axes, not {spec.fixed}{more}")
     dims: list[tuple[tuple[str, ...], int]] = []
     for axis in spec.axes:
         if axis.star:
@@ -253,8 +263,10 @@ def _bind_operand(
                 mixed.add(name)
                 dims.append(((name,), shape[len(dims)]))
         else:
-            names = tuple(f"{n}@{k}" if n.startswith("~") else n for n in axis.names)
-            mixed.update(n for n in names if n.startswith("~"))
+            names = axis.names
+            if any([n[0] == "~" for n in names]):
+                names = tuple([f"{n}@{k}" if n[0] == "~" else n for n in names])
+                mixed.update([n for n in names if n[0] == "~"])
             if not names and shape[len(dims)] != 1:
                 where = _place(k, len(dims), n_inputs)
                 raise ValueError(f"{where} has size {shape[len(dims)]} where the signature says 1")

@@ -110,10 +110,11 @@ class KeepSets:
         if old is everything(value.ndim):
             return False
         mask = any_of(mask, self._fixed[value])
-        added = mask.copy() if old is nothing(value.ndim) else mask & ~old
+        first = old is nothing(value.ndim)
+        added = mask.copy() if first else mask & ~old
         if not some(added):
             return False
-        new = old | mask
+        new = added if first else old | mask
         if every(new):
             new = everything(value.ndim)
         self.sets[value] = new

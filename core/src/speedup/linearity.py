@@ -36,7 +36,10 @@ def through(rule: Rule, node: Node, facts: NodeFacts, found: Fact | None) -> Aff
     layout = node.layout
     if layout.n_outputs != 1 or layout.contracted or rule.indices or not node.outputs[0].dtype.is_floating_point:
         return None
-    known = {k: f for k in layout.inputs if not facts.is_weight(k) and (f := facts.affine(k)) is not None}
+    live = [k for k in layout.inputs if not facts.is_weight(k)]
+    known = {k: f for k in live if (f := facts.affine(k)) is not None}
+    if not known and len(live) < 2:
+        return None
     one_hot = len({node.operands[k] for k in known}) == 1 and all(fact.one_hot for fact in known.values())
     linear = rule.linear and all(node.operand_names[k] in rule.linear for k in known)
     combined = known and (one_hot or linear) and not layout.mixed
