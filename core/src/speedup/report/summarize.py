@@ -40,7 +40,8 @@ def summarize(model: nn.Module, graph: Graph, keeps: KeepSets, parts: Parts) -> 
 
 def _layers(graph: Graph, keeps: KeepSets) -> list[Layer]:
     return [
-        Layer(v.names[0], v.shape, _shape(keeps, v), _kept(keeps, v) if v.is_read else {}, v.kind) for v in graph.sources
+        Layer(v.names[0], v.shape, _shape(keeps, v), _kept(keeps, v) if v.is_read else {}, v.kind)
+        for v in graph.sources
     ]
 
 

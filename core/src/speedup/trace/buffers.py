@@ -25,7 +25,9 @@ class Buffers:
                     lines[b.dtype, b.device].append(b)
                 else:
                     self._others.append((b, b.clone()))
-            self._lines = [(together, [b.shape for b in together], torch.hstack(together)) for together in lines.values()]
+            self._lines = [
+                (together, [b.shape for b in together], torch.hstack(together)) for together in lines.values()
+            ]
 
     @torch.no_grad()
     def restore(self) -> None:
