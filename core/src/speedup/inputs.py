@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from speedup import walk
 from speedup.errors import InputError
@@ -65,7 +66,7 @@ def resolve_inputs(dummy_input: object) -> tuple[tuple[Any, ...], dict[str, Any]
 
 def check_made(model: nn.Module) -> None:
     """Raise InputError where parameters or buffers of lazy modules have no shape yet."""
-    if any(map(nn.parameter.is_lazy, walk.tensors(model))):
+    if any(issubclass(kind, UninitializedTensorMixin) for kind in set(map(type, walk.places(model)))):
         lazy = [name for name, tensor in walk.named_tensors(model) if nn.parameter.is_lazy(tensor)]
         more = f" and {len(lazy) - 3} more" if len(lazy) > 3 else ""
         raise InputError(

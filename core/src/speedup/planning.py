@@ -141,7 +141,7 @@ class Plan:
         try:
             transition = Transition(self.model, self.keeps, self._masks.parameters)
             cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
-            masking = Masking(self.model, self._masks.parameters, whole=True)
+            masking = Masking(self.model, self._masks.parameters if verify else None, whole=True)
             wanted = run(self.model, cases, masking) if verify else {}
             moved = effects_on(self.model, cases, wanted, masking) if verify and self.graph.effects else None
             transaction.apply()

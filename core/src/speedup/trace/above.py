@@ -24,16 +24,20 @@ Above = Mapping[int, tuple[type[nn.Module], Rule]]
 
 def called_above(model: nn.Module, registry: Registry) -> Above:
     """The modules of which the forward above is a call, by identity, with the class above and its rule."""
-    found = {}
-    for _, module in walk.named_modules(model):
-        kind = type(module)
-        if "forward" in vars(module) or registry.for_type(kind) is not None:
-            continue
-        rule = registry.for_base(kind)
-        if rule is not None and not isinstance(rule, Expansion) and not rule.functions and not rule.makes:
-            base = next(b for b in kind.__mro__ if b in rule.modules)
-            found[id(module)] = base, rule
-    return found
+    modules = walk.modules(model)
+    kinds = {kind: _above(kind, registry) for kind in set(map(type, modules))}
+    if not any(kinds.values()):
+        return {}
+    return {id(m): there for m in modules if (there := kinds[type(m)]) is not None and "forward" not in vars(m)}
+
+
+def _above(kind: type[nn.Module], registry: Registry) -> tuple[type[nn.Module], Rule] | None:
+    if registry.for_type(kind) is not None:
+        return None
+    rule = registry.for_base(kind)
+    if rule is None or isinstance(rule, Expansion) or rule.functions or rule.makes:
+        return None
+    return next(b for b in kind.__mro__ if b in rule.modules), rule
 
 
 @contextlib.contextmanager
