@@ -35,9 +35,9 @@ class Attributes:
 
     def as_it_was(self, but: Collection[str] = ()) -> dict[str, Any]:
         """All attributes as they were, but those of some names: containers as copies with what was in them."""
-        empty, filled = set(map(id, self._empty)), {id(v): content for v, content in self._filled}
-        held = {name: value for name, value in self.saved.items() if name not in but}
-        return {n: _emptied(v) if id(v) in empty else filled.get(id(v), v) for n, v in held.items()}
+        filled = {id(v): content for v, content in self._filled}
+        held = [(name, value) for name, value in self.saved.items() if name not in but]
+        return {n: filled[id(v)] if id(v) in filled else _emptied(v) if _is_container(v) else v for n, v in held}
 
     def leave_out(self, holder: str, name: str) -> None:
         """Do not put back what the dict of one name had under another."""
@@ -91,7 +91,11 @@ class Saved(list[Attributes]):
         del self[to:]
 
 
-def _containers(values: Iterable[Any]) -> list[Any]:
+def _is_container(value: Any) -> bool:
+    return type(value) in _EXACTLY or (type(value) not in PLAIN and isinstance(value, _CONTAINERS))
+
+
+def _containers(values: Iterable[Any]) -> list[Any]:  # in a line, for they are many
     return [v for v in values if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))]
 
 
