@@ -231,3 +231,12 @@ def test_the_notebook_shows_the_same_and_escapes_names() -> None:
     assert plan.report.headline.replace(">", "&gt;") in html and "216" in html
     assert "&lt;img" in html and "<img" not in html
     assert "joined with a branch" in html and "Mask the same indices" in html
+
+
+def test_what_is_found_when_asked_for_is_as_it_was_planned() -> None:
+    model = net()
+    asked, later = plan_of(model, ALIGNED), plan_of(model, ALIGNED)
+    before = asked.to_dict()
+    later.apply()
+    assert later.to_dict() == before
+    assert before["tensors"][0]["before"] != before["tensors"][0]["after"]

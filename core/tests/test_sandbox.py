@@ -18,6 +18,7 @@ import speedup
 from speedup.errors import TraceError
 from speedup.testing import mask_indices, masked_copy, randomize
 from speedup.trace import sandbox
+from speedup.trace.buffers import Buffers
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -228,6 +229,22 @@ def test_a_buffer_with_nan_is_put_back_too() -> None:
     before = _bits(model.seen)
     speedup.plan(model, torch.randn(2, 4), mask_indices(model, MASKED))
     assert _bits(model.seen) == before
+
+
+def test_buffers_that_swap_their_sizes_are_put_back() -> None:
+    one, two, step = torch.arange(2.0), torch.arange(2.0, 5.0), torch.tensor(7)
+    noted = Buffers([one, two, step])
+    one.resize_(3).copy_(torch.arange(3.0))
+    two.resize_(2).copy_(torch.arange(3.0, 5.0))  # one behind the other they are what they were
+    noted.restore()
+    assert (one.tolist(), two.tolist(), step.tolist()) == ([0, 1], [2, 3, 4], 7)
+
+
+def test_buffers_that_nobody_changed_are_not_written_to() -> None:
+    line, table = torch.tensor([1.0, float("nan")]), torch.ones(2, 2)
+    noted = Buffers([line, table])
+    noted.restore()
+    assert (line._version, table._version) == (0, 0)
 
 
 def test_a_cache_that_the_forward_fills_does_not_leak_into_the_small_model() -> None:

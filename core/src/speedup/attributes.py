@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from itertools import filterfalse
+from itertools import chain, filterfalse
 from typing import Any
 
 from torch import nn
@@ -31,13 +31,13 @@ class Attributes:
         self.module = module
         self.kind = type(module)
         self.saved = module.__dict__.copy()
-        self._empty, self._filled = _contents(self.saved.values())
+        self._empty, self._filled = _by_contents(_containers(self.saved.values()))
 
     def as_it_was(self, but: Collection[str] = ()) -> dict[str, Any]:
         """All attributes as they were, but those of some names: containers as copies with what was in them."""
-        empty, filled = set(map(id, self._empty)), {id(v): content for v, content in self._filled}
-        held = {name: value for name, value in self.saved.items() if name not in but}
-        return {n: _emptied(v) if id(v) in empty else filled.get(id(v), v) for n, v in held.items()}
+        filled = {id(v): content for v, content in self._filled}
+        held = [(name, value) for name, value in self.saved.items() if name not in but]
+        return {n: filled[id(v)] if id(v) in filled else _emptied(v) if _is_container(v) else v for n, v in held}
 
     def leave_out(self, holder: str, name: str) -> None:
         """Do not put back what the dict of one name had under another."""
@@ -64,10 +64,12 @@ class Snapshot:
             v for saved in every for n in filterfalse(INTERNAL.__contains__, saved) if type(v := saved[n]) not in PLAIN
         ]
         try:
-            internal = [v for saved in every for v in _internal_containers(saved)]
+            internal = list(chain.from_iterable(map(_internal_containers, every)))
         except KeyError:  # a module of TorchScript has not all of them
             internal = [v for saved in every for n, v in saved.items() if n in INTERNAL]
-        self._empty, self._filled = _contents([*internal, *self.own])
+        if not _EXACTLY.issuperset(map(type, internal)):
+            internal = _containers(internal)
+        self._empty, self._filled = _by_contents(internal + _containers(self.own))
 
     def restore(self) -> None:
         for module, kind, saved in self._saved:
@@ -89,13 +91,20 @@ class Saved(list[Attributes]):
         del self[to:]
 
 
-def _contents(values: Iterable[Any]) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    """The containers among values that hold nothing, and the others with copies of what they hold.
+def _is_container(value: Any) -> bool:
+    return type(value) in _EXACTLY or (type(value) not in PLAIN and isinstance(value, _CONTAINERS))
+
+
+def _containers(values: Iterable[Any]) -> list[Any]:  # in a line, for they are many
+    return [v for v in values if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))]
+
+
+def _by_contents(held: list[Any]) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    """The containers that hold nothing, and the others with copies of what they hold.
 
     A model has many modules, and a module some 15 containers, of which few hold anything: hooks.
     """
-    held = [v for v in values if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))]
-    return [v for v in held if not v], [(v, v.copy()) for v in held if v]
+    return list(filterfalse(None, held)), [(v, v.copy()) for v in filter(None, held)]
 
 
 def _put_back(module: nn.Module, kind: type[nn.Module], saved: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -131,8 +131,9 @@ def build(
             if piece is None or name.rpartition(".")[0] in piece.paths:
                 parts.tensors[name] = fresh[value]
     nodes = graph.nodes if piece is None else [n for n in piece.nodes if n.path in piece.paths]
-    _replace_modules(nodes, keeps, model, fresh, gained, parts)
-    _replace_owners(model, parts)
+    modules = dict(walk.all_paths(model))
+    _replace_modules(nodes, keeps, modules, fresh, gained, parts)
+    _replace_owners(modules, parts)
     if piece is None:
         _replace_held(model, parts, fresh)
         settle_expanded(graph, keeps, model, parts)
@@ -247,12 +248,11 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 def _replace_modules(
     nodes: Sequence[Node],
     keeps: KeepSets,
-    model: nn.Module,
+    modules: Mapping[str, nn.Module],
     fresh: dict[Value, torch.Tensor],
     gained: dict[Node, dict[str, torch.Tensor]],
     parts: Parts,
 ) -> None:
-    modules = dict(walk.all_paths(model))
     for node in nodes:
         if node.module is None or node.rule is None or node.path in parts.modules:
             continue
@@ -275,9 +275,8 @@ def _replace_modules(
         parts.modules[node.path] = made
 
 
-def _replace_owners(model: nn.Module, parts: Parts) -> None:
+def _replace_owners(modules: Mapping[str, nn.Module], parts: Parts) -> None:
     """Put new tensors into the modules that own them and that no rule has replaced with them inside."""
-    modules = dict(walk.all_paths(model))
     shells: dict[int, nn.Module] = {id(modules[path]): made for path, made in parts.modules.items()}
     for name, tensor in parts.tensors.items():
         path, _, attribute = name.rpartition(".")

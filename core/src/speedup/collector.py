@@ -12,7 +12,7 @@ import gc
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-_YOUNG = 50_000  # so many objects more than before, and the young ones are looked through
+_YOUNG = 100_000  # so many objects more than before, and the young ones are looked through
 _NEVER = 1_000_000  # times the younger ones are looked through before the older ones are
 
 Given = ParamSpec("Given")

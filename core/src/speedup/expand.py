@@ -16,7 +16,7 @@ from torch import nn
 from speedup import walk
 from speedup.errors import RuleError, SpeedupError
 from speedup.graph import Node
-from speedup.overlay import Overlay, overlaid, plain_class
+from speedup.overlay import Overlay, overlaid, plain, plain_class
 from speedup.rule import Rule
 
 if TYPE_CHECKING:
@@ -79,13 +79,12 @@ def expand(model: nn.Module, registry: Registry) -> dict[str, Expansion]:
         the rules by path.
     """
     found: dict[str, Expansion] = {}
-    rules: dict[type, Rule | None] = {}
+    kinds = set(map(type, walk.modules(model)))
+    if not any(isinstance(registry.for_base(plain(kind)), Expansion) for kind in kinds):
+        return found
     for path, module in walk.named_modules(model):
-        kind = type(module)
-        if kind not in rules:
-            rules[kind] = registry.for_base(plain_class(module))
-        rule = rules[kind]
-        if isinstance(rule, Expansion) and "forward" not in vars(module):
+        rule = registry.for_base(plain_class(module)) if "forward" not in vars(module) else None
+        if isinstance(rule, Expansion):
             found[path] = rule
             if not isinstance(module, Expanded):
                 module.__class__ = _expanded(rule, module)
@@ -95,10 +94,10 @@ def expand(model: nn.Module, registry: Registry) -> dict[str, Expansion]:
 def _expanded(rule: Expansion, module: nn.Module) -> Any:
     """The class of a module with the forward of a rule: over its own, or under what a subclass does before and after
     ``super().forward(...)``."""
-    plain = plain_class(module)
-    base = next(b for b in plain.__mro__ if b in rule.forwards)
-    own = getattr(plain, "forward", None) is getattr(base, "forward", None)
-    return overlaid(rule.forward_for(plain), type(module), None if own else base)
+    kind = plain_class(module)
+    base = next(b for b in kind.__mro__ if b in rule.forwards)
+    own = getattr(kind, "forward", None) is getattr(base, "forward", None)
+    return overlaid(rule.forward_for(kind), type(module), None if own else base)
 
 
 def settle(rule: Expansion, path: str, module: nn.Module, calls: Sequence[Call]) -> None:

@@ -433,6 +433,8 @@ class Graph:
         """The outermost modules with parameters of which the run has read none, nor one on another way."""
         parameters = [v for v in self.sources if v.kind == "parameter"]
         used = {v for v in parameters if v.is_read}
+        if len(used) == len(parameters):
+            return []
         called = {path for v in used for name in v.names for path in paths_around(name)}
         owners = {paths_around(name)[-1] for v in parameters if v not in used for name in v.names}
         outermost = [next((p for p in [*paths_around(path), path] if p not in called), None) for path in owners]

@@ -65,7 +65,8 @@ def resolve_inputs(dummy_input: object) -> tuple[tuple[Any, ...], dict[str, Any]
 
 def check_made(model: nn.Module) -> None:
     """Raise InputError where parameters or buffers of lazy modules have no shape yet."""
-    if any(map(nn.parameter.is_lazy, walk.tensors(model))):
+    one_of_each_kind = {type(tensor): tensor for tensor in walk.places(model)}
+    if any(map(nn.parameter.is_lazy, one_of_each_kind.values())):
         lazy = [name for name, tensor in walk.named_tensors(model) if nn.parameter.is_lazy(tensor)]
         more = f" and {len(lazy) - 3} more" if len(lazy) > 3 else ""
         raise InputError(

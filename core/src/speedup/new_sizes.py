@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from math import prod
 
 from speedup.errors import RuleError
 from speedup.facts import Bools, along, count, some
@@ -18,11 +17,12 @@ def new_size(node: Node, sets: Sequence[Bools], names: str, known: dict[str, int
     Args:
         known: by axis, what was found before with the same sets; what is found now is added.
     """
-    known = {} if known is None else known
+    known, found = {} if known is None else known, 1
     for name in names.split():
         if name not in known:
             known[name] = _axis_size(node, sets, name)
-    return prod(known[name] for name in names.split())
+        found *= known[name]
+    return found
 
 
 def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
@@ -34,14 +34,12 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
         return full
     # Weights last: their sets are products, which are written out only where nothing else has the name.
     known = layout.once("with", name, lambda: [k for k in range(len(layout.operands)) if name in layout.names_of(k)])
-    sources = [v is not None and v.is_source for v in node.operands]
     axis = layout.names.index(name)
     for weights in (False, True):
         for k in known:
-            if (k < layout.n_inputs and sources[k]) is weights:
-                found = _kept(layout.to_named(k, sets[k]), axis)
-                if found:
-                    return found
+            is_weight = k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source
+            if is_weight is weights and (found := _kept(layout.to_named(k, sets[k]), axis)):
+                return found
     return full
 
 

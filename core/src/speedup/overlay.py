@@ -81,7 +81,12 @@ def above(cls: type) -> type[nn.Module] | None:
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """The user's class of a module: without overlay, and without the methods that were rewritten."""
-    return parts_of(original(type(module))[0])[1]
+    return plain(type(module))
+
+
+def plain(cls: type) -> type[nn.Module]:
+    """The same for the class of a module."""
+    return parts_of(original(cls)[0])[1]
 
 
 def _revive(

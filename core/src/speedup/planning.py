@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from torch import nn
 
 from speedup import walk
@@ -141,7 +142,7 @@ class Plan:
         try:
             transition = Transition(self.model, self.keeps, self._masks.parameters)
             cases = random_inputs(self._inputs, (1, 3), 2, 0) if verify else {}
-            masking = Masking(self.model, self._masks.parameters, whole=True)
+            masking = Masking(self.model, self._masks.parameters if verify else None, whole=True)
             wanted = run(self.model, cases, masking) if verify else {}
             moved = effects_on(self.model, cases, wanted, masking) if verify and self.graph.effects else None
             transaction.apply()
@@ -259,7 +260,13 @@ def _small_shapes(graph: Graph, parts: Parts) -> dict[str, tuple[int, ...]]:
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int | None]]:
     """Changes when a parameter or buffer is written to or replaced."""
-    return [(id(t), t.data_ptr() if memory_of(t) else 0, walk.version_of(t)) for t in walk.tensors(model)]
+    return [(id(t), _place_of(t), walk.version_of(t)) for t in walk.tensors(model)]
+
+
+def _place_of(tensor: torch.Tensor) -> int:
+    """Where a tensor begins in memory; 0 for a type of tensor that has none of its own."""
+    ordinary = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return tensor.data_ptr() if ordinary or memory_of(tensor) else 0
 
 
 @rarely_collected

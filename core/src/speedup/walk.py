@@ -98,8 +98,13 @@ def scripted(modules: Mapping[str, nn.Module]) -> dict[int, str]:
 
 def tensors(model: nn.Module) -> list[torch.Tensor]:
     """Every parameter and buffer once."""
+    return list({id(t): t for t in places(model)}.values())
+
+
+def places(model: nn.Module) -> list[torch.Tensor]:
+    """The parameters and buffers of every module: tied ones as often as they are held."""
     holders = [held for module in modules(model) for held in (module._parameters, module._buffers) if held]
-    return list({id(t): t for held in holders for t in held.values() if t is not None}.values())
+    return [tensor for held in holders for tensor in held.values() if tensor is not None]
 
 
 def version_of(tensor: torch.Tensor) -> int | None:

@@ -35,9 +35,7 @@ class Unwrapped:
         self.masks: dict[str, torch.Tensor] = {}
         self._saved = Saved()
         try:
-            for path, module in walk.named_modules(model):
-                if not module._forward_pre_hooks and "parametrizations" not in module._modules:
-                    continue
+            for path, module in walk.named_modules(model) if _may_be_masked(model) else ():
                 prefix = f"{path}." if path else ""
                 pruned, masked = list(_pruned(module)), list(_parametrized(path, module))
                 if pruned or masked:
@@ -59,6 +57,10 @@ class Unwrapped:
 
     def __bool__(self) -> bool:
         return bool(self._saved)
+
+
+def _may_be_masked(model: nn.Module) -> bool:
+    return any([m._forward_pre_hooks or "parametrizations" in m._modules for m in walk.modules(model)])
 
 
 def _check_tied(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:

@@ -189,7 +189,7 @@ def _keep_of(tensor: torch.Tensor) -> torch.Tensor:
                 return torch.from_numpy(ones).expand(tensor.shape)
         else:
             small = _varying(tensor, tensor.stride())
-            keep = small == 1
+            keep: torch.Tensor = small == 1
             if torch.equal(keep, small != 0):
                 return keep.cpu().contiguous().expand(tensor.shape)
     except (RuntimeError, NotImplementedError, TypeError) as error:

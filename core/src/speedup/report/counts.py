@@ -12,11 +12,14 @@ from speedup.layout import Shape
 
 def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
     """Multiply-accumulate operations of a call, before and after; 0 where no rule knows them, and in training alone."""
-    before = 0 if node in keeps.graph.beside else _macs_before(node)
+    if node.rule is None or node in keeps.graph.beside:
+        return 0, 0
+    shapes = _shapes(node)
+    before = int(ask(node, "multiply_accumulates", shapes))
     if not before:
         return 0, 0
     small = [keeps.shape(v) if v is not None else None for v in node.values]
-    return before, ask(node, "multiply_accumulates", small) if small != _shapes(node) else before
+    return before, ask(node, "multiply_accumulates", small) if small != shapes else before
 
 
 def macs_of(graph: Graph) -> int:

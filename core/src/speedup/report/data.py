@@ -100,8 +100,6 @@ class Report:
     """What a plan does, as data; it is also the function that writes the page: ``plan.report("report.html")``.
 
     Attributes:
-        layers: every parameter and buffer before and after.
-        modules: every module, in the order of ``named_modules``.
         barriers: calls without a rule, with their places.
         gained: parameters that the small model has and the original has not (a bias that takes up constants).
         dropped, changes: for ``constants="drop"``: the calls that miss constants, and the change of each output.
@@ -120,8 +118,8 @@ class Report:
         >>> report("report.html")
     """
 
-    layers: list[Layer] = field(default_factory=list)
-    modules: list[Module] = field(default_factory=list)
+    find_layers: Callable[[], list[Layer]] = list
+    find_modules: Callable[[], list[Module]] = list
     find_stays: Callable[[], list[Kept]] = list
     find_page: Callable[[], dict[str, Any]] = dict
     barriers: list[str] = field(default_factory=list)
@@ -135,6 +133,16 @@ class Report:
     channels_last: list[str] = field(default_factory=list)
     parameters: Pair = (0, 0)
     macs: Pair = (0, 0)
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """Every parameter and buffer before and after (found when first asked for)."""
+        return self.find_layers()
+
+    @cached_property
+    def modules(self) -> list[Module]:
+        """Every module, in the order of ``named_modules`` (found when first asked for)."""
+        return self.find_modules()
 
     @cached_property
     def stays(self) -> list[Kept]:

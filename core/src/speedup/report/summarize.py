@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 
@@ -12,6 +13,7 @@ from speedup import walk
 from speedup.build import Parts
 from speedup.graph import Graph, Value
 from speedup.keep import KeepSets
+from speedup.layout import Shape
 from speedup.report.counts import count_macs
 from speedup.report.data import Layer, Module, Pair, Repaired, Report
 from speedup.report.picture import picture
@@ -21,34 +23,51 @@ from speedup.report.stays import find_stays
 def summarize(model: nn.Module, graph: Graph, keeps: KeepSets, parts: Parts) -> Report:
     """Count and explain one plan."""
     report = Report(gained=sorted(parts.gained), effects=list(graph.effects), uncalled=graph.uncalled)
+    # What a call computes is asked now, for it depends on the attributes of its module.
+    macs = [count_macs(node, keeps) for node in graph.nodes]
     types = {path: type(module).__name__ for path, module in walk.named_modules(model)}
-    parameters: dict[str, list[Pair]] = defaultdict(list)
-    for value in graph.sources:
-        shape = keeps.shape(value) if value.is_read else value.shape
-        name = value.names[0]
-        if value.kind == "parameter":
-            parameters[_owner(name)].append((prod(value.shape), prod(shape)))
-        report.layers.append(Layer(name, value.shape, shape, _kept(keeps, value) if value.is_read else {}, value.kind))
-    for name, tensor in parts.gained.items():
-        parameters[_owner(name)].append((0, tensor.numel()))
-    macs: dict[str, list[Pair]] = defaultdict(list)
-    for node in graph.nodes:
-        macs[node.path if node.module is not None else node.scope].append(count_macs(node, keeps))
-    report.modules = [Module(p, t, _total(parameters[p]), _total(macs[p])) for p, t in types.items()]
-    report.parameters = _total([pair for pairs in parameters.values() for pair in pairs])
-    report.macs = _total([pair for pairs in macs.values() for pair in pairs])
+    gained = [(name, (0, tensor.numel())) for name, tensor in parts.gained.items()]
+    report.parameters = _total([pair for _, pair in _parameters(graph, keeps)] + [pair for _, pair in gained])
+    report.macs = _total(macs)
     report.repaired = [Repaired(path, *line) for path, r in parts.repairs.items() for line in r.describe()]
     report.barriers = [f"{n.op_name} at {n.where}" + (f" ({n.note})" if n.note else "") for n in graph.barriers]
+    report.find_layers = partial(_layers, graph, keeps)
+    report.find_modules = partial(_modules, types, graph, keeps, macs, gained)
     report.find_stays = partial(find_stays, graph, keeps)
     report.find_page = partial(picture, report, graph, keeps)
     return report
 
 
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0]
+def _layers(graph: Graph, keeps: KeepSets) -> list[Layer]:
+    return [
+        Layer(v.names[0], v.shape, _shape(keeps, v), _kept(keeps, v) if v.is_read else {}, v.kind)
+        for v in graph.sources
+    ]
 
 
-def _total(pairs: list[Pair]) -> Pair:
+def _modules(
+    types: Mapping[str, str], graph: Graph, keeps: KeepSets, macs: Iterable[Pair], gained: Iterable[tuple[str, Pair]]
+) -> list[Module]:
+    parameters: dict[str, list[Pair]] = defaultdict(list)
+    for name, pair in (*_parameters(graph, keeps), *gained):
+        parameters[name.rpartition(".")[0]].append(pair)
+    own: dict[str, list[Pair]] = defaultdict(list)
+    for node, pair in zip(graph.nodes, macs, strict=True):
+        own[node.path if node.module is not None else node.scope].append(pair)
+    return [Module(p, t, _total(parameters[p]), _total(own[p])) for p, t in types.items()]
+
+
+def _parameters(graph: Graph, keeps: KeepSets) -> list[tuple[str, Pair]]:
+    """The parameters with their numbers before and after."""
+    found = [v for v in graph.sources if v.kind == "parameter"]
+    return [(v.names[0], (prod(v.shape), prod(_shape(keeps, v)))) for v in found]
+
+
+def _shape(keeps: KeepSets, value: Value) -> Shape:
+    return keeps.shape(value) if value.is_read else value.shape
+
+
+def _total(pairs: Sequence[Pair]) -> Pair:
     return sum(b for b, _ in pairs), sum(a for _, a in pairs)
 
 

@@ -25,8 +25,10 @@ Above = Mapping[int, tuple[type[nn.Module], Rule]]
 def called_above(model: nn.Module, registry: Registry) -> Above:
     """The modules of which the forward above is a call, by identity, with the class above and its rule."""
     modules = walk.modules(model)
-    above = {kind: known for kind in set(map(type, modules)) if (known := _above(kind, registry)) is not None}
-    return {id(m): above[type(m)] for m in modules if type(m) in above and "forward" not in vars(m)} if above else {}
+    kinds = {kind: _above(kind, registry) for kind in set(map(type, modules))}
+    if not any(kinds.values()):
+        return {}
+    return {id(m): there for m in modules if (there := kinds[type(m)]) is not None and "forward" not in vars(m)}
 
 
 def _above(kind: type[nn.Module], registry: Registry) -> tuple[type[nn.Module], Rule] | None:

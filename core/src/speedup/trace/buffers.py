@@ -33,7 +33,7 @@ class Buffers:
     def restore(self) -> None:
         for together, shapes, saved in self._lines:
             if [b.shape for b in together] != shapes or not same(torch.hstack(together), saved):
-                parts = saved.split([shape.numel() for shape in shapes])
+                parts = saved.split_with_sizes([shape.numel() for shape in shapes])
                 for buffer, shape, own in zip(together, shapes, parts, strict=True):
                     _restore(buffer, own.reshape(shape))
         for buffer, own in self._others:

@@ -23,7 +23,7 @@ HERE = contextlib.nullcontext()  # the place of a model that is not on meta
 
 def on_meta(model: nn.Module) -> bool:
     """Whether some of a model's tensors have no contents."""
-    return any(t.is_meta for t in walk.tensors(model))
+    return any([t.is_meta for t in walk.places(model)])
 
 
 def to_meta(tree: Tree) -> Tree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from speedup.trees import PLAIN
 
 _CONTAINERS = frozenset((dict, list, tuple, set, OrderedDict))
 _MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
+# What else torch keeps in every module, and most hold nothing in.
+_HOOKS = tuple(n for n, v in vars(nn.Module()).items() if n not in _MEMBERS and type(v) not in PLAIN)
 
 
 class Tensors:
@@ -57,8 +60,11 @@ class Tensors:
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
         for prefix, module in found:  # a list of parameters, say, may stand in front of the module that they belong to
-            attributes = [(n, h) for n, h in module.__dict__.items() if type(h) not in PLAIN]
-            for name, held in [(n, h) for n, h in attributes if n not in INTERNAL or (h and n not in _MEMBERS)]:
+            there = module.__dict__
+            names = list(filterfalse(INTERNAL.__contains__, there))
+            if any(map(there.get, _HOOKS)):
+                names = [n for n in _HOOKS if there.get(n)] + names
+            for name, held in [(n, h) for n in names if type(h := there[n]) not in PLAIN]:
                 if (type(held) in _CONTAINERS and not held) or is_empty_of_tensors(held):
                     continue
                 for tensor in tensors_in(held, depth=2):
