@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import Bools, Floats, any_of, some
+from speedup.facts import Bools, Floats, all_of, any_of, some
 from speedup.graph import Node
 
 if TYPE_CHECKING:
@@ -34,13 +34,17 @@ class Rows:
         common = layout.names_of(gone.k) & layout.names_of(gone.weight) - {self.contracted}
         self.outer = [n for n in layout.names if n in common]
         self.scope = layout.axes(layout.names_of(gone.k) - layout.names_of(gone.weight))
+        here = [*self.outer, self.contracted]
+        self._wide = [layout.sizes[n] if n in here else 1 for n in layout.names]
+        order = [layout.names.index(n) for n in here]
+        self._order = [*order, *(p for p in range(len(layout.names)) if p not in order)]
         self.gone = self._grid(gone.mask).astype(bool)
         alike = self._alike(gone)
         # What nobody reads may hold anything; where no output matters that is no harm.
         live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
         live = any_of(live, layout.axes(set(layout.names) - {layout.names[p] for p in self.scope}))
         sound = ~(layout.to_named(gone.k, keep.facts.unused(gone.k)) & live)
-        kept = (layout.to_named(gone.k, keep.sets[gone.k]) & sound).all(self.scope, keepdims=True)
+        kept = all_of(layout.to_named(gone.k, keep.sets[gone.k]) & sound, self.scope)
         self.kept = self._grid(kept & alike).astype(bool)
         first = tuple(slice(0, 1) if p in self.scope else slice(None) for p in range(len(layout.names)))
         terms = [np.where(alike, t[first], 0.0) for t in gone.terms]
@@ -54,8 +58,10 @@ class Rows:
 
     def _alike(self, gone: Removed) -> Bools:
         """Known, and the same all along the axes that the weight does not have."""
-        alike = gone.known.all(axis=self.scope, keepdims=True)
+        alike = all_of(gone.known, self.scope)
         for array in (gone.offset, *gone.terms):
+            if all([array.shape[p] == gone.known.shape[p] == 1 for p in self.scope]):
+                continue
             array = np.where(gone.known, array, 0.0)
             same = array.max(axis=self.scope, keepdims=True) == array.min(axis=self.scope, keepdims=True)
             alike = alike & same
@@ -63,11 +69,8 @@ class Rows:
 
     def _grid(self, array: Floats | Bools) -> Floats:
         """A named array as (groups, entries)."""
-        names, sizes = self.layout.names, self.layout.sizes
-        wide = [sizes[n] if n == self.contracted or n in self.outer else 1 for n in names]
-        order = [names.index(n) for n in (*self.outer, self.contracted)]
-        rest = [p for p in range(len(names)) if p not in order]
-        return np.broadcast_to(array, wide).transpose([*order, *rest]).reshape(-1, sizes[self.contracted])
+        width = self.layout.sizes[self.contracted]
+        return np.broadcast_to(array, self._wide).transpose(self._order).reshape(-1, width)
 
     def named(self, grid: Bools) -> Bools:
         """The way back."""
@@ -100,6 +103,8 @@ class Rows:
 
     def lacking(self) -> Bools:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
+        if self.all.shape[-1] == 1:  # mostly: one number
+            return self._lacking_one(self.all[..., 0])
         chosen, least = np.zeros_like(self.gone), _ROUNDING * self._largest()
         for _ in range(self.all.shape[-1]):
             kept = self.kept | chosen
@@ -116,6 +121,17 @@ class Rows:
                 break
             chosen = chosen | more
         return chosen
+
+    def _lacking_one(self, numbers: Floats) -> Bools:
+        """The same where there is one unknown: a kept number spans all that are no large multiples of it.
+
+        Args:
+            numbers: the rows, (groups, entries).
+        """
+        size = np.sqrt((np.square(numbers) * self.kept).sum(axis=1, keepdims=True))
+        least = np.maximum(_ROUNDING * self._largest(), np.finfo(np.float64).tiny)
+        lengths = np.abs(numbers) * self.gone
+        return _first_largest(np.where(lengths > np.where(size > least, _MOST * size, least), lengths, 0.0))
 
     def all_of(self, kept: Bools) -> Floats:
         """The kept rows of each group, and 0 for those that another group keeps."""

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from speedup.carriers import Rows
-from speedup.facts import Bools, Floats, Indices, some
+from speedup.facts import Bools, Floats, Indices
 from speedup.graph import Node, Value
 from speedup.kept import kept_of
+from speedup.order import in_order
 from speedup.pieces import contents
 from speedup.response import AT_ONCE, by_names, masked_part, spread
 
@@ -45,7 +46,8 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     if not bias:
         grouped = _Grouped.of(node, gone.weight, rows, keeps)
         if grouped is not None:
-            return grouped.carry((sources, leaving), (targets, staying)), None
+            made = grouped.carry((sources, leaving), (targets, staying))
+            return in_order(made, keeps.orders.get(value, {})), None
     weight = _Weight(node, gone.weight, rows, keeps)
     going, shares = weight.numbers(leaving), weight.numbers(staying)
     at = weight.numbers(np.searchsorted(weight.columns, targets))
@@ -85,7 +87,7 @@ class _Grouped:
         """None where it is another one."""
         value, dims = node.values[k], node.layout.operands[k]
         assert value is not None and dims is not None
-        if value.tensor is None or len(rows.gone) < 2 or value in keeps.orders:
+        if not value.is_source or len(rows.gone) < 2:  # of a single group mostly few columns carry
             return None
         if dims[0][:-1] != tuple(rows.outer) or dims[1:2] != ((rows.contracted,),):
             return None
@@ -96,7 +98,7 @@ class _Grouped:
         lines, columns = np.asarray(kept.any(axis=2)), np.asarray(kept.any(axis=1))
         most = np.count_nonzero(lines, axis=1).max() * np.count_nonzero(columns, axis=1).max()
         # As many as with the largest counts in every group: so all have these, and the set is a box in each.
-        if np.count_nonzero(kept) != groups * most or some(rows.kept & ~columns):
+        if np.count_nonzero(kept) != groups * most:
             return None
         return _Grouped(value, lines, columns)
 
@@ -165,7 +167,7 @@ class _Weight:
             self._kept = {long[a][0]: indices for a, indices in lines.indices.items()}
         sizes = [layout.sizes[n] for n in names]
         self._whole = (contents(value) if value.tensor is None else value.tensor.detach()).reshape(sizes)
-        self._mask = by_names(layout, k, names, value.mask if value.is_source else None)
+        self._mask = by_names(layout, k, value.mask if value.is_source else None)
         self.columns = self._at(self.axis)
         made = kept_of(keeps, value) if self.is_cut else self._read({})
         if made is self._whole:

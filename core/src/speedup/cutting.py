@@ -13,6 +13,7 @@ from speedup.regular import kept_shape, ragged_axes, varied
 
 Line: TypeAlias = tuple[int, Indices]  # an axis, and what is kept of it
 
+_FEW = 1 << 12  # entries, up to which the way to NumPy and back takes longer than what torch does
 _BLOCK = 1 << 18  # bytes of what two cuts in turn leave between them: what a core has at hand
 
 
@@ -72,8 +73,8 @@ def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor
 
 def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     """Some indices of an axis, as a new tensor."""
-    if not _by_numpy(tensor):
-        return tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
+    if tensor.numel() <= _FEW or not _by_numpy(tensor):
+        return tensor.detach().index_select(axis, torch.from_numpy(indices).to(tensor.device))
     given = tensor.detach().numpy()
     made = room(_shape(given.shape, (axis, indices)), given.dtype)
     return torch.from_numpy(given.take(indices, axis, out=made, mode="clip"))  # "raise" would fill a buffer first

@@ -26,6 +26,7 @@ from speedup.carrying import carry
 from speedup.facts import Bools, Floats, any_of, any_product, compact_axes, some
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
+from speedup.layout import Layout
 from speedup.pieces import contents, is_own
 from speedup.response import response
 
@@ -95,14 +96,15 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
         if not some(used):
             continue
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
-        scope = layout.axes(layout.names_of(k) - (layout.names_of(weight) if weight is not None else frozenset()))
+        scope = _beside(layout, k, weight)
         numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
         known, offset = (layout.to_named(k, a) for a in numbers)
         terms = [layout.to_named(k, t) for t in combined.terms] if combined is not None else []
         constants = np.where(named, offset, 0.0)
-        named, used, offset, constants, *terms = (
-            compact_axes(a, axes=scope)[0] for a in (named, used, offset, constants, *terms)
-        )
+        named, used, offset, constants, *terms = [
+            compact_axes(a, axes=scope)[0] if any([a.shape[p] > 1 for p in scope]) else a
+            for a in (named, used, offset, constants, *terms)
+        ]
         alike = weight is not None and all(a.shape[p] == 1 for a in (named, constants) for p in scope)
         if alike and terms:
             assert combined is not None
@@ -113,6 +115,13 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
             used = any_of(used, scope)
         found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
     return found
+
+
+def _beside(layout: Layout, k: int, weight: int | None) -> tuple[int, ...]:
+    """The axes of operand ``k`` that the weight does not have, in named space."""
+    own = layout.names_of(weight) if weight is not None else frozenset()
+    axes: tuple[int, ...] = layout.once("beside", (k, weight), lambda: layout.axes(layout.names_of(k) - own))
+    return axes
 
 
 def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: bool) -> Bools:

@@ -32,8 +32,11 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
     small = keeps.cut(value, whole).contiguous()
     if mask is None:
         return small
+    mask = keeps.cut_mask(value, mask)
+    if mask.all():  # mostly: what is masked goes
+        return small
     own = memory_of(small) != memory_of(whole)
-    return product(small, keeps.cut_mask(value, mask), out=small if own else None)
+    return product(small, mask, out=small if own else None)
 
 
 def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:

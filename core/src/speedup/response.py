@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from speedup.cutting import cut_indices
-from speedup.facts import Bools, Floats, Indices, along, some, sum_product
+from speedup.facts import Bools, Floats, Indices, along, some
 from speedup.graph import Node
 from speedup.layout import Layout
 from speedup.masking import product
@@ -45,7 +45,7 @@ def response(
         contents = source.tensor.detach()
         if contents.is_meta:  # asked where, not what: see ``infer.unseen``
             contents = torch.zeros(()).expand(contents.shape)
-        mask = by_names(layout, weight, names, source.mask)
+        mask = by_names(layout, weight, source.mask)
     tensor = contents.reshape([layout.sizes[n] for n in names])
     rows: dict[str, Indices] = {}
     columns: dict[str, Indices] = {}
@@ -67,9 +67,9 @@ def response(
             (columns if name in layout.contracted else rows)[name] = at
     few = {n: at for n, at in columns.items() if _GATHERING * len(at) < layout.sizes[n]}
     with np.errstate(invalid="ignore"):
-        result = _summed(layout, names, tensor, mask, rows, few, values)
+        result = _summed(layout, names, tensor, mask, rows | few, values)
     if len(few) < len(columns) and not np.isfinite(result).all():  # 0 times a column that nobody asks for is no number
-        result = _summed(layout, names, tensor, mask, rows, columns, values)
+        result = _summed(layout, names, tensor, mask, rows | columns, values)
     for name, at in rows.items():
         result = spread(result, layout.names.index(name), at, layout.sizes[name])
     return result
@@ -80,30 +80,52 @@ def _summed(
     names: Sequence[str],
     tensor: torch.Tensor,
     mask: Bools | None,
-    rows: Mapping[str, Indices],
-    columns: Mapping[str, Indices],
+    chosen: Mapping[str, Indices],
     values: Floats,
 ) -> Floats:
-    """The same for some indices of a weight that has one axis for each of its names, part by part."""
-    chosen = {**rows, **columns}
+    """The same for some indices of a weight that has one axis for each of its names, part by part.
+
+    One matrix product per index of the names that the values have as well and that stay.
+    """
+    sizes = {n: layout.sizes[n] for n in names}
     for name, at in chosen.items():
-        p = layout.names.index(name)
+        sizes[name], p = len(at), layout.names.index(name)
         values = np.take(values, at, axis=p) if values.shape[p] > 1 else values
-    sizes = {n: len(chosen[n]) if n in chosen else layout.sizes[n] for n in names}
-    summed = layout.contracted | layout.mixed
-    free = [n for n in names if n not in summed and values.shape[layout.names.index(n)] == 1]
-    # Written out along all that is summed up: one product of matrices does it.
-    values = np.broadcast_to(
-        values, [sizes[n] if n in sizes and n in summed else s for n, s in zip(layout.names, values.shape, strict=True)]
+    shape = dict(zip(layout.names, values.shape, strict=True))
+    summed = [n for n in names if n in layout.contracted or n in layout.mixed]
+    each = [n for n in names if n not in summed and shape[n] > 1]
+    further = [n for n in layout.names if n not in sizes and shape[n] > 1]
+    free = sorted([n for n in names if n not in summed and shape[n] == 1], key=lambda n: -sizes[n])
+    # The weight writes all its contracted names out: every term is there once.
+    width = prod([sizes[n] for n in summed])
+    if any([shape[n] != sizes[n] for n in summed]):
+        values = np.broadcast_to(values, [sizes[n] if n in summed else s for n, s in shape.items()])
+    right = _in_order(values, layout.names, [*each, *summed, *further]).reshape(
+        -1, width, prod(shape[n] for n in further)
     )
-    split = max(free, key=sizes.__getitem__, default=None)
-    step = max(1, AT_ONCE * sizes[split] // prod(sizes.values())) if split is not None else 0
-    if split is None or step >= sizes[split]:
-        return _product(layout, names, tensor, mask, chosen, values)
-    at = rows[split] if split in rows else np.arange(sizes[split])
-    parts = [{**rows, split: at[start : start + step], **columns} for start in range(0, len(at), step)]
-    results = [_product(layout, names, tensor, mask, part, values) for part in parts]
-    return np.concatenate(results, layout.names.index(split))
+    order = [names.index(n) for n in (*each, *free, *summed)]
+    here = {names.index(n): at for n, at in chosen.items()}
+    count = sizes[free[0]] if free else 1
+    step, results = max(1, AT_ONCE * count // prod(sizes.values())), []
+    for start in range(0, count, step):
+        if step < count:
+            split = names.index(free[0])
+            line = chosen[free[0]] if free[0] in chosen else np.arange(count)
+            here[split] = line[start : start + step]
+        part = masked_part(tensor, mask, here).to("cpu").permute(order).to(torch.float64)
+        results.append(np.matmul(part.reshape(len(right), -1, width).numpy(), right))
+    made = results[0] if len(results) == 1 else np.concatenate(results, 1)
+    made = made.reshape([*(sizes[n] for n in (*each, *free)), *(shape[n] for n in further)])
+    named = [n for n in layout.names if (n in sizes and n not in summed) or n in further]
+    made = made.transpose([[*each, *free, *further].index(n) for n in named])
+    found = dict(zip(named, made.shape, strict=True))
+    return made.reshape([found.get(n, 1) for n in layout.names])
+
+
+def _in_order(array: Floats, names: Sequence[str], first: Sequence[str]) -> Floats:
+    """The array with these of its axes first."""
+    order = [names.index(n) for n in first]
+    return array.transpose([*order, *(p for p in range(len(names)) if p not in order)])
 
 
 def spread(array: Floats, axis: int, at: Indices, size: int) -> Floats:
@@ -111,25 +133,6 @@ def spread(array: Floats, axis: int, at: Indices, size: int) -> Floats:
     full = np.zeros([size if a == axis else s for a, s in enumerate(array.shape)])
     full[(slice(None),) * axis + (at,)] = array
     return full
-
-
-def _product(
-    layout: Layout,
-    names: Sequence[str],
-    tensor: torch.Tensor,
-    mask: Bools | None,
-    chosen: Mapping[str, Indices],
-    values: Floats,
-) -> Floats:
-    """The same at once, for values that are written out along all that is summed up."""
-    tensor = masked_part(tensor, mask, {names.index(n): at for n, at in chosen.items()}).to("cpu")
-    order = [names.index(n) for n in layout.names if n in names]
-    matrix = tensor.to(torch.float64).numpy().transpose(order)
-    shape = iter(matrix.shape)
-    matrix = matrix.reshape([next(shape) if n in names else 1 for n in layout.names])
-    # The weight writes all its contracted names out, so every term is there once.
-    own = layout.axes(layout.mixed.intersection(names))
-    return sum_product(matrix, values, (*layout.contracted_axes, *own))
 
 
 def masked_part(tensor: torch.Tensor, mask: Bools | None, chosen: Mapping[int, Indices]) -> torch.Tensor:
@@ -141,11 +144,10 @@ def masked_part(tensor: torch.Tensor, mask: Bools | None, chosen: Mapping[int, I
     return part if mask is None or mask.all() else product(part, torch.from_numpy(np.ascontiguousarray(mask)))
 
 
-def by_names(layout: Layout, k: int, names: Sequence[str], mask: torch.Tensor | None) -> Bools | None:
+def by_names(layout: Layout, k: int, mask: torch.Tensor | None) -> Bools | None:
     """The mask of operand ``k`` with one axis for each of its names."""
     if mask is None:
         return None
-    named = layout.to_named(k, mask.cpu().numpy())
-    order = [layout.names.index(n) for n in names]
-    rest = [a for a in range(named.ndim) if a not in order]
-    return np.ascontiguousarray(named.transpose([*order, *rest]).reshape([named.shape[a] for a in order]))
+    dims = layout.operands[k] or ()
+    sizes = [1 if size == 1 else layout.sizes[n] for size, dim in zip(mask.shape, dims, strict=True) for n in dim]
+    return mask.cpu().numpy().reshape(sizes)
