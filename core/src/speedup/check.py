@@ -86,6 +86,19 @@ class Mismatch:
         return self.stage, self.node.index
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of the small model that came to its end.
+
+    Attributes:
+        nodes: its calls with the numbers that they were given; the sizes of what they made are those of the plan.
+        plain: the numbers that it returned.
+    """
+
+    nodes: Sequence[Node]
+    plain: Mapping[str, Any]
+
+
 def check(
     model: nn.Module,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
@@ -94,7 +107,7 @@ def check(
     registry: Registry,
     substitutes: Mapping[int, type[nn.Module]],
     decisions: Decisions | None = None,
-    runs: list[Graph] | None = None,
+    runs: list[Run] | None = None,
 ) -> Mismatch | None:
     """Run the changed model; where it differs from the plan, None when it agrees.
 
@@ -143,41 +156,45 @@ def check(
             raised=_methods_of(error, model),
         )
     if runs is not None:
-        runs[:] = [again]
+        runs[:] = [Run(again.nodes, again.plain)]
     found = _size_mismatch(graph, keeps, again.nodes) or _argument_mismatch(graph, keeps, again.nodes)
     if found is not None:
         return found
     return answers_mismatch(graph, keeps, again, decisions.largest if decisions is not None else 0.0)
 
 
-def does_as_planned(
+def as_planned(
     model: nn.Module,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     graph: Graph,
     keeps: KeepSets,
     registry: Registry,
     substitutes: Mapping[int, type[nn.Module]],
-) -> bool:
-    """Whether the changed model makes the calls of the masked one, as the plan has them, on fewer indices, and gives
-    its answers: then ``check`` finds nothing. False says nothing; it is for the model without repairs.
+) -> Run | None:
+    """A run of the changed model in which it makes the calls of the masked one, as the plan has them, on fewer indices,
+    and gives its answers: then ``check`` finds nothing. None says nothing.
     """
     replayed = replay(model, inputs, registry, graph, keeps.shape, substitutes)
     if replayed is None:
-        return False
-    run = replayed.returned
-    if set(run.plain) != set(graph.plain):
-        return False
+        return None
+    returned = replayed.returned
+    if set(returned.plain) != set(graph.plain):
+        return None
     held = dict(walk.named_tensors(model))
     planned = [_as_planned(node, replayed.given.get(node), keeps, held) for node in graph.nodes]
-    if None in planned or _argument_mismatch(graph, keeps, [n for n in planned if n is not None]) is not None:
-        return False
+    nodes = [n for n in planned if n is not None]
+    if len(nodes) < len(planned) or _argument_mismatch(graph, keeps, nodes) is not None:
+        return None
+    given = replayed.given
+    own = [replace(n, args=given[n][0], kwargs=given[n][1]) if n in given else n for n in graph.nodes]
+    run = Run(own, returned.plain)
     if keeps.drop:
-        return True
+        return run
     dtypes = [t.dtype for t in graph.reference]
-    numbers = plain_differences(graph.plain, run.plain, dtypes, ())
-    return difference(graph.reference, run.tensors, 0.0, graph.coarsest) is None and all(
-        relative <= allowed for _, _, relative, allowed in numbers
-    )
+    numbers = plain_differences(graph.plain, returned.plain, dtypes, ())
+    if any(relative > allowed for _, _, relative, allowed in numbers):
+        return None
+    return run if difference(graph.reference, returned.tensors, 0.0, graph.coarsest) is None else None
 
 
 def _as_planned(node: Node, given: Given | None, keeps: KeepSets, held: Mapping[str, torch.Tensor]) -> Node | None:

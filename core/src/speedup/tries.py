@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from speedup.build import Parts
-from speedup.check import AnswersError, Mismatch, check, does_as_planned
+from speedup.check import AnswersError, Mismatch, Run, as_planned, check
 from speedup.commit import Transaction
 from speedup.conditioning import excused
 from speedup.decisions import Decisions
@@ -32,7 +32,7 @@ class Tries:
     tipped from what is wrong. They are found once, and later runs have them from the start.
 
     Attributes:
-        run: the last run of the small model that was recorded and came to its end.
+        run: the last run of the small model that came to its end.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Tries:
     ) -> None:
         self.graph, self.keeps = graph, keeps
         self._model, self._inputs, self._rules, self._parts = model, inputs, rules, parts
-        self.run: Graph | None = None
+        self.run: Run | None = None
         self._wanted: list[list[torch.Tensor]] | None = None
 
     def __call__(self, repairs: Repairs) -> Mismatch | None:
@@ -70,10 +70,11 @@ class Tries:
     def _attempt(self, parts: Parts, decisions: Decisions | None = None) -> Mismatch | None:
         transaction = Transaction(self._model, parts)
         transaction.apply()
-        runs: list[Graph] = []
+        runs: list[Run] = []
         made = self._model, self._inputs, self.graph, self.keeps, self._rules, transaction.substitutes
         try:
-            if decisions is None and not parts.repairs and does_as_planned(*made):
+            if decisions is None and (found := as_planned(*made)) is not None:
+                runs = [found]
                 return None
             return check(*made, decisions, runs)
         finally:

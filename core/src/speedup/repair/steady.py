@@ -9,7 +9,7 @@ input, so that its numbers are right too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from speedup.build import Parts
+from speedup.check import Run
 from speedup.commit import Transaction
 from speedup.elsewhere import Elsewhere
 from speedup.errors import CheckError
@@ -35,7 +36,7 @@ from speedup.verification import compare, effects_on, run
 log = logging.getLogger("speedup")
 
 
-def steady(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts, small: Graph) -> bool:
+def steady(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts, small: Run) -> bool:
     """Whether a repaired model gives the masked one's answers at other sizes of the input too.
 
     Args:
@@ -45,7 +46,7 @@ def steady(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts, small: Graph) ->
     """
     if not parts.repairs:
         return True
-    if elsewhere.is_heavy and _makes_the_same_calls(elsewhere, parts, small):
+    if elsewhere.is_heavy and _makes_the_same_calls(elsewhere, keeps, parts, small):
         return True
     return _answers_the_same(elsewhere, keeps, parts)
 
@@ -53,7 +54,7 @@ def steady(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts, small: Graph) ->
 # -- calls ----------------------------------------------------------------------------------------------------------
 
 
-def _makes_the_same_calls(elsewhere: Elsewhere, parts: Parts, small: Graph) -> bool:
+def _makes_the_same_calls(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts, small: Run) -> bool:
     """Whether the calls at other sizes prove it; False where they do not, or cannot be had."""
     model, graph, rules = elsewhere.model, elsewhere.graph, elsewhere.rules
     contentless = elsewhere.contentless()
@@ -66,7 +67,7 @@ def _makes_the_same_calls(elsewhere: Elsewhere, parts: Parts, small: Graph) -> b
             for case, there in contentless.runs:
                 stands = transaction.substitutes
                 other = trace(model, *case.inputs, rules, substitutes=stands, compared=graph, shapes=contentless.shapes)
-                if not _corresponds(graph, there, small, other):
+                if not _corresponds(graph, keeps, there, small, other):
                     log.debug("without contents, %s: other calls", case.name)
                     return False
     except Exception as error:
@@ -77,7 +78,7 @@ def _makes_the_same_calls(elsewhere: Elsewhere, parts: Parts, small: Graph) -> b
     return True
 
 
-def _corresponds(big: Graph, elsewhere: Graph, small: Graph, small_elsewhere: Graph) -> bool:
+def _corresponds(big: Graph, keeps: KeepSets, elsewhere: Graph, small: Run, small_elsewhere: Graph) -> bool:
     """Whether the small model at another size is to the masked one there what it is on the dummy input."""
     graphs = (big, elsewhere, small, small_elsewhere)
     if len({len(g.nodes) for g in graphs}) > 1 or len({frozenset(g.plain) for g in graphs}) > 1:
@@ -87,9 +88,25 @@ def _corresponds(big: Graph, elsewhere: Graph, small: Graph, small_elsewhere: Gr
             return False
         if any(one.op_name != other.op_name for one, other in (nodes[:2], nodes[2:])):
             return False  # the small model may call another function than the masked one, but the same at both sizes
-        if not all(_follows(*each) for each in zip_longest(*map(_sizes_and_numbers, nodes), fillvalue="")):
+        planned = [keeps.shape(v) for v in nodes[0].outputs]
+        shapes = [[v.shape for v in n.outputs] for n in nodes]
+        shapes[2] = planned
+        if len({len(each) for each in shapes}) > 1 or not all(map(_follow, *shapes)):
+            return False
+        if nodes[0] is nodes[2] and nodes[1].is_given(nodes[3]):
+            continue
+        if not all(_follows(*each) for each in zip_longest(*map(_numbers, nodes), fillvalue="")):
             return False
     return all(_follows(*(g.plain[name] for g in graphs)) for name in big.plain)
+
+
+def _follow(*shapes: Sequence[int]) -> bool:
+    """Whether a tensor has as many axes in all runs, of sizes that follow, and none is empty, of which any size will
+    do."""
+    big, elsewhere, small, small_elsewhere = shapes
+    if len({len(s) for s in shapes}) > 1 or 0 in small:
+        return False
+    return (big == small and elsewhere == small_elsewhere) or all(map(_follows, *shapes))
 
 
 def _read(node: Node) -> tuple[Any, ...]:
@@ -99,14 +116,9 @@ def _read(node: Node) -> tuple[Any, ...]:
     return made, own if node.module is None else ()
 
 
-def _sizes_and_numbers(node: Node) -> Iterator[Any]:
-    """Ranks and shapes of what comes out, and the numbers that go in."""
-    for value in node.outputs:
-        yield value.ndim
-        yield from value.shape
-    given = numbers(node.args, node.kwargs) if node.module is None else ()
-    for _, number in given:
-        yield number
+def _numbers(node: Node) -> list[Any]:
+    """The numbers that go into a call of a function."""
+    return [number for _, number in numbers(node.args, node.kwargs)] if node.module is None else []
 
 
 def _follows(big: Any, elsewhere: Any, small: Any, small_elsewhere: Any) -> bool:
