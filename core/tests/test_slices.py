@@ -200,7 +200,7 @@ def test_what_is_masked_alike_is_made_once(name: str, least: int, monkeypatch: p
     assert seen, "the call was made as a whole"
 
 
-SUMMED = {"linear": -1, "conv": 1, "conv without batch": 0, "transposed conv": 1, "function": -1}
+SUMMED = {"linear": -1, "conv": 1, "conv without batch": 0, "transposed conv": 1, "function": -1, "product": -1}
 SUMMED |= {"channels last": 3, "transposed input": -1}
 
 
@@ -229,16 +229,6 @@ def test_what_is_multiplied_with_0_is_not_read(name: str, least: int, monkeypatc
     assert {weight.shape[1 - LINES[name]] for weight, *_ in seen} == {size // 2 + 1}, (
         "one that is 0 goes with the others"
     )
-
-
-def test_what_is_0_counts_where_no_rule_speaks_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A distance sums over an axis too."""
-    monkeypatch.setattr(masking, "_WORTH", 1)
-    monkeypatch.setattr(slices, "_TIMES", 1)
-    monkeypatch.setattr(default_registry().for_function(F.linear), "bias", None)
-    model, x, masks = with_zeros("function")
-    _, seen = calls_of(model, x, masks, monkeypatch)
-    assert {weight.shape[1] for (weight,) in seen} == {12}
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])

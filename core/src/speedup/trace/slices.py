@@ -153,8 +153,7 @@ def slices_of(node: Node, rule: Rule, masking: Masking, tensors: Sequence[torch.
             step = max(2, size * masking.limit // own[weight].nbytes)  # a single one says nothing of memory formats
             alike = masking.alike(places)
             if alike is not None:
-                # Of a distance, say, what is 0 is a part too; what a rule names a bias for is a product.
-                summed = _summed(text, node.operand_names, there, weight, ones) if rule.bias is not None else []
+                summed = _summed(text, node.operand_names, there, weight, ones)
                 return Slices(places, along, size, step, alike, _read(node, tensors, summed, places))
             if masking.are_large(own.values()):
                 return Slices(places, along, size, step)
