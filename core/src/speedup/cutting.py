@@ -88,6 +88,14 @@ def take_into(room: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indi
         torch.index_select(tensor, axis, torch.from_numpy(indices).to(tensor.device), out=room)
 
 
+def taken(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
+    """As ``take``, of a tensor that fills its memory; what comes lies in memory as it does."""
+    if tensor.is_contiguous():
+        return take(tensor, axis, indices)
+    order = outer_first(tensor)
+    return take(tensor.permute(order), order.index(axis), indices).permute([order.index(a) for a in range(tensor.ndim)])
+
+
 def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
     """Some indices of two axes, block by block, as they lie in memory: what the first
     cut leaves is never there as a whole."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from speedup import walk
-from speedup.cutting import Line, cut_indices, laid_out_like
+from speedup.cutting import taken
 from speedup.facts import Bools, Indices
 from speedup.masks import compact
 
@@ -167,21 +167,17 @@ class Masking:
             yield
 
     @contextlib.contextmanager
-    def chosen(
-        self, axes: Mapping[torch.Tensor, int], indices: Indices, gone: int, read: Mapping[torch.Tensor, Line]
-    ) -> Iterator[None]:
+    def chosen(self, axes: Mapping[torch.Tensor, int], indices: Indices, gone: int) -> Iterator[None]:
         """While this is open, parameters are those indices of theirs, of which the first ones are masked as a whole and
         the others not at all.
 
         Args:
             axes: along which axis.
             gone: how many are masked.
-            read: another axis of some of them, and what there is of it.
         """
 
         def some(parameter: torch.Tensor, axis: int) -> torch.Tensor:
-            lines = dict([(axis, indices), *([read[parameter]] if parameter in read else [])])
-            found = laid_out_like(parameter.data, cut_indices(parameter.data, lines))
+            found = taken(parameter.data, axis, indices)
             found.narrow(axis, 0, gone).mul_(0)
             return found
 

@@ -80,7 +80,7 @@ class Maker:
         if inside:
             self.masking.interrupt()  # a transform has hold of the memory of parameters
         closed = self.closed = not inside and is_closed(op, rule, module)
-        slices = slices_of(node, rule, self.masking, tensors) if closed and self.masking.may_slice(tensors) else None
+        slices = slices_of(node, rule, self.masking) if closed and self.masking.may_slice(tensors) else None
         if slices is None:
             masked = self.masking.mask(tensors, module)
         else:
