@@ -333,7 +333,8 @@ def multiply_accumulates(node: Node, shapes: Sequence[tuple[int, ...] | None]) -
     window = 1
     for size, dim in zip(shapes[weight] or (), layout.operands[weight] or (), strict=True):
         terms = inner.intersection(dim)
-        if len(terms) == len(dim):
+        is_written_out = size > 1 or all(layout.sizes[n] == 1 for n in dim)  # else it may be broadcast
+        if len(terms) == len(dim) and is_written_out:
             window *= size
         elif terms:
             sizes = layout_at(node, shapes).sizes
