@@ -235,3 +235,36 @@ def test_the_masked_index_stands_where_the_small_model_has_another(monkeypatch: 
     _, ((weight, bias),) = calls_of(model, given((3, 4)), masks, monkeypatch, least=10**9)
     assert not weight[0].any() and not bias[0].any()
     assert torch.equal(weight[1:], model.get_parameter("weight").detach()[6:])
+
+
+def test_what_is_no_number_under_a_mask_is_seen_as_in_the_masked_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    model, masks = linear_with(~ROWS, (~ROWS)[:, None].expand(12, 4))
+    with torch.no_grad():
+        model.get_parameter("weight")[3] = torch.inf  # not the first that is masked
+    (got, _), seen = calls_of(model, given((3, 4)), masks, monkeypatch, least=10**9)
+    assert not seen and got[0][:, 3].isnan().all()
+
+
+def test_a_call_that_the_model_differentiates_is_made_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_WORTH", 1)
+    layer, masks = linear_with(~ROWS, (~ROWS)[:, None].expand(12, 4))
+
+    class Force(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                (force,) = torch.autograd.grad(torch.tanh(self.layer(x)).sum(), x)
+            return force
+
+    model, x = Force(), given((3, 4))
+    masks = {f"layer.{n}": m for n, m in masks.items()}
+    (wanted, _), _ = run(model, x, True, monkeypatch, masks)
+    for least in (1, 10**9):
+        (got, _), seen = calls_of(model, x, masks, monkeypatch, least)
+        torch.testing.assert_close(got, wanted, rtol=1e-14, atol=1e-14)
+        assert not seen

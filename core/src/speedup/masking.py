@@ -130,7 +130,9 @@ class Masking:
         if first is None or any(line is None or not np.array_equal(line, first) for line in lines):
             return None
         gone = np.flatnonzero(~first)
-        return (gone, np.flatnonzero(first)) if 1 < len(gone) < len(first) else None
+        if not 1 < len(gone) < len(first) or not all(bool(p.detach().sum().isfinite()) for p in axes):
+            return None  # with a mask, too, what is no number makes one that is none
+        return gone, np.flatnonzero(first)
 
     def _line(self, parameter: torch.Tensor, axis: int) -> Bools | None:
         """The mask of a parameter by indices of an axis, if it says no more; None if it does."""

@@ -106,7 +106,7 @@ def _summed(
     order = [names.index(n) for n in (*each, *free, *summed)]
     here = {names.index(n): at for n, at in chosen.items()}
     count = sizes[free[0]] if free else 1
-    step, results = max(1, AT_ONCE * count // prod(sizes.values())), []
+    step, results = max(1, AT_ONCE * count // max(1, prod(sizes.values()))), []
     for start in range(0, count, step):
         if step < count:
             split = names.index(free[0])

@@ -118,10 +118,10 @@ class Report:
         >>> report("report.html")
     """
 
-    find_layers: Callable[[], list[Layer]] = list
-    find_modules: Callable[[], list[Module]] = list
-    find_stays: Callable[[], list[Kept]] = list
-    find_page: Callable[[], dict[str, Any]] = dict
+    find_layers: Callable[[], list[Layer]] = field(default=list, repr=False)
+    find_modules: Callable[[], list[Module]] = field(default=list, repr=False)
+    find_stays: Callable[[], list[Kept]] = field(default=list, repr=False)
+    find_page: Callable[[], dict[str, Any]] = field(default=dict, repr=False)
     barriers: list[str] = field(default_factory=list)
     gained: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)

@@ -80,7 +80,9 @@ class Maker:
         if inside:
             self.masking.interrupt()  # a transform has hold of the memory of parameters
         closed = self.closed = not inside and is_closed(op, rule, module)
-        slices = slices_of(node, rule, self.masking) if closed and self.masking.may_slice(tensors) else None
+        # The model's own gradients go through whole calls alone.
+        may_slice = closed and not torch.is_grad_enabled() and self.masking.may_slice(tensors)
+        slices = slices_of(node, rule, self.masking) if may_slice else None
         if slices is None:
             masked = self.masking.mask(tensors, module)
         else:

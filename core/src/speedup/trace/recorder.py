@@ -60,15 +60,16 @@ def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def inner(self: Recorder, *args: Any, **kwargs: Any) -> Any:
-        away, mode, maker = self.look_away(), self.underneath, self.maker
+        mode, maker = self.underneath, self.maker
         before, maker.lifted = maker.lifted, mode if mode is not None and mode.lift() else None
+        away = self.look_away()
         try:
             return method(self, *args, **kwargs)
         finally:
+            self.look_back(away)
             if maker.lifted is not None:
                 maker.lifted.lower()
             maker.lifted = before
-            self.look_back(away)
 
     return inner
 
