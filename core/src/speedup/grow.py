@@ -103,7 +103,10 @@ def _require_whole(keeps: KeepSets, value: Value) -> None:
 def _require_needed(keeps: KeepSets, value: Value) -> None:
     """What is read and cannot be told without the input."""
     if value.producer is not None:
-        needed = ~(keeps.facts.unused(value) | keeps.facts.known(value))
+        unused = keeps.facts.unused(value)
+        if unused is everything(value.ndim):
+            return
+        needed = ~(unused | keeps.facts.known(value))
         if some(needed):
             keeps.grow(value, needed, "it is read and not constant", value.producer, None, Kind.NEEDED)
 
