@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import nn
 
 import speedup
 from speedup import NodeKeep, Registry, Rule, default_registry, tie
+from speedup.fold import removed
 from speedup.testing import Result, check_equal, mask_indices, randomize
 
 
@@ -320,3 +322,24 @@ def test_where_one_look_says_that_all_ties_hold_the_long_way_adds_nothing(
     )  # fmt: skip
     check(model, rows(a=(0, 1, 2), b=(1, 2, 3), s=(2, 3, 4)), IMAGE)
     assert True in told and False in told
+
+
+def test_what_goes_is_found_again_when_an_output_that_reads_it_is_kept_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    read = torch.ones(2, 3)
+    read[0, 0] = 0  # the first output reads nothing of what is constant
+    masks = {"0": {"weight": torch.tensor([[0.0], [1], [1]]).expand(3, 4)}, "1": {"weight": read}}
+    keeps = speedup.plan(randomize(model), torch.ones(5, 4), masks).keeps
+    node = keeps.graph.nodes[-1]
+    hidden, output = node.operands[0], node.outputs[0]
+    assert hidden is not None
+    keeps.sets[hidden] = np.array([[False, True, True]])
+    keeps.sets[output] = np.array([[True, False]])
+    keeps.memo.clear()
+    keep = NodeKeep(keeps, node)
+    assert not removed(node, keep)
+    keeps.sets[output] = np.array([[True, True]])
+    (gone,) = removed(node, keep)
+    assert gone.mask.reshape(-1).tolist() == [True, False, False]
+    keeps.sets[hidden] = np.array([[True, True, True]])
+    assert not removed(node, keep)

@@ -8,6 +8,7 @@ import numpy as np
 
 from speedup.facts import Bools, Floats, all_of, any_of, some
 from speedup.graph import Node
+from speedup.layout import Layout
 
 if TYPE_CHECKING:
     from speedup.fold import Removed
@@ -30,19 +31,15 @@ class Rows:
     def __init__(self, node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> None:
         layout = self.layout = node.layout
         assert gone.weight is not None
-        (self.contracted,) = layout.contracted & layout.names_of(gone.weight)
-        common = layout.names_of(gone.k) & layout.names_of(gone.weight) - {self.contracted}
-        self.outer = [n for n in layout.names if n in common]
-        self.scope = layout.axes(layout.names_of(gone.k) - layout.names_of(gone.weight))
-        here = [*self.outer, self.contracted]
-        self._wide = [layout.sizes[n] if n in here else 1 for n in layout.names]
-        order = [layout.names.index(n) for n in here]
-        self._order = [*order, *(p for p in range(len(layout.names)) if p not in order)]
+        k, weight = gone.k, gone.weight
+        self.contracted, self.outer, self.scope, beside, self._wide, self._order = layout.once(
+            "rows", (k, weight), lambda: _frame(layout, k, weight)
+        )
         self.gone = self._grid(gone.mask).astype(bool)
         alike = self._alike(gone)
         # What nobody reads may hold anything; where no output matters that is no harm.
         live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
-        live = any_of(live, layout.axes(set(layout.names) - {layout.names[p] for p in self.scope}))
+        live = any_of(live, beside)
         sound = ~(layout.to_named(gone.k, keep.facts.unused(gone.k)) & live)
         kept = all_of(layout.to_named(gone.k, keep.sets[gone.k]) & sound, self.scope)
         self.kept = self._grid(kept & alike).astype(bool)
@@ -136,6 +133,28 @@ class Rows:
     def all_of(self, kept: Bools) -> Floats:
         """The kept rows of each group, and 0 for those that another group keeps."""
         return np.where(kept[..., None], self.all, 0.0)[:, kept.any(axis=0)]
+
+
+_Frame = tuple[str, list[str], tuple[int, ...], tuple[int, ...], list[int], list[int]]
+
+
+def _frame(layout: Layout, k: int, weight: int) -> _Frame:
+    """Where rows stand in named space.
+
+    Returns:
+        the contracted name, the names of the groups, the axes that the weight does not have and the others, the shape
+        of what is written out along the names of the rows, and how to transpose it to groups and entries.
+    """
+    (contracted,) = layout.contracted & layout.names_of(weight)
+    common = layout.names_of(k) & layout.names_of(weight) - {contracted}
+    outer = [n for n in layout.names if n in common]
+    scope = layout.axes(layout.names_of(k) - layout.names_of(weight))
+    here = [*outer, contracted]
+    order = [layout.names.index(n) for n in here]
+    axes = range(len(layout.names))
+    wide = [layout.sizes[n] if n in here else 1 for n in layout.names]
+    rest = tuple([p for p in axes if p not in scope])
+    return contracted, outer, scope, rest, wide, [*order, *(p for p in axes if p not in order)]
 
 
 def _independent(rest: Floats, least: Floats) -> Bools:

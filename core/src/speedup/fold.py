@@ -23,7 +23,7 @@ import torch
 
 from speedup.carriers import Rows
 from speedup.carrying import carry
-from speedup.facts import Bools, Floats, any_of, any_product, compact_axes, some
+from speedup.facts import Bools, Floats, any_of, any_product, compact_axes, count, some
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.layout import Layout
@@ -71,8 +71,8 @@ def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     return keep.remembered(sets, lambda: _removed(node, keep, live, weights_only))
 
 
-def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool) -> list[Removed]:
-    """As ``removed``, found anew.
+def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool) -> tuple[list[Removed], int]:
+    """As ``removed``, found anew; and on how many of the sets that ``removed`` looks at it hangs.
 
     Args:
         live: the factors that may lose entries which are not 0.
@@ -81,6 +81,7 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
     layout, facts = node.layout, keep.facts
     factors = layout.factors
     found = []
+    all_read = True  # so it stays when more outputs are kept
     for k in live:
         combined = None if weights_only else facts.affine(k)
         if combined is not None:
@@ -93,6 +94,7 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
             continue
         others = [j for j in factors if j != k]
         used = named & _read(node, keep, k, others, weights_only)
+        all_read = all_read and used.shape == named.shape and count(used) == count(named)
         if not some(used):
             continue
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
@@ -114,7 +116,7 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
         found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
-    return found
+    return found, len(live) + (not all_read)
 
 
 def _beside(layout: Layout, k: int, weight: int | None) -> tuple[int, ...]:

@@ -103,7 +103,10 @@ def _require_whole(keeps: KeepSets, value: Value) -> None:
 def _require_needed(keeps: KeepSets, value: Value) -> None:
     """What is read and cannot be told without the input."""
     if value.producer is not None:
-        needed = ~(keeps.facts.unused(value) | keeps.facts.known(value))
+        unused = keeps.facts.unused(value)
+        if unused is everything(value.ndim):
+            return
+        needed = ~(unused | keeps.facts.known(value))
         if some(needed):
             keeps.grow(value, needed, "it is read and not constant", value.producer, None, Kind.NEEDED)
 
@@ -177,6 +180,8 @@ def _constrain(keeps: KeepSets, node: Node) -> set[int]:
     """Let a rule add what its call needs; the calls that must be asked because of what is new."""
     keep = NodeKeep(keeps, node)
     ask(node, "constrain", keep)
+    if not keep.changed:
+        return set()
     asked = set().union(*(_near(v) for v in keep.changed)) - ({node.index} if keep.settled else set())
     return asked.union(*(_near(v) for v in _share(keeps, keep.changed & keeps.graph.together.keys())))
 
@@ -187,8 +192,10 @@ def _derive_weights(keeps: KeepSets) -> None:
         if node.rule is None:
             continue
         derived = keeps.derived_at(node)
+        if not derived:
+            continue
         plain = type(node.rule).derive is Rule.derive  # another one may be that of a rule without axes
-        own = derived_operands(node) if derived and plain else derived
+        own = derived_operands(node) if plain and type(node.rule).derived is not Rule.derived else derived
         sets = keeps.at(node)
         products: dict[Any, Product] = {}  # the four vectors of a batch norm keep the same
         for k in sorted(derived):

@@ -7,6 +7,7 @@ from an index that stayed to the call that made it stay.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -75,6 +76,7 @@ class KeepSets:
         stage: how far the fixpoint has come.
         waiting: calls (by index) that wait for a later stage.
         memo: what was found out at a node from its sets, for the next who asks while these are the same.
+        count: of the additions so far.
         tied: by node, the sets with which its operands keep together what they must; () where some of it waits.
     """
 
@@ -92,7 +94,7 @@ class KeepSets:
         self.memo: dict[Node, tuple[tuple[Bools, ...], Any]] = {}
         self.tied: dict[Node, tuple[Bools, ...]] = {}
         self._derived: dict[Node, set[int]] = {}
-        self._count = 0
+        self.count = 0
         self._derived_at: dict[Value, tuple[Node, int]] = {}
         self._shapes: dict[Value, tuple[int, ...]] = {}
 
@@ -119,8 +121,8 @@ class KeepSets:
             new = everything(value.ndim)
         self.sets[value] = new
         self._shapes.pop(value, None)
-        self._count += 1
-        self.events[value].append(Event(added, why, node, cause, self._count, kind))
+        self.count += 1
+        self.events[value].append(Event(added, why, node, cause, self.count, kind))
         return True
 
     def derive(self, value: Value, product: Product, node: Node) -> None:
@@ -129,9 +131,9 @@ class KeepSets:
             written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
             self.grow(value, written if some(written) else everything(value.ndim), _WHY_DERIVED, node)
             return
-        self._count += 1
+        self.count += 1
         self.sets.write_later(value, product.lines)
-        self._derived_at[value] = node, self._count
+        self._derived_at[value] = node, self.count
 
     def adopt(self, value: Value, other: KeepSets, its: Value) -> None:
         """Keep of a parameter what the plan for another run of the model keeps of it."""
@@ -273,18 +275,18 @@ class NodeKeep:
         assert value is not None
         return self._keeps.lines(value)
 
-    def remembered(self, sets: tuple[Bools, ...], find: Callable[[], Found]) -> Found:
+    def remembered(self, sets: tuple[Bools, ...], find: Callable[[], tuple[Found, int]]) -> Found:
         """What follows from the facts and these sets of the node, found again when a set has grown.
 
         Args:
             sets: of the node, those that are looked at.
-            find: finds it.
+            find: finds it, and how many of the sets, the first ones, it hangs on: that others grow changes nothing.
         """
-        seen, found = self._keeps.memo.get(self._node, ((), None))
-        if not _are(seen, sets):
-            found = find()
-            self._keeps.memo[self._node] = sets, found
-        return cast(Found, found)
+        known = self._keeps.memo.get(self._node)
+        if known is None or not _are(known[0], sets[: len(known[0])]):
+            found, matter = find()
+            known = self._keeps.memo[self._node] = sets[:matter], found
+        return cast(Found, known[1])
 
     def tie_once(self, tie: Callable[[], object]) -> None:
         """Let operands keep together what they must, unless that was seen to with these very sets.
@@ -292,10 +294,15 @@ class NodeKeep:
         Args:
             tie: does it; what it leaves to a later stage (see ``patient``) it is called for again.
         """
-        if not _are(self._keeps.tied.get(self._node, ()), self._tied_sets()):
+        keeps, sets = self._keeps, self._tied_sets()
+        if not _are(keeps.tied.get(self._node, ()), sets):
+            before = keeps.count
             tie()
-            waits = self._node.index in self._keeps.waiting
-            self._keeps.tied[self._node] = () if waits else self._tied_sets()
+            if self._node.index in keeps.waiting:
+                sets = ()
+            elif keeps.count != before:
+                sets = self._tied_sets()
+            keeps.tied[self._node] = sets
 
     def _tied_sets(self) -> tuple[Bools, ...]:
         """Those that do not follow from the others."""
@@ -356,4 +363,4 @@ class NodeKeep:
 
 def _are(seen: Sequence[Bools], sets: Sequence[Bools]) -> bool:
     """Whether sets are the very ones that were seen: what grows is another array."""
-    return len(seen) == len(sets) and all(a is b for a, b in zip(seen, sets, strict=True))
+    return len(seen) == len(sets) and all(map(operator.is_, seen, sets))

@@ -158,7 +158,7 @@ class _Pattern:
             if keep.size > 1 and keep.size > max(keep.shape):  # written out along several axes: may be ragged
                 return False
         if self.apart:
-            return all([some(s) for s in sets])
+            return all(map(some, sets))
         return self.alike and all(s is sets[0] or equal(s, sets[0]) for s in sets)
 
 
@@ -169,8 +169,9 @@ class _Ties:
         key = keep.rigid, frozenset(keep.derived)
         self.pattern: _Pattern = layout.once("ties", key, lambda: _Pattern(layout, *key))
         self.fixed, self.present = self.pattern.fixed, self.pattern.present
-        self.given = {k: layout.to_named(k, keep.sets[k]) for k in self.present}
-        self.sets = {k: any_of(given, self.pattern.fixed_axes) for k, given in self.given.items()}
+        sets, axes = keep.sets, self.pattern.fixed_axes
+        self.given = {k: layout.to_named(k, sets[k]) for k in self.present}
+        self.sets = {k: any_of(given, axes) if given.size != 1 else given for k, given in self.given.items()}
         self.grown = dict.fromkeys(self.present, 0)
         self.checked: dict[Any, Any] = {}
 
