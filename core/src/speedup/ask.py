@@ -26,7 +26,8 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     """
     loud = rule_log.log.isEnabledFor(DEBUG)
     before = rule_log.state(method, args) if loud else None
-    versions = _versions(node) if method in _PURE else ()
+    held = [v.tensor for v in node.tensors if v.tensor is not None] if method in _PURE else []
+    versions = walk.versions_of(held)
     try:
         answer = getattr(node.rule, method)(node, *args)
     except SignatureError as error:
@@ -36,9 +37,9 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     except Exception as error:
         hint = ". What a rule is shown is read-only: make new arrays" if "read-only" in str(error) else ""
         raise RuleError(f"{culprit(node)} raised in {method}: {error!r}{hint}") from error
-    if versions and _versions(node) != versions:
-        held = (v.label for v in node.tensors if v.tensor is not None)
-        (name, *_) = (n for n, old, new in zip(held, versions, _versions(node), strict=True) if old != new)
+    if held and (now := walk.versions_of(held)) != versions:
+        labels = (v.label for v in node.tensors if v.tensor is not None)
+        (name, *_) = (n for n, old, new in zip(labels, versions, now, strict=True) if old != new)
         raise RuleError(
             f"{culprit(node)} writes into {name} in {method}: a rule changes no tensor of the model. "
             f"What it has written there cannot be undone: load the model's weights again"
@@ -46,7 +47,3 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     if loud:
         rule_log.said(node, method, args, before, answer)
     return answer
-
-
-def _versions(node: Node) -> list[int | None]:
-    return walk.versions_of([v.tensor for v in node.tensors if v.tensor is not None])

@@ -54,18 +54,21 @@ if TYPE_CHECKING:
 def from_weight(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
     """Constant outputs and unused inputs that the masks of the weights alone make."""
     named = Named(node, facts, weights_only=True)
+    if named.inputs and not named.weights:
+        return {}
     return {**_constants(rule, node, named), **_unused(rule, node, named)}
 
 
 def from_input(rule: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
     """Constant outputs, and affine ones where the call averages, or treats what is affine alike."""
-    found = _constants(rule, node, Named(node, facts))
+    named = Named(node, facts)
+    found = _constants(rule, node, named)
     known = facts.affine(0) if node.operands and facts.present(0) else None
     if known is not None and rule.averaging(node):
         found.update(_averaged(node, known))
     elif len(node.outputs) == 1:
         name = node.output_names[0]
-        fact = through(rule, node, facts, found.get(name))
+        fact = through(rule, node, facts, found.get(name), named.live)
         found.update({} if fact is None else {name: fact})
     return found
 
@@ -161,7 +164,7 @@ def placing(node: Node) -> set[Value]:
 def _all_known(rule: Rule, named: Named) -> list[Bools]:
     """Per output the entries for which every operand is constant, or irrelevant."""
     layout = named.layout
-    live = [k for k in named.inputs if k not in named.weights]
+    live = named.live
     hiding = _hiding(rule, named.node)
     if len(live) == 1 and live[0] in layout.passing and live[0] not in hiding:
         return [named.own_mask(live[0])]
@@ -286,6 +289,8 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
             idle = named.unused
             for j in hiding.get(k, ()):
                 idle = idle | named.zero(j)
+            if idle is named.nowhere:
+                continue
             mask = layout.project_all(k, idle)
         if some(mask):
             found[node.operand_names[k]] = Unused(compact_axes(layout.from_named(k, mask))[0])

@@ -492,12 +492,15 @@ def _alike(old: Affine, new: Affine) -> bool:
     return all(a.shape == b.shape and np.array_equal(a, b) for a, b in pairs)
 
 
+@functools.lru_cache(maxsize=4096)
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether every axis has size 1 or the full size."""
+    return len(shape) == len(whole) and all(s in (1, full) for s, full in zip(shape, whole, strict=True))
+
+
 def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:
     array = read_only(array)
-    fits = array.ndim == value.ndim
-    for size, whole in zip(array.shape, value.shape, strict=False):
-        fits = fits and size in (1, whole)
-    if not fits:
+    if not _fits(array.shape, value.shape):
         raise RuleError(
             f"{culprit(node)} gave a fact of shape {array.shape} about {value.label} of shape {value.shape}; every "
             "axis has size 1 or the full size"

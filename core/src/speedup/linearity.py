@@ -14,12 +14,12 @@ So a layer norm without weight keeps what it knows of its channels behind the sc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import Affine, Bools, Constant, Fact, Floats, affine, everything
+from speedup.facts import Affine, Bools, Constant, Fact, Floats, affine, everything, some
 from speedup.graph import Node, Value
 
 if TYPE_CHECKING:
@@ -31,12 +31,16 @@ _GOLDEN = (5**0.5 - 1) / 2
 _NOTHING: Floats = np.zeros(())
 
 
-def through(rule: Rule, node: Node, facts: NodeFacts, found: Fact | None) -> Affine | None:
-    """The affine fact about the only output, with the constants that are known of it."""
+def through(rule: Rule, node: Node, facts: NodeFacts, found: Fact | None, live: Sequence[int]) -> Affine | None:
+    """The affine fact about the only output, with the constants that are known of it.
+
+    Args:
+        found: the constants.
+        live: the operands that are no weights.
+    """
     layout = node.layout
     if layout.n_outputs != 1 or layout.contracted or rule.indices or not node.outputs[0].dtype.is_floating_point:
         return None
-    live = [k for k in layout.inputs if not facts.is_weight(k)]
     known = {k: f for k in live if (f := facts.affine(k)) is not None}
     if not known and len(live) < 2:
         return None
@@ -146,7 +150,7 @@ def _axis(node: Node, facts: NodeFacts, known: dict[int, Affine]) -> int | None:
         axes = {_axis_of(node, k, fact.axis) for k, fact in known.items()}
         return axes.pop() if len(axes) == 1 else None
     live = [k for k in layout.inputs if not facts.is_weight(k)]
-    if len(live) < 2 or not any(facts.mask(k).any() for k in live):
+    if len(live) < 2 or not any([some(facts.mask(k)) for k in live]):
         return None
     dims = [(a, d) for a, d in enumerate(layout.operands[layout.n_inputs] or ()) if d and layout.mixed.isdisjoint(d)]
     free = {a for a, dim in dims if any(dim not in (layout.operands[k] or ()) for k in live)}

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from speedup.infer import NodeFacts
 
 
+_ZERO = np.zeros(())
+
+
 class Named:
     """The facts at a node in named space; mixed axes are reduced: a fact must hold, and be the same, all along them.
 
     Attributes:
         inputs: the operands that are there.
         weights: those of which every entry is constant.
+        live: the others.
+        nowhere: the empty set.
         weights_only: whether nothing is asked of the others.
     """
 
@@ -31,8 +36,9 @@ class Named:
         self.layout: Layout = node.layout
         self.inputs = self.layout.inputs
         self.weights = [k for k in self.inputs if facts.is_weight(k)]
+        self.live = [k for k in self.inputs if k not in self.weights]
         self.weights_only = weights_only
-        self._nowhere = nothing(len(self.layout.names))
+        self.nowhere = nothing(len(self.layout.names))
         self._masks: dict[int, Bools] = {}
         self._zeros: dict[int, Bools] = {}
 
@@ -50,9 +56,9 @@ class Named:
     def _mask(self, k: int) -> Bools:
         if k in self.weights:
             return everything(len(self.layout.names))
-        mask = self.facts.mask(k) if not self.weights_only else self._nowhere
+        mask = self.facts.mask(k) if not self.weights_only else self.nowhere
         if mask is nothing(mask.ndim):
-            return self._nowhere
+            return self.nowhere
         layout, value = self.layout, self.facts.value(k)
         named: Bools = layout.to_named(k, mask)
         if layout.is_even(k, mask.shape) and layout.is_even(k, value.shape):
@@ -71,7 +77,7 @@ class Named:
             return named
         if not self.layout.is_even(k, value.shape):
             named = named[tuple([slice(0, 1) if n in self.layout.mixed else slice(None) for n in self.layout.names])]
-        return np.where(self.mask(k), named, 0.0)
+        return np.where(self.mask(k), named, _ZERO)
 
     def own_value(self, k: int) -> Floats:
         """The same along the axes of the operand itself."""
@@ -80,7 +86,7 @@ class Named:
             return value
         mask = self.facts.mask(k)
         if self.layout.is_even(k, value.shape) and self.layout.is_even(k, mask.shape):
-            return np.where(mask, value, 0.0)
+            return np.where(mask, value, _ZERO)
         return self.layout.from_named(k, self.value(k))
 
     def same(self, k: int) -> tuple[Bools, Floats]:
@@ -94,7 +100,7 @@ class Named:
         dims = [a for a, dim in enumerate(self.layout.operands[k] or ()) if self.layout.mixed.intersection(dim)]
         made = any_of(self.facts.zero(k), tuple(dims)) | all(value.shape[a] == 1 for a in dims)
         if not dims or not made.any() or not value.tensor.numel() or value.tensor.is_complex():
-            return self._nowhere, np.zeros(self._nowhere.shape)
+            return self.nowhere, np.zeros(self.nowhere.shape)
         tensor = value.contents()
         low, high = (f(tensor, dims, keepdim=True) for f in (torch.amin, torch.amax))
         mask = made & (low == high).cpu().numpy()
@@ -104,9 +110,9 @@ class Named:
         """Zero all along the mixed axes."""
         zero = self._zeros.get(k)
         if zero is None:
-            zero = self.facts.zero(k) if not self.weights_only or k in self.weights else self._nowhere
+            zero = self.facts.zero(k) if not self.weights_only or k in self.weights else self.nowhere
             if zero is nothing(zero.ndim):
-                zero = self._nowhere
+                zero = self.nowhere
             else:
                 zero = self.layout.project_all(k, self.layout.to_named(k, zero))
             self._zeros[k] = zero
@@ -117,10 +123,12 @@ class Named:
         """Entries of the output(s) that nobody reads, per shared name; none where only weights are asked about."""
         layout = self.layout
         if self.weights_only:
-            return self._nowhere
+            return self.nowhere
+        unused = [self.facts.unused(k) for k in range(layout.n_inputs, len(layout.operands))]
+        if any([mask is nothing(mask.ndim) for mask in unused]):
+            return self.nowhere
         first, *more = [
-            layout.project_all(k, layout.to_named(k, self.facts.unused(k)))
-            for k in range(layout.n_inputs, len(layout.operands))
+            layout.project_all(k, layout.to_named(k, mask)) for k, mask in enumerate(unused, layout.n_inputs)
         ]
         for other in more:
             first = first & other

@@ -32,6 +32,8 @@ def at_borders(node: Node, facts: NodeFacts) -> Affine | None:
     known, constants = facts.mask(0), np.where(facts.mask(0), facts.value(0), 0.0)
     if any(s != 1 for array in (known, constants) for a, s in enumerate(array.shape) if a != channel):
         return None
+    if not constants.any():  # only numbers that are not 0 differ at a border
+        return None
     groups = int(node.arg("groups", 1))
     reads = _reads(known, constants != 0, facts.zero(1), shape, groups)
     if not reads.any():
