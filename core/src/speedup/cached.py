@@ -5,25 +5,19 @@ A plan has thousands of nodes, facts and layouts, of which each is asked once or
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or sys.version_info >= (3, 12):
     from functools import cached_property
 else:
 
-    class cached_property:
-        def __init__(self, find: Callable[[Any], Any]) -> None:
-            self.find, self.__doc__ = find, find.__doc__
-
-        def __set_name__(self, owner: type, name: str) -> None:
-            self.name = name
-
+    class cached_property(functools.cached_property):
         def __get__(self, instance: Any, owner: type | None = None) -> Any:
             if instance is None:
                 return self
-            found = instance.__dict__[self.name] = self.find(instance)
+            found = instance.__dict__[self.attrname] = self.func(instance)
             return found
 
 
