@@ -120,25 +120,6 @@ def test_in_place_calls_are_run():
     assert len(calls) == 2
 
 
-def test_a_call_that_hands_its_input_through_hands_its_own_through():
-    shapes, calls = Shapes(), []
-    dropout = nn.Dropout().eval()
-    for _ in range(2):
-        given = torch.empty(2, 3, device="meta")
-        assert run(shapes, dropout, given, calls=calls) is given
-    assert len(calls) == 1
-
-
-def test_a_tensor_that_goes_in_twice_does_not_tell_which_comes_out():
-    def second(_, tensor):
-        return tensor
-
-    shapes, calls = Shapes(), []
-    one, other = (torch.empty(2, 3, device="meta") for _ in range(2))
-    assert run(shapes, second, one, one, calls=calls) is one
-    assert run(shapes, second, one, other, calls=calls) is other
-
-
 def test_of_tensors_that_do_not_count_their_changes_nothing_is_known():
     shapes, calls = Shapes(), []
     with torch.inference_mode():

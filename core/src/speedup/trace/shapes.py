@@ -24,7 +24,7 @@ class Shapes:
     """The layouts of what calls have given, for runs of a model that is on meta."""
 
     def __init__(self) -> None:
-        self._given: dict[Hashable, _Layout | int] = {}  # or which of the tensors that go in comes out as it is
+        self._given: dict[Hashable, _Layout] = {}
 
     def result(
         self,
@@ -44,20 +44,13 @@ class Shapes:
         if key is None:
             return call()
         known = self._given.get(key)
-        if isinstance(known, int):
-            return tensors[known]
         if known is not None:
             size, stride, dtype = known
             return torch.empty_strided(size, stride, dtype=dtype, device="meta")
         before = [walk.version_of(t) for t in tensors]
         result = call()
         changed = None in before or [walk.version_of(t) for t in tensors] != before
-        if changed or not isinstance(result, torch.Tensor):
-            return result
-        handed = [number for number, tensor in enumerate(tensors) if tensor is result]
-        if len(handed) == 1:  # a tensor that goes in twice does not tell which of the two comes out
-            self._given[key] = handed[0]
-        elif type(result) is torch.Tensor and result.is_meta and not _shares(result, module, tensors):
+        if type(result) is torch.Tensor and result.is_meta and not changed and not _shares(result, module, tensors):
             self._given[key] = _layout(result)
         return result
 
