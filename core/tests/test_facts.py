@@ -37,6 +37,24 @@ def test_nothing_constant_is_no_fact() -> None:
     assert constant(np.zeros((1, 3), dtype=bool), np.zeros((1, 3))) is None
 
 
+@settings(max_examples=100, deadline=None)
+@given(shapes, st.integers(0, 2**31), st.data())
+def test_constants_are_compact_whatever_they_vary_along(shape: tuple[int, ...], seed: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(seed)
+    narrow = [tuple(s if data.draw(st.booleans()) else 1 for s in shape) for _ in range(2)]
+    mask, value = rng.random(narrow[0]) < 0.5, rng.integers(1, 3, narrow[1]).astype(float)
+    given_mask = np.ascontiguousarray(np.broadcast_to(mask, shape)) if data.draw(st.booleans()) else mask
+    fact = constant(given_mask, value)
+    if not mask.any():
+        assert fact is None
+        return
+    assert fact is not None
+    wanted = compact_axes(np.broadcast_to(mask, shape), np.where(mask, np.broadcast_to(value, shape), 0.0))
+    assert (fact.mask.shape, fact.value.shape) == (wanted[0].shape, wanted[1].shape)
+    assert np.array_equal(fact.mask, wanted[0]) and np.array_equal(np.where(fact.mask, fact.value, 0.0), wanted[1])
+    assert not np.shares_memory(fact.value, value)
+
+
 def test_entries_that_are_not_finite_are_not_constant() -> None:
     fact = constant(np.ones((1, 3), dtype=bool), np.array([[1.0, np.inf, np.nan]]))
     assert fact is not None

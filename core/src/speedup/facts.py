@@ -188,7 +188,7 @@ def constant(mask: Bools, value: Floats) -> Constant | None:
         return None
     whole = known == mask.size
     # The rule's own array stays its own.
-    small, values = mask, value.copy() if whole and mask.shape == value.shape else np.where(mask, value, _ZERO)
+    small, values = mask, value.copy() if whole and mask.shape == value.shape else np.where(mask, value, ZERO)
     if whole or mask.size != max(mask.shape):  # else the only axis is one along which the mask varies
         small, values = compact_axes(small, values)
     return Constant(small.astype(bool, copy=False), values.astype(np.float64, copy=False))
@@ -207,7 +207,7 @@ def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats, one_
     return Affine(axis, small.astype(bool, copy=False), tuple(used), offset, one_hot=one_hot)
 
 
-_ZERO = np.zeros(())  # with an array a call of NumPy takes half the time that it takes with a number
+ZERO = np.zeros(())  # with an array a call of NumPy takes half the time that it takes with a number
 _FEW = 4096  # entries, up to which counting them all is faster than looking for one
 
 

@@ -116,7 +116,7 @@ def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
         found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
-    return found, len(live) + (not all_read)
+    return found, len(live) if all_read else len(live) + 1
 
 
 def _beside(layout: Layout, k: int, weight: int | None) -> tuple[int, ...]:

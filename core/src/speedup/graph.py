@@ -17,6 +17,7 @@ from torch import nn
 from speedup import walk
 from speedup.cached import cached_property
 from speedup.masking import Masking, product
+from speedup.names import is_torchs_own
 from speedup.rounding import coarsest_of
 from speedup.shell import shell_of
 from speedup.trees import replaced
@@ -280,13 +281,14 @@ class Node:
             args, kwargs = self.rule.rebind(self, changed)
         args, kwargs = replaced(Ref, real, args), replaced(Ref, real, kwargs) if kwargs else {}
         if module is not None:
-            if not self.attributes and type(module) is self.op and self.op.__module__.startswith("torch.nn.modules."):
-                return self.op.forward(module, *args, **kwargs)  # which writes nothing into the module
+            kind: Any = self.op
+            own: Any = type(module)
+            if not self.attributes and own is kind and is_torchs_own(kind):
+                return kind.forward(module, *args, **kwargs)  # which writes nothing into the module
             held = {name: tensors[number] for name, number in self.attributes.items()}
             # The forward alone is the call; hooks are recorded as calls of their own.
             if held.keys() <= module._parameters.keys() | module._buffers.keys():
                 # Of a subclass the call may be that of the class above.
-                kind: Any = self.op
                 return kind.forward(shell_of(module, held), *args, **kwargs)
             return torch.func.functional_call(module, held, args, kwargs)
         op: Callable[..., Any] = self.op

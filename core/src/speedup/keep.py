@@ -76,7 +76,7 @@ class KeepSets:
         stage: how far the fixpoint has come.
         waiting: calls (by index) that wait for a later stage.
         memo: what was found out at a node from its sets, for the next who asks while these are the same.
-        count: of the additions so far.
+        additions: how many there were so far.
         tied: by node, the sets with which its operands keep together what they must; () where some of it waits.
     """
 
@@ -94,7 +94,7 @@ class KeepSets:
         self.memo: dict[Node, tuple[tuple[Bools, ...], Any]] = {}
         self.tied: dict[Node, tuple[Bools, ...]] = {}
         self._derived: dict[Node, set[int]] = {}
-        self.count = 0
+        self.additions = 0
         self._derived_at: dict[Value, tuple[Node, int]] = {}
         self._shapes: dict[Value, tuple[int, ...]] = {}
 
@@ -121,8 +121,8 @@ class KeepSets:
             new = everything(value.ndim)
         self.sets[value] = new
         self._shapes.pop(value, None)
-        self.count += 1
-        self.events[value].append(Event(added, why, node, cause, self.count, kind))
+        self.additions += 1
+        self.events[value].append(Event(added, why, node, cause, self.additions, kind))
         return True
 
     def derive(self, value: Value, product: Product, node: Node) -> None:
@@ -131,9 +131,9 @@ class KeepSets:
             written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
             self.grow(value, written if some(written) else everything(value.ndim), _WHY_DERIVED, node)
             return
-        self.count += 1
+        self.additions += 1
         self.sets.write_later(value, product.lines)
-        self._derived_at[value] = node, self.count
+        self._derived_at[value] = node, self.additions
 
     def adopt(self, value: Value, other: KeepSets, its: Value) -> None:
         """Keep of a parameter what the plan for another run of the model keeps of it."""
@@ -296,11 +296,11 @@ class NodeKeep:
         """
         keeps, sets = self._keeps, self._tied_sets()
         if not _are(keeps.tied.get(self._node, ()), sets):
-            before = keeps.count
+            before = keeps.additions
             tie()
             if self._node.index in keeps.waiting:
                 sets = ()
-            elif keeps.count != before:
+            elif keeps.additions != before:
                 sets = self._tied_sets()
             keeps.tied[self._node] = sets
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import Affine, Bools, Constant, Fact, Floats, affine, everything, some
+from speedup.facts import ZERO, Affine, Bools, Constant, Fact, Floats, affine, everything, some
 from speedup.graph import Node, Value
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _MOST = 8  # sets of indices that are alike, each of which needs a carrier
 _GOLDEN = (5**0.5 - 1) / 2
-_NOTHING: Floats = np.zeros(())
 
 
 def through(rule: Rule, node: Node, facts: NodeFacts, found: Fact | None, live: Sequence[int]) -> Affine | None:
@@ -100,7 +99,7 @@ def _differences(
     # A product of two unknowns, or the square of one, is none of theirs. What the call makes of the unknowns of two
     # tensors beyond what it makes of either is a number for each pair; of a sum of all, in which no two cancel, it is 0
     # where all these numbers are.
-    sums = [(v, sum(((1 + n * _GOLDEN % 1) * t for n, t in enumerate(own)), _NOTHING)) for v, own in terms.items()]
+    sums = [(v, sum(((1 + n * _GOLDEN % 1) * t for n, t in enumerate(own)), ZERO)) for v, own in terms.items()]
     for number, one in enumerate(() if one_hot else sums):
         for other in sums[: number + 1]:
             if one is not other or node.operands.count(one[0]) > 1:

@@ -17,7 +17,7 @@ from torch import nn
 
 from speedup import walk
 from speedup.cutting import taken
-from speedup.facts import Bools, Indices
+from speedup.facts import Bools, Indices, equal
 from speedup.masks import compact
 
 # Below, slices cost more time than they save memory; and so many of them that the largest does not count.
@@ -127,7 +127,7 @@ class Masking:
         """
         lines = [self._line(parameter, axis) for parameter, axis in axes.items()]
         first = lines[0]
-        if first is None or any(line is None or not np.array_equal(line, first) for line in lines):
+        if first is None or any(line is None or not equal(line, first) for line in lines):
             return None
         gone = np.flatnonzero(~first)
         if not 1 < len(gone) < len(first) or not all(bool(p.detach().sum().isfinite()) for p in axes):

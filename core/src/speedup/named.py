@@ -8,15 +8,12 @@ import numpy as np
 import torch
 
 from speedup.cached import cached_property
-from speedup.facts import Bools, Floats, any_of, everything, nothing
+from speedup.facts import ZERO, Bools, Floats, any_of, everything, nothing
 from speedup.graph import Node
 from speedup.layout import Layout
 
 if TYPE_CHECKING:
     from speedup.infer import NodeFacts
-
-
-_ZERO = np.zeros(())
 
 
 class Named:
@@ -77,7 +74,7 @@ class Named:
             return named
         if not self.layout.is_even(k, value.shape):
             named = named[tuple([slice(0, 1) if n in self.layout.mixed else slice(None) for n in self.layout.names])]
-        return np.where(self.mask(k), named, _ZERO)
+        return np.where(self.mask(k), named, ZERO)
 
     def own_value(self, k: int) -> Floats:
         """The same along the axes of the operand itself."""
@@ -86,7 +83,7 @@ class Named:
             return value
         mask = self.facts.mask(k)
         if self.layout.is_even(k, value.shape) and self.layout.is_even(k, mask.shape):
-            return np.where(mask, value, _ZERO)
+            return np.where(mask, value, ZERO)
         return self.layout.from_named(k, self.value(k))
 
     def same(self, k: int) -> tuple[Bools, Floats]:

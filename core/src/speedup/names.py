@@ -10,7 +10,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Iterator
-from types import GetSetDescriptorType
+from types import BuiltinFunctionType, GetSetDescriptorType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ _OTHER = {
 }
 
 OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_BUILTIN = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
 _OPERATOR = re.compile(r"torch\.ops\.\w+\.\w+")
 
 _NAMESPACES: dict[str, Any] = {
@@ -118,6 +119,12 @@ def operator_name(op: Any) -> str:
     """How rules call a custom operator, whichever overload it is: ``torch.ops.mylib.my_op``; '' for anything else."""
     packet = op.overloadpacket if isinstance(op, torch._ops.OpOverload) else op
     return op_name(packet) if isinstance(packet, torch._ops.OpOverloadPacket) else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def is_torchs_own(op: Any) -> bool:
+    """Whether a function or a module type is part of torch itself."""
+    return isinstance(op, _BUILTIN) or (getattr(op, "__module__", None) or "").startswith("torch.nn.")
 
 
 def op_name(op: Any) -> str:

@@ -100,7 +100,7 @@ def _summed(
     width = prod([sizes[n] for n in summed])
     if any([shape[n] != sizes[n] for n in summed]):
         values = np.broadcast_to(values, [sizes[n] if n in summed else s for n, s in shape.items()])
-    right = _in_order(values, layout.names, [*each, *summed, *further]).reshape(
+    right = _with_first(values, layout.names, [*each, *summed, *further]).reshape(
         -1, width, prod(shape[n] for n in further)
     )
     order = [names.index(n) for n in (*each, *free, *summed)]
@@ -122,7 +122,7 @@ def _summed(
     return made.reshape([found.get(n, 1) for n in layout.names])
 
 
-def _in_order(array: Floats, names: Sequence[str], first: Sequence[str]) -> Floats:
+def _with_first(array: Floats, names: Sequence[str], first: Sequence[str]) -> Floats:
     """The array with these of its axes first."""
     order = [names.index(n) for n in first]
     return array.transpose([*order, *(p for p in range(len(names)) if p not in order)])

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils import _python_dispatch as dispatch
 from speedup import walk
 from speedup.graph import Node, Ref
 from speedup.masking import Masking, are_apart, memory_of
+from speedup.names import is_torchs_own
 from speedup.trace.meta import HERE
 from speedup.trace.outputs import tensors_in
 from speedup.trace.shapes import Shapes
@@ -24,7 +24,6 @@ from speedup.trace.slices import slices_of
 from speedup.trace.written import Written
 
 _IN_PLACE = re.compile(r"__setitem__|__i[a-z]+__|[a-z]\w*[a-z0-9]_")  # names of what writes into its first argument
-_BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
 class Maker:
@@ -160,7 +159,7 @@ def _is_one(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 def is_closed(op: Any, rule: Any, module: nn.Module | None) -> bool:
     """Whether a call is one of torch's own, which reads and may write nothing but what it is given."""
-    if rule is None or not _is_torchs_own(op) or (module is not None and module._modules):
+    if rule is None or not is_torchs_own(op) or (module is not None and module._modules):
         return False
     return not (rule.writes_weights and (module is None or getattr(module, rule.writes_weights, None) is not None))
 
@@ -179,12 +178,6 @@ def new_or_changed(
     untouched = {id(t) for t in given} - {id(t) for t in changed}
     made = [t for t in returned if id(t) not in untouched]
     return made + [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in made)]
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_torchs_own(op: Any) -> bool:
-    """Whether a function or a module type is part of torch itself."""
-    return isinstance(op, _BUILTIN) or (getattr(op, "__module__", None) or "").startswith("torch.nn.")
 
 
 def name_of(op: Any) -> str:
@@ -218,10 +211,8 @@ def _is_view(index: Any) -> bool:
 
 
 def _states(tensors: Sequence[torch.Tensor]) -> list[Any]:
-    try:
-        return [t._version for t in tensors]
-    except RuntimeError:  # of ``torch.inference_mode``
-        return [_state(t) for t in tensors]
+    versions = walk.versions_of(tensors)
+    return [_state(t) for t in tensors] if None in versions else versions
 
 
 def _state(tensor: torch.Tensor) -> Any:

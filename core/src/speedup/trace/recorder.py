@@ -274,10 +274,9 @@ class Recorder(Calls):
         ready = self.resumed.result(len(self.nodes), node) if self.resumed is not None else None
         result, outputs, changed = self.maker.make(node, rule, tensors, call, ready)
         standing = self.standing
-        notes = standing is not None and standing.is_open and self.maker.closed and not changed
-        if notes and not self.from_input.isdisjoint(node.tensors):
-            assert standing is not None
-            standing.note(len(self.nodes), node, tensors, result)
+        stands = standing if self.maker.closed and not changed else None
+        if stands is not None and stands.is_open and not self.from_input.isdisjoint(node.tensors):
+            stands.note(len(self.nodes), node, tensors, result)
         if any([t.is_nested for t in outputs]):
             rule = None
         if rule is not None and rule.layout_only and _alike(tensors, outputs):
