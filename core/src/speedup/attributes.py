@@ -36,8 +36,13 @@ class Attributes:
     def as_it_was(self, but: Collection[str] = ()) -> dict[str, Any]:
         """All attributes as they were, but those of some names: containers as copies with what was in them."""
         filled = {id(v): content for v, content in self._filled}
-        held = [(name, value) for name, value in self.saved.items() if name not in but]
-        return {n: filled[id(v)] if id(v) in filled else _emptied(v) if _is_container(v) else v for n, v in held}
+        return {
+            n: v
+            if (kind := type(v)) in PLAIN or not (kind in _EXACTLY or isinstance(v, _CONTAINERS))
+            else filled.get(id(v)) or _emptied(v)
+            for n, v in self.saved.items()
+            if n not in but
+        }
 
     def leave_out(self, holder: str, name: str) -> None:
         """Do not put back what the dict of one name had under another."""
@@ -89,10 +94,6 @@ class Saved(list[Attributes]):
         for attributes in reversed(self[to:]):
             attributes.restore()
         del self[to:]
-
-
-def _is_container(value: Any) -> bool:
-    return type(value) in _EXACTLY or (type(value) not in PLAIN and isinstance(value, _CONTAINERS))
 
 
 def _containers(values: Iterable[Any]) -> list[Any]:  # in a line, for they are many

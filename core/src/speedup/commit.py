@@ -8,7 +8,7 @@ unrelated class takes the old one's place in its parents.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from itertools import filterfalse
 
 import torch
 from torch import nn
@@ -80,13 +80,16 @@ class Transaction:
             if not isinstance(made, Expanded):
                 self.substitutes[id(old)] = type(old)
             old.__class__ = type(made)
-        held = old.__dict__
+        held, new = old.__dict__, made.__dict__
         # The user may have added or removed hooks since the plan was made.
-        others = [(n, v) for n, v in made.__dict__.items() if n not in HOOKS and held.get(n) is not v]
-        for name, value in others:
-            current = held.get(name)
+        for name in filterfalse(HOOKS.__contains__, new):
+            current, value = held.get(name), new[name]
+            if current is value:
+                continue
             if isinstance(current, dict) and isinstance(value, dict):
-                _update(current, value)
+                if (current or value) and not identical(current, value):
+                    current.clear()
+                    current.update(value)
             elif isinstance(current, list) and isinstance(value, list):
                 current[:] = value
             elif name != "training":
@@ -104,9 +107,3 @@ class Transaction:
                 self.saved.note(parent)
                 for name in names:
                     parent._modules[name] = made
-
-
-def _update(current: dict[Any, Any], value: dict[Any, Any]) -> None:
-    if (current or value) and not identical(current, value):
-        current.clear()
-        current.update(value)

@@ -260,13 +260,11 @@ def _small_shapes(graph: Graph, parts: Parts) -> dict[str, tuple[int, ...]]:
 
 def _state_of(model: nn.Module) -> list[tuple[int, int, int | None]]:
     """Changes when a parameter or buffer is written to or replaced."""
-    return [(id(t), _place_of(t), walk.version_of(t)) for t in walk.tensors(model)]
-
-
-def _place_of(tensor: torch.Tensor) -> int:
-    """Where a tensor begins in memory; 0 for a type of tensor that has none of its own."""
-    ordinary = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return tensor.data_ptr() if ordinary or memory_of(tensor) else 0
+    found = walk.tensors(model)
+    ordinary, strided = (torch.Tensor, nn.Parameter), torch.strided
+    # 0 for the place of a type of tensor that has none of its own.
+    places = [t.data_ptr() if (type(t) in ordinary and t.layout is strided) or memory_of(t) else 0 for t in found]
+    return list(zip(map(id, found), places, walk.versions_of(found), strict=True))
 
 
 @rarely_collected

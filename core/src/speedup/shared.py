@@ -26,8 +26,8 @@ def check_shared(graph: Graph) -> None:
         if value.tensor is not None and not value.tensor.is_meta and value.tensor.layout is torch.strided:
             together[memory_of(value.tensor)].append(value)
     together.pop(0, None)
-    for values in together.values():
-        for masked in [v for v in values if v.mask is not None and len(values) > 1]:
+    for values in [vs for vs in together.values() if len(vs) > 1]:
+        for masked in [v for v in values if v.mask is not None]:
             dropped = _places(masked, of_dropped=True)
             for other in _readers(values, masked):
                 if np.isin(_places(other), dropped).any():

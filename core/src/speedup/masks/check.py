@@ -60,11 +60,15 @@ def normalize_masks(
     """
     check_model(model)
     _check_masks(masks)
+    known = names if names is not None else Names(model)
+    return normalize_nested(known, known.nested(masks), may_be_empty=may_be_empty)
+
+
+def normalize_nested(names: Names, masks: Mapping[Any, Any], *, may_be_empty: bool = False) -> dict[str, torch.Tensor]:
+    """`normalize_masks` for masks by the names of the model, as `Names.nested` gives them."""
     if not masks and not may_be_empty:
         raise MaskError("the dict of masks is empty: there is nothing to make smaller")
-    known = names if names is not None else Names(model)
-    modules = known.modules
-    masks = known.nested(masks)
+    modules = names.modules
     scripted = walk.scripted(modules)
     problems = _Problems()
     keeps: dict[str, torch.Tensor] = {}

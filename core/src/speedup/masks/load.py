@@ -17,7 +17,7 @@ from speedup.inputs import check_made
 from speedup.masks import files
 from speedup.masks.activations import Multiplied, split
 from speedup.masks.carried import Unwrapped
-from speedup.masks.check import check_model, normalize_masks
+from speedup.masks.check import check_model, normalize_masks, normalize_nested
 from speedup.masks.names import Names
 from speedup.masks.zeros import zeros
 
@@ -162,11 +162,13 @@ def _load(
         given = _given(model, masks, source, map_location, carried)
         parameters, activations = split(names.nested(_of_state_dict(names, given)))
         parameters.update({name: entry for name, entry in activations.items() if name not in names.modules})
-    may_be_empty = may_be_empty or bool(activations or carried) or isinstance(masks, LoadedMasks)
-    if isinstance(masks, LoadedMasks) and _fits(names, masks.parameters):
+    if not isinstance(masks, LoadedMasks):
+        may_be_empty = may_be_empty or bool(activations or carried)
+        merged = normalize_nested(names, parameters, may_be_empty=may_be_empty)
+    elif _fits(names, masks.parameters):
         merged = dict(masks.parameters)
     else:
-        merged = normalize_masks(model, parameters, names, may_be_empty=may_be_empty)
+        merged = normalize_masks(model, parameters, names, may_be_empty=True)
     for name, mask in normalize_masks(model, carried, names, may_be_empty=True).items() if carried else ():
         merged[name] = merged[name] & mask if name in merged else mask
     return LoadedMasks(merged, activations)

@@ -73,6 +73,8 @@ class Names:
     def _owner(self, name: str, entry: Any) -> str:
         """Of all modules that a name may mean, the one that has the parameters."""
         wanted = [key for key in entry if isinstance(key, str)] if isinstance(entry, Mapping) else []
+        if name in self.modules and all([key in self.modules[name]._parameters for key in wanted]):
+            return name
         fits = (p for p in self._alike(name) if all(key in self.modules[p]._parameters for key in wanted))
         found = next(fits, None)
         return found if found is not None else next(self._alike(name), name)

@@ -108,31 +108,34 @@ def _difference(
             first, last = was.get(name), there.get(name)
             if first is not last and (shape := shape_of(first)) != shape_of(last):
                 found["tensors"][name] = None if shape is None else list(shape)
-    children = {n: c for n, c in now["_modules"].items() if id(c) not in placed}
-    if any(old["_modules"].get(n) is not c for n, c in children.items()) or len(old["_modules"]) > len(now["_modules"]):
-        found["unsaved"]["children"] = "a rule replaced modules inside the module"
+    before, after = old["_modules"], now["_modules"]
+    if before or after:
+        children = {n: c for n, c in after.items() if id(c) not in placed}
+        if any(before.get(n) is not c for n, c in children.items()) or len(before) > len(after):
+            found["unsaved"]["children"] = "a rule replaced modules inside the module"
     for name in filterfalse(INTERNAL.__contains__, {**old, **now}):
         if name in old and name in now:
             first, last = old[name], now[name]
-            if first is last or same(first, last):
+            if first is last or (type(first) not in PLAIN and same(first, last)):
                 continue
             if type(first) not in PLAIN and _same_in(relinked(first, renewed), last):
                 continue  # it holds the tensors that it held, which loading puts there again
         try:
-            before, after = (
-                {"before": to_json(values[name], _names_for(values[name], values))} if name in values else {}
-                for values in (old, now)
-            )
+            was, there = _as_json(old, name), _as_json(now, name)
         except NotPlainError as error:
             found["unsaved"][name] = str(error)
         else:
-            if before != after:
-                found["attributes"][name] = before
+            if was != there:
+                found["attributes"][name] = was
     return found
 
 
-def _names_for(value: Any, values: Mapping[str, Any]) -> dict[int, str]:
-    return {} if type(value) in PLAIN else names_in(values)
+def _as_json(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The note of one attribute: empty where there is none."""
+    if name not in values:
+        return {}
+    value = values[name]
+    return {"before": to_json(value, {} if type(value) in PLAIN else names_in(values))}
 
 
 def _same_in(a: Any, b: Any) -> bool:

@@ -47,7 +47,7 @@ def follow(transition: Transition, transaction: Transaction, optimizer: Any, ave
 
 
 def _gradients(transition: Transition) -> Callable[[], None]:
-    if not any(isinstance(t, nn.Parameter) and t.grad is not None for t in transition.old.values()):
+    if not any([t.is_leaf and t.grad is not None for t in transition.old.values()]):
         return lambda: None
     made = [
         (new, transition.cut(name, old.grad))
