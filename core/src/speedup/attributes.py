@@ -13,7 +13,7 @@ from torch import nn
 from speedup.trees import PLAIN
 
 _CONTAINERS = (list, dict, set)
-_EXACTLY = frozenset((*_CONTAINERS, OrderedDict))
+CONTAINERS = frozenset((*_CONTAINERS, OrderedDict))
 # What torch keeps in every module, and the hooks among it, of which most modules have none.
 INTERNAL = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in INTERNAL if "_hooks" in name)
@@ -38,7 +38,7 @@ class Attributes:
         filled = {id(v): content for v, content in self._filled}
         return {
             n: v
-            if (kind := type(v)) in PLAIN or not (kind in _EXACTLY or isinstance(v, _CONTAINERS))
+            if (kind := type(v)) in PLAIN or not (kind in CONTAINERS or isinstance(v, _CONTAINERS))
             else filled.get(id(v)) or _emptied(v)
             for n, v in self.saved.items()
             if n not in but
@@ -72,7 +72,7 @@ class Snapshot:
             internal = list(chain.from_iterable(map(_internal_containers, every)))
         except KeyError:  # a module of TorchScript has not all of them
             internal = [v for saved in every for n, v in saved.items() if n in INTERNAL]
-        if not _EXACTLY.issuperset(map(type, internal)):
+        if not CONTAINERS.issuperset(map(type, internal)):
             internal = _containers(internal)
         self._empty, self._filled = _by_contents(internal + _containers(self.own))
 
@@ -97,7 +97,7 @@ class Saved(list[Attributes]):
 
 
 def _containers(values: Iterable[Any]) -> list[Any]:  # in a line, for they are many
-    return [v for v in values if (kind := type(v)) in _EXACTLY or (kind not in PLAIN and isinstance(v, _CONTAINERS))]
+    return [v for v in values if (kind := type(v)) in CONTAINERS or (kind not in PLAIN and isinstance(v, _CONTAINERS))]
 
 
 def _by_contents(held: list[Any]) -> tuple[list[Any], list[tuple[Any, Any]]]:
@@ -130,7 +130,7 @@ def _refill(empty: Iterable[Any], filled: Iterable[tuple[Any, Any]]) -> None:
 
 
 def _emptied(value: Any) -> Any:
-    if type(value) in _EXACTLY:  # in no time; those of other classes may want to be made with something
+    if type(value) in CONTAINERS:  # in no time; those of other classes may want to be made with something
         return type(value)()
     made = value.copy()
     made.clear()

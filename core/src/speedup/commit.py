@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from speedup import caches, walk
-from speedup.attributes import HOOKS, Saved, identical
+from speedup.attributes import CONTAINERS, HOOKS, Saved, identical
 from speedup.build import Parts
 from speedup.errors import SpeedupError
 from speedup.expand import Expanded
@@ -84,10 +84,10 @@ class Transaction:
         # The user may have added or removed hooks since the plan was made.
         for name in filterfalse(HOOKS.__contains__, new):
             current, value = held.get(name), new[name]
-            if current is value:
+            if current is value or (type(current) is type(value) in CONTAINERS and not (current or value)):
                 continue
             if isinstance(current, dict) and isinstance(value, dict):
-                if (current or value) and not identical(current, value):
+                if not identical(current, value):
                     current.clear()
                     current.update(value)
             elif isinstance(current, list) and isinstance(value, list):

@@ -11,6 +11,7 @@ from torch import nn
 from speedup import walk
 from speedup.cutting import laid_out_like
 from speedup.errors import InputError
+from speedup.graph import Value
 from speedup.keep import KeepSets
 
 
@@ -24,10 +25,18 @@ class Transition:
     def __init__(self, model: nn.Module, keeps: KeepSets, masks: Mapping[str, torch.Tensor]) -> None:
         self.model = model
         self.old = dict(walk.named_tensors(model))
-        # Of a tied parameter all masks are the same, and not every name of it need have one.
-        self._masks = {id(self.old[name]): mask for name, mask in masks.items()}
+        self._given = masks
         self._keeps = keeps
-        self._values = {name: value for value in keeps.graph.sources for name in value.names}
+
+    @cached_property
+    def _masks(self) -> dict[int, torch.Tensor]:
+        """By identity of the old ones: of a tied parameter all masks are the same, and not every name of it need have
+        one."""
+        return {id(self.old[name]): mask for name, mask in self._given.items()}
+
+    @cached_property
+    def _values(self) -> dict[str, Value]:
+        return {name: value for value in self._keeps.graph.sources for name in value.names}
 
     @cached_property
     def new(self) -> dict[str, torch.Tensor]:
