@@ -63,3 +63,17 @@ def test_attributes_are_found_as_getattr_finds_them() -> None:
     other = Answering()
     assert walk.attribute(other, "computed") == 3 and walk.attribute(other, "weight") is other.weight
     assert walk.attribute(other, "made") == 5 and other.asked == 1
+
+
+def test_modules_are_remembered_until_they_may_have_changed_and_no_longer_than_asked() -> None:
+    model, other = Net(), Net()
+    with walk.remembered(model):
+        assert walk.modules(model) is walk.modules(model)
+        assert walk.all_paths(model) is walk.all_paths(model)
+        model.a[1], other.a[1] = nn.Identity(), nn.Identity()
+        assert walk.modules(other) == list(other.modules()), "of other models nothing is remembered"
+        walk.forget()
+        assert walk.modules(model) == list(model.modules())
+        assert walk.all_paths(model) == list(model.named_modules(remove_duplicate=False))
+    model.a[1] = nn.Flatten()
+    assert walk.modules(model) == list(model.modules())

@@ -60,6 +60,7 @@ class Transaction:
                 self._move_into(old, made)
             else:
                 self._put_in_place_of(path, old, made)
+        walk.forget()
 
     def mark(self) -> tuple[int, int]:
         """This moment, for ``undo``."""
@@ -72,6 +73,7 @@ class Transaction:
         self.formats.clear()
         self.saved.undo(to[0])
         del self.placed[to[1] :]
+        walk.forget()
         caches.empty(walk.modules(self.model))
 
     def _move_into(self, old: nn.Module, made: nn.Module) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from speedup import rule_log
+from speedup import rule_log, walk
 from speedup.auxiliary import find_auxiliary
 from speedup.build import Parts
 from speedup.detours import find_detours, note_detours
@@ -49,7 +49,7 @@ def solve(
     """
     rule_log.listen()
     masking = Masking(model, prepared.masks.parameters)
-    with sandbox(model) as stands:
+    with walk.remembered(model), sandbox(model) as stands:
         first = first_trace(model, inputs, rules, masking)
         check_shared(first)
         rule_log.claims(first.nodes)

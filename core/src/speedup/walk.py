@@ -3,7 +3,9 @@ and a transformation walks through the model a few dozen times."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,9 +15,47 @@ _GETATTR = nn.Module.__getattr__
 MISSING = object()  # of an attribute that is not there
 
 
-def all_paths(model: nn.Module) -> list[tuple[str, nn.Module]]:
+class _Known:
+    """Which modules a model has, found when asked for; None where that is not known."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.paths: Sequence[tuple[str, nn.Module]] | None = None
+        self.modules: Sequence[nn.Module] | None = None
+
+
+_KNOWN: ContextVar[_Known | None] = ContextVar("the model of which modules are remembered", default=None)
+
+
+@contextlib.contextmanager
+def remembered(model: nn.Module) -> Iterator[None]:
+    """While this is open, which modules the model has is found once, and again after each ``forget``."""
+    before = _KNOWN.set(_Known(model))
+    try:
+        yield
+    finally:
+        _KNOWN.reset(before)
+
+
+def forget() -> None:
+    """Say that modules may have been put in or taken out."""
+    known = _KNOWN.get()
+    if known is not None:
+        known.paths = known.modules = None
+
+
+def all_paths(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
     """Every path and the module there, as ``model.named_modules(remove_duplicate=False)``: a module that has several
     paths comes with each of them."""
+    known = _KNOWN.get()
+    if known is None or known.model is not model:
+        return _all_paths(model)
+    if known.paths is None:
+        known.paths = _all_paths(model)
+    return known.paths
+
+
+def _all_paths(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
     found: list[tuple[str, nn.Module]] = [("", model)]
 
     def visit(prefix: str, module: nn.Module) -> None:
@@ -38,8 +78,17 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for module, path in first.items()]
 
 
-def modules(model: nn.Module) -> list[nn.Module]:
+def modules(model: nn.Module) -> Sequence[nn.Module]:
     """Every module once, as ``model.modules()``."""
+    known = _KNOWN.get()
+    if known is None or known.model is not model:
+        return _modules(model)
+    if known.modules is None:
+        known.modules = _modules(model)
+    return known.modules
+
+
+def _modules(model: nn.Module) -> Sequence[nn.Module]:
     found: dict[nn.Module, None] = {model: None}
 
     def visit(module: nn.Module) -> None:
