@@ -124,7 +124,7 @@ def _refill(empty: Iterable[Any], filled: Iterable[tuple[Any, Any]]) -> None:
     for value, content in filled:
         if isinstance(value, list):
             value[:] = content
-        elif not identical(value, content):
+        elif type(value) in CONTAINERS or not identical(value, content):  # to look takes longer than to do it
             value.clear()
             value.update(content)
 
