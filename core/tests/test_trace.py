@@ -689,11 +689,11 @@ def test_after_an_error_the_recorder_is_gone() -> None:
             raise KeyError("mine")
 
     model = Model()
-    before = nn.Module.__call__
+    before = nn.Module.__call__.__code__
     with pytest.raises(SpeedupError) as caught:
         speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"one.weight": (1,)}))
     assert isinstance(caught.value.__cause__, KeyError)
-    assert nn.Module.__call__ is before
+    assert nn.Module.__call__.__code__ is before
     assert torch.overrides._get_current_function_mode_stack() == []
     assert model.one(torch.randn(2, 4)).shape == (2, 8)
 

@@ -90,7 +90,10 @@ class Masking:
         states: dict[int, State] = {}
         if not self._masks:
             return states
-        for tensor in tensors if module is None else (*tensors, *walk.parameters(module)):
+        if module is not None:
+            within = walk.parameters(module) if module._modules else module._parameters.values()
+            tensors = (*tensors, *within)
+        for tensor in tensors:
             key = id(tensor)
             if key in self._masks and key not in self._own:
                 parameter = self._parameters[key]
@@ -106,10 +109,10 @@ class Masking:
     def may_slice(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether a call that reads these may be better made in slices: much of them is masked, for the first time."""
         bytes_of = self._bytes
-        masked = sum([bytes_of.get(id(t), 0) for t in tensors])
-        if not masked:
+        own = [t for t in tensors if bytes_of.get(id(t))]
+        if not own:
             return False
-        own = [t for t in tensors if bytes_of.get(id(t), 0)]
+        masked = sum([bytes_of[id(t)] for t in own])
         entries = sum([t.numel() for t in own])
         if masked <= self.limit and entries * (sum([t.numel() for t in tensors]) - entries) < self.worth:
             return False

@@ -29,6 +29,7 @@ from speedup.trace.above import Above, seen
 from speedup.trace.enter import enterable
 from speedup.trace.making import transformed
 from speedup.trace.outputs import tensors_in
+from speedup.trace.redirect import redirected
 from speedup.trace.source import caller, see_through
 
 
@@ -154,12 +155,13 @@ class Calls(TorchFunctionMode):
 
     def _rule_of(self, module: nn.Module) -> Rule | None:
         """The rule that claims a module, asked for once."""
-        if id(module) not in self.claims:
+        key = id(module)
+        if key not in self.claims:
             rule = self.registry.for_type(type(module))
             if rule is None or "forward" in vars(module):
                 rule = self.claim_by_structure(module)
-            self.claims[id(module)] = rule
-        return self.claims[id(module)]
+            self.claims[key] = rule
+        return self.claims[key]
 
     def call_above(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A call of the forward of a class above the module's own."""
@@ -174,12 +176,12 @@ class Calls(TorchFunctionMode):
             return original(module, *args, **kwargs)
         for cache in self.caches:
             cache.cache_clear()
-        path = self.paths.get(id(module), "")
-        stands_for = self.substitutes.get(id(module))
-        known = stands_for is None and id(module) in self.paths and not transformed()
+        key = id(module)
+        stands_for = self.substitutes.get(key) if self.substitutes else None
+        known = stands_for is None and key in self.paths and not transformed()
         rule = self._rule_of(module) if known else None
         if rule is None and stands_for is None:
-            self.scope.append(path)
+            self.scope.append(self.paths.get(key, ""))
             try:
                 return original(module, *args, **kwargs)
             finally:
@@ -225,17 +227,8 @@ def gives_the_same(func: Any, parts: Callable[..., Any], args: tuple[Any, ...], 
 @contextlib.contextmanager
 def listening(calls: Calls) -> Iterator[None]:
     """Inside of it calls of modules and functions go through ``calls``."""
-    original = nn.Module.__call__
-
-    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return calls.call_module(original, module, args, kwargs)
-
-    nn.Module.__call__ = traced  # type: ignore[method-assign]
-    try:
-        with seen(calls.above, calls.call_above), calls:
-            yield
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+    with redirected(calls.call_module), seen(calls.above, calls.call_above), calls:
+        yield
 
 
 def may_seek(rule: Rule | None) -> TypeGuard[Rule]:

@@ -33,9 +33,9 @@ def left_over(tensors: Tensors, outputs: Sequence[Value]) -> list[Value]:
         what is to be kept as outputs are.
     """
     changed = []
-    for source in list(tensors.sources.values()):
+    for source in [s for s in tensors.sources.values() if s.uses]:  # else it is made anew by each call
         value = tensors.at_the_end(source)
-        if value is not source and source.uses:  # else it is made anew by each call
+        if value is not source:
             source.next = value
             changed.append(source)
     used = _made_of(outputs)

@@ -59,6 +59,7 @@ class Maker:
         tensors: list[torch.Tensor],
         call: Callable[[], Any],
         ready: torch.Tensor | None = None,
+        inside: bool = False,
     ) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
         """Make a call that is recorded.
 
@@ -67,6 +68,7 @@ class Maker:
             rule: the one that claims its op, if any does.
             tensors: what goes in, in the order of ``node.tensors``.
             ready: what the call gives, where it is not to be made.
+            inside: whether it is inside of a transform, see ``transformed``.
 
         Returns:
             what it gives; the tensors that it gave or changed; those that it changed.
@@ -75,7 +77,6 @@ class Maker:
             self.closed = True
             return ready, [ready], []
         op, module = node.op, node.module
-        inside = transformed()
         if inside:
             self.masking.interrupt()  # a transform has hold of the memory of parameters
         closed = self.closed = not inside and is_closed(op, rule, module)

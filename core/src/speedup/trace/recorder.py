@@ -267,12 +267,13 @@ class Recorder(Calls):
         held: dict[str, torch.Tensor] | None = None,
     ) -> Any:
         """Run ``call`` and note it as one node, unless it did nothing with any tensor."""
-        node, tensors = self._begun(op, args, kwargs, module, held or {})
+        inside = transformed()
+        node, tensors = self._begun(op, args, kwargs, module, held or {}, inside)
         ops_before = self.maker.op_count
         if any([t.is_nested for t in tensors]):
             rule = None  # no signature speaks of lists of tensors of several sizes
         ready = self.resumed.result(len(self.nodes), node) if self.resumed is not None else None
-        result, outputs, changed = self.maker.make(node, rule, tensors, call, ready)
+        result, outputs, changed = self.maker.make(node, rule, tensors, call, ready, inside)
         standing = self.standing
         stands = standing if self.maker.closed and not changed else None
         if stands is not None and stands.is_open and not self.from_input.isdisjoint(node.tensors):
@@ -299,7 +300,7 @@ class Recorder(Calls):
                     self._claim(node, rule)
                     self.passed.append(node)
                 return result  # a question about shape or type, or a call that hands its input through
-        result = self._noted(node, rule, result, outputs)
+        result = self._noted(node, rule, result, outputs, inside)
         if changed:
             self._spread_mutation(changed, node)
         if self.until is not None and self.until(node):
@@ -319,6 +320,7 @@ class Recorder(Calls):
         kwargs: dict[str, Any],
         module: nn.Module | None,
         held: dict[str, torch.Tensor],
+        inside: bool,
     ) -> tuple[Node, list[torch.Tensor]]:
         """A call that is about to be made, as a node without outputs; and the tensors that go in."""
         tensors: list[torch.Tensor] = []
@@ -326,8 +328,6 @@ class Recorder(Calls):
         def ref(leaf: torch.Tensor) -> Ref:
             tensors.append(leaf)
             return Ref(len(tensors) - 1)
-
-        inside = transformed()
 
         # A list keeps its own contents when a caller fills it later: the structure is copied here.
         plain_args = tuple([ref(a) if isinstance(a, torch.Tensor) else replaced(torch.Tensor, ref, a) for a in args])
@@ -359,12 +359,12 @@ class Recorder(Calls):
             tensor = torch._C._functorch.get_unwrapped(tensor)
         return self.tensors.value_of(tensor)
 
-    def _noted(self, node: Node, rule: Rule | None, result: Any, outputs: list[torch.Tensor]) -> Any:
+    def _noted(self, node: Node, rule: Rule | None, result: Any, outputs: list[torch.Tensor], inside: bool) -> Any:
         """Take a call that was made into the graph; what Python gets of it."""
         node.outputs = tuple([self.tensors.new(t, "activation", node) for t in outputs])
         if not self.of_model.isdisjoint(node.tensors) or any([v.kind in _HELD for v in node.tensors]):
             self.of_model.update(node.outputs)
-            if transformed() and self.branch is None:
+            if inside and self.branch is None:
                 why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
                 self.branch = Branch(node, self.tensors.existing(), why)
         fresh = [v for v in node.tensors if v in self.from_input or v.kind == "unknown"]
@@ -389,7 +389,7 @@ class Recorder(Calls):
         self._claim(node, rule)
         self._append(node)
         if self.log is not None:
-            self.log.append([] if transformed() else [t.detach().clone() for t in outputs])
+            self.log.append([] if inside else [t.detach().clone() for t in outputs])
         for tensor, value in zip(outputs, node.outputs, strict=True):
             self.tensors.track(tensor, value)
         return result

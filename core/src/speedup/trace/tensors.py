@@ -104,11 +104,13 @@ class Tensors:
 
     def at_the_end(self, source: Value) -> Value:
         """What the model holds in the place of one of its tensors when the run is over."""
-        assert source.tensor is not None
-        # Those of scripted modules are no dicts.
-        found = [members[name] for members, name in self._places.get(source.number, ()) if name in members]
-        others = [t for t in found if isinstance(t, torch.Tensor) and t is not source.tensor]
-        return self.value_of(others[0] if others else source.tensor)
+        tensor = source.tensor
+        assert tensor is not None
+        for members, name in self._places.get(source.number, ()):
+            there = members[name] if name in members else None  # noqa: SIM401 (scripted: no dicts)
+            if there is not tensor and isinstance(there, torch.Tensor):
+                return self.value_of(there)
+        return self.value_of(tensor) if id(tensor) in self._live else source
 
     def track(self, tensor: torch.Tensor, value: Value) -> Value:
         """From now on, as long as it lives, a tensor is this value."""
