@@ -23,7 +23,7 @@ import torch
 
 from speedup.carriers import Rows
 from speedup.carrying import carry
-from speedup.facts import Bools, Floats, any_of, any_product, compact_axes, count, some
+from speedup.facts import ZERO, Bools, Floats, any_of, any_product, compact_axes, count, some, varies
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.layout import Layout
@@ -64,59 +64,59 @@ class Removed:
 
 def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     """What goes of the factors and is not 0, and that some kept output still counts."""
-    facts, factors = keep.facts, node.layout.factors
-    weights_only = not any(facts.from_input(k) for k in factors)
-    live = [k for k in factors if weights_only or not (facts.is_weight(k) or is_own(node, k))]
-    sets = tuple([keep.sets[k] for k in (*live, node.layout.n_inputs)])
-    return keep.remembered(sets, lambda: _removed(node, keep, live, weights_only))
+    return keep.remembered(lambda: _removed(node, keep))
 
 
-def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool) -> tuple[list[Removed], int]:
-    """As ``removed``, found anew; and on how many of the sets that ``removed`` looks at it hangs.
-
-    Args:
-        live: the factors that may lose entries which are not 0.
-        weights_only: whether parameters alone make all factors.
-    """
+def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
+    """As ``removed``, found anew; and the operands on whose sets it hangs."""
     layout, facts = node.layout, keep.facts
     factors = layout.factors
+    weights_only = True  # whether parameters alone make all factors
+    for k in factors:
+        if facts.from_input(k):
+            weights_only = False
+            break
+    # The factors that may lose entries which are not 0.
+    live = [k for k in factors if weights_only or not (facts.is_weight(k) or is_own(node, k))]
     found = []
     all_read = True  # so it stays when more outputs are kept
     for k in live:
         combined = None if weights_only else facts.affine(k)
         if combined is not None:
-            counts = combined.mask & ~(combined.constant & (combined.offset == 0))
+            known, offset = combined.mask, combined.offset
+            counts = known & ~(combined.constant & (offset == 0))
         else:
+            known, offset = facts.mask(k), facts.value(k)
             # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
-            counts = ~facts.zero(k) if weights_only else facts.mask(k) & (facts.value(k) != 0)
-        named = layout.to_named(k, counts & ~keep.sets[k])
-        if not some(named):
+            counts = ~facts.zero(k) if weights_only else known & (offset != 0)
+        gone = counts & ~keep.sets[k]
+        if not some(gone):
             continue
+        named = layout.to_named(k, gone)
         others = [j for j in factors if j != k]
         used = named & _read(node, keep, k, others, weights_only)
-        all_read = all_read and used.shape == named.shape and count(used) == count(named)
-        if not some(used):
+        number = count(used)
+        all_read = all_read and used.shape == named.shape and number == count(named)
+        if not number:
             continue
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
         scope = _beside(layout, k, weight)
-        numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
-        known, offset = (layout.to_named(k, a) for a in numbers)
+        known, offset = layout.to_named(k, known), layout.to_named(k, offset)
         terms = [layout.to_named(k, t) for t in combined.terms] if combined is not None else []
-        constants = np.where(named, offset, 0.0)
+        constants = np.where(named, offset, ZERO)
         named, used, offset, constants, *terms = [
-            compact_axes(a, axes=scope)[0] if any([a.shape[p] > 1 for p in scope]) else a
-            for a in (named, used, offset, constants, *terms)
+            compact_axes(a, axes=scope)[0] if varies(a, scope) else a for a in (named, used, offset, constants, *terms)
         ]
-        alike = weight is not None and all(a.shape[p] == 1 for a in (named, constants) for p in scope)
+        alike = weight is not None and not varies(named, scope) and not varies(constants, scope)
         if alike and terms:
             assert combined is not None
             axis = (layout.operands[k] or ())[combined.axis]
-            alike = layout.contracted <= set(axis) and all(t.shape[a] == 1 for t in (*terms, offset) for a in scope)
+            alike = layout.contracted <= set(axis) and not any([varies(t, scope) for t in (*terms, offset)])
         if alike:
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
         found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
-    return found, len(live) if all_read else len(live) + 1
+    return found, live if all_read else [*live, layout.n_inputs]
 
 
 def _beside(layout: Layout, k: int, weight: int | None) -> tuple[int, ...]:

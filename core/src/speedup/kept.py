@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from speedup.graph import Value
-from speedup.masking import memory_of, product
+from speedup.masking import masked_in_place, memory_of, product
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def changes(keeps: KeepSets, value: Value) -> bool:
     """Whether a parameter or buffer is another one in the small model, what is folded into it aside."""
-    return not _is_as_it_was(keeps, value) or value in keeps.facts.masked
+    return value in keeps.facts.masked or not _is_as_it_was(keeps, value)
 
 
 def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torch.Tensor:
@@ -35,8 +35,8 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
     mask = keeps.cut_mask(value, mask)
     if mask.all():  # mostly: what is masked goes
         return small
-    own = memory_of(small) != memory_of(whole)
-    return product(small, mask, out=small if own else None)
+    own = small.ndim and memory_of(small) != memory_of(whole)
+    return masked_in_place(small, mask) if own else product(small, mask)
 
 
 def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:
