@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_containers_are_its_own_and_all_else_is_shared() -> None:
 
 
 class Told(nn.Linear):
-    told: list[str] = []
+    told: ClassVar[list[str]] = []
 
     def __setattr__(self, name: str, value: object) -> None:
         self.told.append(name)

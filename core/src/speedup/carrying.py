@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from speedup.carriers import Rows
-from speedup.facts import Bools, Floats, Indices
+from speedup.cutting import by_numpy
+from speedup.facts import ZERO, Bools, Floats, Indices
 from speedup.graph import Node, Value
 from speedup.kept import kept_of
 from speedup.order import in_order
@@ -40,25 +41,27 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     assert gone.weight is not None
     value = node.values[gone.weight]
     assert value is not None
-    sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
+    sources, targets = rows.gone.any(axis=0).nonzero()[0], rows.kept.any(axis=0).nonzero()[0]
     first, staying = rows.spanning(rows.kept)
-    leaving = np.swapaxes(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ first, 1, 2)
+    leaving = np.swapaxes(np.where(rows.gone[..., None], rows.all, ZERO)[:, sources] @ first, 1, 2)
     if not bias:
         grouped = _Grouped.of(node, gone.weight, rows, keeps)
         if grouped is not None:
             made = grouped.carry((sources, leaving), (targets, staying))
             return in_order(made, keeps.orders.get(value, {})), None
     weight = _Weight(node, gone.weight, rows, keeps)
-    going, shares = weight.numbers(leaving), weight.numbers(staying)
-    at = weight.numbers(np.searchsorted(weight.columns, targets))
+    # Of each group, for all of the rest in front of the contracted name in memory.
+    going, shares = weight.numbers(leaving)[:, None], weight.numbers(staying)[:, None]
+    at = torch.from_numpy(np.searchsorted(weight.columns, targets)).to(weight.new.device)
     ways = []
-    for part, new in weight.parts(sources, max(len(sources), len(targets))):
-        # By way of one column per unknown.
-        way = torch.bmm(going, weight.factored(part))
-        carriers = weight.factored(new.index_select(weight.axis, at))
-        weight.put(torch.baddbmm(carriers, shares, way), at, new)
-        if bias:
-            ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
+    with np.errstate(invalid="ignore", over="ignore"):  # a weight may have anything
+        for part, new in weight.parts(sources, max(len(sources), len(targets))):
+            # By way of one column per unknown.
+            way = going @ weight.factored(part)
+            carriers = weight.factored(new.index_select(weight.axis, at))
+            weight.put(carriers + shares @ way, at, new)
+            if bias:
+                ways.append(weight.by_unknown(way, part))
     made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
     if value.is_source and not weight.is_cut:
         made = keeps.cut(value, made).contiguous()
@@ -140,9 +143,9 @@ class _Weight:
     """A weight by its names, of which no more is read at a time than is computed with.
 
     Attributes:
-        order: its axes with those of the groups first, then the contracted one.
+        order: its axes with those of the groups first, the others as they lie in memory.
         axis: that of the contracted name.
-        rest: those of the rest, in their order.
+        rest: the others, in their order.
         is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
         columns: the indices of the contracted name that are made.
         new: what is made; first what is kept as it is.
@@ -154,10 +157,10 @@ class _Weight:
         value, dims = node.values[k], layout.operands[k]
         assert value is not None and dims is not None
         names = self._names = [n for dim in dims for n in dim]
-        outer = [names.index(n) for n in rows.outer]
+        outer = self._outer = [names.index(n) for n in rows.outer]
         self.axis = names.index(rows.contracted)
         self.rest = [a for a in range(len(names)) if a != self.axis and a not in outer]
-        self.order = [*outer, self.axis, *self.rest]
+        self.order = [*outer, *(a for a in range(len(names)) if a not in outer)]
         self._groups = len(rows.gone)
         lines = keeps.box(value) if value.is_source else None
         long = {a: [names.index(n) for n in dims[a] if layout.sizes[n] > 1] for a in lines or ()}
@@ -167,6 +170,7 @@ class _Weight:
             self._kept = {long[a][0]: indices for a, indices in lines.indices.items()}
         sizes = [layout.sizes[n] for n in names]
         self._whole = (contents(value) if value.tensor is None else value.tensor.detach()).reshape(sizes)
+        self._by_numpy = by_numpy(self._whole)
         self._mask = by_names(layout, k, value.mask if value.is_source else None)
         self.columns = self._at(self.axis)
         made = kept_of(keeps, value) if self.is_cut else self._read({})
@@ -201,33 +205,42 @@ class _Weight:
     def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
         return masked_part(self._whole, self._mask, chosen)
 
-    def numbers(self, array: Floats | Indices | Bools) -> torch.Tensor:
-        """An array as a tensor where the weight is."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
+    def numbers(self, array: Floats) -> Any:
+        """An array as what the weight is computed with: itself, or a tensor where the weight is."""
+        return array if self._by_numpy else torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
 
-    def put(self, sums: torch.Tensor, at: torch.Tensor, new: torch.Tensor) -> None:
+    def factored(self, part: torch.Tensor) -> Any:
+        """Some columns of a part in float64 as (groups, rest in front, columns, rest behind), as it lies in memory:
+        that is what products take as well. Without a rest behind, what is in front counts as that."""
+        wide = part.permute(self.order)
+        wide = wide.numpy().astype(np.float64, copy=False) if self._by_numpy else wide.to(torch.float64)
+        front, behind = self._around(part)
+        wide = wide.reshape(self._groups, front, part.shape[self.axis], behind)
+        return wide.swapaxes(1, 3) if behind == 1 else wide
+
+    def _around(self, part: torch.Tensor) -> tuple[int, int]:
+        front = prod([part.shape[a] for a in self.rest if a < self.axis])
+        return front, prod([part.shape[a] for a in self.rest if a > self.axis])
+
+    def put(self, sums: Any, at: torch.Tensor, new: torch.Tensor) -> None:
         """Put what ``factored`` would make of some columns in their place."""
+        if self._around(new)[1] == 1:
+            sums = sums.swapaxes(1, 3)
+        made = torch.from_numpy(sums) if self._by_numpy else sums
         sizes = [len(at) if a == self.axis else new.shape[a] for a in self.order]
         back = [self.order.index(a) for a in range(len(self.order))]
-        new.index_copy_(self.axis, at, sums.to(new.dtype).reshape(sizes).permute(back))
+        new.index_copy_(self.axis, at, made.to(new.dtype).reshape(sizes).permute(back))
 
-    def factored(self, part: torch.Tensor) -> torch.Tensor:
-        """Some columns of a part as (groups, columns, rest) in float64."""
-        order, count = self.order, part.shape[self.axis]
-        turned = self.axis > max(self.rest, default=self.axis)  # as they lie in memory, a product takes them as well
-        if turned:
-            order = [a for a in self.order if a != self.axis] + [self.axis]
-        wide = part.permute(order).to(torch.float64, memory_format=torch.contiguous_format)
-        rest = prod(part.shape[a] for a in self.rest)
-        if turned:
-            return wide.reshape(self._groups, rest, count).transpose(1, 2)
-        return wide.reshape(self._groups, count, rest)  # there may be no columns
+    def by_unknown(self, way: Any, part: torch.Tensor) -> Floats:
+        """What ``factored`` would make of one column per unknown, as (groups, unknowns, rest)."""
+        if not self._by_numpy:
+            way = way.cpu().numpy()
+        return way.swapaxes(1, 2).reshape(self._groups, way.shape[2], *(part.shape[a] for a in self.rest))
 
     def named(self, array: Floats) -> Floats:
         """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""
-        here = [a for a in self.order if a != self.axis]
-        outer = len(here) - len(self.rest)
-        array = array.reshape([*(self._whole.shape[a] for a in here[:outer]), *array.shape[1:]])
+        here = [*self._outer, *self.rest]
+        array = array.reshape([*(self._whole.shape[a] for a in self._outer), *array.shape[1:]])
         for position, axis in enumerate(here):
             if self._names[axis] in self._layout.mixed:
                 array = array.sum(position, keepdims=True)

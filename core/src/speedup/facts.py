@@ -254,7 +254,7 @@ def all_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
 def varies(array: Bools | Floats, axes: Iterable[int]) -> bool:
     """Whether an array is written out along any of these axes."""
     shape = array.shape
-    for axis in axes:
+    for axis in axes:  # noqa: SIM110 (a generator takes several times as long)
         if shape[axis] != 1:
             return True
     return False
