@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from speedup.carriers import Rows
-from speedup.cutting import by_numpy
+from speedup.cutting import by_numpy, take
 from speedup.facts import ZERO, Bools, Floats, Indices
 from speedup.graph import Node, Value
 from speedup.kept import kept_of
@@ -52,13 +52,13 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     weight = _Weight(node, gone.weight, rows, keeps)
     # Of each group, for all of the rest in front of the contracted name in memory.
     going, shares = weight.numbers(leaving)[:, None], weight.numbers(staying)[:, None]
-    at = torch.from_numpy(np.searchsorted(weight.columns, targets)).to(weight.new.device)
+    at = np.searchsorted(weight.columns, targets)
     ways = []
     with np.errstate(invalid="ignore", over="ignore"):  # a weight may have anything
         for part, new in weight.parts(sources, max(len(sources), len(targets))):
             # By way of one column per unknown.
             way = going @ weight.factored(part)
-            carriers = weight.factored(new.index_select(weight.axis, at))
+            carriers = weight.factored(take(new, weight.axis, at))
             weight.put(carriers + shares @ way, at, new)
             if bias:
                 ways.append(weight.by_unknown(way, part))
@@ -205,7 +205,7 @@ class _Weight:
     def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
         return masked_part(self._whole, self._mask, chosen)
 
-    def numbers(self, array: Floats) -> Any:
+    def numbers(self, array: Floats | Indices) -> Any:
         """An array as what the weight is computed with: itself, or a tensor where the weight is."""
         return array if self._by_numpy else torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
 
@@ -222,14 +222,18 @@ class _Weight:
         front = prod([part.shape[a] for a in self.rest if a < self.axis])
         return front, prod([part.shape[a] for a in self.rest if a > self.axis])
 
-    def put(self, sums: Any, at: torch.Tensor, new: torch.Tensor) -> None:
+    def put(self, sums: Any, at: Indices, new: torch.Tensor) -> None:
         """Put what ``factored`` would make of some columns in their place."""
         if self._around(new)[1] == 1:
             sums = sums.swapaxes(1, 3)
-        made = torch.from_numpy(sums) if self._by_numpy else sums
-        sizes = [len(at) if a == self.axis else new.shape[a] for a in self.order]
+        shape = list(new.shape)
+        shape[self.axis] = len(at)
+        made = sums.reshape([shape[a] for a in self.order])
         back = [self.order.index(a) for a in range(len(self.order))]
-        new.index_copy_(self.axis, at, made.to(new.dtype).reshape(sizes).permute(back))
+        if self._by_numpy:
+            new.numpy()[(slice(None),) * self.axis + (at,)] = made.transpose(back)
+        else:
+            new.index_copy_(self.axis, self.numbers(at), made.to(new.dtype).permute(back))
 
     def by_unknown(self, way: Any, part: torch.Tensor) -> Floats:
         """What ``factored`` would make of one column per unknown, as (groups, unknowns, rest)."""

@@ -266,7 +266,9 @@ def fold(rule: Rule, node: Node, keep: NodeKeep, keeps: KeepSets) -> dict[Value 
         tensor = None if weight.is_source else contents(weight)
         shift = None
         if bias:
-            (constants,) = compact_axes(np.where(gone.mask, gone.offset, 0.0))
+            constants = np.where(gone.mask, gone.offset, ZERO)
+            if varies(constants, scope := _beside(node.layout, gone.k, gone.weight)):
+                (constants,) = compact_axes(constants, axes=scope)
             kept = node.layout.to_named(node.layout.n_inputs, keep.sets[node.layout.n_inputs])
             shift = response(node, gone.k, gone.weight, constants, kept, tensor)
         if gone.terms or not bias:
@@ -293,24 +295,27 @@ def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor) -> tup
     if bias is None:
         return rule.bias, torch.from_numpy(flat.copy()).to(like)
     old = contents(bias)
-    new = old.to("cpu", torch.float64).numpy() + sign * flat.reshape(old.shape)
+    new = old.to("cpu", torch.float64).numpy() + (flat if sign > 0 else -flat).reshape(old.shape)
     return bias, torch.from_numpy(np.asarray(new)).to(old)  # of a single number the sum is no array
 
 
 def flat_output(node: Node, shift: Floats) -> Floats:
     """A shift over the output's weight-born names, as the flat vector that a bias is."""
+    axes, order = node.once("flat output", lambda: _bias_axes(node))
     layout = node.layout
-    axes, rest = node.once("flat output", lambda: _bias_axes(node))
-    wide = np.broadcast_to(
-        shift, [layout.sizes[n] if p in axes else shift.shape[p] for p, n in enumerate(layout.names)]
-    )
-    return wide.transpose(axes + rest).reshape(-1)
+    wide = [*shift.shape]
+    for p in axes:
+        wide[p] = layout.sizes[layout.names[p]]
+    if shift.shape != tuple(wide):
+        narrow, shift = shift, np.empty(wide, shift.dtype)
+        shift[...] = narrow
+    return shift.transpose(order).reshape(-1)
 
 
 def _bias_axes(node: Node) -> tuple[list[int], list[int]]:
-    """The axes of the output's weight-born names, in the order of the output; and the others."""
+    """The axes of the output's weight-born names, in the order of the output; and with the others behind them."""
     layout = node.layout
     weight_names = {n for k in range(layout.n_inputs) if is_own(node, k) for n in layout.names_of(k)}
     out = layout.operands[layout.n_inputs] or ()
     axes = [layout.names.index(n) for dim in out for n in dim if n in weight_names]
-    return axes, [a for a in range(len(layout.names)) if a not in axes]
+    return axes, [*axes, *(a for a in range(len(layout.names)) if a not in axes)]

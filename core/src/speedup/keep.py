@@ -232,6 +232,16 @@ class KeepSets:
             return self.cut(value, mask.expand(value.shape))
         return cut_indices(mask, {a: indices for a, indices in known.indices.items() if mask.shape[a] > 1})
 
+    def lacks_masked(self, value: Value) -> bool:
+        """Whether one look at the lines tells that nothing is kept of what is masked of a parameter."""
+        lines, masked = self.sets.lines.get(value), self.facts.masked.get(value)
+        if lines is None or masked is None:
+            return False
+        for axis, line in lines.items():
+            if masked.size == masked.shape[axis] and not some(masked.reshape(-1) & line):
+                return True
+        return False
+
     def forget(self) -> None:
         """Give back the memory of what was found on the way, and can be found again."""
         self.memo.clear()

@@ -30,10 +30,10 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
     if _is_as_it_was(keeps, value):
         return whole.clone() if mask is None else product(whole, mask)
     small = keeps.cut(value, whole).contiguous()
-    if mask is None:
+    if mask is None or keeps.lacks_masked(value):  # mostly: what is masked goes
         return small
     mask = keeps.cut_mask(value, mask)
-    if mask.all():  # mostly: what is masked goes
+    if mask.all():
         return small
     own = small.ndim and memory_of(small) != memory_of(whole)
     return masked_in_place(small, mask) if own else product(small, mask)
