@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.
 _MOST = 1e3
 _ROUNDING = 1e-10
+_TINY = np.finfo(np.float64).tiny
 
 
 class Rows:
@@ -88,7 +89,7 @@ class Rows:
         else:
             left, sizes, ways = np.linalg.svd(rows, full_matrices=False)
         least = np.maximum(_ROUNDING * largest, 1e-3 * _ROUNDING * sizes.max(axis=1, initial=0.0, keepdims=True))
-        strong = sizes > np.maximum(least, np.finfo(np.float64).tiny)
+        strong = sizes > np.maximum(least, _TINY)
         return np.swapaxes(ways, 1, 2) * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, None], left
 
     def _largest(self) -> Floats:
@@ -124,7 +125,7 @@ class Rows:
             numbers: the rows, (groups, entries).
         """
         size = np.sqrt((np.square(numbers) * self.kept).sum(axis=1, keepdims=True))
-        least = np.maximum(_ROUNDING * self._largest(), np.finfo(np.float64).tiny)
+        least = np.maximum(_ROUNDING * self._largest(), _TINY)
         lengths = np.abs(numbers) * self.gone
         return _first_largest(np.where(lengths > np.where(size > least, _MOST * size, least), lengths, 0.0))
 

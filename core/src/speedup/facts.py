@@ -297,8 +297,6 @@ def read_only(array: Bools | Floats) -> Bools | Floats:
 
 def any_product(left: Bools, right: Bools, over: tuple[int, ...]) -> Bools:
     """``(left & right).any(over)`` without building the product; arrays of equal rank with size-1 axes."""
-    if left.shape == right.shape or left.size == 1 or right.size == 1:  # so it mostly is
-        return any_of(left & right, over)
     here = [a for a in over if left.shape[a] != 1]
     there = [a for a in over if right.shape[a] != 1]
     left = any_of(left, tuple([a for a in here if a not in there]))

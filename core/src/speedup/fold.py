@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,23 +132,23 @@ def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: b
 
     How much is read of a table, one that parameters alone make, may depend on the size of the input: all that is kept.
     """
-    layout = node.layout
-    kept = keep.sets[layout.n_inputs]
-    out = layout.to_named(layout.n_inputs, kept if weights_only else kept & ~keep.facts.unused(layout.n_inputs))
-    out = layout.project_any(layout.n_inputs, out)
-    own: tuple[int, ...] = layout.once(
-        "output's own", k, lambda: layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))
-    )
-    read = layout.project_any(k, any_of(out, own))
+    layout, facts = node.layout, keep.facts
+    last, private = layout.n_inputs, layout.private(k)
+    kept = keep.sets[last]
+    out = layout.to_named(last, kept if weights_only else kept & ~facts.unused(last))
+    out = layout.project_any(last, out)
+    read = any_of(out, private)
     for j in others:
-        reads = ~layout.project_all(j, layout.to_named(j, keep.facts.zero(j)))
-        read = read & layout.project_any(k, any_product(reads, out, layout.private(k)))
+        zero = facts.zero(j)
+        if some(zero):
+            reads = ~layout.project_all(j, layout.to_named(j, zero))
+            read = read & any_product(reads, out, private)
     return read
 
 
 def takes_bias(rule: Rule, node: Node) -> bool:
     """Whether constants can go into the bias of this call, or of a norm that follows."""
-    known: bool = node.once("takes bias", lambda: _takes_bias(rule, node))
+    known: bool = node.once("takes bias", partial(_takes_bias, rule, node))
     return known
 
 
@@ -164,7 +165,7 @@ def _takes_bias(rule: Rule, node: Node) -> bool:
 
 
 def _called_once(node: Node) -> bool:
-    return all(v is None or not v.is_source or len(v.uses) == 1 for v in node.operands)
+    return all([v is None or not v.is_source or len(v.uses) == 1 for v in node.operands])
 
 
 def is_shifted(node: Node) -> bool:
@@ -177,7 +178,7 @@ def is_shifted(node: Node) -> bool:
 
 def _absorber(node: Node) -> Value | None:
     """What is subtracted from the output right after the call, entry for entry of its bias: a running mean."""
-    found: Value | None = node.once("absorber", lambda: _find_absorber(node))
+    found: Value | None = node.once("absorber", partial(_find_absorber, node))
     return found
 
 
@@ -301,7 +302,7 @@ def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor) -> tup
 
 def flat_output(node: Node, shift: Floats) -> Floats:
     """A shift over the output's weight-born names, as the flat vector that a bias is."""
-    axes, order = node.once("flat output", lambda: _bias_axes(node))
+    axes, order = node.once("flat output", partial(_bias_axes, node))
     layout = node.layout
     wide = [*shift.shape]
     for p in axes:
@@ -315,7 +316,13 @@ def flat_output(node: Node, shift: Floats) -> Floats:
 def _bias_axes(node: Node) -> tuple[list[int], list[int]]:
     """The axes of the output's weight-born names, in the order of the output; and with the others behind them."""
     layout = node.layout
-    weight_names = {n for k in range(layout.n_inputs) if is_own(node, k) for n in layout.names_of(k)}
+    own = tuple([k for k in range(layout.n_inputs) if is_own(node, k)])
+    found: tuple[list[int], list[int]] = layout.once("bias axes", own, lambda: _axes_of(layout, own))
+    return found
+
+
+def _axes_of(layout: Layout, own: Sequence[int]) -> tuple[list[int], list[int]]:
+    weight_names = {n for k in own for n in layout.names_of(k)}
     out = layout.operands[layout.n_inputs] or ()
     axes = [layout.names.index(n) for dim in out for n in dim if n in weight_names]
     return axes, [*axes, *(a for a in range(len(layout.names)) if a not in axes)]

@@ -41,4 +41,8 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
 
 def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:
     """Whether a parameter or buffer keeps its shape and the order of its entries."""
-    return (keeps.whole(value) or not value.is_read) and value not in keeps.orders
+    if value in keeps.orders:
+        return False
+    lines = keeps.sets.lines
+    is_whole = not lines[value] if value in lines else keeps.whole(value)
+    return is_whole or not value.is_read
