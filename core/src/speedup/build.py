@@ -143,16 +143,16 @@ def build(
     return parts
 
 
-def _may_fold(node: Node) -> bool:
+def _may_fold(node: Node, rule: Rule) -> bool:
     """Whether ``folds`` of its rule says so; most rules leave that to the layout."""
-    if type(node.rule).folds is Rule.folds and "layout" in node.__dict__:
+    if type(rule).folds is Rule.folds and "layout" in node.__dict__:
         return bool(node.layout.contracted)
     return bool(ask(node, "folds"))
 
 
 def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
     """What a call folds into: parameters or pieces of them, and attributes that its module gains."""
-    if keeps.drop or node.rule is None or not _may_fold(node):
+    if keeps.drop or node.rule is None or not _may_fold(node, node.rule):
         return []
     return fold.targets(node.rule, node, NodeKeep(keeps, node))
 
@@ -165,7 +165,7 @@ def _folds(
     in_pieces: dict[Value, torch.Tensor] = {}
     gained: dict[Node, dict[str, torch.Tensor]] = {}
     for node in nodes if not keeps.drop else ():
-        if node.rule is None or not _may_fold(node):
+        if node.rule is None or not _may_fold(node, node.rule):
             continue
         keep = NodeKeep(keeps, node)
         if not fold.removed(node, keep):
@@ -277,9 +277,10 @@ def _replace_modules(
             assert weight.tensor is not None
             held[name] = nn.Parameter(tensor, requires_grad=weight.tensor.requires_grad)
             parts.gained[f"{node.path}.{name}" if node.path else name] = held[name]
-        if not held and all(keeps.whole(v) for v in node.values if v is not None):
+        old = modules[node.path]
+        if not held and (_is_size_free(node.rule, old) or all([keeps.whole(v) for v in node.values if v is not None])):
             continue
-        old, facts = modules[node.path], NodeFacts(keeps.facts, node)
+        facts = NodeFacts(keeps.facts, node)
         made = ask(node, "replace", Kept(old, held, node, keeps.at(node), facts))
         if not isinstance(made, nn.Module):
             raise RuleError(f"{culprit(node)}: replace returned {made!r}, not a module")
@@ -288,6 +289,11 @@ def _replace_modules(
                 f"{culprit(node)}: replace returned the module itself; make a new one, as `super().replace` does"
             )
         parts.modules[node.path] = made
+
+
+def _is_size_free(rule: Rule, module: nn.Module) -> bool:
+    """Whether a module of which no tensor changes serves any size, as far as its rule says: an activation, a pool."""
+    return type(rule).replace is Rule.replace and not any([hasattr(module, name) for name in rule.sizes])
 
 
 def _replace_owners(modules: Mapping[str, nn.Module], parts: Parts) -> None:

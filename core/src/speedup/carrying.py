@@ -42,7 +42,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     assert gone.weight is not None
     value = node.values[gone.weight]
     assert value is not None
-    sources, targets = rows.gone.any(axis=0).nonzero()[0], rows.kept.any(axis=0).nonzero()[0]
+    sources, targets = (np.logical_or.reduce(chosen, axis=0).nonzero()[0] for chosen in (rows.gone, rows.kept))
     first, staying = rows.spanning(rows.kept)
     leaving = np.swapaxes(np.where(rows.gone[..., None], rows.all, ZERO)[:, sources] @ first, 1, 2)
     if not bias:
@@ -249,7 +249,7 @@ class _Weight:
         """Some columns of a part in float64 as (groups, rest in front, columns, rest behind), as it lies in memory:
         that is what products take as well. Without a rest behind, what is in front counts as that."""
         axes = self.axes
-        wide = part.permute(axes.order)
+        wide: Any = part.permute(axes.order)
         wide = wide.numpy().astype(np.float64, copy=False) if self._by_numpy else wide.to(torch.float64)
         shape = part.shape
         front, behind = prod([shape[a] for a in axes.front]), prod([shape[a] for a in axes.behind])
@@ -272,7 +272,9 @@ class _Weight:
         """What ``factored`` would make of one column per unknown, as (groups, unknowns, rest)."""
         if not self._by_numpy:
             way = way.cpu().numpy()
-        return way.swapaxes(1, 2).reshape(self._groups, way.shape[2], *(part.shape[a] for a in self.axes.rest))
+        rest = [part.shape[a] for a in self.axes.rest]
+        found: Floats = way.swapaxes(1, 2).reshape(self._groups, way.shape[2], *rest)
+        return found
 
     def named(self, array: Floats) -> Floats:
         """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""

@@ -299,8 +299,8 @@ class NodeKeep:
         keeps, node = self._keeps, self._node
         if node in keeps.memo:
             seen, known = keeps.memo[node]
-            for value, keep in seen:
-                if keeps.sets[value] is not keep:
+            for at, keep in seen:
+                if keeps.sets[at] is not keep:
                     break
             else:
                 return cast(Found, known)

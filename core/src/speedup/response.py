@@ -178,7 +178,7 @@ def _of_parts(
     mask: Bools | None,
     chosen: Mapping[int, Indices],
     right: Floats,
-    order: Sequence[int],
+    order: list[int],
     split: int | None,
 ) -> Floats:
     """The products of some indices of a weight, its axes in this order, with a matrix for each of the first ones.
