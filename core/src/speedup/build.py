@@ -10,12 +10,13 @@ from torch import nn
 
 from speedup import fold, walk
 from speedup.ask import ask, culprit
+from speedup.cached import cached_property
 from speedup.cutting import laid_out_like
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
-from speedup.infer import NodeFacts
+from speedup.infer import Facts, NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import changes, kept_of
 from speedup.new_sizes import new_size
@@ -33,15 +34,19 @@ class Kept:
     Attributes:
         module: the module to be replaced; it must not be changed.
         tensors: the new parameters and buffers by attribute name, a gained bias included.
-        facts: what is known at the node, of entries that go as well.
     """
 
     module: nn.Module
     tensors: dict[str, torch.Tensor]
     node: Node
     sets: Sequence[Bools]
-    facts: NodeFacts
+    _facts: Facts = field(repr=False)
     _sizes: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def facts(self) -> NodeFacts:
+        """What is known at the node, of entries that go as well."""
+        return NodeFacts(self._facts, self.node)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -280,8 +285,7 @@ def _replace_modules(
         old = modules[node.path]
         if not held and (_is_size_free(node.rule, old) or all([keeps.whole(v) for v in node.values if v is not None])):
             continue
-        facts = NodeFacts(keeps.facts, node)
-        made = ask(node, "replace", Kept(old, held, node, keeps.at(node), facts))
+        made = ask(node, "replace", Kept(old, held, node, keeps.at(node), keeps.facts))
         if not isinstance(made, nn.Module):
             raise RuleError(f"{culprit(node)}: replace returned {made!r}, not a module")
         if made is old:

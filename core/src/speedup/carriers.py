@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speedup.cached import cached_property
 from speedup.facts import ZERO, Bools, Floats, all_of, any_of, some, varies
 from speedup.graph import Node
 from speedup.layout import Layout
@@ -82,7 +83,7 @@ class Rows:
         The factors of a singular value decomposition, without directions in which there is nothing but rounding. The
         inverse of the Gram matrix would be the same, and as far off as the square of what the rows are alike.
         """
-        rows, largest = self.all_of(kept), self._largest()
+        rows, largest = self.all_of(kept), self._largest
         if rows.shape[-1] == 1:  # mostly: one number
             sizes, ways = np.sqrt(np.square(rows).sum(1)), np.ones((len(rows), 1, 1))
             left = rows / np.where(sizes == 0, 1.0, sizes)[:, None]
@@ -92,6 +93,7 @@ class Rows:
         strong = sizes > np.maximum(least, _TINY)
         return np.swapaxes(ways, 1, 2) * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, None], left
 
+    @cached_property
     def _largest(self) -> Floats:
         """Per group the length of the longest row that goes."""
         lengths: Floats = np.sqrt((np.square(self.all).sum(-1) * self.gone).max(axis=1, keepdims=True))
@@ -101,7 +103,7 @@ class Rows:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
         if self.all.shape[-1] == 1:  # mostly: one number
             return self._lacking_one(self.all[..., 0])
-        chosen, least = np.zeros_like(self.gone), _ROUNDING * self._largest()
+        chosen, least = np.zeros_like(self.gone), _ROUNDING * self._largest
         for _ in range(self.all.shape[-1]):
             kept = self.kept | chosen
             first, second = self.spanning(kept)
@@ -125,7 +127,7 @@ class Rows:
             numbers: the rows, (groups, entries).
         """
         size = np.sqrt((np.square(numbers) * self.kept).sum(axis=1, keepdims=True))
-        least = np.maximum(_ROUNDING * self._largest(), _TINY)
+        least = np.maximum(_ROUNDING * self._largest, _TINY)
         lengths = np.abs(numbers) * self.gone
         return _first_largest(np.where(lengths > np.where(size > least, _MOST * size, least), lengths, 0.0))
 

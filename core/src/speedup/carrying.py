@@ -151,7 +151,6 @@ class _Axes:
         outer: those of the groups.
         rest: the others, in their order; front, behind: those in front of the contracted one, and behind it.
         long: by axis of the weight as it is, which of these are longer than 1.
-        dims: how many there are for each axis of the weight as it is.
     """
 
     def __init__(self, layout: Layout, k: int, rows: Rows) -> None:
@@ -167,7 +166,6 @@ class _Axes:
         self.order = [*self.outer, *(a for a in range(len(names)) if a not in self.outer)]
         self.back = [self.order.index(a) for a in range(len(names))]
         self.long = [[names.index(n) for n in dim if layout.sizes[n] > 1] for dim in dims]
-        self.dims = [len(dim) for dim in dims]
 
     @staticmethod
     def of(layout: Layout, k: int, rows: Rows) -> _Axes:
@@ -183,6 +181,7 @@ class _Weight:
         is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
         columns: the indices of the contracted name that are made.
         new: what is made; first what is kept as it is.
+        shape: that of what is made, with the axes that the weight has.
     """
 
     def __init__(self, node: Node, k: int, rows: Rows, keeps: KeepSets) -> None:
@@ -205,15 +204,10 @@ class _Weight:
         self._mask = by_names(layout, k, value.mask if value.is_source else None)
         self.columns = self._at(axes.axis)
         made = kept_of(keeps, value) if self.is_cut else self._read({})
+        self.shape = made.shape if self.is_cut else torch.Size(value.shape)
         if made is self._whole:
             made = made.clone()
         self.new = made.reshape([len(self._kept[a]) if a in self._kept else s for a, s in enumerate(axes.sizes)])
-
-    @property
-    def shape(self) -> list[int]:
-        """That of what is made, with the axes that the weight has."""
-        each = iter(self.new.shape)
-        return [prod([next(each) for _ in range(count)]) for count in self.axes.dims]
 
     def _at(self, axis: int) -> Indices:
         """The indices of an axis that are made."""

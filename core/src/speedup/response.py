@@ -108,6 +108,8 @@ class _Sum:
         further: the axes in named space that the values alone have.
         wide: the axes in named space along which is summed.
         is_matrix: whether the weight lies there as a matrix, the first axis by those along which is summed.
+        width: how many columns it has.
+        column: the only axis that is longer than 1 of those along which is summed, None if there are others.
     """
 
     def __init__(self, layout: Layout, frame: _Frame, shape: tuple[int, ...]) -> None:
@@ -122,6 +124,9 @@ class _Sum:
         first = [*(places[a] for a in self.each), *self.wide, *self.further]
         self.right = [*first, *(p for p in range(len(shape)) if p not in first)]
         long = [a for a in self.free if frame.shape[a] > 1]
+        summed = [a for a in self.summed if frame.shape[a] > 1]
+        self.width = prod([frame.shape[a] for a in summed])
+        self.column = summed[0] if len(summed) == 1 else None
         self.is_matrix = not self.each and not self.further and len(long) == 1 and long[0] < min(self.summed, default=0)
 
 
@@ -151,9 +156,12 @@ def _summed(
     width = prod([sizes[a] for a in how.summed])
     right = values.transpose(how.right).reshape(-1, width, prod([wide[p] for p in how.further]))
     free = sorted(how.free, key=lambda a: -sizes[a]) if len(how.free) > 1 else how.free
-    if how.is_matrix and mask is None and by_numpy(tensor) and tensor.is_contiguous() and not chosen.keys() - free[:1]:
-        lines = tensor.numpy().reshape(-1, width)
-        return _of_lines(lines, chosen.get(free[0]), right[0]).reshape(frame.along[free[0]])
+    if how.is_matrix and mask is None and by_numpy(tensor) and tensor.is_contiguous():
+        row = free[0]
+        if all([a in (row, how.column) for a in chosen]):
+            lines = tensor.numpy().reshape(-1, how.width)
+            columns = None if how.column is None else chosen.get(how.column)
+            return _of_lines(lines, chosen.get(row), columns, right[0]).reshape(frame.along[row])
     made = _of_parts(tensor, mask, chosen, right, [*how.each, *free, *how.summed], free[0] if free else None)
     here = [*how.each, *free]
     places = [*(frame.places[a] for a in here), *how.further]
@@ -163,12 +171,14 @@ def _summed(
     return made.reshape([found.get(p, 1) for p in range(len(wide))])
 
 
-def _of_lines(lines: Floats, at: Indices | None, right: Floats) -> Floats:
-    """The product of some lines of a matrix, all of them by default, with a column, some of them at a time."""
+def _of_lines(lines: Floats, at: Indices | None, columns: Indices | None, right: Floats) -> Floats:
+    """The product of some lines and columns of a matrix, by default all, with a column, some lines at a time."""
     count = len(lines) if at is None else len(at)
-    made, step = np.empty((count, 1)), max(1, AT_ONCE // max(1, len(right)))
+    made, step = np.empty((count, 1)), max(1, AT_ONCE // max(1, lines.shape[1]))
     for start in range(0, count, step):
         part = lines[start : start + step] if at is None else lines.take(at[start : start + step], 0)
+        if columns is not None:
+            part = part.take(columns, 1)
         np.matmul(part.astype(np.float64, copy=False), right, made[start : start + step])
     return made
 
