@@ -42,6 +42,14 @@ def test_a_module_that_serves_any_size_is_not_made_anew() -> None:
     assert model[1] is relu and model[2].features == 6
 
 
+def test_what_is_cut_is_no_part_of_a_graph_of_gradients() -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    plan = speedup.plan(model, torch.randn(5, 4), mask_indices(model, {"0.weight": [1], "0.bias": [1]}))
+    for value in plan.graph.sources:
+        assert value.tensor is not None and value.tensor.requires_grad
+        assert not plan.keeps.cut(value, value.tensor).requires_grad or plan.keeps.whole(value)
+
+
 CONVS = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, (3, 2), padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1))
 GROUPS = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1, groups=2), nn.Conv2d(6, 4, 1))
 SPREAD = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, padding=1), nn.Conv2d(6, 4, 1))

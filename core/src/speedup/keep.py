@@ -220,7 +220,7 @@ class KeepSets:
         if known is None:
             small = cut(tensor, self.sets[value])
         elif len(known) == 1 and tensor.ndim == 1 and tensor.is_cpu:  # most are vectors
-            small = tensor.index_select(0, known.places)
+            small = (tensor.detach() if tensor.requires_grad else tensor).index_select(0, known.places)
         else:
             small = cut_indices(tensor, known.indices)
         return in_order(small, self.orders[value]) if value in self.orders else small

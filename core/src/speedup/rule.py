@@ -841,7 +841,7 @@ class Rule:
             else:
                 module.register_parameter(name, tensor)
         for attribute, names in self.sizes.items():
-            if hasattr(module, attribute):
+            if attribute in module.__dict__ or hasattr(module, attribute):
                 put(module, attribute, keep.size(names))
         return module
 
