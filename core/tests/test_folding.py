@@ -47,6 +47,23 @@ def test_the_response_is_that_of_the_call(
     assert np.allclose(found[wanted], right.detach().numpy()[wanted], rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [8, 1 << 17])
+@pytest.mark.parametrize("count", [1, 5, 20])
+@pytest.mark.parametrize("lost", [0, 3])
+def test_the_response_of_a_matrix(
+    lost: int, count: int, at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(response, "AT_ONCE", at_once)
+    linear = randomize(nn.Linear(20, 7)).to(dtype)
+    node = node_of(linear, torch.zeros(1, 20, dtype=dtype))
+    values, wanted = np.zeros(20), np.arange(7) >= lost
+    values[20 - count :] = np.arange(count) + 1.0
+    right = linear.weight.detach().double().numpy() @ values
+    found = respond(node, 0, 1, named(node, 0, 1, values), named(node, node.layout.n_inputs, 1, wanted)).reshape(-1)
+    assert np.allclose(found[wanted], right[wanted], rtol=1e-12) and not found[~wanted].any()
+
+
 def test_a_column_that_nobody_asks_for_may_hold_anything() -> None:
     linear = randomize(nn.Linear(6, 3)).double()
     node = node_of(linear, torch.zeros(1, 6, dtype=torch.float64))

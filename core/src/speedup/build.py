@@ -10,12 +10,13 @@ from torch import nn
 
 from speedup import fold, walk
 from speedup.ask import ask, culprit
+from speedup.cached import cached_property
 from speedup.cutting import laid_out_like
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
-from speedup.infer import NodeFacts
+from speedup.infer import Facts, NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import changes, kept_of
 from speedup.new_sizes import new_size
@@ -26,22 +27,26 @@ from speedup.rule import Rule
 from speedup.shell import relinked, shell_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, since that takes longer to make, and each module has one
 class Kept:
     """What a rule's ``replace`` is given.
 
     Attributes:
         module: the module to be replaced; it must not be changed.
         tensors: the new parameters and buffers by attribute name, a gained bias included.
-        facts: what is known at the node, of entries that go as well.
     """
 
     module: nn.Module
     tensors: dict[str, torch.Tensor]
     node: Node
     sets: Sequence[Bools]
-    facts: NodeFacts
+    _facts: Facts = field(repr=False)
     _sizes: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def facts(self) -> NodeFacts:
+        """What is known at the node, of entries that go as well."""
+        return NodeFacts(self._facts, self.node)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -113,23 +118,26 @@ def build(
     Raises:
         RuleError: a rule raised in ``replace`` or returned no module.
     """
-    parts, known = Parts(), known if known is not None else Made()
+    parts = Parts()
     folded, gained = _folds(graph.nodes if piece is None else piece.nodes, keeps)
     fresh: dict[Value, torch.Tensor] = {}
     for value in graph.sources if piece is None else piece.values:
-        if not changes(keeps, value) and value not in folded:
-            continue
-        assert value.tensor is not None
         if value in folded:
-            fresh[value] = _like(value.tensor, folded.pop(value))
-        elif (shared := known.find(keeps, value)) is not None:
-            fresh[value] = shared
+            assert value.tensor is not None
+            made = _like(value.tensor, folded.pop(value))
+        elif not changes(keeps, value):
+            continue
+        elif known is not None and (shared := known.find(keeps, value)) is not None:
+            made = shared
         else:
-            fresh[value] = _like(value.tensor, kept_of(keeps, value))
-            known.add(keeps, value, fresh[value])
+            assert value.tensor is not None
+            made = _like(value.tensor, kept_of(keeps, value))
+            if known is not None:
+                known.add(keeps, value, made)
+        fresh[value] = made
         for name in value.names:
             if piece is None or name.rpartition(".")[0] in piece.paths:
-                parts.tensors[name] = fresh[value]
+                parts.tensors[name] = made
     nodes = graph.nodes if piece is None else [n for n in piece.nodes if n.path in piece.paths]
     modules = dict(walk.all_paths(model))
     _replace_modules(nodes, keeps, modules, fresh, gained, parts)
@@ -140,9 +148,16 @@ def build(
     return parts
 
 
+def _may_fold(node: Node, rule: Rule) -> bool:
+    """Whether ``folds`` of its rule says so; most rules leave that to the layout."""
+    if type(rule).folds is Rule.folds and "layout" in node.__dict__:
+        return bool(node.layout.contracted)
+    return bool(ask(node, "folds"))
+
+
 def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
     """What a call folds into: parameters or pieces of them, and attributes that its module gains."""
-    if keeps.drop or node.rule is None or not ask(node, "folds"):
+    if keeps.drop or node.rule is None or not _may_fold(node, node.rule):
         return []
     return fold.targets(node.rule, node, NodeKeep(keeps, node))
 
@@ -155,10 +170,12 @@ def _folds(
     in_pieces: dict[Value, torch.Tensor] = {}
     gained: dict[Node, dict[str, torch.Tensor]] = {}
     for node in nodes if not keeps.drop else ():
-        if node.rule is None or not ask(node, "folds"):
+        if node.rule is None or not _may_fold(node, node.rule):
             continue
         keep = NodeKeep(keeps, node)
-        if any(v.is_blank for v in weights_of(node)):
+        if not fold.removed(node, keep):
+            continue
+        if keeps.facts.blind and any(v.is_blank for v in weights_of(node)):
             _blank_folds(node, keeps, folded, gained)
             continue
         for target, tensor in fold.fold(node.rule, node, keep, keeps).items():
@@ -237,11 +254,13 @@ def _kept_outputs(node: Node, keep: NodeKeep) -> Bools:
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """The new tensor as a parameter like the old one, with its ``requires_grad`` and attributes; it lies in memory as
     the old one does, with channels last, say."""
-    new = laid_out_like(old, new)
-    if not isinstance(old, nn.Parameter):
+    if old.ndim > 1:
+        new = laid_out_like(old, new)
+    if type(old) is torch.Tensor or not isinstance(old, nn.Parameter):
         return new
     made = nn.Parameter(new, requires_grad=old.requires_grad)
-    made.__dict__.update(old.__dict__)
+    if old.__dict__:
+        made.__dict__.update(old.__dict__)
     return made
 
 
@@ -256,16 +275,17 @@ def _replace_modules(
     for node in nodes:
         if node.module is None or node.rule is None or node.path in parts.modules:
             continue
-        held = {n: fresh[v] for n in node.attributes if (v := node.tensors[node.attributes[n]]) in fresh}
-        for name, tensor in gained.get(node, {}).items():
+        tensors = node.tensors
+        held = {name: fresh[v] for name, number in node.attributes.items() if (v := tensors[number]) in fresh}
+        for name, tensor in gained[node].items() if node in gained else ():
             weight = next(v for v in node.operands if v is not None and v.is_source)
             assert weight.tensor is not None
             held[name] = nn.Parameter(tensor, requires_grad=weight.tensor.requires_grad)
             parts.gained[f"{node.path}.{name}" if node.path else name] = held[name]
-        if not held and all(keeps.whole(v) for v in node.values if v is not None):
+        old = modules[node.path]
+        if not held and (_is_size_free(node.rule, old) or all([keeps.whole(v) for v in node.values if v is not None])):
             continue
-        old, facts = modules[node.path], NodeFacts(keeps.facts, node)
-        made = ask(node, "replace", Kept(old, held, node, keeps.at(node), facts))
+        made = ask(node, "replace", Kept(old, held, node, keeps.at(node), keeps.facts))
         if not isinstance(made, nn.Module):
             raise RuleError(f"{culprit(node)}: replace returned {made!r}, not a module")
         if made is old:
@@ -273,6 +293,11 @@ def _replace_modules(
                 f"{culprit(node)}: replace returned the module itself; make a new one, as `super().replace` does"
             )
         parts.modules[node.path] = made
+
+
+def _is_size_free(rule: Rule, module: nn.Module) -> bool:
+    """Whether a module of which no tensor changes serves any size, as far as its rule says: an activation, a pool."""
+    return type(rule).replace is Rule.replace and not any([hasattr(module, name) for name in rule.sizes])
 
 
 def _replace_owners(modules: Mapping[str, nn.Module], parts: Parts) -> None:
@@ -284,7 +309,7 @@ def _replace_owners(modules: Mapping[str, nn.Module], parts: Parts) -> None:
         shell = shells.get(id(owner))
         if shell is None:
             shell = shells[id(owner)] = parts.modules[path] = shell_of(owner)
-        if isinstance(tensor, nn.Parameter):
+        if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
             # What a rule's `replace` has put there is its own decision.
             if shell._parameters.get(attribute) is owner._parameters.get(attribute):
                 setattr(shell, attribute, tensor)

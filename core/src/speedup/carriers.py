@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import Bools, Floats, all_of, any_of, some
+from speedup.cached import cached_property
+from speedup.facts import ZERO, Bools, Floats, all_of, any_of, some, varies
 from speedup.graph import Node
 from speedup.layout import Layout
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.
 _MOST = 1e3
 _ROUNDING = 1e-10
+_TINY = np.finfo(np.float64).tiny
 
 
 class Rows:
@@ -32,23 +34,26 @@ class Rows:
         layout = self.layout = node.layout
         assert gone.weight is not None
         k, weight = gone.k, gone.weight
-        self.contracted, self.outer, self.scope, beside, self._wide, self._order = layout.once(
-            "rows", (k, weight), lambda: _frame(layout, k, weight)
-        )
-        self.gone = self._grid(gone.mask).astype(bool)
+        frame: _Frame = layout.once("rows", (k, weight), lambda: _Frame(layout, k, weight))
+        self._frame, self.contracted, self.outer, self.scope = frame, frame.contracted, frame.outer, frame.scope
+        self.gone = frame.grid(gone.mask)
         alike = self._alike(gone)
-        # What nobody reads may hold anything; where no output matters that is no harm.
-        live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
-        live = any_of(live, beside)
-        sound = ~(layout.to_named(gone.k, keep.facts.unused(gone.k)) & live)
-        kept = all_of(layout.to_named(gone.k, keep.sets[gone.k]) & sound, self.scope)
-        self.kept = self._grid(kept & alike).astype(bool)
-        first = tuple(slice(0, 1) if p in self.scope else slice(None) for p in range(len(layout.names)))
-        terms = [np.where(alike, t[first], 0.0) for t in gone.terms]
-        offset = np.where(alike, gone.offset[first], 0.0)
-        self.offset = self._grid(offset)
-        columns = [self._grid(t) for t in (terms if bias else [*terms, offset])]
-        self.all = np.stack(columns, -1) if columns else np.zeros((*self.gone.shape, 0))
+        kept = layout.to_named(k, keep.sets[k])
+        unread = keep.facts.unused(k)
+        if some(unread):
+            # What nobody reads may hold anything; where no output matters that is no harm.
+            live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
+            kept = kept & ~(layout.to_named(k, unread) & any_of(live, frame.beside))
+        self.kept = frame.grid(all_of(kept, self.scope) & alike)
+        offset = frame.grid(np.where(alike, gone.offset[frame.first], ZERO))
+        columns = [frame.grid(np.where(alike, t[frame.first], ZERO)) for t in gone.terms]
+        if not bias:
+            columns.append(offset)
+        self.offset = offset
+        if len(columns) == 1:  # mostly
+            self.all = columns[0][..., None]
+        else:
+            self.all = np.stack(columns, -1) if columns else np.zeros((*self.gone.shape, 0))
         # Unknowns of different size weigh alike.
         largest = np.abs(self.all * self.gone[..., None]).max(axis=(0, 1), keepdims=True)
         self.all = self.all / np.where(largest == 0, 1.0, largest)
@@ -57,17 +62,12 @@ class Rows:
         """Known, and the same all along the axes that the weight does not have."""
         alike = all_of(gone.known, self.scope)
         for array in (gone.offset, *gone.terms):
-            if all([array.shape[p] == gone.known.shape[p] == 1 for p in self.scope]):
+            if not varies(array, self.scope) and not varies(gone.known, self.scope):
                 continue
             array = np.where(gone.known, array, 0.0)
             same = array.max(axis=self.scope, keepdims=True) == array.min(axis=self.scope, keepdims=True)
             alike = alike & same
         return np.asarray(alike)
-
-    def _grid(self, array: Floats | Bools) -> Floats:
-        """A named array as (groups, entries)."""
-        width = self.layout.sizes[self.contracted]
-        return np.broadcast_to(array, self._wide).transpose(self._order).reshape(-1, width)
 
     def named(self, grid: Bools) -> Bools:
         """The way back."""
@@ -83,16 +83,17 @@ class Rows:
         The factors of a singular value decomposition, without directions in which there is nothing but rounding. The
         inverse of the Gram matrix would be the same, and as far off as the square of what the rows are alike.
         """
-        rows, largest = self.all_of(kept), self._largest()
+        rows, largest = self.all_of(kept), self._largest
         if rows.shape[-1] == 1:  # mostly: one number
             sizes, ways = np.sqrt(np.square(rows).sum(1)), np.ones((len(rows), 1, 1))
             left = rows / np.where(sizes == 0, 1.0, sizes)[:, None]
         else:
             left, sizes, ways = np.linalg.svd(rows, full_matrices=False)
         least = np.maximum(_ROUNDING * largest, 1e-3 * _ROUNDING * sizes.max(axis=1, initial=0.0, keepdims=True))
-        strong = sizes > np.maximum(least, np.finfo(np.float64).tiny)
+        strong = sizes > np.maximum(least, _TINY)
         return np.swapaxes(ways, 1, 2) * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, None], left
 
+    @cached_property
     def _largest(self) -> Floats:
         """Per group the length of the longest row that goes."""
         lengths: Floats = np.sqrt((np.square(self.all).sum(-1) * self.gone).max(axis=1, keepdims=True))
@@ -102,7 +103,7 @@ class Rows:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
         if self.all.shape[-1] == 1:  # mostly: one number
             return self._lacking_one(self.all[..., 0])
-        chosen, least = np.zeros_like(self.gone), _ROUNDING * self._largest()
+        chosen, least = np.zeros_like(self.gone), _ROUNDING * self._largest
         for _ in range(self.all.shape[-1]):
             kept = self.kept | chosen
             first, second = self.spanning(kept)
@@ -126,7 +127,7 @@ class Rows:
             numbers: the rows, (groups, entries).
         """
         size = np.sqrt((np.square(numbers) * self.kept).sum(axis=1, keepdims=True))
-        least = np.maximum(_ROUNDING * self._largest(), np.finfo(np.float64).tiny)
+        least = np.maximum(_ROUNDING * self._largest, _TINY)
         lengths = np.abs(numbers) * self.gone
         return _first_largest(np.where(lengths > np.where(size > least, _MOST * size, least), lengths, 0.0))
 
@@ -135,26 +136,37 @@ class Rows:
         return np.where(kept[..., None], self.all, 0.0)[:, kept.any(axis=0)]
 
 
-_Frame = tuple[str, list[str], tuple[int, ...], tuple[int, ...], list[int], list[int]]
-
-
-def _frame(layout: Layout, k: int, weight: int) -> _Frame:
+class _Frame:
     """Where rows stand in named space.
 
-    Returns:
-        the contracted name, the names of the groups, the axes that the weight does not have and the others, the shape
-        of what is written out along the names of the rows, and how to transpose it to groups and entries.
+    Attributes:
+        contracted: its name.
+        outer: the names of the groups.
+        scope, beside: the axes that the weight does not have, and the others.
+        first: what is taken of an array that is the same all along ``scope``.
     """
-    (contracted,) = layout.contracted & layout.names_of(weight)
-    common = layout.names_of(k) & layout.names_of(weight) - {contracted}
-    outer = [n for n in layout.names if n in common]
-    scope = layout.axes(layout.names_of(k) - layout.names_of(weight))
-    here = [*outer, contracted]
-    order = [layout.names.index(n) for n in here]
-    axes = range(len(layout.names))
-    wide = [layout.sizes[n] if n in here else 1 for n in layout.names]
-    rest = tuple([p for p in axes if p not in scope])
-    return contracted, outer, scope, rest, wide, [*order, *(p for p in axes if p not in order)]
+
+    def __init__(self, layout: Layout, k: int, weight: int) -> None:
+        (self.contracted,) = layout.contracted & layout.names_of(weight)
+        common = layout.names_of(k) & layout.names_of(weight) - {self.contracted}
+        self.outer = [n for n in layout.names if n in common]
+        self.scope = layout.axes(layout.names_of(k) - layout.names_of(weight))
+        axes = range(len(layout.names))
+        self.beside = tuple([p for p in axes if p not in self.scope])
+        self.first = tuple([slice(0, 1) if p in self.scope else slice(None) for p in axes])
+        here = [*self.outer, self.contracted]
+        order = [layout.names.index(n) for n in here]
+        # What is written out along the names of the rows, and how to transpose it to groups and entries.
+        self._wide = tuple([layout.sizes[n] if n in here else 1 for n in layout.names])
+        self._order = None if order == sorted(order) else [*order, *(p for p in axes if p not in order)]
+        self._width = layout.sizes[self.contracted]
+
+    def grid(self, array: Floats | Bools) -> Floats:
+        """A named array as (groups, entries)."""
+        if array.shape != self._wide:
+            narrow, array = array, np.empty(self._wide, array.dtype)
+            array[...] = narrow
+        return (array if self._order is None else array.transpose(self._order)).reshape(-1, self._width)
 
 
 def _independent(rest: Floats, least: Floats) -> Bools:

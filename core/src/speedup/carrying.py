@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from speedup.carriers import Rows
-from speedup.facts import Bools, Floats, Indices
+from speedup.cutting import by_numpy, take
+from speedup.facts import ZERO, Bools, Floats, Indices
 from speedup.graph import Node, Value
 from speedup.kept import kept_of
+from speedup.layout import Layout
 from speedup.order import in_order
 from speedup.pieces import contents
 from speedup.response import AT_ONCE, by_names, masked_part, spread
@@ -40,32 +42,34 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     assert gone.weight is not None
     value = node.values[gone.weight]
     assert value is not None
-    sources, targets = (np.flatnonzero(chosen.any(axis=0)) for chosen in (rows.gone, rows.kept))
+    sources, targets = (np.logical_or.reduce(chosen, axis=0).nonzero()[0] for chosen in (rows.gone, rows.kept))
     first, staying = rows.spanning(rows.kept)
-    leaving = np.swapaxes(np.where(rows.gone[..., None], rows.all, 0.0)[:, sources] @ first, 1, 2)
+    leaving = np.swapaxes(np.where(rows.gone[..., None], rows.all, ZERO)[:, sources] @ first, 1, 2)
     if not bias:
         grouped = _Grouped.of(node, gone.weight, rows, keeps)
         if grouped is not None:
             made = grouped.carry((sources, leaving), (targets, staying))
             return in_order(made, keeps.orders.get(value, {})), None
     weight = _Weight(node, gone.weight, rows, keeps)
-    going, shares = weight.numbers(leaving), weight.numbers(staying)
-    at = weight.numbers(np.searchsorted(weight.columns, targets))
+    # Of each group, for all of the rest in front of the contracted name in memory.
+    going, shares = weight.numbers(leaving)[:, None], weight.numbers(staying)[:, None]
+    at = np.searchsorted(weight.columns, targets)
     ways = []
-    for part, new in weight.parts(sources, max(len(sources), len(targets))):
-        # By way of one column per unknown.
-        way = torch.bmm(going, weight.factored(part))
-        carriers = weight.factored(new.index_select(weight.axis, at))
-        weight.put(torch.baddbmm(carriers, shares, way), at, new)
-        if bias:
-            ways.append(way.reshape(*way.shape[:2], *(part.shape[a] for a in weight.rest)).cpu().numpy())
-    made = weight.new.reshape([prod(sizes) for sizes in weight.dims])
+    with np.errstate(invalid="ignore", over="ignore"):  # a weight may have anything
+        for part, new in weight.parts(sources, max(len(sources), len(targets))):
+            # By way of one column per unknown.
+            way = going @ weight.factored(part)
+            carriers = weight.factored(take(new, weight.axes.axis, at))
+            weight.put(carriers + shares @ way, at, new)
+            if bias:
+                ways.append(weight.by_unknown(way, part))
+    made = weight.new.reshape(weight.shape)
     if value.is_source and not weight.is_cut:
         made = keeps.cut(value, made).contiguous()
     if not bias:
         return made, None
     offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
-    joined = np.concatenate(ways, axis=2) if weight.rest else ways[0]  # a vector has no rest, and is one part
+    joined = np.concatenate(ways, axis=2) if weight.axes.rest else ways[0]  # a vector has no rest, and is one part
     return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))
 
 
@@ -136,45 +140,74 @@ class _Grouped:
         return new.reshape(at.size, count, *whole.shape[2:])
 
 
+class _Axes:
+    """The axes of a weight by its names: the same for all calls of a layout.
+
+    Attributes:
+        names, sizes: of each.
+        order: those of the groups first, the others as they lie in memory.
+        back: how to transpose what stands in this order to what it was.
+        axis: that of the contracted name.
+        outer: those of the groups.
+        rest: the others, in their order; front, behind: those in front of the contracted one, and behind it.
+        long: by axis of the weight as it is, which of these are longer than 1.
+    """
+
+    def __init__(self, layout: Layout, k: int, rows: Rows) -> None:
+        dims = layout.operands[k]
+        assert dims is not None
+        names = self.names = [n for dim in dims for n in dim]
+        self.sizes = [layout.sizes[n] for n in names]
+        self.outer = [names.index(n) for n in rows.outer]
+        self.axis = names.index(rows.contracted)
+        self.rest = [a for a in range(len(names)) if a != self.axis and a not in self.outer]
+        self.front = [a for a in self.rest if a < self.axis]
+        self.behind = [a for a in self.rest if a > self.axis]
+        self.order = [*self.outer, *(a for a in range(len(names)) if a not in self.outer)]
+        self.back = [self.order.index(a) for a in range(len(names))]
+        self.long = [[names.index(n) for n in dim if layout.sizes[n] > 1] for dim in dims]
+
+    @staticmethod
+    def of(layout: Layout, k: int, rows: Rows) -> _Axes:
+        found: _Axes = layout.once("axes", (k, rows.contracted, *rows.outer), lambda: _Axes(layout, k, rows))
+        return found
+
+
 class _Weight:
     """A weight by its names, of which no more is read at a time than is computed with.
 
     Attributes:
-        order: its axes with those of the groups first, then the contracted one.
-        axis: that of the contracted name.
-        rest: those of the rest, in their order.
+        axes: its axes.
         is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
         columns: the indices of the contracted name that are made.
         new: what is made; first what is kept as it is.
-        dims: its sizes by axis of the weight.
+        shape: that of what is made, with the axes that the weight has.
     """
 
     def __init__(self, node: Node, k: int, rows: Rows, keeps: KeepSets) -> None:
         layout = self._layout = node.layout
-        value, dims = node.values[k], layout.operands[k]
-        assert value is not None and dims is not None
-        names = self._names = [n for dim in dims for n in dim]
-        outer = [names.index(n) for n in rows.outer]
-        self.axis = names.index(rows.contracted)
-        self.rest = [a for a in range(len(names)) if a != self.axis and a not in outer]
-        self.order = [*outer, self.axis, *self.rest]
+        value = node.values[k]
+        assert value is not None
+        axes = self.axes = _Axes.of(layout, k, rows)
         self._groups = len(rows.gone)
         lines = keeps.box(value) if value.is_source else None
-        long = {a: [names.index(n) for n in dims[a] if layout.sizes[n] > 1] for a in lines or ()}
-        self.is_cut = lines is not None and all(len(axes) == 1 and axes[0] not in outer for axes in long.values())
         self._kept: dict[int, Indices] = {}
-        if lines is not None and self.is_cut:
-            self._kept = {long[a][0]: indices for a, indices in lines.indices.items()}
-        sizes = [layout.sizes[n] for n in names]
-        self._whole = (contents(value) if value.tensor is None else value.tensor.detach()).reshape(sizes)
+        self.is_cut = lines is not None
+        for axis, indices in lines.indices.items() if lines is not None else ():
+            long = axes.long[axis]
+            if len(long) != 1 or long[0] in axes.outer:
+                self.is_cut, self._kept = False, {}
+                break
+            self._kept[long[0]] = indices
+        self._whole = (contents(value) if value.tensor is None else value.tensor.detach()).reshape(axes.sizes)
+        self._by_numpy = by_numpy(self._whole)
         self._mask = by_names(layout, k, value.mask if value.is_source else None)
-        self.columns = self._at(self.axis)
+        self.columns = self._at(axes.axis)
         made = kept_of(keeps, value) if self.is_cut else self._read({})
+        self.shape = made.shape if self.is_cut else torch.Size(value.shape)
         if made is self._whole:
             made = made.clone()
-        self.new = made.reshape([len(self._at(a)) for a in range(len(names))])
-        each = iter(self.new.shape)
-        self.dims = [[next(each) for _ in dim] for dim in dims]
+        self.new = made.reshape([len(self._kept[a]) if a in self._kept else s for a, s in enumerate(axes.sizes)])
 
     def _at(self, axis: int) -> Indices:
         """The indices of an axis that are made."""
@@ -187,13 +220,14 @@ class _Weight:
             columns: indices of the contracted name.
             most: how many columns are computed with at a time.
         """
-        chosen = {axis: indices for axis, indices in self._kept.items() if axis != self.axis} | {self.axis: columns}
-        if not self.rest:
+        axis, rest = self.axes.axis, self.axes.rest
+        chosen = self._kept | {axis: columns}
+        if not rest:
             yield self._read(chosen), self.new
             return
-        first = self.rest[0]
+        first = rest[0]
         at = self._at(first)
-        step = max(1, AT_ONCE * len(at) * self.new.shape[self.axis] // max(1, self.new.numel() * most))
+        step = max(1, AT_ONCE * len(at) * self.new.shape[axis] // max(1, self.new.numel() * most))
         for start in range(0, len(at), step):
             rows = at[start : start + step]
             yield self._read(chosen | {first: rows}), self.new.narrow(first, start, len(rows))
@@ -201,38 +235,51 @@ class _Weight:
     def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
         return masked_part(self._whole, self._mask, chosen)
 
-    def numbers(self, array: Floats | Indices | Bools) -> torch.Tensor:
-        """An array as a tensor where the weight is."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
+    def numbers(self, array: Floats | Indices) -> Any:
+        """An array as what the weight is computed with: itself, or a tensor where the weight is."""
+        return array if self._by_numpy else torch.from_numpy(np.ascontiguousarray(array)).to(self._whole.device)
 
-    def put(self, sums: torch.Tensor, at: torch.Tensor, new: torch.Tensor) -> None:
+    def factored(self, part: torch.Tensor) -> Any:
+        """Some columns of a part in float64 as (groups, rest in front, columns, rest behind), as it lies in memory:
+        that is what products take as well. Without a rest behind, what is in front counts as that."""
+        axes = self.axes
+        wide: Any = part.permute(axes.order)
+        wide = wide.numpy().astype(np.float64, copy=False) if self._by_numpy else wide.to(torch.float64)
+        shape = part.shape
+        front, behind = prod([shape[a] for a in axes.front]), prod([shape[a] for a in axes.behind])
+        wide = wide.reshape(self._groups, front, shape[axes.axis], behind)
+        return wide.swapaxes(1, 3) if behind == 1 else wide
+
+    def put(self, sums: Any, at: Indices, new: torch.Tensor) -> None:
         """Put what ``factored`` would make of some columns in their place."""
-        sizes = [len(at) if a == self.axis else new.shape[a] for a in self.order]
-        back = [self.order.index(a) for a in range(len(self.order))]
-        new.index_copy_(self.axis, at, sums.to(new.dtype).reshape(sizes).permute(back))
+        axes, shape = self.axes, list(new.shape)
+        if prod([shape[a] for a in axes.behind]) == 1:
+            sums = sums.swapaxes(1, 3)
+        shape[axes.axis] = len(at)
+        made = sums.reshape([shape[a] for a in axes.order])
+        if self._by_numpy:
+            new.numpy()[(slice(None),) * axes.axis + (at,)] = made.transpose(axes.back)
+        else:
+            new.index_copy_(axes.axis, self.numbers(at), made.to(new.dtype).permute(axes.back))
 
-    def factored(self, part: torch.Tensor) -> torch.Tensor:
-        """Some columns of a part as (groups, columns, rest) in float64."""
-        order, count = self.order, part.shape[self.axis]
-        turned = self.axis > max(self.rest, default=self.axis)  # as they lie in memory, a product takes them as well
-        if turned:
-            order = [a for a in self.order if a != self.axis] + [self.axis]
-        wide = part.permute(order).to(torch.float64, memory_format=torch.contiguous_format)
-        rest = prod(part.shape[a] for a in self.rest)
-        if turned:
-            return wide.reshape(self._groups, rest, count).transpose(1, 2)
-        return wide.reshape(self._groups, count, rest)  # there may be no columns
+    def by_unknown(self, way: Any, part: torch.Tensor) -> Floats:
+        """What ``factored`` would make of one column per unknown, as (groups, unknowns, rest)."""
+        if not self._by_numpy:
+            way = way.cpu().numpy()
+        rest = [part.shape[a] for a in self.axes.rest]
+        found: Floats = way.swapaxes(1, 2).reshape(self._groups, way.shape[2], *rest)
+        return found
 
     def named(self, array: Floats) -> Floats:
         """Numbers for the groups and the rest that is made, in named space; what is mixed is summed up."""
-        here = [a for a in self.order if a != self.axis]
-        outer = len(here) - len(self.rest)
-        array = array.reshape([*(self._whole.shape[a] for a in here[:outer]), *array.shape[1:]])
+        names, outer = self.axes.names, self.axes.outer
+        here = [*outer, *self.axes.rest]
+        array = array.reshape([*(self._whole.shape[a] for a in outer), *array.shape[1:]])
         for position, axis in enumerate(here):
-            if self._names[axis] in self._layout.mixed:
+            if names[axis] in self._layout.mixed:
                 array = array.sum(position, keepdims=True)
             elif axis in self._kept:
                 array = spread(array, position, self._kept[axis], self._whole.shape[axis])
-        at = {self._layout.names.index(self._names[a]): p for p, a in enumerate(here)}
+        at = {self._layout.names.index(names[a]): p for p, a in enumerate(here)}
         shape = [array.shape[at[p]] if p in at else 1 for p in range(len(self._layout.names))]
         return array.transpose([at[p] for p in sorted(at)]).reshape(shape)

@@ -55,11 +55,14 @@ def cut_lines(tensor: torch.Tensor, lines: Mapping[int, Bools]) -> torch.Tensor:
 
 def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.Tensor:
     """As ``cut_lines``, by the indices that are kept: two axes at once; else the one that loses most goes first."""
-    axes = [axis for axis in indices if len(indices[axis]) < tensor.shape[axis]]
-    if len(axes) == 2 and _by_numpy(tensor):
+    shape = tensor.shape
+    axes = [axis for axis, kept in indices.items() if len(kept) < shape[axis]]
+    if len(axes) == 1:
+        return take(tensor, axes[0], indices[axes[0]])
+    if len(axes) == 2 and by_numpy(tensor):
         first, second = sorted(axes)
         return _take_both(tensor, (first, indices[first]), (second, indices[second]))
-    for axis in sorted(axes, key=lambda axis: len(indices[axis]) / tensor.shape[axis]):
+    for axis in sorted(axes, key=lambda axis: len(indices[axis]) / shape[axis]):
         tensor = take(tensor, axis, indices[axis])
     return tensor
 
@@ -73,16 +76,17 @@ def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor
 
 def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     """Some indices of an axis, as a new tensor."""
-    if tensor.numel() <= _FEW or not _by_numpy(tensor):
-        return tensor.detach().index_select(axis, torch.from_numpy(indices).to(tensor.device))
+    if tensor.numel() <= _FEW or not by_numpy(tensor):
+        at = torch.from_numpy(indices)
+        return tensor.detach().index_select(axis, at if tensor.is_cpu else at.to(tensor.device))
     given = tensor.detach().numpy()
-    made = room(_shape(given.shape, (axis, indices)), given.dtype)
+    made = room((*given.shape[:axis], len(indices), *given.shape[axis + 1 :]), given.dtype)
     return torch.from_numpy(given.take(indices, axis, out=made, mode="clip"))  # "raise" would fill a buffer first
 
 
 def take_into(room: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indices) -> None:
     """As ``take``, into a contiguous tensor that is there."""
-    if _by_numpy(tensor):
+    if by_numpy(tensor):
         tensor.detach().numpy().take(indices, axis, out=room.numpy(), mode="clip")
     else:
         torch.index_select(tensor, axis, torch.from_numpy(indices).to(tensor.device), out=room)
@@ -130,9 +134,9 @@ def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return np.empty(shape, dtype)
 
 
-def _by_numpy(tensor: torch.Tensor) -> bool:
+def by_numpy(tensor: torch.Tensor) -> bool:
     """Whether NumPy is some times faster than torch."""
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
 
 
 def _shape(shape: tuple[int, ...], *lines: Line) -> tuple[int, ...]:

@@ -251,6 +251,15 @@ def all_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     return result
 
 
+def varies(array: Bools | Floats, axes: Iterable[int]) -> bool:
+    """Whether an array is written out along any of these axes."""
+    shape = array.shape
+    for axis in axes:  # noqa: SIM110 (a generator takes several times as long)
+        if shape[axis] != 1:
+            return True
+    return False
+
+
 def along(array: Bools, axis: int) -> Bools:
     """Which indices of ``axis`` have any true entry (1-D)."""
     return any_of(array, tuple(a for a in range(array.ndim) if a != axis)).reshape(-1)

@@ -334,17 +334,23 @@ def multiply_accumulates(node: Node, shapes: Sequence[tuple[int, ...] | None]) -
     factors = layout.factors
     if len(factors) != 2:
         return 0
-    weight, inner = factors[1], layout.mixed | layout.contracted
+    weight = factors[1]
     window = 1
-    for size, dim in zip(shapes[weight] or (), layout.operands[weight] or (), strict=True):
-        terms = inner.intersection(dim)
-        is_written_out = size > 1 or all(layout.sizes[n] == 1 for n in dim)  # else it may be broadcast
-        if len(terms) == len(dim) and is_written_out:
+    summed = layout.once("terms", weight, lambda: _summed_axes(layout, weight))
+    for size, (is_whole, is_one, terms) in zip(shapes[weight] or (), summed, strict=True):
+        if is_whole and (size > 1 or is_one):  # else it may be broadcast
             window *= size
         elif terms:
             sizes = layout_at(node, shapes).sizes
             window *= prod(sizes[n] for n in terms)
     return prod(shapes[layout.n_inputs] or ()) * window
+
+
+def _summed_axes(layout: Layout, weight: int) -> list[tuple[bool, bool, frozenset[str]]]:
+    """Per axis of a weight whether all of its names are summed along, whether it has size 1, and those names."""
+    inner = layout.mixed | layout.contracted
+    dims = layout.operands[weight] or ()
+    return [(inner.issuperset(dim), all(layout.sizes[n] == 1 for n in dim), inner.intersection(dim)) for dim in dims]
 
 
 def layout_at(node: Node, shapes: Sequence[tuple[int, ...] | None]) -> Layout:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 
 from speedup.carriers import Rows
 from speedup.carrying import carry
-from speedup.facts import Bools, Floats, any_of, any_product, compact_axes, count, some
+from speedup.facts import ZERO, Bools, Floats, any_of, any_product, compact_axes, count, some, varies
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.layout import Layout
@@ -64,59 +65,59 @@ class Removed:
 
 def removed(node: Node, keep: NodeKeep) -> list[Removed]:
     """What goes of the factors and is not 0, and that some kept output still counts."""
-    facts, factors = keep.facts, node.layout.factors
-    weights_only = not any(facts.from_input(k) for k in factors)
-    live = [k for k in factors if weights_only or not (facts.is_weight(k) or is_own(node, k))]
-    sets = tuple([keep.sets[k] for k in (*live, node.layout.n_inputs)])
-    return keep.remembered(sets, lambda: _removed(node, keep, live, weights_only))
+    return keep.remembered(lambda: _removed(node, keep))
 
 
-def _removed(node: Node, keep: NodeKeep, live: Sequence[int], weights_only: bool) -> tuple[list[Removed], int]:
-    """As ``removed``, found anew; and on how many of the sets that ``removed`` looks at it hangs.
-
-    Args:
-        live: the factors that may lose entries which are not 0.
-        weights_only: whether parameters alone make all factors.
-    """
+def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
+    """As ``removed``, found anew; and the operands on whose sets it hangs."""
     layout, facts = node.layout, keep.facts
     factors = layout.factors
+    weights_only = True  # whether parameters alone make all factors
+    for k in factors:
+        if facts.from_input(k):
+            weights_only = False
+            break
+    # The factors that may lose entries which are not 0.
+    live = [k for k in factors if weights_only or not (facts.is_weight(k) or is_own(node, k))]
     found = []
     all_read = True  # so it stays when more outputs are kept
     for k in live:
         combined = None if weights_only else facts.affine(k)
         if combined is not None:
-            counts = combined.mask & ~(combined.constant & (combined.offset == 0))
+            known, offset = combined.mask, combined.offset
+            counts = known & ~(combined.constant & (offset == 0))
         else:
+            known, offset = facts.mask(k), facts.value(k)
             # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
-            counts = ~facts.zero(k) if weights_only else facts.mask(k) & (facts.value(k) != 0)
-        named = layout.to_named(k, counts & ~keep.sets[k])
-        if not some(named):
+            counts = ~facts.zero(k) if weights_only else known & (offset != 0)
+        gone = counts & ~keep.sets[k]
+        if not some(gone):
             continue
+        named = layout.to_named(k, gone)
         others = [j for j in factors if j != k]
         used = named & _read(node, keep, k, others, weights_only)
-        all_read = all_read and used.shape == named.shape and count(used) == count(named)
-        if not some(used):
+        number = count(used)
+        all_read = all_read and used.shape == named.shape and number == count(named)
+        if not number:
             continue
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
         scope = _beside(layout, k, weight)
-        numbers = (facts.mask(k), facts.value(k)) if combined is None else (combined.mask, combined.offset)
-        known, offset = (layout.to_named(k, a) for a in numbers)
+        known, offset = layout.to_named(k, known), layout.to_named(k, offset)
         terms = [layout.to_named(k, t) for t in combined.terms] if combined is not None else []
-        constants = np.where(named, offset, 0.0)
+        constants = np.where(named, offset, ZERO)
         named, used, offset, constants, *terms = [
-            compact_axes(a, axes=scope)[0] if any([a.shape[p] > 1 for p in scope]) else a
-            for a in (named, used, offset, constants, *terms)
+            compact_axes(a, axes=scope)[0] if varies(a, scope) else a for a in (named, used, offset, constants, *terms)
         ]
-        alike = weight is not None and all(a.shape[p] == 1 for a in (named, constants) for p in scope)
+        alike = weight is not None and not varies(named, scope) and not varies(constants, scope)
         if alike and terms:
             assert combined is not None
             axis = (layout.operands[k] or ())[combined.axis]
-            alike = layout.contracted <= set(axis) and all(t.shape[a] == 1 for t in (*terms, offset) for a in scope)
+            alike = layout.contracted <= set(axis) and not any([varies(t, scope) for t in (*terms, offset)])
         if alike:
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
         found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
-    return found, len(live) if all_read else len(live) + 1
+    return found, live if all_read else [*live, layout.n_inputs]
 
 
 def _beside(layout: Layout, k: int, weight: int | None) -> tuple[int, ...]:
@@ -131,23 +132,23 @@ def _read(node: Node, keep: NodeKeep, k: int, others: list[int], weights_only: b
 
     How much is read of a table, one that parameters alone make, may depend on the size of the input: all that is kept.
     """
-    layout = node.layout
-    kept = keep.sets[layout.n_inputs]
-    out = layout.to_named(layout.n_inputs, kept if weights_only else kept & ~keep.facts.unused(layout.n_inputs))
-    out = layout.project_any(layout.n_inputs, out)
-    own: tuple[int, ...] = layout.once(
-        "output's own", k, lambda: layout.axes(layout.names_of(layout.n_inputs) - layout.names_of(k))
-    )
-    read = layout.project_any(k, any_of(out, own))
+    layout, facts = node.layout, keep.facts
+    last, private = layout.n_inputs, layout.private(k)
+    kept = keep.sets[last]
+    out = layout.to_named(last, kept if weights_only else kept & ~facts.unused(last))
+    out = layout.project_any(last, out)
+    read = any_of(out, private)
     for j in others:
-        reads = ~layout.project_all(j, layout.to_named(j, keep.facts.zero(j)))
-        read = read & layout.project_any(k, any_product(reads, out, layout.private(k)))
+        zero = facts.zero(j)
+        if some(zero):
+            reads = ~layout.project_all(j, layout.to_named(j, zero))
+            read = read & any_product(reads, out, private)
     return read
 
 
 def takes_bias(rule: Rule, node: Node) -> bool:
     """Whether constants can go into the bias of this call, or of a norm that follows."""
-    known: bool = node.once("takes bias", lambda: _takes_bias(rule, node))
+    known: bool = node.once("takes bias", partial(_takes_bias, rule, node))
     return known
 
 
@@ -164,7 +165,7 @@ def _takes_bias(rule: Rule, node: Node) -> bool:
 
 
 def _called_once(node: Node) -> bool:
-    return all(v is None or not v.is_source or len(v.uses) == 1 for v in node.operands)
+    return all([v is None or not v.is_source or len(v.uses) == 1 for v in node.operands])
 
 
 def is_shifted(node: Node) -> bool:
@@ -177,7 +178,7 @@ def is_shifted(node: Node) -> bool:
 
 def _absorber(node: Node) -> Value | None:
     """What is subtracted from the output right after the call, entry for entry of its bias: a running mean."""
-    found: Value | None = node.once("absorber", lambda: _find_absorber(node))
+    found: Value | None = node.once("absorber", partial(_find_absorber, node))
     return found
 
 
@@ -266,7 +267,9 @@ def fold(rule: Rule, node: Node, keep: NodeKeep, keeps: KeepSets) -> dict[Value 
         tensor = None if weight.is_source else contents(weight)
         shift = None
         if bias:
-            (constants,) = compact_axes(np.where(gone.mask, gone.offset, 0.0))
+            constants = np.where(gone.mask, gone.offset, ZERO)
+            if varies(constants, scope := _beside(node.layout, gone.k, gone.weight)):
+                (constants,) = compact_axes(constants, axes=scope)
             kept = node.layout.to_named(node.layout.n_inputs, keep.sets[node.layout.n_inputs])
             shift = response(node, gone.k, gone.weight, constants, kept, tensor)
         if gone.terms or not bias:
@@ -293,24 +296,33 @@ def _into_bias(rule: Rule, node: Node, shift: Floats, like: torch.Tensor) -> tup
     if bias is None:
         return rule.bias, torch.from_numpy(flat.copy()).to(like)
     old = contents(bias)
-    new = old.to("cpu", torch.float64).numpy() + sign * flat.reshape(old.shape)
+    new = old.to("cpu", torch.float64).numpy() + (flat if sign > 0 else -flat).reshape(old.shape)
     return bias, torch.from_numpy(np.asarray(new)).to(old)  # of a single number the sum is no array
 
 
 def flat_output(node: Node, shift: Floats) -> Floats:
     """A shift over the output's weight-born names, as the flat vector that a bias is."""
+    axes, order = node.once("flat output", partial(_bias_axes, node))
     layout = node.layout
-    axes, rest = node.once("flat output", lambda: _bias_axes(node))
-    wide = np.broadcast_to(
-        shift, [layout.sizes[n] if p in axes else shift.shape[p] for p, n in enumerate(layout.names)]
-    )
-    return wide.transpose(axes + rest).reshape(-1)
+    wide = [*shift.shape]
+    for p in axes:
+        wide[p] = layout.sizes[layout.names[p]]
+    if shift.shape != tuple(wide):
+        narrow, shift = shift, np.empty(wide, shift.dtype)
+        shift[...] = narrow
+    return shift.transpose(order).reshape(-1)
 
 
 def _bias_axes(node: Node) -> tuple[list[int], list[int]]:
-    """The axes of the output's weight-born names, in the order of the output; and the others."""
+    """The axes of the output's weight-born names, in the order of the output; and with the others behind them."""
     layout = node.layout
-    weight_names = {n for k in range(layout.n_inputs) if is_own(node, k) for n in layout.names_of(k)}
+    own = tuple([k for k in range(layout.n_inputs) if is_own(node, k)])
+    found: tuple[list[int], list[int]] = layout.once("bias axes", own, lambda: _axes_of(layout, own))
+    return found
+
+
+def _axes_of(layout: Layout, own: Sequence[int]) -> tuple[list[int], list[int]]:
+    weight_names = {n for k in own for n in layout.names_of(k)}
     out = layout.operands[layout.n_inputs] or ()
     axes = [layout.names.index(n) for dim in out for n in dim if n in weight_names]
-    return axes, [a for a in range(len(layout.names)) if a not in axes]
+    return axes, [*axes, *(a for a in range(len(layout.names)) if a not in axes)]

@@ -91,7 +91,7 @@ class KeepSets:
         self.orders: dict[Value, Orders] = {}
         self.stage = Stage.FILLED
         self.waiting: set[int] = set()
-        self.memo: dict[Node, tuple[tuple[Bools, ...], Any]] = {}
+        self.memo: dict[Node, tuple[list[tuple[Value, Bools]], Any]] = {}
         self.tied: dict[Node, tuple[Bools, ...]] = {}
         self._derived: dict[Node, set[int]] = {}
         self.additions = 0
@@ -217,8 +217,13 @@ class KeepSets:
     def cut(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
         """What is kept of a value's tensor, as it stands in the small model."""
         known = self.sets.lines.get(value)
-        small = cut(tensor, self.sets[value]) if known is None else cut_indices(tensor, known.indices)
-        return in_order(small, self.orders.get(value, {}))
+        if known is None:
+            small = cut(tensor, self.sets[value])
+        elif len(known) == 1 and tensor.ndim == 1 and tensor.is_cpu:  # most are vectors
+            small = (tensor.detach() if tensor.requires_grad else tensor).index_select(0, known.places)
+        else:
+            small = cut_indices(tensor, known.indices)
+        return in_order(small, self.orders[value]) if value in self.orders else small
 
     def cut_mask(self, value: Value, mask: torch.Tensor) -> torch.Tensor:
         """What is kept of a mask that broadcasts to a value; broadcasts to what is kept of it."""
@@ -226,6 +231,16 @@ class KeepSets:
         if known is None or value in self.orders:
             return self.cut(value, mask.expand(value.shape))
         return cut_indices(mask, {a: indices for a, indices in known.indices.items() if mask.shape[a] > 1})
+
+    def lacks_masked(self, value: Value) -> bool:
+        """Whether one look at the lines tells that nothing is kept of what is masked of a parameter."""
+        lines, masked = self.sets.lines.get(value), self.facts.masked.get(value)
+        if lines is None or masked is None:
+            return False
+        for axis, line in lines.items():
+            if masked.size == masked.shape[axis] and not some(masked.reshape(-1) & line):
+                return True
+        return False
 
     def forget(self) -> None:
         """Give back the memory of what was found on the way, and can be found again."""
@@ -275,18 +290,24 @@ class NodeKeep:
         assert value is not None
         return self._keeps.lines(value)
 
-    def remembered(self, sets: tuple[Bools, ...], find: Callable[[], tuple[Found, int]]) -> Found:
-        """What follows from the facts and these sets of the node, found again when a set has grown.
+    def remembered(self, find: Callable[[], tuple[Found, Sequence[int]]]) -> Found:
+        """What follows from the facts and some sets of the node, found again when one of these has grown.
 
         Args:
-            sets: of the node, those that are looked at.
-            find: finds it, and how many of the sets, the first ones, it hangs on: that others grow changes nothing.
+            find: finds it, and the numbers of the operands on whose sets it hangs: that others grow changes nothing.
         """
-        known = self._keeps.memo.get(self._node)
-        if known is None or not _are(known[0], sets[: len(known[0])]):
-            found, matter = find()
-            known = self._keeps.memo[self._node] = sets[:matter], found
-        return cast(Found, known[1])
+        keeps, node = self._keeps, self._node
+        if node in keeps.memo:
+            seen, known = keeps.memo[node]
+            for at, keep in seen:
+                if keeps.sets[at] is not keep:
+                    break
+            else:
+                return cast(Found, known)
+        found, matter = find()
+        values = [value for k in matter if (value := self._values[k]) is not None]
+        keeps.memo[node] = [(value, keeps.sets[value]) for value in values], found
+        return found
 
     def tie_once(self, tie: Callable[[], object]) -> None:
         """Let operands keep together what they must, unless that was seen to with these very sets.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from speedup.graph import Value
-from speedup.masking import memory_of, product
+from speedup.masking import masked_in_place, memory_of, product
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def changes(keeps: KeepSets, value: Value) -> bool:
     """Whether a parameter or buffer is another one in the small model, what is folded into it aside."""
-    return not _is_as_it_was(keeps, value) or value in keeps.facts.masked
+    return value in keeps.facts.masked or not _is_as_it_was(keeps, value)
 
 
 def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> torch.Tensor:
@@ -30,15 +30,19 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
     if _is_as_it_was(keeps, value):
         return whole.clone() if mask is None else product(whole, mask)
     small = keeps.cut(value, whole).contiguous()
-    if mask is None:
+    if mask is None or keeps.lacks_masked(value):  # mostly: what is masked goes
         return small
     mask = keeps.cut_mask(value, mask)
-    if mask.all():  # mostly: what is masked goes
+    if mask.all():
         return small
-    own = memory_of(small) != memory_of(whole)
-    return product(small, mask, out=small if own else None)
+    own = small.ndim and memory_of(small) != memory_of(whole)
+    return masked_in_place(small, mask) if own else product(small, mask)
 
 
 def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:
     """Whether a parameter or buffer keeps its shape and the order of its entries."""
-    return (keeps.whole(value) or not value.is_read) and value not in keeps.orders
+    if value in keeps.orders:
+        return False
+    lines = keeps.sets.lines
+    is_whole = not lines[value] if value in lines else keeps.whole(value)
+    return is_whole or not value.is_read

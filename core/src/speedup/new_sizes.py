@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from speedup.errors import RuleError
 from speedup.facts import Bools, along, count, some
 from speedup.graph import Node
+from speedup.layout import Layout
 from speedup.regular import ragged_axis
 
 
@@ -18,7 +19,7 @@ def new_size(node: Node, sets: Sequence[Bools], names: str, known: dict[str, int
         known: by axis, what was found before with the same sets; what is found now is added.
     """
     known, found = {} if known is None else known, 1
-    for name in names.split():
+    for name in node.layout.once("split", names, names.split):
         if name not in known:
             known[name] = _axis_size(node, sets, name)
         found *= known[name]
@@ -32,15 +33,20 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
         raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
     if full == 1:
         return full
+    axis, known = layout.once("with", name, lambda: _places(layout, name))
+    operands = node.operands
     # Weights last: their sets are products, which are written out only where nothing else has the name.
-    known = layout.once("with", name, lambda: [k for k in range(len(layout.operands)) if name in layout.names_of(k)])
-    axis = layout.names.index(name)
     for weights in (False, True):
         for k in known:
-            is_weight = k < layout.n_inputs and (v := node.operands[k]) is not None and v.is_source
-            if is_weight is weights and (found := _kept(layout.to_named(k, sets[k]), axis)):
+            is_weight = k < layout.n_inputs and (v := operands[k]) is not None and v.is_source
+            if is_weight is weights and (keep := sets[k]).size > 1 and (found := _kept(layout.to_named(k, keep), axis)):
                 return found
     return full
+
+
+def _places(layout: Layout, name: str) -> tuple[int, list[int]]:
+    """Where a name stands in named space, and the operands that have it."""
+    return layout.names.index(name), [k for k in range(len(layout.operands)) if name in layout.names_of(k)]
 
 
 def _kept(named: Bools, axis: int) -> int:

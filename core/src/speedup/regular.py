@@ -14,6 +14,7 @@ from collections.abc import Collection
 from math import prod
 
 import numpy as np
+import torch
 
 from speedup.cached import cached_property
 from speedup.facts import Bools, Indices, along, any_of, count
@@ -140,6 +141,12 @@ class Lines(dict[int, Bools]):
     def indices(self) -> dict[int, Indices]:
         """By axis, the indices that are kept."""
         return {axis: line.nonzero()[0] for axis, line in self.items()}
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """The same of the only axis, as a tensor."""
+        (indices,) = self.indices.values()
+        return torch.from_numpy(indices)
 
     @cached_property
     def listed(self) -> dict[int, list[int]]:

@@ -40,7 +40,7 @@ from speedup.layout import Layout
 from speedup.new_sizes import new_size
 from speedup.order import Orders, along_names
 from speedup.parameters import Parameters
-from speedup.shell import shell_of
+from speedup.shell import put, shell_of
 from speedup.trial import run_on_constants
 
 if TYPE_CHECKING:
@@ -832,13 +832,17 @@ class Rule:
         """
         assert node.module is not None
         module = shell_of(keep.module)
+        parameters, buffers = module._parameters, module._buffers
         for name, tensor in keep.tensors.items():
-            module.register_parameter(name, tensor) if isinstance(tensor, nn.Parameter) else module._buffers.update(
-                {name: tensor}
-            )
+            if type(tensor) is torch.Tensor or not isinstance(tensor, nn.Parameter):
+                buffers[name] = tensor
+            elif name in parameters:
+                parameters[name] = tensor
+            else:
+                module.register_parameter(name, tensor)
         for attribute, names in self.sizes.items():
-            if hasattr(module, attribute):
-                setattr(module, attribute, keep.size(names))
+            if attribute in module.__dict__ or hasattr(module, attribute):
+                put(module, attribute, keep.size(names))
         return module
 
 

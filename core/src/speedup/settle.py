@@ -50,7 +50,7 @@ def settle(
         if not any(more):
             more = _moved(ways, keeps)
         if not any(more):
-            known = Made()
+            known = Made() if len(ways) > 1 else None
             made = [build(w.graph, k, model, known=known) for w, k in zip(ways, keeps, strict=True)]
             parts = united(ways, keeps, made)
             if isinstance(parts, Parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -11,7 +12,10 @@ from torch import nn
 
 from speedup.trees import PLAIN
 
-_COPIED = (dict, list, set)  # an OrderedDict is a dict
+_COPIED = (dict, list, set)
+_AS_IT_IS = PLAIN | {tuple}
+
+_SETATTR = nn.Module.__setattr__
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,11 +32,24 @@ def shell_of(module: Module, instead: Mapping[str, torch.Tensor] | None = None) 
     if type(shell) is not type(module):  # some make a class of its own for each instance (torch.fx)
         shell.__class__ = type(module)
     held = shell.__dict__
+    held.update(module.__dict__)
     for name, value in module.__dict__.items():
-        held[name] = value if type(value) in PLAIN or not isinstance(value, _COPIED) else value.copy()
+        kind = type(value)
+        # Nearly all that modules hold is of these types: nothing is called to see it.
+        if kind is OrderedDict or kind is dict or (kind not in _AS_IT_IS and isinstance(value, _COPIED)):
+            held[name] = value.copy()
     for name, tensor in (instead or {}).items():
         held["_parameters" if name in held["_parameters"] else "_buffers"][name] = tensor
     return shell
+
+
+def put(module: nn.Module, name: str, value: object) -> None:
+    """Set an attribute of a module, as ``setattr``, which looks through its tensors and children first."""
+    kind = type(module)
+    if type(value) in PLAIN and name in module.__dict__ and kind.__setattr__ is _SETATTR and not hasattr(kind, name):
+        module.__dict__[name] = value
+    else:
+        setattr(module, name, value)
 
 
 def relinked(value: Any, renewed: Mapping[int, torch.Tensor]) -> Any:

@@ -8,11 +8,12 @@ from speedup.ask import ask
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 from speedup.layout import Shape
+from speedup.rule import Rule
 
 
 def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
     """Multiply-accumulate operations of a call, before and after; 0 where no rule knows them, and in training alone."""
-    if node.rule is None or node in keeps.graph.beside:
+    if _has_none(node) or node in keeps.graph.beside:
         return 0, 0
     shapes = _shapes(node)
     before = int(ask(node, "multiply_accumulates", shapes))
@@ -28,7 +29,15 @@ def macs_of(graph: Graph) -> int:
 
 
 def _macs_before(node: Node) -> int:
-    return int(ask(node, "multiply_accumulates", _shapes(node))) if node.rule is not None else 0
+    return 0 if _has_none(node) else int(ask(node, "multiply_accumulates", _shapes(node)))
+
+
+def _has_none(node: Node) -> bool:
+    """Whether it is known without a question that a call has no such operations: most are no contractions."""
+    if node.rule is None:
+        return True
+    plain = type(node.rule).multiply_accumulates is Rule.multiply_accumulates
+    return plain and "layout" in node.__dict__ and not node.layout.contracted
 
 
 def _shapes(node: Node) -> list[Shape | None]:

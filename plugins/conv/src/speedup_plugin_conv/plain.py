@@ -61,7 +61,8 @@ class Conv(Rule):
         if padding == "same":
             weight = node.operand("weight")
             return weight is not None and all(k == 1 for k in weight.shape[2:])
-        return padding == "valid" or not any(padding if isinstance(padding, Sequence) else (padding,))
+        several = type(padding) is tuple or isinstance(padding, Sequence)  # most are tuples, which is found out faster
+        return padding == "valid" or not any(padding if several else (padding,))
 
 
 class ConvTranspose(Conv):
