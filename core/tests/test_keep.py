@@ -13,7 +13,11 @@ from torch import nn
 
 import speedup
 from speedup import NodeKeep, Registry, Rule, default_registry, tie
+from speedup.facts import nothing
 from speedup.fold import removed
+from speedup.graph import Node
+from speedup.keep import KeepSets, Stage
+from speedup.pattern import Pattern
 from speedup.testing import Result, check_equal, mask_indices, randomize
 
 
@@ -297,14 +301,24 @@ def test_the_model_shrunk_twice_is_as_small_as_shrunk_once() -> None:
     assert again.a.weight.shape[0] == 5 and again.b.weight.shape[1] == 5
 
 
+def _in_groups(groups: int) -> Any:
+    return Net(
+        lambda m, x: m.c((y := F.relu(m.n(m.a(x)))) + m.b(y) * m.s(y.mean((2, 3), keepdim=True))),
+        a=conv(3, 8), b=conv(8, 8, groups=groups), s=nn.Conv2d(8, 8, 1), c=conv(8, 4), n=nn.BatchNorm2d(8),
+    )  # fmt: skip
+
+
+_IN_GROUPS = rows(a=(0, 1, 2), b=(1, 2, 3), s=(2, 3, 4))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_where_one_look_says_that_all_ties_hold_the_long_way_adds_nothing(
     monkeypatch: pytest.MonkeyPatch, groups: int
 ) -> None:
     told = []
-    hold = tie._Pattern.hold
+    hold = Pattern.hold
 
-    def tell(pattern: tie._Pattern, sets: list[Any]) -> bool:
+    def tell(pattern: Pattern, sets: list[Any]) -> bool:
         told.append(hold(pattern, sets))
         return False  # the long way, whatever is said
 
@@ -313,15 +327,61 @@ def test_where_one_look_says_that_all_ties_hold_the_long_way_adds_nothing(
         assert not (told[-1] and grown)
         return grown
 
-    monkeypatch.setattr(tie._Pattern, "hold", tell)
+    monkeypatch.setattr(tie, "_settle_plainly", lambda *_: False)
+    monkeypatch.setattr(Pattern, "hold", tell)
     steps = tie._Ties._step
     monkeypatch.setattr(tie._Ties, "_step", step)
-    model = Net(
-        lambda m, x: m.c((y := F.relu(m.a(x))) + m.b(y) * m.s(y.mean((2, 3), keepdim=True))),
-        a=conv(3, 8), b=conv(8, 8, groups=groups), s=nn.Conv2d(8, 8, 1), c=conv(8, 4),
-    )  # fmt: skip
-    check(model, rows(a=(0, 1, 2), b=(1, 2, 3), s=(2, 3, 4)), IMAGE)
+    check(_in_groups(groups), _IN_GROUPS, IMAGE)
     assert True in told and False in told
+
+
+class Meeting(nn.Module):
+    """Calls of all sorts, at which sets meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.groups = conv(3, 8), nn.BatchNorm2d(8), nn.GroupNorm(2, 8)
+        self.b, self.c = conv(8, 8, groups=8), conv(8, 8, groups=2)
+        self.s, self.last = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+        self.row, self.table = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(3, 8))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.c(self.groups(self.b(F.relu(self.norm(self.a(x))))))
+        y = y * self.s(y.mean((2, 3), keepdim=True)) + x[:, :1]
+        z = y.mean((2, 3))
+        table = F.relu(self.table) + self.table * 2
+        return self.last(z * self.row + z) + self.last(z), (z @ table.T) * self.last.weight[:2, :3]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_short_way_to_ties_adds_what_the_long_way_adds(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    plan = speedup.plan(Meeting(), torch.ones(2, 3, 8, 8), mask_indices(Meeting(), rows(a=(0,))))
+    graph, facts = plan.keeps.graph, plan.keeps.facts
+
+    def told(node: Node) -> Any:
+        random = np.random.default_rng(seed)
+        keeps = KeepSets(graph, facts, drop=True)  # nothing is to be folded
+        keeps.stage = Stage(seed % 2 * 2)
+        for value in graph.values:
+            keeps.sets[value] = nothing(value.ndim)
+            keeps.events[value] = []
+        for value in node.values:
+            random = np.random.default_rng(seed) if seed % 3 == 0 else random  # of a shape alike, the same
+            axes = random.permutation(value.ndim if value else 0)[: random.integers(3)]
+            if value is not None:
+                shape = [s if a in axes else 1 for a, s in enumerate(value.shape)]
+                keeps.grow(value, random.random(shape) < random.random(), "wanted by the test")
+        keep = NodeKeep(keeps, node)
+        tie.constrain(Rule(), node, keep)
+        return keeps.waiting, keep.changed, [
+            (v.number, e.added.tolist(), e.why, e.cause, e.order, e.kind) for v in graph.values for e in keeps.events[v]
+        ]  # fmt: skip
+
+    nodes = [n for n in graph.nodes if n.rule is not None and n.rule.has_signature]
+    short = [told(n) for n in nodes]
+    monkeypatch.setattr(tie, "_settle_plainly", lambda *_: False)
+    for node, found in zip(nodes, short, strict=True):
+        assert found == told(node), node
 
 
 def test_what_goes_is_found_again_when_an_output_that_reads_it_is_kept_too() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from speedup.ask import ask
 from speedup.facts import any_of, everything, nothing, some, unfit
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph, Value
 from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock, NodeKeep, Stage
 from speedup.kinds import Kind
@@ -40,7 +40,7 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     keeps = _begun(graph, facts, drop)
     for value in graph.values:
         _require_needed(keeps, value)
-    nodes = {n.index: n for n in graph.nodes if n.rule is not None}
+    nodes = {n.index: NodeKeep(keeps, n) for n in graph.nodes if n.rule is not None}
     by_number = {v.number: v for v in graph.values}
     held = [(by_number[lock.value], lock) for lock in locks]
     for value, lock in held:
@@ -144,7 +144,7 @@ def _near(value: Value) -> set[int]:
     return {n.index for n in near if n.rule is not None}
 
 
-def _sweep(keeps: KeepSets, nodes: dict[int, Node]) -> None:
+def _sweep(keeps: KeepSets, nodes: dict[int, NodeKeep]) -> None:
     """Ask all calls until none needs more: in sweeps to and fro, backwards first, since most needs are readers'."""
     behind, direction = set(nodes), -1
     while behind:
@@ -163,7 +163,7 @@ def _sweep(keeps: KeepSets, nodes: dict[int, Node]) -> None:
         direction = -direction
 
 
-def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> None:
+def _settle(keeps: KeepSets, nodes: dict[int, NodeKeep], start: Iterable[int]) -> None:
     """Ask calls until none needs more, the earliest first: what one has chosen reaches the next before that chooses."""
     heap = list(start)
     waiting = set(heap)
@@ -176,9 +176,10 @@ def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> No
             heapq.heappush(heap, other)
 
 
-def _constrain(keeps: KeepSets, node: Node) -> set[int]:
+def _constrain(keeps: KeepSets, keep: NodeKeep) -> set[int]:
     """Let a rule add what its call needs; the calls that must be asked because of what is new."""
-    keep = NodeKeep(keeps, node)
+    node = keep.node
+    keep.settled, keep.changed = False, set()
     ask(node, "constrain", keep)
     if not keep.changed:
         return set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar, cast
@@ -24,6 +24,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order
+from speedup.pattern import Pattern
 from speedup.pieces import is_own
 from speedup.regular import Lines, kept_shape, varied
 from speedup.rigid import rigid_axes
@@ -245,24 +246,33 @@ class NodeKeep:
     """The keep sets at one node, by operand number (operands, then outputs); what a rule's ``constrain`` sees.
 
     Attributes:
+        node: the call.
         sets: bool arrays that broadcast to the operands' shapes.
-        facts: the facts at the node.
-        derived: operand numbers of weights that this call alone reads: their sets follow from the others.
         drop: whether removed constants are left out instead of folded.
         settled: set by a rule whose call can be made on what is kept now: it needs not be asked again because of what
             it added itself. To add more takes it back.
+        pattern: how the operands are tied, once that was asked for.
     """
 
     def __init__(self, keeps: KeepSets, node: Node) -> None:
         self._keeps = keeps
-        self._node = node
-        self._values = node.values
-        self.facts = NodeFacts(keeps.facts, node)
+        self.node = node
+        self._values: tuple[Any, ...] = node.values  # Value, None where an optional one is missing
         self.sets = keeps.of(self._values)
-        self.derived = keeps.derived_at(node)
         self.drop = keeps.drop
         self.settled = False
         self.changed: set[Value] = set()
+        self.pattern: Pattern | None = None
+
+    @cached_property
+    def facts(self) -> NodeFacts:
+        """The facts at the node."""
+        return NodeFacts(self._keeps.facts, self.node)
+
+    @cached_property
+    def derived(self) -> set[int]:
+        """Operand numbers of weights that this call alone reads: their sets follow from the others."""
+        return self._keeps.derived_at(self.node)
 
     @cached_property
     def rigid(self) -> tuple[tuple[bool, ...], ...]:
@@ -275,6 +285,11 @@ class NodeKeep:
         assert value is not None
         return self._keeps.lines(value)
 
+    def sets_of(self, operands: Iterable[int]) -> list[Bools]:
+        """The sets of some operands that are there."""
+        sets, values = self._keeps.sets, self._values
+        return [sets[values[k]] for k in operands]
+
     def remembered(self, sets: tuple[Bools, ...], find: Callable[[], tuple[Found, int]]) -> Found:
         """What follows from the facts and these sets of the node, found again when a set has grown.
 
@@ -282,10 +297,10 @@ class NodeKeep:
             sets: of the node, those that are looked at.
             find: finds it, and how many of the sets, the first ones, it hangs on: that others grow changes nothing.
         """
-        known = self._keeps.memo.get(self._node)
+        known = self._keeps.memo.get(self.node)
         if known is None or not _are(known[0], sets[: len(known[0])]):
             found, matter = find()
-            known = self._keeps.memo[self._node] = sets[:matter], found
+            known = self._keeps.memo[self.node] = sets[:matter], found
         return cast(Found, known[1])
 
     def tie_once(self, tie: Callable[[], object]) -> None:
@@ -295,14 +310,14 @@ class NodeKeep:
             tie: does it; what it leaves to a later stage (see ``patient``) it is called for again.
         """
         keeps, sets = self._keeps, self._tied_sets()
-        if not _are(keeps.tied.get(self._node, ()), sets):
+        if not _are(keeps.tied.get(self.node, ()), sets):
             before = keeps.additions
             tie()
-            if self._node.index in keeps.waiting:
+            if self.node.index in keeps.waiting:
                 sets = ()
             elif keeps.additions != before:
                 sets = self._tied_sets()
-            keeps.tied[self._node] = sets
+            keeps.tied[self.node] = sets
 
     def _tied_sets(self) -> tuple[Bools, ...]:
         """Those that do not follow from the others."""
@@ -313,7 +328,7 @@ class NodeKeep:
         """Whether the fixpoint has not come to a stage; the call is asked again when it has."""
         waits = self._keeps.stage < stage
         if waits:
-            self._keeps.waiting.add(self._node.index)
+            self._keeps.waiting.add(self.node.index)
         return waits
 
     @property
@@ -343,7 +358,7 @@ class NodeKeep:
         value = self._values[k]
         assert value is not None
         source = self._values[cause]
-        grown = self._keeps.grow(value, mask, why, self._node, source if source is not value else None, kind)
+        grown = self._keeps.grow(value, mask, why, self.node, source if source is not value else None, kind)
         if grown:
             self.changed.add(value)
             self.settled = False
@@ -351,7 +366,7 @@ class NodeKeep:
 
     def takes(self, k: int) -> bool:
         """Whether operand ``k`` may get other contents: a parameter of this call alone, or a piece of such."""
-        return is_own(self._node, k)
+        return is_own(self.node, k)
 
     def rank(self, k: int) -> Floats:
         """How well each entry of operand ``k`` serves as a carrier: its absolute constant, 0 where it has none."""

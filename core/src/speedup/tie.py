@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from speedup.facts import Bools, any_of, compact_axes, equal, everything, some
 from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.layout import Layout
+from speedup.pattern import Pattern, along_one, pattern_of, rigid_names
 from speedup.regular import can_be_cut, regularize, varied
 
 if TYPE_CHECKING:
@@ -31,20 +31,6 @@ if TYPE_CHECKING:
 _WHY_LINKED = "joined with a tensor that keeps it"
 _WHY_EMPTY = "a tensor keeps at least one index"
 _WHY_REGULAR = "every group keeps the same count"
-
-
-def rigid_names(layout: Layout, rigid: Sequence[Sequence[bool] | None]) -> frozenset[str]:
-    """Names that can never lose an index: mixed ones, and those along a rigid axis of any operand."""
-    fixed = set(layout.mixed)
-    for k, dims in enumerate(layout.operands):
-        flags = rigid[k] if k < len(rigid) else None
-        if dims is None or flags is None:
-            continue
-        for dim, is_rigid in zip(dims, flags, strict=True):
-            if is_rigid:
-                fixed.update(dim)
-    known = {n for k in range(layout.n_inputs) for n in layout.names_of(k)}
-    return frozenset(fixed | (set(layout.names) - known))
 
 
 def rigid_outputs(node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
@@ -95,81 +81,39 @@ def _ways_to(layout: Layout, k: int) -> list[tuple[int, tuple[int, ...]]]:
 
 def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
     """Grow the keep sets at one node until 1 to 3 hold, and the constants that go can be folded."""
+    pattern = keep.pattern
+    if pattern is None:
+        pattern = keep.pattern = pattern_of(node.layout, keep.rigid, keep.derived)
     while not keep.settled:
         # A weight has its carriers before others look for what to fill it up with.
-        keep.tie_once(lambda: _Ties(node, keep).settle())
+        if not (pattern.is_plain and _settle_plainly(pattern, keep)):
+            keep.tie_once(lambda: _Ties(node, keep, pattern).settle())
         keep.settled = True
         if not keep.drop and rule.folds(node) and not keep.folds_later:
             fold.demand(rule, node, keep)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """Two operands that share names: how to bring the set of each to these names, and what else they vary along.
-
-    Attributes:
-        apart: they share only names that lose no index.
-    """
-
-    p: int
-    q: int
-    away_p: tuple[int, ...]
-    away_q: tuple[int, ...]
-    extra: frozenset[str]
-    spans: bool
-    apart: bool
-
-
-class _Pattern:
-    """How operands are tied, whatever is kept of them: the same for all calls of a layout with the same flags.
-
-    Attributes:
-        fixed, fixed_axes: the names that can never lose an index.
-        present: the operands that are tied.
-        apart: no two of them share a name that loses indices, and there are not enough of them to be joined.
-        alike: they vary along the same names, apart from what loses no index.
-    """
-
-    def __init__(self, layout: Layout, rigid: Sequence[Sequence[bool]], derived: Collection[int]) -> None:
-        self.fixed = rigid_names(layout, rigid)
-        self.fixed_axes = layout.axes(self.fixed)
-        self.present = [k for k in range(len(layout.operands)) if layout.present(k) and k not in derived]
-        self.pairs = self._pairs(layout)
-        self.apart = len(self.present) < 3 and all(pair.apart for pair in self.pairs)
-        free = [{n for n in layout.names_of(k) - self.fixed if layout.sizes[n] > 1} for k in self.present]
-        self.alike = all(names == free[0] for names in free)
-
-    def _pairs(self, layout: Layout) -> list[_Pair]:
-        found = []
-        for p in self.present:
-            for q in self.present:
-                one, other = layout.names_of(p), layout.names_of(q)
-                common = one & other
-                if p != q and common:
-                    aways = layout.axes(one - common), layout.axes(other - common)
-                    own = other - self.fixed
-                    spans = own <= one - self.fixed
-                    found.append(_Pair(p, q, *aways, own - common, spans, common <= self.fixed))
-        return found
-
-    def hold(self, sets: Sequence[Bools]) -> bool:
-        """Whether all ties hold, as far as one look at each set tells."""
-        for keep in sets:
-            if keep.size > 1 and keep.size > max(keep.shape):  # written out along several axes: may be ragged
-                return False
-        if self.apart:
-            return all(map(some, sets))
-        return self.alike and all(s is sets[0] or equal(s, sets[0]) for s in sets)
+def _settle_plainly(pattern: Pattern, keep: NodeKeep) -> bool:
+    """As ``_Ties.settle`` where the sets, as they are, say what to do; whether they did."""
+    sets = keep.sets_of(pattern.present)
+    if pattern.hold_as_they_are(sets):
+        return True
+    if not pattern.one or not along_one(sets):
+        return False
+    for p in pattern.present:
+        for q in pattern.present:
+            mine = keep.sets[p]
+            if mine is not keep.sets[q] and some(mine):
+                keep.grow(q, mine, _WHY_LINKED, p)
+    return True
 
 
 class _Ties:
-    def __init__(self, node: Node, keep: NodeKeep) -> None:
+    def __init__(self, node: Node, keep: NodeKeep, pattern: Pattern) -> None:
         self.keep = keep
         layout = self.layout = node.layout
-        key = keep.rigid, frozenset(keep.derived)
-        self.pattern: _Pattern = layout.once("ties", key, lambda: _Pattern(layout, *key))
-        self.fixed, self.present = self.pattern.fixed, self.pattern.present
-        sets, axes = keep.sets, self.pattern.fixed_axes
+        self.pattern, self.fixed, self.present = pattern, pattern.fixed, pattern.present
+        sets, axes = keep.sets, pattern.fixed_axes
         self.given = {k: layout.to_named(k, sets[k]) for k in self.present}
         self.sets = {k: any_of(given, axes) if given.size != 1 else given for k, given in self.given.items()}
         self.grown = dict.fromkeys(self.present, 0)
