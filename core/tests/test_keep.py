@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,11 @@ import speedup
 from speedup import NodeKeep, Registry, Rule, default_registry, tie
 from speedup.facts import nothing
 from speedup.fold import removed
-from speedup.graph import Node
+from speedup.graph import Graph, Node
+from speedup.infer import Facts
 from speedup.keep import KeepSets, Stage
 from speedup.pattern import Pattern
+from speedup.sets import Product
 from speedup.testing import Result, check_equal, mask_indices, randomize
 
 
@@ -343,34 +346,58 @@ class Meeting(nn.Module):
         self.a, self.norm, self.groups = conv(3, 8), nn.BatchNorm2d(8), nn.GroupNorm(2, 8)
         self.b, self.c = conv(8, 8, groups=8), conv(8, 8, groups=2)
         self.s, self.last = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
-        self.row, self.table = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(3, 8))
+        self.product = nn.Linear(3, 3)
+        self.row, self.table, self.more = (nn.Parameter(torch.ones(shape)) for shape in ((8,), (3, 8), (3, 8)))
 
     def forward(self, x: torch.Tensor) -> Any:
-        y = self.c(self.groups(self.b(F.relu(self.norm(self.a(x))))))
+        y = self.groups(self.b(self.c(F.relu(self.norm(self.a(x))))))
         y = y * self.s(y.mean((2, 3), keepdim=True)) + x[:, :1]
         z = y.mean((2, 3))
-        table = F.relu(self.table) + self.table * 2
-        return self.last(z * self.row + z) + self.last(z), (z @ table.T) * self.last.weight[:2, :3]
+        table = F.relu(self.table) + self.table * self.more
+        return self.last(z * self.row + z) + self.last(z), self.product((z @ table.T) * self.last.weight[:2, :3])
+
+
+@functools.cache
+def _meeting() -> tuple[Graph, Facts]:
+    keeps = speedup.plan(Meeting(), torch.ones(2, 3, 8, 8), mask_indices(Meeting(), rows(a=(0,)))).keeps
+    return keeps.graph, keeps.facts
+
+
+def _at_random(graph: Graph, facts: Facts, node: Node, seed: int) -> KeepSets:
+    """Keep sets at one call: along no axis, one or two; with some seeds the same for what has the same shape."""
+    random = np.random.default_rng(seed)
+    keeps = KeepSets(graph, facts, drop=True)  # nothing is to be folded
+    keeps.stage = Stage(seed % 2 * 2)
+    for each in graph.values:
+        keeps.sets[each] = nothing(each.ndim)
+        keeps.events[each] = []
+    for value in [v for v in node.values if v is not None]:
+        random = np.random.default_rng(seed) if seed % 3 == 0 else random
+        axes = random.permutation(value.ndim)[: random.integers(3)]
+        shape = [s if a in axes else 1 for a, s in enumerate(value.shape)]
+        keeps.grow(value, random.random(shape) < random.random(), "wanted by the test")
+    return keeps
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_short_way_to_a_box_is_the_product_of_its_parts(seed: int) -> None:
+    graph, facts = _meeting()
+    for node in (n for n in graph.nodes if n.rule is not None and n.rule.has_signature):
+        keep = NodeKeep(_at_random(graph, facts, node, seed), node)
+        for k in keep.derived:
+            box = tie.derive_box(node, k, keep.derived, keep.sets)
+            if box is not None:
+                product = Product(tie.derive_parts(node, k, keep.derived, keep.sets)).lines
+                assert product is not None and box.keys() == product.keys()
+                assert all(np.array_equal(line, product[axis]) for axis, line in box.items())
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_short_way_to_ties_adds_what_the_long_way_adds(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    plan = speedup.plan(Meeting(), torch.ones(2, 3, 8, 8), mask_indices(Meeting(), rows(a=(0,))))
-    graph, facts = plan.keeps.graph, plan.keeps.facts
+    graph, facts = _meeting()
 
     def told(node: Node) -> Any:
-        random = np.random.default_rng(seed)
-        keeps = KeepSets(graph, facts, drop=True)  # nothing is to be folded
-        keeps.stage = Stage(seed % 2 * 2)
-        for value in graph.values:
-            keeps.sets[value] = nothing(value.ndim)
-            keeps.events[value] = []
-        for value in node.values:
-            random = np.random.default_rng(seed) if seed % 3 == 0 else random  # of a shape alike, the same
-            axes = random.permutation(value.ndim if value else 0)[: random.integers(3)]
-            if value is not None:
-                shape = [s if a in axes else 1 for a, s in enumerate(value.shape)]
-                keeps.grow(value, random.random(shape) < random.random(), "wanted by the test")
+        keeps = _at_random(graph, facts, node, seed)
         keep = NodeKeep(keeps, node)
         tie.constrain(Rule(), node, keep)
         return keeps.waiting, keep.changed, [

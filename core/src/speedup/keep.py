@@ -87,7 +87,8 @@ class KeepSets:
         self.drop = drop
         self.sets = Sets()
         self.rigid = rigid_axes(graph)
-        self._fixed = {v: tuple([a for a, r in enumerate(flags) if r]) for v, flags in self.rigid.items()}
+        fixed = {flags: tuple([a for a, r in enumerate(flags) if r]) for flags in {*self.rigid.values()}}
+        self._fixed = {v: fixed[flags] for v, flags in self.rigid.items()}
         self.events: dict[Value, list[Event]] = {}
         self.orders: dict[Value, Orders] = {}
         self.stage = Stage.FILLED
@@ -112,7 +113,8 @@ class KeepSets:
         old = self.sets[value]
         if old is everything(value.ndim):
             return False
-        mask = any_of(mask, self._fixed[value])
+        if mask.size > 1:
+            mask = any_of(mask, self._fixed[value])
         first = old is nothing(value.ndim)
         added = mask.copy() if first else mask & ~old
         if not some(added):
@@ -128,12 +130,16 @@ class KeepSets:
 
     def derive(self, value: Value, product: Product, node: Node) -> None:
         """Let a weight keep the product of some sets, which is written out only if somebody asks for it."""
-        if product.lines is None or some(self.sets[value]):
-            written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
-            self.grow(value, written if some(written) else everything(value.ndim), _WHY_DERIVED, node)
+        if product.lines is not None and self.is_empty(value):
+            self.derive_box(value, product.lines, node)
             return
+        written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
+        self.grow(value, written if some(written) else everything(value.ndim), _WHY_DERIVED, node)
+
+    def derive_box(self, value: Value, lines: Lines, node: Node) -> None:
+        """As ``derive``, of a weight that keeps nothing so far."""
         self.additions += 1
-        self.sets.write_later(value, product.lines)
+        self.sets.write_later(value, lines)
         self._derived_at[value] = node, self.additions
 
     def adopt(self, value: Value, other: KeepSets, its: Value) -> None:
@@ -169,8 +175,13 @@ class KeepSets:
 
     def whole(self, value: Value) -> bool:
         """Whether all entries are kept."""
-        known = self.sets.lines.get(value)
-        return not known if known is not None else every(self.sets[value])
+        lines = self.sets.lines
+        return not lines[value] if value in lines else every(self.sets[value])
+
+    def is_empty(self, value: Value) -> bool:
+        """Whether no entry is kept; a set that is written out has grown."""
+        keep = self.sets[value]
+        return keep.size == 1 and not keep
 
     def same(self, value: Value, other: KeepSets, its: Value | None = None) -> bool:
         """Whether two plans keep the same of a value.
@@ -186,15 +197,16 @@ class KeepSets:
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape of what is kept."""
-        if value not in self._shapes:
-            known = self.sets.lines.get(value)
-            if known is not None:
-                counts = {a: len(indices) for a, indices in known.indices.items()}
-                shape = tuple([counts.get(a, s) for a, s in enumerate(value.shape)])
+        shapes, lines = self._shapes, self.sets.lines
+        if value not in shapes:
+            if value in lines:
+                sizes = [*value.shape]
+                for axis, indices in lines[value].indices.items():
+                    sizes[axis] = indices.size
+                shapes[value] = tuple(sizes)
             else:
-                shape = kept_shape(self.sets[value], value.shape)
-            self._shapes[value] = shape
-        return self._shapes[value]
+                shapes[value] = kept_shape(self.sets[value], value.shape)
+        return shapes[value]
 
     def at(self, node: Node) -> Sequence[Bools]:
         """The sets of a node's operands and outputs, each to be asked for by its number."""

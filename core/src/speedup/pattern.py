@@ -28,6 +28,18 @@ def rigid_names(layout: Layout, rigid: Sequence[Sequence[bool] | None]) -> froze
     return frozenset(fixed | (set(layout.names) - known))
 
 
+def rigid_flags(layout: Layout, rigid: tuple[tuple[bool, ...], ...]) -> tuple[tuple[bool, ...], ...]:
+    """Per output and axis, whether it can never lose an index, given the same for the operands."""
+    found: tuple[tuple[bool, ...], ...] = layout.once("rigid", rigid, lambda: _rigid_flags(layout, rigid))
+    return found
+
+
+def _rigid_flags(layout: Layout, rigid: Flags) -> tuple[tuple[bool, ...], ...]:
+    fixed = rigid_names(layout, rigid)
+    outputs = layout.operands[layout.n_inputs :]
+    return tuple([tuple([fixed.issuperset(dim) for dim in dims or ()]) for dims in outputs])
+
+
 def pattern_of(layout: Layout, rigid: Flags, derived: Collection[int]) -> Pattern:
     """The pattern of a call, given the derived operands and by operand and axis whether it can never lose an index."""
     found: Pattern = layout.once("ties", (rigid, frozenset(derived)), lambda: Pattern(layout, rigid, derived))

@@ -21,8 +21,8 @@ from speedup.facts import Bools, any_of, compact_axes, equal, everything, some
 from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.layout import Layout
-from speedup.pattern import Pattern, along_one, pattern_of, rigid_names
-from speedup.regular import can_be_cut, regularize, varied
+from speedup.pattern import Pattern, along_one, pattern_of, rigid_flags
+from speedup.regular import Lines, can_be_cut, regularize, varied
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep
@@ -35,23 +35,13 @@ _WHY_REGULAR = "every group keeps the same count"
 
 def rigid_outputs(node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
     """Per output and axis, whether it can never lose an index, given the same for the operands."""
-    layout = node.layout
-    given = tuple([tuple(flags) for flags in rigid])
-    return [[*flags] for flags in layout.once("rigid", given, lambda: _rigid_outputs(layout, given))]
-
-
-def _rigid_outputs(layout: Layout, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-    fixed = rigid_names(layout, rigid)
-    return [
-        [all(n in fixed for n in dim) for dim in layout.operands[k] or ()]
-        for k in range(layout.n_inputs, len(layout.operands))
-    ]
+    return [[*flags] for flags in rigid_flags(node.layout, tuple([tuple(flags) for flags in rigid]))]
 
 
 def derived_operands(node: Node) -> set[int]:
     """Weights that this call alone reads and whose every name another operand or output has."""
     layout = node.layout
-    own = frozenset([k for k, v in enumerate(node.operands) if v is not None and v.is_of_one_call])
+    own = frozenset([k for k, v in enumerate(node.operands) if v is not None and v.is_source and v.is_of_one_call])
     return set(layout.once("derived", own, lambda: _derived_operands(layout, own))) if own else set()
 
 
@@ -77,6 +67,50 @@ def _ways_to(layout: Layout, k: int) -> list[tuple[int, tuple[int, ...]]]:
     """The operands that share names with operand ``k``, and what else they vary along."""
     shared = [(p, layout.names_of(p) & layout.names_of(k)) for p in range(len(layout.operands)) if layout.present(p)]
     return [(p, layout.axes(set(layout.names) - common)) for p, common in shared if common]
+
+
+def derive_box(node: Node, k: int, derived: Collection[int], sets: Sequence[Bools]) -> Lines | None:
+    """The product of ``derive_parts`` by the lines of the axes that lose indices; None where one look at each set does
+    not tell it: it varies along several axes, or nothing is kept."""
+    layout = node.layout
+    lines = Lines()
+    for p, axes in layout.once("box", k, lambda: _axes_to(layout, k)):
+        if p in derived:
+            continue
+        keep = sets[p]
+        if keep.size == 1:
+            if not keep:
+                return None
+            continue
+        if keep.size not in keep.shape:
+            return None
+        axis = axes[keep.shape.index(keep.size)]
+        if axis is None:
+            return None
+        if axis >= 0:
+            line = keep.reshape(-1)
+            if axis in lines:
+                line = line & lines[axis]
+                if not some(line):
+                    return None
+            lines[axis] = line
+    return lines
+
+
+def _axes_to(layout: Layout, k: int) -> list[tuple[int, list[int | None]]]:
+    """Per operand that shares names with operand ``k`` and per axis of it, which axis of ``k`` has its names; -1 where
+    none has, None where one has some of them, or others too."""
+    own = [[n for n in dim if layout.sizes[n] > 1] for dim in layout.operands[k] or ()]
+    found: list[tuple[int, list[int | None]]] = []
+    for p, _ in _ways_to(layout, k):
+        axes: list[int | None] = []
+        for dim in layout.operands[p] or ():
+            names = [n for n in dim if layout.sizes[n] > 1]
+            there = [axis for axis, known in enumerate(own) if set(known) & set(names)]
+            plain = all(own[axis] == names for axis in there)
+            axes.append((there or [-1])[0] if plain else None)
+        found.append((p, axes))
+    return found
 
 
 def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
