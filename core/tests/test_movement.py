@@ -81,12 +81,18 @@ def test_gather_is_the_op_itself_and_scatter_its_inverse(move: str, seed: int) -
     moved = rule.gather(node, [fact], False)
     for array, tensor in zip(moved, wanted, strict=True):
         assert np.array_equal(np.broadcast_to(array, tensor.shape), tensor.numpy())
-    marks = [rng.random([n if rng.random() < 0.6 else 1 for n in t.shape]) < 0.3 for t in wanted]
+    marks = [_along_some(rng, t.shape, 0.3) for t in wanted]
     back = np.broadcast_to(rule.scatter(node, marks)[0], x.shape)
     asked = np.zeros(x.numel(), dtype=bool)
     for tensor, mark in zip(_outputs(MOVES[move](x)), marks, strict=True):
         asked[tensor.numpy()[np.broadcast_to(mark, tensor.shape)].astype(int)] = True
     assert np.array_equal(back, asked.reshape(x.shape))
+
+
+def _along_some(rng: np.random.Generator, shape: Sequence[int], share: float) -> Bools:
+    """Entries at random, mostly the same along all axes but one."""
+    axes = rng.permutation(len(shape))[: rng.choice([0, 1, 1, 1, 2, 3])]
+    return rng.random([n if axis in axes else 1 for axis, n in enumerate(shape)]) < share
 
 
 def _outputs(result: Any) -> list[torch.Tensor]:
@@ -102,6 +108,7 @@ JOINS: dict[str, Callable[..., Any]] = {
     "one alone": lambda a, b: b[:, a.shape[1] :],
     "in both": lambda a, b: (torch.cat([a, b], 1), b[:, [0, 0, 3]]),
     "filled": lambda a, b: torch.cat([a, torch.ones(2, 2, 4), b], 1),
+    "filled line": lambda a, b: torch.cat([a[0, 0], torch.ones(2), b[0, 0]]),
 }
 
 
@@ -110,22 +117,21 @@ JOINS: dict[str, Callable[..., Any]] = {
 @given(seed=st.integers(0, 2**31))
 def test_several_operands_are_told_apart(join: str, seed: int) -> None:
     kind = call(JOINS[join])
-    rule = Movement(name="joined", modules=(kind,), fills=join == "filled")
+    rule = Movement(name="joined", modules=(kind,), fills="filled" in join)
     operands = torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)
     (node,) = graph_of(kind(), rule, *operands).nodes
     rng = np.random.default_rng(seed)
 
-    def some_of(shape: Sequence[int], share: float) -> Any:
-        return rng.random([n if rng.random() < 0.5 else 1 for n in shape]) < share
-
-    facts = [some_of(x.shape, 0.5) for x in operands]
+    facts = [_along_some(rng, x.shape, 0.5) for x in operands]
     wide = [torch.from_numpy(np.broadcast_to(f, x.shape).copy()) for f, x in zip(facts, operands, strict=True)]
-    for array, wanted in zip(rule.gather(node, facts, True), _outputs(kind.function(*wide)), strict=True):
-        assert np.array_equal(np.broadcast_to(array, wanted.shape), wanted.numpy() != 0)
-    numbered = [torch.arange(1.0, x.numel() + 1).reshape(x.shape) for x in operands]
-    numbered[1] += 100
+    fillers = [t.numpy() != 0 for t in _outputs(kind.function(*operands))]
+    for filler in (False, True):
+        moved = rule.gather(node, facts, filler)
+        for array, wanted, filled in zip(moved, _outputs(kind.function(*wide)), fillers, strict=True):
+            assert np.array_equal(np.broadcast_to(array, wanted.shape), np.where(filled, filler, wanted.numpy()))
+    numbered = [n + torch.arange(x.numel()).reshape(x.shape) for n, x in zip((2.0, 100.0), operands, strict=True)]
     outputs = _outputs(kind.function(*numbered))
-    marks = [some_of(t.shape, 0.3) for t in outputs]
+    marks = [_along_some(rng, t.shape, 0.3) for t in outputs]
     marked = {int(n) for t, m in zip(outputs, marks, strict=True) for n in t.numpy()[np.broadcast_to(m, t.shape)]}
     for x, back in zip(numbered, rule.scatter(node, marks), strict=True):
         assert np.array_equal(np.broadcast_to(back, x.shape), np.isin(x.numpy(), [*marked]))
