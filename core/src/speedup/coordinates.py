@@ -37,7 +37,8 @@ class Origin:
         by_operand: per axis the index in the operand, for all operands together; or for each by itself, with any index
             of it where the entry is of another one, where that takes smaller arrays.
         fill: the value of filled entries.
-        groups, tracks: what ``_groups`` and ``_track`` have found, for the calls of a model that move entries alike.
+        groups, tracks, rigid: what ``_groups``, ``_track`` and ``Movement.rigid`` have found, for the calls of a model
+            that move entries alike.
     """
 
     source: Indices
@@ -45,6 +46,7 @@ class Origin:
     fill: Floats
     groups: dict[Any, tuple[list[int], Bools]] = field(default_factory=dict)
     tracks: dict[int, list[Track | None]] = field(default_factory=dict)
+    rigid: dict[tuple[tuple[bool, ...], ...], list[bool]] = field(default_factory=dict)
 
     @cached_property
     def coordinates(self) -> Sequence[Indices]:
