@@ -28,7 +28,9 @@ from speedup.pattern import Pattern
 from speedup.pieces import is_own
 from speedup.regular import Lines, kept_shape, varied
 from speedup.rigid import rigid_axes
+from speedup.rule import Rule
 from speedup.sets import Product, Sets, SetsAt
+from speedup.tie import derived_operands
 
 Found = TypeVar("Found")
 
@@ -214,10 +216,11 @@ class KeepSets:
 
     def derived_at(self, node: Node) -> set[int]:
         """The operands whose sets follow from the others, by number."""
-        derived = self._derived.get(node)
-        if derived is None:
-            derived = self._derived[node] = ask(node, "derived")
-        return derived
+        if node not in self._derived:
+            kind: Any = type(node.rule)
+            plain = kind.derived is Rule.derived and "layout" in node.__dict__  # nothing can go wrong
+            self._derived[node] = derived_operands(node) if plain else ask(node, "derived")
+        return self._derived[node]
 
     def of(self, values: Sequence[Value | None]) -> Sequence[Bools]:
         """The sets of some values, each to be asked for by its number."""
@@ -298,7 +301,11 @@ class NodeKeep:
         return self._keeps.lines(value)
 
     def sets_of(self, operands: Iterable[int]) -> list[Bools]:
-        """The sets of some operands that are there."""
+        """The sets of some operands.
+
+        Args:
+            operands: numbers of operands or outputs that are there.
+        """
         sets, values = self._keeps.sets, self._values
         return [sets[values[k]] for k in operands]
 
