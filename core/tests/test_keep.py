@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch import nn
 
 import speedup
 from speedup import NodeKeep, Registry, Rule, default_registry, tie
+from speedup.facts import nothing
 from speedup.fold import removed
+from speedup.graph import Graph, Node
+from speedup.infer import Facts
+from speedup.keep import KeepSets, Stage
+from speedup.pattern import Pattern
+from speedup.sets import Product
 from speedup.testing import Result, check_equal, mask_indices, randomize
 
 
@@ -297,14 +304,24 @@ def test_the_model_shrunk_twice_is_as_small_as_shrunk_once() -> None:
     assert again.a.weight.shape[0] == 5 and again.b.weight.shape[1] == 5
 
 
+def _in_groups(groups: int) -> Any:
+    return Net(
+        lambda m, x: m.c((y := F.relu(m.n(m.a(x)))) + m.b(y) * m.s(y.mean((2, 3), keepdim=True))),
+        a=conv(3, 8), b=conv(8, 8, groups=groups), s=nn.Conv2d(8, 8, 1), c=conv(8, 4), n=nn.BatchNorm2d(8),
+    )  # fmt: skip
+
+
+_IN_GROUPS = rows(a=(0, 1, 2), b=(1, 2, 3), s=(2, 3, 4))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_where_one_look_says_that_all_ties_hold_the_long_way_adds_nothing(
     monkeypatch: pytest.MonkeyPatch, groups: int
 ) -> None:
     told = []
-    hold = tie._Pattern.hold
+    hold = Pattern.hold
 
-    def tell(pattern: tie._Pattern, sets: list[Any]) -> bool:
+    def tell(pattern: Pattern, sets: list[Any]) -> bool:
         told.append(hold(pattern, sets))
         return False  # the long way, whatever is said
 
@@ -313,15 +330,85 @@ def test_where_one_look_says_that_all_ties_hold_the_long_way_adds_nothing(
         assert not (told[-1] and grown)
         return grown
 
-    monkeypatch.setattr(tie._Pattern, "hold", tell)
+    monkeypatch.setattr(tie, "_settle_plainly", lambda *_: False)
+    monkeypatch.setattr(Pattern, "hold", tell)
     steps = tie._Ties._step
     monkeypatch.setattr(tie._Ties, "_step", step)
-    model = Net(
-        lambda m, x: m.c((y := F.relu(m.a(x))) + m.b(y) * m.s(y.mean((2, 3), keepdim=True))),
-        a=conv(3, 8), b=conv(8, 8, groups=groups), s=nn.Conv2d(8, 8, 1), c=conv(8, 4),
-    )  # fmt: skip
-    check(model, rows(a=(0, 1, 2), b=(1, 2, 3), s=(2, 3, 4)), IMAGE)
+    check(_in_groups(groups), _IN_GROUPS, IMAGE)
     assert True in told and False in told
+
+
+class Meeting(nn.Module):
+    """Calls of all sorts, at which sets meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.groups = conv(3, 8), nn.BatchNorm2d(8), nn.GroupNorm(2, 8)
+        self.b, self.c = conv(8, 8, groups=8), conv(8, 8, groups=2)
+        self.s, self.last = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+        self.product = nn.Linear(3, 3)
+        self.row, self.table, self.more = (nn.Parameter(torch.ones(shape)) for shape in ((8,), (3, 8), (3, 8)))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.groups(self.b(self.c(F.relu(self.norm(self.a(x))))))
+        y = y * self.s(y.mean((2, 3), keepdim=True)) + x[:, :1]
+        z = y.mean((2, 3))
+        table = F.relu(self.table) + self.table * self.more
+        return self.last(z * self.row + z) + self.last(z), self.product((z @ table.T) * self.last.weight[:2, :3])
+
+
+@functools.cache
+def _meeting() -> tuple[Graph, Facts]:
+    keeps = speedup.plan(Meeting(), torch.ones(2, 3, 8, 8), mask_indices(Meeting(), rows(a=(0,)))).keeps
+    return keeps.graph, keeps.facts
+
+
+def _at_random(graph: Graph, facts: Facts, node: Node, seed: int) -> KeepSets:
+    """Keep sets at one call: along no axis, one or two; with some seeds the same for what has the same shape."""
+    random = np.random.default_rng(seed)
+    keeps = KeepSets(graph, facts, drop=True)  # nothing is to be folded
+    keeps.stage = Stage(seed % 2 * 2)
+    for each in graph.values:
+        keeps.sets[each] = nothing(each.ndim)
+        keeps.events[each] = []
+    for value in [v for v in node.values if v is not None]:
+        random = np.random.default_rng(seed) if seed % 3 == 0 else random
+        axes = random.permutation(value.ndim)[: random.integers(3)]
+        shape = [s if a in axes else 1 for a, s in enumerate(value.shape)]
+        keeps.grow(value, random.random(shape) < random.random(), "wanted by the test")
+    return keeps
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_short_way_to_a_box_is_the_product_of_its_parts(seed: int) -> None:
+    graph, facts = _meeting()
+    for node in (n for n in graph.nodes if n.rule is not None and n.rule.has_signature):
+        keep = NodeKeep(_at_random(graph, facts, node, seed), node)
+        for k in keep.derived:
+            box = tie.derive_box(node, k, keep.derived, keep.sets)
+            if box is not None:
+                product = Product(tie.derive_parts(node, k, keep.derived, keep.sets)).lines
+                assert product is not None and box.keys() == product.keys()
+                assert all(np.array_equal(line, product[axis]) for axis, line in box.items())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_short_way_to_ties_adds_what_the_long_way_adds(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    graph, facts = _meeting()
+
+    def told(node: Node) -> Any:
+        keeps = _at_random(graph, facts, node, seed)
+        keep = NodeKeep(keeps, node)
+        tie.constrain(Rule(), node, keep)
+        return keeps.waiting, keep.changed, [
+            (v.number, e.added.tolist(), e.why, e.cause, e.order, e.kind) for v in graph.values for e in keeps.events[v]
+        ]  # fmt: skip
+
+    nodes = [n for n in graph.nodes if n.rule is not None and n.rule.has_signature]
+    short = [told(n) for n in nodes]
+    monkeypatch.setattr(tie, "_settle_plainly", lambda *_: False)
+    for node, found in zip(nodes, short, strict=True):
+        assert found == told(node), node
 
 
 def test_what_goes_is_found_again_when_an_output_that_reads_it_is_kept_too() -> None:

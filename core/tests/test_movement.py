@@ -49,6 +49,7 @@ def graph_of(module: nn.Module, rule: Movement, *tensors: torch.Tensor) -> Graph
 MOVES: dict[str, Callable[[torch.Tensor], Any]] = {
     "permute": lambda x: x.permute(2, 0, 1),
     "view": lambda x: x.reshape(x.shape[0] * x.shape[1], x.shape[2]),
+    "split": lambda x: x.reshape(3, 2, 2, 5),
     "flip": lambda x: x.flip(1),
     "roll": lambda x: torch.roll(x, (1, 2), (1, 2)),
     "slice": lambda x: x[:, 1:, ::2],
@@ -80,30 +81,60 @@ def test_gather_is_the_op_itself_and_scatter_its_inverse(move: str, seed: int) -
     moved = rule.gather(node, [fact], False)
     for array, tensor in zip(moved, wanted, strict=True):
         assert np.array_equal(np.broadcast_to(array, tensor.shape), tensor.numpy())
-    marks = [rng.random(t.shape) < 0.3 for t in wanted]
+    marks = [_along_some(rng, t.shape, 0.3) for t in wanted]
     back = np.broadcast_to(rule.scatter(node, marks)[0], x.shape)
     asked = np.zeros(x.numel(), dtype=bool)
     for tensor, mark in zip(_outputs(MOVES[move](x)), marks, strict=True):
-        asked[tensor.numpy()[mark].astype(int)] = True
+        asked[tensor.numpy()[np.broadcast_to(mark, tensor.shape)].astype(int)] = True
     assert np.array_equal(back, asked.reshape(x.shape))
+
+
+def _along_some(rng: np.random.Generator, shape: Sequence[int], share: float) -> Bools:
+    """Entries at random, mostly the same along all axes but one."""
+    axes = rng.permutation(len(shape))[: rng.choice([0, 1, 1, 1, 2, 3])]
+    return rng.random([n if axis in axes else 1 for axis, n in enumerate(shape)]) < share
 
 
 def _outputs(result: Any) -> list[torch.Tensor]:
     return [result] if isinstance(result, torch.Tensor) else list(result)
 
 
+JOINS: dict[str, Callable[..., Any]] = {
+    "cat": lambda a, b: torch.cat([b, a[:, :2], b[:, 1:]], 1),
+    "cat of all": lambda a, b: torch.cat([a, b], 1),
+    "cat of what is turned": lambda a, b: torch.cat([a.permute(2, 1, 0), b.permute(2, 1, 0).flip(1)], 1),
+    "cat of what is turned otherwise": lambda a, b: torch.cat([a[:, :1].permute(0, 2, 1), b[:, :, :1]], 1),
+    "row by row": lambda a, b: torch.stack([a[0], b[1, :3]]),
+    "one alone": lambda a, b: b[:, a.shape[1] :],
+    "in both": lambda a, b: (torch.cat([a, b], 1), b[:, [0, 0, 3]]),
+    "filled": lambda a, b: torch.cat([a, torch.ones(2, 2, 4), b], 1),
+    "filled line": lambda a, b: torch.cat([a[0, 0], torch.ones(2), b[0, 0]]),
+}
+
+
+@pytest.mark.parametrize("join", JOINS)
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31))
-def test_several_operands_are_told_apart(seed: int) -> None:
-    kind = call(lambda a, b: torch.cat([b, a[:, :2], b[:, 1:]], 1))
-    rule = Movement(name="joined", modules=(kind,))
-    a, b = torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)
-    (node,) = graph_of(kind(), rule, a, b).nodes
+def test_several_operands_are_told_apart(join: str, seed: int) -> None:
+    kind = call(JOINS[join])
+    rule = Movement(name="joined", modules=(kind,), fills="filled" in join)
+    operands = torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)
+    (node,) = graph_of(kind(), rule, *operands).nodes
     rng = np.random.default_rng(seed)
-    facts = [rng.random((1, 3, 1)) < 0.5, rng.random((2, 5, 1)) < 0.5]
-    wide = [torch.from_numpy(np.broadcast_to(f, s.shape).copy()) for f, s in zip(facts, (a, b), strict=True)]
-    (moved,) = rule.gather(node, facts, False)
-    assert np.array_equal(np.broadcast_to(moved, (2, 11, 4)), kind.function(*wide).numpy())
+
+    facts = [_along_some(rng, x.shape, 0.5) for x in operands]
+    wide = [torch.from_numpy(np.broadcast_to(f, x.shape).copy()) for f, x in zip(facts, operands, strict=True)]
+    fillers = [t.numpy() != 0 for t in _outputs(kind.function(*operands))]
+    for filler in (False, True):
+        moved = rule.gather(node, facts, filler)
+        for array, wanted, filled in zip(moved, _outputs(kind.function(*wide)), fillers, strict=True):
+            assert np.array_equal(np.broadcast_to(array, wanted.shape), np.where(filled, filler, wanted.numpy()))
+    numbered = [n + torch.arange(x.numel()).reshape(x.shape) for n, x in zip((2.0, 100.0), operands, strict=True)]
+    outputs = _outputs(kind.function(*numbered))
+    marks = [_along_some(rng, t.shape, 0.3) for t in outputs]
+    marked = {int(n) for t, m in zip(outputs, marks, strict=True) for n in t.numpy()[np.broadcast_to(m, t.shape)]}
+    for x, back in zip(numbered, rule.scatter(node, marks), strict=True):
+        assert np.array_equal(np.broadcast_to(back, x.shape), np.isin(x.numpy(), [*marked]))
 
 
 def test_filled_entries_are_constants_with_the_value_of_the_filler() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from speedup.errors import SignatureError
-from speedup.facts import Bools, Floats, alike_shaped, along, compact_axes, nothing
-from speedup.graph import Node, Ref
+from speedup.facts import Bools, Floats, alike_shaped, along, compact_axes, every, nothing, some
+from speedup.graph import Node, Ref, Value
 from speedup.recall import Recall, call_key
 from speedup.rule import Rule
+from speedup.tracks import Track, track_of
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -36,13 +37,16 @@ class Origin:
         by_operand: per axis the index in the operand, for all operands together; or for each by itself, with any index
             of it where the entry is of another one, where that takes smaller arrays.
         fill: the value of filled entries.
-        groups: what ``_groups`` has found, for the calls of a deep model that move entries alike.
+        groups, tracks, rigid: what ``_groups``, ``_track`` and ``Movement.rigid`` have found, for the calls of a model
+            that move entries alike.
     """
 
     source: Indices
     by_operand: Sequence[Sequence[Indices]]
     fill: Floats
     groups: dict[Any, tuple[list[int], Bools]] = field(default_factory=dict)
+    tracks: dict[int, list[Track | None]] = field(default_factory=dict)
+    rigid: dict[tuple[tuple[bool, ...], ...], list[bool]] = field(default_factory=dict)
 
     @cached_property
     def coordinates(self) -> Sequence[Indices]:
@@ -61,6 +65,28 @@ class Origin:
     def of(self, number: int) -> Sequence[Indices]:
         """Per axis the index in one operand, where the entry is of it."""
         return self.by_operand[number] if self.is_apart else self.by_operand[0]
+
+    def tracks_along(self, axis: int, operands: Sequence[Value | None]) -> list[Track | None]:
+        """By operand, which axis of it an axis of the output comes from; None where that is not just one, independent
+        of all others."""
+        if axis not in self.tracks:
+            shapes = [_filled(v.shape) for v in operands if v is not None]
+            self.tracks[axis] = [self._track(axis, number, shape) for number, shape in enumerate(shapes)]
+        return self.tracks[axis]
+
+    def _track(self, axis: int, number: int, shape: tuple[int, ...]) -> Track | None:
+        coordinates = self.of(number)
+        found = track_of(self.source, number, axis, coordinates, shape)
+        if found is None:
+            return None
+        _, rest = _groups([a == axis for a in range(self.source.ndim)], coordinates, shape)
+        return found if every(rest) else replace(found, rest=rest)
+
+    @cached_property
+    def joined(self) -> int | None:
+        """The only axis along which it varies which operand an entry is of; None where there are more, or fillers."""
+        size, shape = self.source.size, self.source.shape
+        return shape.index(size) if size > 1 and size in shape and self.source.min() >= 0 else None
 
     @cached_property
     def only(self) -> int | None:
@@ -263,6 +289,8 @@ class CoordinateRule(Rule):
         for number, origin in enumerate(self.origins(node)):
             if origin.only is not None:
                 out = _moved(arrays[origin.only], origin.coordinates)
+            elif (joined := self._joined(node, origin, arrays)) is not None:
+                out = joined
             else:
                 fill = filler[number] if isinstance(filler, list) else filler
                 out = np.asarray(fill, dtype=arrays[0].dtype)
@@ -273,18 +301,54 @@ class CoordinateRule(Rule):
             results.append(out.reshape((1,) * (node.outputs[number].ndim - out.ndim) + out.shape))
         return results
 
+    def _joined(
+        self, node: Node, origin: Origin, arrays: Sequence[np.ndarray[Any, Any]]
+    ) -> np.ndarray[Any, Any] | None:
+        """As ``gather``, of what varies along the one axis along which operands are joined; None where it is not so."""
+        axis = origin.joined
+        if axis is None:
+            return None
+        out = np.empty(origin.source.size, arrays[0].dtype)
+        for track, array in zip(origin.tracks_along(axis, node.operands), arrays, strict=True):
+            if track is None or array.dtype != out.dtype:
+                return None
+            if array.size > 1 and array.size != array.shape[track.axis]:
+                return None
+            line = array.reshape(-1)
+            out[track.at] = line if track.index is None or line.size == 1 else line[track.index]
+        return out.reshape(origin.source.shape)
+
     def scatter(self, node: Node, arrays: Sequence[Bools]) -> list[Bools]:
         """Move bool ``arrays`` that broadcast to the outputs of ``node`` to its operands: true where any copy is."""
         results = [nothing(v.ndim) for v in node.operands if v is not None]
         for origin, array in zip(self.origins(node), arrays, strict=True):
+            line, tracks = self._line(node, origin, array)
             for number in range(len(node.operands)) if origin.only is None else (origin.only,):
                 value = node.operands[number]
                 assert value is not None
+                track = tracks[number] if tracks else None
+                if track is not None:
+                    if some(line[track.at]):
+                        back = track.back(line)
+                        results[number] = back if results[number] is nothing(value.ndim) else results[number] | back
+                    continue
                 chosen = array if origin.only is not None else (origin.source == number) & array
                 if chosen.any():
                     back = _scattered(chosen, origin, number, _filled(value.shape))
                     results[number] = back if results[number] is nothing(value.ndim) else results[number] | back
         return results
+
+    def _line(self, node: Node, origin: Origin, array: Bools) -> tuple[Bools, Sequence[Track | None]]:
+        """What varies along one axis of an output, by itself, and where that comes from; no tracks where it is not so.
+
+        What varies along none does so along the axis that says which operand an entry is of.
+        """
+        size, shape = array.size, array.shape
+        if size > 1 and size in shape:
+            return array.reshape(-1), origin.tracks_along(shape.index(size), node.operands)
+        if size == 1 and (axis := origin.joined) is not None:
+            return np.full(origin.source.size, array.item()), origin.tracks_along(axis, node.operands)
+        return array, ()
 
 
 def _moved(

@@ -18,9 +18,10 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock, NodeKeep, Stage
 from speedup.kinds import Kind
+from speedup.regular import Lines
 from speedup.rule import Rule
 from speedup.sets import Product
-from speedup.tie import derive_parts, derived_operands
+from speedup.tie import derive_box, derive_parts, derived_operands
 
 _WHY_LOOSE = "with other data other calls read it, or give what comes in its place"
 _WHY_INSTEAD = "with other data another tensor comes in its place, which keeps it"
@@ -38,9 +39,8 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
         RuleError: a rule raised.
     """
     keeps = _begun(graph, facts, drop)
-    for value in graph.values:
-        _require_needed(keeps, value)
-    nodes = {n.index: n for n in graph.nodes if n.rule is not None}
+    _require_needed(keeps)
+    nodes = {n.index: NodeKeep(keeps, n) for n in graph.nodes if n.rule is not None}
     by_number = {v.number: v for v in graph.values}
     held = [(by_number[lock.value], lock) for lock in locks]
     for value, lock in held:
@@ -56,12 +56,13 @@ def keep_sets(graph: Graph, facts: Facts, locks: Iterable[Lock] = (), drop: bool
     # Only now is it known which lines are empty: one entry each, and again to the fixpoint.
     more = [v for v, lock in held if lock.axes is not None and _fill(keeps, v, lock.axes, lock.why, lock.kind)]
     for value in graph.values:
-        if not value.is_source and not some(keeps.sets[value]):
+        if not value.is_source and keeps.is_empty(value):
             _fill(keeps, value, (), "a tensor keeps at least one index", Kind.LEAST)
             more.append(value)
     more += _share(keeps, graph.together)
     _settle(keeps, nodes, keeps.waiting.union(*(_near(v) for v in more)))
-    _derive_weights(keeps)
+    for keep in nodes.values():
+        _derive_weights(keeps, keep)
     return keeps
 
 
@@ -72,43 +73,51 @@ def bare_keep_sets(graph: Graph) -> KeepSets:
 
 def _begun(graph: Graph, facts: Facts, drop: bool = False) -> KeepSets:
     keeps = KeepSets(graph, facts, drop)
+    none = {ndim: nothing(ndim) for ndim in {v.ndim for v in graph.values}}
     for value in graph.values:
-        keeps.sets[value] = nothing(value.ndim)
+        keeps.sets[value] = none[value.ndim]
         keeps.events[value] = []
-    for value in graph.values:
-        _require_whole(keeps, value)
+    _require_whole(keeps)
     return keeps
 
 
-def _require_whole(keeps: KeepSets, value: Value) -> None:
+def _require_whole(keeps: KeepSets) -> None:
     """What must stay whatever the masks are."""
-    whole = everything(value.ndim)
-    if value.is_output:
-        keeps.grow(value, whole, "an output of the model keeps its shape", value.producer, None, Kind.OUTPUT)
-    elif value.producer is None and not value.is_source:
-        keeps.grow(value, whole, f"{value.kind} of the model: it comes as it is", None, None, Kind.INPUT)
-    elif value.producer is not None and value.producer.rule is None:
-        why = f"made by {value.producer.op_name}, which no rule knows"
-        keeps.grow(value, whole, why, value.producer, None, Kind.BARRIER)
-    branch = keeps.graph.branch
-    if branch is not None and value in keeps.graph.uncertain:
-        keeps.grow(value, whole, branch.why, branch.node, None, Kind.DATA)
-    if value in keeps.graph.loose:
-        keeps.grow(value, whole, _WHY_LOOSE, value.producer, None, Kind.DATA)
-    for node, number in value.uses:
-        if node.rule is None or number < 0:
-            keeps.grow(value, whole, f"read by {node.op_name}, which no rule knows", node, None, Kind.BARRIER)
+    branch, uncertain, loose = keeps.graph.branch, keeps.graph.uncertain, keeps.graph.loose
+
+    def stays(value: Value, why: str, node: Node | None, kind: Kind) -> None:
+        keeps.grow(value, everything(value.ndim), why, node, None, kind)
+
+    for value in keeps.graph.values:
+        made = value.producer
+        if value.is_output:
+            stays(value, "an output of the model keeps its shape", made, Kind.OUTPUT)
+        elif made is None and not value.is_source:
+            stays(value, f"{value.kind} of the model: it comes as it is", None, Kind.INPUT)
+        elif made is not None and made.rule is None:
+            stays(value, f"made by {made.op_name}, which no rule knows", made, Kind.BARRIER)
+        if branch is not None and value in uncertain:
+            stays(value, branch.why, branch.node, Kind.DATA)
+        if value in loose:
+            stays(value, _WHY_LOOSE, made, Kind.DATA)
+        for node, number in value.uses:
+            if node.rule is None or number < 0:
+                stays(value, f"read by {node.op_name}, which no rule knows", node, Kind.BARRIER)
 
 
-def _require_needed(keeps: KeepSets, value: Value) -> None:
+def _require_needed(keeps: KeepSets) -> None:
     """What is read and cannot be told without the input."""
-    if value.producer is not None:
-        unused = keeps.facts.unused(value)
+    facts = keeps.facts
+    for value in keeps.graph.values:
+        made = value.producer
+        if made is None:
+            continue
+        unused = facts.unused(value)
         if unused is everything(value.ndim):
-            return
-        needed = ~(unused | keeps.facts.known(value))
+            continue
+        needed = ~(unused | facts.known(value))
         if some(needed):
-            keeps.grow(value, needed, "it is read and not constant", value.producer, None, Kind.NEEDED)
+            keeps.grow(value, needed, "it is read and not constant", made, None, Kind.NEEDED)
 
 
 def _fill(keeps: KeepSets, value: Value, axes: tuple[int, ...], why: str, kind: Kind) -> bool:
@@ -144,7 +153,7 @@ def _near(value: Value) -> set[int]:
     return {n.index for n in near if n.rule is not None}
 
 
-def _sweep(keeps: KeepSets, nodes: dict[int, Node]) -> None:
+def _sweep(keeps: KeepSets, nodes: dict[int, NodeKeep]) -> None:
     """Ask all calls until none needs more: in sweeps to and fro, backwards first, since most needs are readers'."""
     behind, direction = set(nodes), -1
     while behind:
@@ -163,7 +172,7 @@ def _sweep(keeps: KeepSets, nodes: dict[int, Node]) -> None:
         direction = -direction
 
 
-def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> None:
+def _settle(keeps: KeepSets, nodes: dict[int, NodeKeep], start: Iterable[int]) -> None:
     """Ask calls until none needs more, the earliest first: what one has chosen reaches the next before that chooses."""
     heap = list(start)
     waiting = set(heap)
@@ -176,9 +185,10 @@ def _settle(keeps: KeepSets, nodes: dict[int, Node], start: Iterable[int]) -> No
             heapq.heappush(heap, other)
 
 
-def _constrain(keeps: KeepSets, node: Node) -> set[int]:
+def _constrain(keeps: KeepSets, keep: NodeKeep) -> set[int]:
     """Let a rule add what its call needs; the calls that must be asked because of what is new."""
-    keep = NodeKeep(keeps, node)
+    node = keep.node
+    keep.settled, keep.changed = False, set()
     ask(node, "constrain", keep)
     if not keep.changed:
         return set()
@@ -186,25 +196,29 @@ def _constrain(keeps: KeepSets, node: Node) -> set[int]:
     return asked.union(*(_near(v) for v in _share(keeps, keep.changed & keeps.graph.together.keys())))
 
 
-def _derive_weights(keeps: KeepSets) -> None:
+def _derive_weights(keeps: KeepSets, keep: NodeKeep) -> None:
     """Weights that one call alone reads keep the product of what its other operands keep."""
-    for node in keeps.graph.nodes:
-        if node.rule is None:
+    node, derived = keep.node, keep.derived
+    if not derived:
+        return
+    kind: Any = type(node.rule)
+    plain = kind.derive is Rule.derive  # another one may be that of a rule without axes
+    own = derived_operands(node) if plain and kind.derived is not Rule.derived else derived
+    boxes: dict[Any, Lines | None] = {}  # the four vectors of a batch norm keep the same
+    products: dict[Any, Product] = {}
+    for k in sorted(derived):
+        value = node.operands[k]
+        assert value is not None
+        if not plain:
+            keeps.derive(value, Product([ask(node, "derive", k, keep.sets)]), node)
             continue
-        derived = keeps.derived_at(node)
-        if not derived:
+        axes = node.layout.operands[k] if k in own else k
+        if axes not in boxes:
+            boxes[axes] = derive_box(node, k, own, keep.sets)
+        box = boxes[axes]
+        if box is not None and keeps.is_empty(value):
+            keeps.derive_box(value, box, node)
             continue
-        plain = type(node.rule).derive is Rule.derive  # another one may be that of a rule without axes
-        own = derived_operands(node) if plain and type(node.rule).derived is not Rule.derived else derived
-        sets = keeps.at(node)
-        products: dict[Any, Product] = {}  # the four vectors of a batch norm keep the same
-        for k in sorted(derived):
-            value = node.operands[k]
-            assert value is not None
-            if not plain:
-                keeps.derive(value, Product([ask(node, "derive", k, sets)]), node)
-                continue
-            axes = node.layout.operands[k] if k in own else k
-            if axes not in products:
-                products[axes] = Product(derive_parts(node, k, own, sets))
-            keeps.derive(value, products[axes], node)
+        if axes not in products:
+            products[axes] = Product(derive_parts(node, k, own, keep.sets))
+        keeps.derive(value, products[axes], node)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar, cast
@@ -24,10 +24,13 @@ from speedup.graph import Graph, Node, Value
 from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
 from speedup.order import Orders, in_order
+from speedup.pattern import Pattern
 from speedup.pieces import is_own
 from speedup.regular import Lines, kept_shape, varied
 from speedup.rigid import rigid_axes
+from speedup.rule import Rule
 from speedup.sets import Product, Sets, SetsAt
+from speedup.tie import derived_operands
 
 Found = TypeVar("Found")
 
@@ -86,7 +89,8 @@ class KeepSets:
         self.drop = drop
         self.sets = Sets()
         self.rigid = rigid_axes(graph)
-        self._fixed = {v: tuple([a for a, r in enumerate(flags) if r]) for v, flags in self.rigid.items()}
+        fixed = {flags: tuple([a for a, r in enumerate(flags) if r]) for flags in {*self.rigid.values()}}
+        self._fixed = {v: fixed[flags] for v, flags in self.rigid.items()}
         self.events: dict[Value, list[Event]] = {}
         self.orders: dict[Value, Orders] = {}
         self.stage = Stage.FILLED
@@ -111,7 +115,8 @@ class KeepSets:
         old = self.sets[value]
         if old is everything(value.ndim):
             return False
-        mask = any_of(mask, self._fixed[value])
+        if mask.size > 1:
+            mask = any_of(mask, self._fixed[value])
         first = old is nothing(value.ndim)
         added = mask.copy() if first else mask & ~old
         if not some(added):
@@ -127,12 +132,16 @@ class KeepSets:
 
     def derive(self, value: Value, product: Product, node: Node) -> None:
         """Let a weight keep the product of some sets, which is written out only if somebody asks for it."""
-        if product.lines is None or some(self.sets[value]):
-            written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
-            self.grow(value, written if some(written) else everything(value.ndim), _WHY_DERIVED, node)
+        if product.lines is not None and self.is_empty(value):
+            self.derive_box(value, product.lines, node)
             return
+        written = functools.reduce(np.logical_and, product.parts, everything(value.ndim))
+        self.grow(value, written if some(written) else everything(value.ndim), _WHY_DERIVED, node)
+
+    def derive_box(self, value: Value, lines: Lines, node: Node) -> None:
+        """As ``derive``, of a weight that keeps nothing so far."""
         self.additions += 1
-        self.sets.write_later(value, product.lines)
+        self.sets.write_later(value, lines)
         self._derived_at[value] = node, self.additions
 
     def adopt(self, value: Value, other: KeepSets, its: Value) -> None:
@@ -168,8 +177,13 @@ class KeepSets:
 
     def whole(self, value: Value) -> bool:
         """Whether all entries are kept."""
-        known = self.sets.lines.get(value)
-        return not known if known is not None else every(self.sets[value])
+        lines = self.sets.lines
+        return not lines[value] if value in lines else every(self.sets[value])
+
+    def is_empty(self, value: Value) -> bool:
+        """Whether no entry is kept; a set that is written out has grown."""
+        keep = self.sets[value]
+        return keep.size == 1 and not keep
 
     def same(self, value: Value, other: KeepSets, its: Value | None = None) -> bool:
         """Whether two plans keep the same of a value.
@@ -185,15 +199,16 @@ class KeepSets:
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape of what is kept."""
-        if value not in self._shapes:
-            known = self.sets.lines.get(value)
-            if known is not None:
-                counts = {a: len(indices) for a, indices in known.indices.items()}
-                shape = tuple([counts.get(a, s) for a, s in enumerate(value.shape)])
+        shapes, lines = self._shapes, self.sets.lines
+        if value not in shapes:
+            if value in lines:
+                sizes = [*value.shape]
+                for axis, indices in lines[value].indices.items():
+                    sizes[axis] = indices.size
+                shapes[value] = tuple(sizes)
             else:
-                shape = kept_shape(self.sets[value], value.shape)
-            self._shapes[value] = shape
-        return self._shapes[value]
+                shapes[value] = kept_shape(self.sets[value], value.shape)
+        return shapes[value]
 
     def at(self, node: Node) -> Sequence[Bools]:
         """The sets of a node's operands and outputs, each to be asked for by its number."""
@@ -201,10 +216,11 @@ class KeepSets:
 
     def derived_at(self, node: Node) -> set[int]:
         """The operands whose sets follow from the others, by number."""
-        derived = self._derived.get(node)
-        if derived is None:
-            derived = self._derived[node] = ask(node, "derived")
-        return derived
+        if node not in self._derived:
+            kind: Any = type(node.rule)
+            plain = kind.derived is Rule.derived and "layout" in node.__dict__  # nothing can go wrong
+            self._derived[node] = derived_operands(node) if plain else ask(node, "derived")
+        return self._derived[node]
 
     def of(self, values: Sequence[Value | None]) -> Sequence[Bools]:
         """The sets of some values, each to be asked for by its number."""
@@ -260,24 +276,33 @@ class NodeKeep:
     """The keep sets at one node, by operand number (operands, then outputs); what a rule's ``constrain`` sees.
 
     Attributes:
+        node: the call.
         sets: bool arrays that broadcast to the operands' shapes.
-        facts: the facts at the node.
-        derived: operand numbers of weights that this call alone reads: their sets follow from the others.
         drop: whether removed constants are left out instead of folded.
         settled: set by a rule whose call can be made on what is kept now: it needs not be asked again because of what
             it added itself. To add more takes it back.
+        pattern: how the operands are tied, once that was asked for.
     """
 
     def __init__(self, keeps: KeepSets, node: Node) -> None:
         self._keeps = keeps
-        self._node = node
-        self._values = node.values
-        self.facts = NodeFacts(keeps.facts, node)
+        self.node = node
+        self._values: tuple[Any, ...] = node.values  # Value, None where an optional one is missing
         self.sets = keeps.of(self._values)
-        self.derived = keeps.derived_at(node)
         self.drop = keeps.drop
         self.settled = False
         self.changed: set[Value] = set()
+        self.pattern: Pattern | None = None
+
+    @cached_property
+    def facts(self) -> NodeFacts:
+        """The facts at the node."""
+        return NodeFacts(self._keeps.facts, self.node)
+
+    @cached_property
+    def derived(self) -> set[int]:
+        """Operand numbers of weights that this call alone reads: their sets follow from the others."""
+        return self._keeps.derived_at(self.node)
 
     @cached_property
     def rigid(self) -> tuple[tuple[bool, ...], ...]:
@@ -290,13 +315,22 @@ class NodeKeep:
         assert value is not None
         return self._keeps.lines(value)
 
+    def sets_of(self, operands: Iterable[int]) -> list[Bools]:
+        """The sets of some operands.
+
+        Args:
+            operands: numbers of operands or outputs that are there.
+        """
+        sets, values = self._keeps.sets, self._values
+        return [sets[values[k]] for k in operands]
+
     def remembered(self, find: Callable[[], tuple[Found, Sequence[int]]]) -> Found:
         """What follows from the facts and some sets of the node, found again when one of these has grown.
 
         Args:
             find: finds it, and the numbers of the operands on whose sets it hangs: that others grow changes nothing.
         """
-        keeps, node = self._keeps, self._node
+        keeps, node = self._keeps, self.node
         if node in keeps.memo:
             seen, known = keeps.memo[node]
             for at, keep in seen:
@@ -316,14 +350,14 @@ class NodeKeep:
             tie: does it; what it leaves to a later stage (see ``patient``) it is called for again.
         """
         keeps, sets = self._keeps, self._tied_sets()
-        if not _are(keeps.tied.get(self._node, ()), sets):
+        if not _are(keeps.tied.get(self.node, ()), sets):
             before = keeps.additions
             tie()
-            if self._node.index in keeps.waiting:
+            if self.node.index in keeps.waiting:
                 sets = ()
             elif keeps.additions != before:
                 sets = self._tied_sets()
-            keeps.tied[self._node] = sets
+            keeps.tied[self.node] = sets
 
     def _tied_sets(self) -> tuple[Bools, ...]:
         """Those that do not follow from the others."""
@@ -334,7 +368,7 @@ class NodeKeep:
         """Whether the fixpoint has not come to a stage; the call is asked again when it has."""
         waits = self._keeps.stage < stage
         if waits:
-            self._keeps.waiting.add(self._node.index)
+            self._keeps.waiting.add(self.node.index)
         return waits
 
     @property
@@ -364,7 +398,7 @@ class NodeKeep:
         value = self._values[k]
         assert value is not None
         source = self._values[cause]
-        grown = self._keeps.grow(value, mask, why, self._node, source if source is not value else None, kind)
+        grown = self._keeps.grow(value, mask, why, self.node, source if source is not value else None, kind)
         if grown:
             self.changed.add(value)
             self.settled = False
@@ -372,7 +406,7 @@ class NodeKeep:
 
     def takes(self, k: int) -> bool:
         """Whether operand ``k`` may get other contents: a parameter of this call alone, or a piece of such."""
-        return is_own(self._node, k)
+        return is_own(self.node, k)
 
     def rank(self, k: int) -> Floats:
         """How well each entry of operand ``k`` serves as a carrier: its absolute constant, 0 where it has none."""

@@ -7,16 +7,30 @@ output entry came from. Facts and keep sets then move along, whatever the op.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from speedup.coordinates import CoordinateRule, without_repeats, writable
+from speedup.coordinates import CoordinateRule, Origin, without_repeats, writable
 from speedup.cutting import cut
 from speedup.errors import SignatureError
-from speedup.facts import Affine, Bools, Fact, Floats, Unused, affine, along, any_of, constant
+from speedup.facts import (
+    Affine,
+    Bools,
+    Fact,
+    Floats,
+    Unused,
+    affine,
+    along,
+    any_of,
+    constant,
+    every,
+    everything,
+    some,
+)
 from speedup.graph import Node, Value, rows_of_one
 from speedup.groups.labels import Labels, by_movement
 from speedup.kinds import Kind
@@ -87,7 +101,7 @@ class Movement(CoordinateRule):
         operands = range(len(node.operands))
         combined = [facts.affine(k) for k in operands]
         masks = [facts.mask(k) if a is None else a.mask for k, a in enumerate(combined)]
-        if not any(m.any() for m in masks):
+        if not any(map(some, masks)):
             return {}
         values = [facts.value(k) if a is None else a.offset for k, a in enumerate(combined)]
         fills = [o.fill for o in self.origins(node)]
@@ -128,10 +142,10 @@ class Movement(CoordinateRule):
     def infer_from_output(self, node: Node, facts: NodeFacts) -> dict[str, Fact]:
         first = len(node.operands)
         unused = [facts.unused(first + k) for k in range(len(node.outputs))]
-        used = self.scatter(node, [~u for u in unused]) if any(u.any() for u in unused) or _partial(node) else None
+        used = self.scatter(node, [~u for u in unused]) if any(map(some, unused)) or _partial(node) else None
         if used is None:
             return {}
-        return {name: Unused(~u) for name, u in zip(node.operand_names, used, strict=True) if not u.all()}
+        return {name: Unused(~u) for name, u in zip(node.operand_names, used, strict=True) if not every(u)}
 
     # -- keep sets ------------------------------------------------------------------------------------------------
 
@@ -146,16 +160,24 @@ class Movement(CoordinateRule):
 
     def rigid(self, node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
         copies = self.copies(node)
-        if all(all(flags) for flags in rigid) and not copies:
+        if all(map(all, rigid)) and not copies:
             return [[True] * v.ndim for v in node.outputs]
+        given = tuple(map(tuple, rigid))
         found = []
         for origin, value in zip(self.origins(node), node.outputs, strict=True):
-            flags = [True] * value.ndim
-            for a, free in enumerate(self._free(origin, rigid)):
-                # Beside each other, what one of the operands can lose is lost; side by side, what all can lose.
-                flags[a] = not (free and (any(free) if origin.source.shape[a] > 1 else all(free)))
-            found.append([f and a not in copies for a, f in enumerate(flags)])
+            if given not in origin.rigid:
+                origin.rigid[given] = self._rigid(origin, value.ndim, given)
+            flags = origin.rigid[given]
+            found.append([f and a not in copies for a, f in enumerate(flags)] if copies else [*flags])
         return found
+
+    def _rigid(self, origin: Origin, ndim: int, rigid: Sequence[Sequence[bool]]) -> list[bool]:
+        """As ``rigid``, of one output; wherever its entries are copies is left out."""
+        flags = [True] * ndim
+        for a, free in enumerate(self._free(origin, rigid)):
+            # Beside each other, what one of the operands can lose is lost; side by side, what all can lose.
+            flags[a] = not (free and (any(free) if origin.source.shape[a] > 1 else all(free)))
+        return flags
 
     def _free(self, origin: Any, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
         """Per axis of an output, whether each operand that differs along it can lose an index there."""
@@ -182,9 +204,9 @@ class Movement(CoordinateRule):
 
     def constrain(self, node: Node, keep: NodeKeep) -> None:
         n, copies, parts = len(node.operands), self.copies(node), self.parts(node)
-        if all(all(flags) for flags in keep.rigid):
-            for k in range(len(keep.sets)):
-                keep.grow(k, np.ones_like(keep.sets[k]), "moved with a tensor that keeps it", k, Kind.RIGID)
+        if all(map(all, keep.rigid)):
+            for k, own in enumerate(keep.sets):
+                keep.grow(k, everything(own.ndim), "moved with a tensor that keeps it", k, Kind.RIGID)
             keep.settled = True
             return
         grown = True
@@ -198,8 +220,8 @@ class Movement(CoordinateRule):
                 grown |= keep.grow(
                     k, mask, "moved to a tensor that keeps it", _asker(keep, k, range(n, len(keep.sets)))
                 )
-            for k in range(len(keep.sets)):
-                if (k in parts or len(varied(keep.sets[k])) > 1) and not keep.patient:
+            for k, own in enumerate(keep.sets):
+                if (k in parts or (own.size > 1 and own.size not in own.shape)) and not keep.patient:
                     regular = self._regular(node, k, keep.sets[k])
                     grown |= keep.grow(k, regular, "every part keeps the same count", k, Kind.COUNT)
             for k in range(n):
@@ -252,9 +274,9 @@ class Movement(CoordinateRule):
         self, node: Node, keep: Sequence[Bools], orders: Sequence[Orders], call: Node | None = None
     ) -> Sequence[Orders] | None:
         n = len(node.operands)
-        if all(k.all() for k in keep) and not any(orders[:n]):
+        if not any(orders[:n]) and all(map(every, keep)):
             return orders
-        if all(0 in v.shape for v in node.outputs):  # nothing comes out, whatever is left
+        if all([0 in v.shape for v in node.outputs]):  # nothing comes out, whatever is left
             return [*orders[:n], *({} for _ in node.outputs)]
         changed = self.resize(node, keep) if call is None else {}
         if any(orders[:n]):
@@ -341,7 +363,11 @@ def _frozen(keep: Bools) -> Hashable:
 
 def _asker(keep: NodeKeep, k: int, others: range) -> int:
     """The first other operand that keeps anything: the one named as the cause."""
-    return next((j for j in others if keep.sets[j].any()), k)
+    for j in others:
+        own = keep.sets[j]
+        if own.size > 1 or own:  # what is written out has grown
+            return j
+    return k
 
 
 def _taken(node: Node, value: Value) -> dict[int, Bools]:
@@ -364,8 +390,7 @@ def _taken(node: Node, value: Value) -> dict[int, Bools]:
 
 def _partial(node: Node) -> bool:
     """Whether the outputs may leave entries of the operands out."""
-    entries = sum(int(np.prod(v.shape)) for v in node.outputs)
-    return entries < sum(int(np.prod(v.shape)) for v in node.operands if v is not None)
+    return sum([prod(v.shape) for v in node.outputs]) < sum([prod(v.shape) for v in node.operands if v is not None])
 
 
 def _cut_line(tensor: torch.Tensor, axis: int, lines: Mapping[int, Bools]) -> torch.Tensor:

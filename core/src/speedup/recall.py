@@ -10,7 +10,7 @@ import torch
 
 from speedup.graph import Node, Ref
 
-_PLAIN = (int, float, bool, str, type(None), type(...), torch.dtype, torch.device)
+_PLAIN = frozenset((int, float, bool, str, type(None), type(...), torch.dtype, torch.device))
 
 Found = TypeVar("Found")
 
@@ -57,14 +57,15 @@ def frozen(item: Any) -> Hashable:
     Raises:
         TypeError: it may hide something.
     """
+    kind = type(item)
+    if kind is Ref:
+        return Ref, item.number
+    if kind in _PLAIN:
+        return kind, item
     if isinstance(item, tuple | list):
-        return type(item), tuple([frozen(i) for i in item])
+        return kind, tuple([frozen(i) for i in item])
     if isinstance(item, dict):
         return dict, tuple([(k, frozen(v)) for k, v in item.items()])
     if isinstance(item, slice):
         return slice, frozen((item.start, item.stop, item.step))
-    if type(item) is Ref:
-        return Ref, item.number
-    if type(item) in _PLAIN:
-        return type(item), item
     raise TypeError(f"{item!r} may hide something")

@@ -127,6 +127,9 @@ def _filled(keep: Bools, axis: int) -> Bools:
 
 def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what remains of a tensor of ``shape``."""
+    if keep.size > 1 and keep.size in keep.shape:  # it varies along one axis
+        axis = keep.shape.index(keep.size)
+        return (*shape[:axis], count(keep), *shape[axis + 1 :])
     sizes = [count(along(keep, a)) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
     for axis in ragged_axes(keep):
         sizes[axis] = int(keep.sum(axis=axis).max())

@@ -22,7 +22,8 @@ class Sets(dict[Value, Bools]):
         self.lines: dict[Value, Lines] = {}
 
     def write_later(self, value: Value, lines: Lines) -> None:
-        self.pop(value, None)
+        if value in self:
+            del self[value]
         self.lines[value] = lines
 
     def __missing__(self, value: Value) -> Bools:
@@ -46,7 +47,7 @@ class SetsAt(Sequence[Bools]):
     @overload
     def __getitem__(self, k: slice) -> list[Bools]: ...
     def __getitem__(self, k: int | slice) -> Bools | list[Bools]:
-        if isinstance(k, slice):
+        if type(k) is slice:
             return [self[j] for j in range(*k.indices(len(self)))]
         value = self._values[k]
         return self._sets[value] if value is not None else nothing(0)

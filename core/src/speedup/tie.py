@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from speedup.facts import Bools, any_of, compact_axes, equal, everything, some
 from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.layout import Layout
-from speedup.regular import can_be_cut, regularize, varied
+from speedup.pattern import Pattern, along_one, pattern_of, rigid_flags
+from speedup.regular import Lines, can_be_cut, regularize, varied
 
 if TYPE_CHECKING:
     from speedup.keep import NodeKeep
@@ -33,39 +33,15 @@ _WHY_EMPTY = "a tensor keeps at least one index"
 _WHY_REGULAR = "every group keeps the same count"
 
 
-def rigid_names(layout: Layout, rigid: Sequence[Sequence[bool] | None]) -> frozenset[str]:
-    """Names that can never lose an index: mixed ones, and those along a rigid axis of any operand."""
-    fixed = set(layout.mixed)
-    for k, dims in enumerate(layout.operands):
-        flags = rigid[k] if k < len(rigid) else None
-        if dims is None or flags is None:
-            continue
-        for dim, is_rigid in zip(dims, flags, strict=True):
-            if is_rigid:
-                fixed.update(dim)
-    known = {n for k in range(layout.n_inputs) for n in layout.names_of(k)}
-    return frozenset(fixed | (set(layout.names) - known))
-
-
 def rigid_outputs(node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
     """Per output and axis, whether it can never lose an index, given the same for the operands."""
-    layout = node.layout
-    given = tuple([tuple(flags) for flags in rigid])
-    return [[*flags] for flags in layout.once("rigid", given, lambda: _rigid_outputs(layout, given))]
-
-
-def _rigid_outputs(layout: Layout, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
-    fixed = rigid_names(layout, rigid)
-    return [
-        [all(n in fixed for n in dim) for dim in layout.operands[k] or ()]
-        for k in range(layout.n_inputs, len(layout.operands))
-    ]
+    return [[*flags] for flags in rigid_flags(node.layout, tuple([tuple(flags) for flags in rigid]))]
 
 
 def derived_operands(node: Node) -> set[int]:
     """Weights that this call alone reads and whose every name another operand or output has."""
     layout = node.layout
-    own = frozenset([k for k, v in enumerate(node.operands) if v is not None and v.is_of_one_call])
+    own = frozenset([k for k, v in enumerate(node.operands) if v is not None and v.is_source and v.is_of_one_call])
     return set(layout.once("derived", own, lambda: _derived_operands(layout, own))) if own else set()
 
 
@@ -93,83 +69,85 @@ def _ways_to(layout: Layout, k: int) -> list[tuple[int, tuple[int, ...]]]:
     return [(p, layout.axes(set(layout.names) - common)) for p, common in shared if common]
 
 
+def derive_box(node: Node, k: int, derived: Collection[int], sets: Sequence[Bools]) -> Lines | None:
+    """The product of ``derive_parts`` by the lines of the axes that lose indices; None where one look at each set does
+    not tell it: it varies along several axes, or nothing is kept."""
+    layout = node.layout
+    lines = Lines()
+    for p, axes in layout.once("box", k, lambda: _axes_to(layout, k)):
+        if p in derived:
+            continue
+        keep = sets[p]
+        if keep.size == 1:
+            if not keep:
+                return None
+            continue
+        if keep.size not in keep.shape:
+            return None
+        axis = axes[keep.shape.index(keep.size)]
+        if axis is None:
+            return None
+        if axis >= 0:
+            line = keep.reshape(-1)
+            if axis in lines:
+                line = line & lines[axis]
+                if not some(line):
+                    return None
+            lines[axis] = line
+    return lines
+
+
+def _axes_to(layout: Layout, k: int) -> list[tuple[int, list[int | None]]]:
+    """Per operand that shares names with operand ``k`` and per axis of it, which axis of ``k`` has its names; -1 where
+    none has, None where one has some of them, or others too."""
+    own = [[n for n in dim if layout.sizes[n] > 1] for dim in layout.operands[k] or ()]
+    found: list[tuple[int, list[int | None]]] = []
+    for p, _ in _ways_to(layout, k):
+        axes: list[int | None] = []
+        for dim in layout.operands[p] or ():
+            names = [n for n in dim if layout.sizes[n] > 1]
+            there = [axis for axis, known in enumerate(own) if set(known) & set(names)]
+            plain = all(own[axis] == names for axis in there)
+            axes.append((there or [-1])[0] if plain else None)
+        found.append((p, axes))
+    return found
+
+
 def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
     """Grow the keep sets at one node until 1 to 3 hold, and the constants that go can be folded."""
+    pattern = keep.pattern
+    if pattern is None:
+        pattern = keep.pattern = pattern_of(node.layout, keep.rigid, keep.derived)
     while not keep.settled:
         # A weight has its carriers before others look for what to fill it up with.
-        keep.tie_once(lambda: _Ties(node, keep).settle())
+        if not (pattern.is_plain and _settle_plainly(pattern, keep)):
+            keep.tie_once(lambda: _Ties(node, keep, pattern).settle())
         keep.settled = True
         if not keep.drop and rule.folds(node) and not keep.folds_later:
             fold.demand(rule, node, keep)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """Two operands that share names: how to bring the set of each to these names, and what else they vary along.
-
-    Attributes:
-        apart: they share only names that lose no index.
-    """
-
-    p: int
-    q: int
-    away_p: tuple[int, ...]
-    away_q: tuple[int, ...]
-    extra: frozenset[str]
-    spans: bool
-    apart: bool
-
-
-class _Pattern:
-    """How operands are tied, whatever is kept of them: the same for all calls of a layout with the same flags.
-
-    Attributes:
-        fixed, fixed_axes: the names that can never lose an index.
-        present: the operands that are tied.
-        apart: no two of them share a name that loses indices, and there are not enough of them to be joined.
-        alike: they vary along the same names, apart from what loses no index.
-    """
-
-    def __init__(self, layout: Layout, rigid: Sequence[Sequence[bool]], derived: Collection[int]) -> None:
-        self.fixed = rigid_names(layout, rigid)
-        self.fixed_axes = layout.axes(self.fixed)
-        self.present = [k for k in range(len(layout.operands)) if layout.present(k) and k not in derived]
-        self.pairs = self._pairs(layout)
-        self.apart = len(self.present) < 3 and all(pair.apart for pair in self.pairs)
-        free = [{n for n in layout.names_of(k) - self.fixed if layout.sizes[n] > 1} for k in self.present]
-        self.alike = all(names == free[0] for names in free)
-
-    def _pairs(self, layout: Layout) -> list[_Pair]:
-        found = []
-        for p in self.present:
-            for q in self.present:
-                one, other = layout.names_of(p), layout.names_of(q)
-                common = one & other
-                if p != q and common:
-                    aways = layout.axes(one - common), layout.axes(other - common)
-                    own = other - self.fixed
-                    spans = own <= one - self.fixed
-                    found.append(_Pair(p, q, *aways, own - common, spans, common <= self.fixed))
-        return found
-
-    def hold(self, sets: Sequence[Bools]) -> bool:
-        """Whether all ties hold, as far as one look at each set tells."""
-        for keep in sets:
-            if keep.size > 1 and keep.size > max(keep.shape):  # written out along several axes: may be ragged
-                return False
-        if self.apart:
-            return all(map(some, sets))
-        return self.alike and all(s is sets[0] or equal(s, sets[0]) for s in sets)
+def _settle_plainly(pattern: Pattern, keep: NodeKeep) -> bool:
+    """As ``_Ties.settle`` where the sets, as they are, say what to do; whether they did."""
+    sets = keep.sets_of(pattern.present)
+    if pattern.hold_as_they_are(sets):
+        return True
+    if not pattern.one or not along_one(sets):
+        return False
+    for p in pattern.present:
+        for q in pattern.present:
+            mine = keep.sets[p]
+            if mine is not keep.sets[q] and some(mine):
+                keep.grow(q, mine, _WHY_LINKED, p)
+    return True
 
 
 class _Ties:
-    def __init__(self, node: Node, keep: NodeKeep) -> None:
+    def __init__(self, node: Node, keep: NodeKeep, pattern: Pattern) -> None:
         self.keep = keep
         layout = self.layout = node.layout
-        key = keep.rigid, frozenset(keep.derived)
-        self.pattern: _Pattern = layout.once("ties", key, lambda: _Pattern(layout, *key))
-        self.fixed, self.present = self.pattern.fixed, self.pattern.present
-        sets, axes = keep.sets, self.pattern.fixed_axes
+        self.pattern, self.fixed, self.present = pattern, pattern.fixed, pattern.present
+        sets, axes = keep.sets, pattern.fixed_axes
         self.given = {k: layout.to_named(k, sets[k]) for k in self.present}
         self.sets = {k: any_of(given, axes) if given.size != 1 else given for k, given in self.given.items()}
         self.grown = dict.fromkeys(self.present, 0)

@@ -189,7 +189,7 @@ def varied(numbers: Numbers) -> tuple[int, ...]:
 
 def by_signature(node: Node, labels: Labels) -> None:
     """Tie the channels at a node by the names of its axes (``speedup.axes``)."""
-    from speedup.tie import rigid_names
+    from speedup.pattern import rigid_names
 
     layout = node.layout
     values = node.values
