@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedup.facts import any_product, compact_axes, constant, read_only, sum_product
+from speedup.facts import any_product, compact_axes, constant, read_only, sum_product, unused
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
@@ -53,6 +53,29 @@ def test_constants_are_compact_whatever_they_vary_along(shape: tuple[int, ...], 
     assert (fact.mask.shape, fact.value.shape) == (wanted[0].shape, wanted[1].shape)
     assert np.array_equal(fact.mask, wanted[0]) and np.array_equal(np.where(fact.mask, fact.value, 0.0), wanted[1])
     assert not np.shares_memory(fact.value, value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, st.integers(0, 2**31), st.data())
+def test_what_is_unused_is_compact_whatever_it_varies_along(
+    shape: tuple[int, ...], seed: int, data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(seed)
+    narrow = tuple(s if data.draw(st.booleans()) else 1 for s in shape)
+    mask = np.broadcast_to(rng.random(narrow) < data.draw(st.sampled_from((0.0, 0.5, 1.0))), shape)
+    fact = unused(mask)
+    if not mask.any():
+        assert fact is None
+        return
+    assert fact is not None and np.array_equal(fact.mask, compact_axes(mask)[0])
+
+
+def test_the_arrays_of_a_constant_are_read_only_and_those_that_were_given_are_not() -> None:
+    mask, value = np.array([True, False]), np.array([1.0, 2.0])
+    fact = constant(mask, value)
+    assert fact is not None and not fact.mask.flags.writeable and not fact.value.flags.writeable
+    mask[:], value[:] = False, 0.0
+    assert fact.mask.tolist() == [True, False] and fact.value.tolist() == [1.0, 0.0]
 
 
 def test_entries_that_are_not_finite_are_not_constant() -> None:

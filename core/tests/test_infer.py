@@ -47,7 +47,32 @@ class Haar(nn.Module):
         return x - F.pad(x[..., 1:], (0, 1))
 
 
+class Precise(nn.Module):
+    """Of two types of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+        self.last = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.net(x).double())
+        return result
+
+
 # -- what is found ----------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_a_model_are_those_of_its_masked_tensors_whatever_their_type() -> None:
+    model = randomize(Precise())
+    masks = mask_indices(model, {"net.norm.bias": [1], "last.1.bias": [0], "last.0.weight": [0]})
+    graph, facts = facts_of(model, torch.randn(2, 3, 9, 9), masks)
+    held = [v for v in graph.values if v.tensor is not None]
+    assert {v.dtype for v in held} >= {torch.float32, torch.float64}
+    with sandbox(model, normalize_masks(model, masks)):
+        for value in held:
+            numbers = facts.value(value)
+            assert np.array_equal(numbers, value.contents().double().numpy()) and not numbers.flags.writeable
 
 
 def test_a_masked_filter_is_its_bias_and_goes_through_norm_and_activation_with_its_value() -> None:

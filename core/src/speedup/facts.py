@@ -191,7 +191,23 @@ def constant(mask: Bools, value: Floats) -> Constant | None:
     small, values = mask, value.copy() if whole and mask.shape == value.shape else np.where(mask, value, ZERO)
     if whole or mask.size != max(mask.shape):  # else the only axis is one along which the mask varies
         small, values = compact_axes(small, values)
-    return Constant(small.astype(bool, copy=False), values.astype(np.float64, copy=False))
+    small, values = small.astype(bool, copy=False), values.astype(np.float64, copy=False)
+    for array in (small, values):  # nobody else has them: no view is needed, see ``read_only``
+        if type(array) is np.ndarray:
+            array.setflags(write=False)
+    return Constant(small, values)
+
+
+def unused(mask: Bools) -> Unused | None:
+    """An Unused in compact form, or None where all is read."""
+    known = count(mask)
+    if not known:
+        return None
+    if known == mask.size:
+        return Unused(everything(mask.ndim))
+    if mask.size != max(mask.shape):  # else the only axis is one along which the mask varies
+        mask = compact_axes(mask)[0]
+    return Unused(mask)
 
 
 def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats, one_hot: bool = False) -> Affine | None:
@@ -282,6 +298,12 @@ def everything(ndim: int) -> Bools:
     return read_only(np.ones((1,) * ndim, dtype=bool))
 
 
+@functools.cache
+def zeros(ndim: int) -> Floats:
+    """Zeros for a tensor of ``ndim`` axes; read-only."""
+    return read_only(np.zeros((1,) * ndim))
+
+
 # Reading `flags.writeable` of what np.broadcast_arrays gives warns.
 _WRITEABLE = 0x400  # NPY_ARRAY_WRITEABLE
 
@@ -291,22 +313,40 @@ def read_only(array: Bools | Floats) -> Bools | Floats:
     if type(array) is np.ndarray and not array.flags.num & _WRITEABLE:
         return array
     view = array.view() if type(array) is np.ndarray else np.asarray(array).view()
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
 
 
 def any_product(left: Bools, right: Bools, over: tuple[int, ...]) -> Bools:
     """``(left & right).any(over)`` without building the product; arrays of equal rank with size-1 axes."""
-    here = [a for a in over if left.shape[a] != 1]
-    there = [a for a in over if right.shape[a] != 1]
-    left = any_of(left, tuple([a for a in here if a not in there]))
-    right = any_of(right, tuple([a for a in there if a not in here]))
-    if not set(here).intersection(there):
+    of_left, of_right, of_both, is_small = _summed(left.shape, right.shape, over)
+    if of_left:
+        left = np.logical_or.reduce(left, axis=of_left, keepdims=True)
+    if of_right:
+        right = np.logical_or.reduce(right, axis=of_right, keepdims=True)
+    if not of_both:
         return left & right
-    along_left, along_right = ({a for a, size in enumerate(s.shape) if size > 1} for s in (left, right))
-    if along_left <= along_right or along_right <= along_left:  # the product is no larger than one of them
-        return any_of(left & right, over)
+    if is_small:
+        result: Bools = np.logical_or.reduce(left & right, axis=of_both, keepdims=True)
+        return result
     return sum_product(left.astype(np.float32), right.astype(np.float32), over) > 0
+
+
+_Axes: TypeAlias = tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def _summed(left: _Axes, right: _Axes, over: _Axes) -> tuple[_Axes, _Axes, _Axes, bool]:
+    """The axes to reduce of one of two shapes alone, of the other, and of their product; and whether that is no larger
+    than one of them."""
+    here = [a for a in over if left[a] != 1]
+    there = [a for a in over if right[a] != 1]
+    one = tuple([a for a in here if a not in there])
+    other = tuple([a for a in there if a not in here])
+    along_left = {a for a, size in enumerate(left) if size > 1 and a not in one}
+    along_right = {a for a, size in enumerate(right) if size > 1 and a not in other}
+    is_small = along_left <= along_right or along_right <= along_left
+    return one, other, tuple([a for a in here if a in there]), is_small
 
 
 def sum_product(left: Floats, right: Floats, over: tuple[int, ...]) -> Floats:

@@ -34,11 +34,11 @@ from speedup.facts import (
     affine,
     any_of,
     any_product,
-    compact_axes,
     constant,
     everything,
     some,
     sum_product,
+    unused,
 )
 from speedup.graph import Node, Ref, Value
 from speedup.layout import Layout
@@ -139,7 +139,10 @@ def _is_whole(value: Value) -> bool:
 def _pointwise(rule: Rule, named: Named) -> list[Constant | None]:
     layout = named.layout
     holds = _all_known(rule, named)
-    if not any([some(mask) for mask in holds]):
+    for mask in holds:
+        if some(mask):
+            break
+    else:
         return []
     if named.node.others and not all(v.is_known or v in placing(named.node) for v in named.node.others):
         return []
@@ -165,7 +168,7 @@ def _all_known(rule: Rule, named: Named) -> list[Bools]:
     """Per output the entries for which every operand is constant, or irrelevant."""
     layout = named.layout
     live = named.live
-    hiding = _hiding(rule, named.node)
+    hiding = _hiding(rule, named.node) if rule.annihilates else _NONE
     if len(live) == 1 and live[0] in layout.passing and live[0] not in hiding:
         return [named.own_mask(live[0])]
     holds = everything(len(layout.names))
@@ -177,10 +180,13 @@ def _all_known(rule: Rule, named: Named) -> list[Bools]:
     return [layout.from_named(k, layout.project_all(k, holds)) for k in range(layout.n_inputs, len(layout.operands))]
 
 
-def _hiding(rule: Rule, node: Node) -> dict[int, list[int]]:
+_NONE: Mapping[int, Sequence[int]] = {}
+
+
+def _hiding(rule: Rule, node: Node) -> Mapping[int, Sequence[int]]:
     """The operands that make another one irrelevant where they are 0, by that one (see ``Rule.annihilates``)."""
     if not rule.annihilates:
-        return {}
+        return _NONE
     names = node.operand_names
     known: dict[int, list[int]] = node.layout.once("hiding", (rule, names), lambda: _find_hiding(rule, node))
     return known
@@ -200,19 +206,18 @@ def _find_hiding(rule: Rule, node: Node) -> dict[int, list[int]]:
 def _contracted(rule: Rule, named: Named) -> list[Constant | None]:
     layout, out = named.layout, named.layout.n_inputs
     factors = layout.factors
-    addends = [k for k in named.inputs if k not in factors]
     if factors[0] in named.weights and layout.names_of(factors[0]) & layout.mixed:
         return []
     varies = _any_nonconstant(rule, named, factors)
     if varies is None:
         return []
     holds = layout.project_all(out, ~varies)
-    for k in addends:
+    for k in layout.addends:
         holds = holds if k in named.weights else holds & named.mask(k)
     if not some(holds):
         return []
     value = _constant_terms(named, factors, holds)
-    for k in addends:
+    for k in layout.addends:
         value = value + named.value(k)
     return [constant(layout.from_named(out, holds), layout.from_named(out, value))]
 
@@ -220,33 +225,32 @@ def _contracted(rule: Rule, named: Named) -> list[Constant | None]:
 def _any_nonconstant(rule: Rule, named: Named, factors: Sequence[int]) -> Bools | None:
     """For every output entry: is there a term that is neither 0 nor a product of constants?"""
     over = named.layout.contracted_axes
+    first = factors[0]
     # Where positions differ (zero padding), only a constant 0 comes out the same everywhere.
-    uniform = rule.uniform(named.node)
-    known = {k: named.mask(k) if uniform or k != factors[0] else named.zero(k) for k in factors}
+    known = named.mask(first) if rule.uniform(named.node) else named.zero(first)
     if len(factors) == 1:
-        return any_of(~known[factors[0]], over)
+        return any_of(~known, over)
     if len(factors) != 2:
         return None
-    whole = everything(len(named.layout.names))
-    parts = [
-        any_product(~known[k], ~named.zero(other), over)
-        for k, other in zip(factors, reversed(factors), strict=True)
-        if known[k] is not whole
-    ]
-    return reduce(np.logical_or, parts) if parts else ~whole
+    second, whole = factors[1], everything(len(named.layout.names))
+    also = named.mask(second)
+    varies = ~whole if known is whole else any_product(~known, ~named.zero(second), over)
+    return varies if also is whole else varies | any_product(~also, ~named.zero(first), over)
 
 
 def _constant_terms(named: Named, factors: Sequence[int], holds: Bools) -> Floats:
     """The sum of the constant terms, for outputs that have no others: those where ``holds``."""
     layout = named.layout
-    live = [k for k in factors if k not in named.weights]
-    if live and not any([some(named.value(k)) for k in live]):  # 0 where nothing is known
-        return np.zeros((1,) * len(layout.names))
     over = layout.contracted_axes
+    live = [k for k in factors if k not in named.weights]
     if len(live) == 1 and len(factors) == 2:
-        weight = next(k for k in factors if k not in live)
+        weight = factors[0] if factors[1] in live else factors[1]
         wanted = holds & any_of(~named.zero(weight), over)  # what masks have made 0 gives 0
+        if not some(wanted):
+            return named.no_value
         return response(named.node, live[0], weight, named.value(live[0]), wanted)
+    if live and not any([some(named.value(k)) for k in live]):  # 0 where nothing is known
+        return named.no_value
     whole = [named.value(k).sum(axis=layout.mixed_axes, keepdims=True) for k in factors]
     if len(factors) == 2:
         window = layout.axes({n for dim in layout.operands[factors[1]] or () for n in dim} & layout.mixed)
@@ -268,12 +272,13 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
     layout = named.layout
     found: dict[str, Fact] = {}
     factors = layout.factors
-    hiding = _hiding(rule, node)
+    hiding = _hiding(rule, node) if rule.annihilates else _NONE
     for k in named.inputs:
-        if follows(node, k):
+        value = node.operands[k]
+        if value is None or value.is_of_one_call:  # see ``follows``
             continue
         if k in factors and len(factors) == 2:
-            other = factors[1 - factors.index(k)]
+            other = factors[1] if k == factors[0] else factors[0]
             mask = layout.project_all(k, ~any_product(~named.unused, ~named.zero(other), layout.private(k)))
         elif node.operand_names[k] in rule.indices:
             # Where all that may be chosen is the same, it does not matter which is.
@@ -282,8 +287,9 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
             # It does not matter where zeros go.
             mask = layout.project_all(k, named.unused | _zero(named))
         elif k in layout.passing and k not in hiding:
-            if not named.weights_only and some(mask := named.facts.unused(layout.n_inputs)):
-                found[node.operand_names[k]] = Unused(compact_axes(mask)[0])
+            fact = unused(named.facts.unused(layout.n_inputs)) if not named.weights_only else None
+            if fact is not None:
+                found[node.operand_names[k]] = fact
             continue
         else:
             idle = named.unused
@@ -292,8 +298,9 @@ def _unused(rule: Rule, node: Node, named: Named) -> dict[str, Fact]:
             if idle is named.nowhere:
                 continue
             mask = layout.project_all(k, idle)
-        if some(mask):
-            found[node.operand_names[k]] = Unused(compact_axes(layout.from_named(k, mask))[0])
+        fact = unused(layout.from_named(k, mask))
+        if fact is not None:
+            found[node.operand_names[k]] = fact
     return found
 
 

@@ -32,10 +32,14 @@ from speedup.facts import (
     read_only,
     some,
     unfit,
+    zeros,
 )
 from speedup.graph import Graph, Node, Value
+from speedup.lines import is_line, read_lines
 from speedup.masks import compact
 from speedup.rule import Rule, says_nothing
+
+_BOOL, _FLOAT = np.dtype(bool), np.dtype(np.float64)
 
 
 class Facts:
@@ -83,28 +87,34 @@ class Facts:
 
     def mask(self, value: Value) -> Bools:
         """Entries that are constant."""
-        if value in self.blind:
-            return self._allowed(value, self.masked.get(value, nothing(value.ndim)))
-        if value.tensor is not None and not value.tensor.is_complex():
-            return self._allowed(value, everything(value.ndim))
+        if value.tensor is not None:
+            if value in self.blind:
+                return self._allowed(value, self.masked.get(value, nothing(value.ndim)))
+            if not value.dtype.is_complex:
+                return self._allowed(value, everything(value.ndim))
         known = self.constants.get(value)
         return known.mask if known is not None else nothing(value.ndim)
 
     def value(self, value: Value) -> Floats:
         """The constants, float64; entries that are not constant have no meaning."""
-        if value.tensor is None:
+        tensor = value.tensor
+        if tensor is None:
             known = self.constants.get(value)
-            return known.value if known is not None else _zeros(value.ndim)
-        if value.tensor.is_meta:
-            return read_only(np.where(self.mask(value), 0.0, np.nan))
-        found = self._numbers.get(id(value.tensor))
+            return known.value if known is not None else zeros(value.ndim)
+        found = self._numbers.get(id(tensor))
         if found is not None:
             return found[1]
+        if tensor.is_meta:
+            return read_only(np.where(self.mask(value), 0.0, np.nan))
+        if is_line(value) and value not in self.blind:
+            more = [v for v in self.graph.values if id(v.tensor) not in self._numbers and v not in self.blind]
+            self._numbers.update((id(known), (known, numbers)) for known, numbers in read_lines(value, more))
+            return self._numbers[id(tensor)][1]
         contents = value.contents()
         real = contents.real if contents.is_complex() else contents
         numbers = read_only(real.to("cpu", torch.float64).numpy())
         if value not in self.blind:  # that is lent for a moment
-            self._numbers[id(value.tensor)] = value.tensor, numbers
+            self._numbers[id(tensor)] = tensor, numbers
         return numbers
 
     def forget(self) -> None:
@@ -177,7 +187,8 @@ class Facts:
         held = self._allowed(value, fact.mask) if self.denied else fact.mask
         if self.blind:  # numbers made of what is not at hand are none
             held = held & np.isfinite(fact.value)
-        new = Constant(_shaped(node, value, held), _shaped(node, value, fact.value))
+        mask, numbers = _shaped(node, value, held), _shaped(node, value, fact.value)
+        new = fact if mask is fact.mask and numbers is fact.value else Constant(mask, numbers)
         if old is not None:
             if some(old.mask & ~new.mask):
                 raise RuleError(f"{culprit(node)} takes back a constant of {value.label}; facts may only be added")
@@ -315,11 +326,6 @@ def _numbered(fact: Fact) -> Bools:
     return found
 
 
-@functools.cache
-def _zeros(ndim: int) -> Floats:
-    return read_only(np.zeros((1,) * ndim))
-
-
 def infer(
     graph: Graph,
     masks: Mapping[str, torch.Tensor],
@@ -395,7 +401,7 @@ def _not_of_all(facts: Facts) -> dict[Value, Bools]:
         for other in others:
             mask, numbers = facts.mask(other), facts.value(other)
             if unfit(mask, value.shape) or unfit(numbers, value.shape):
-                mask, numbers = nothing(value.ndim), _zeros(value.ndim)
+                mask, numbers = nothing(value.ndim), zeros(value.ndim)
             entries = known & ~(mask & facts.mask(value) & (numbers == facts.value(value)))
             if entries.any():
                 found[value] = entries | found.get(value, nothing(value.ndim))
@@ -456,7 +462,7 @@ def _returned(node: Node, function: str, seen: NodeFacts) -> list[tuple[Value, i
         values: Sequence[Value | None] = ()
         if isinstance(fact, Unused):
             names, values = node.operand_names, node.operands
-        elif isinstance(fact, Constant | Affine):
+        elif isinstance(fact, (Constant, Affine)):
             names, values = node.output_names, node.outputs
         number = names.index(name) if name in names else -1
         value = values[number] if number >= 0 else None
@@ -476,6 +482,11 @@ def _check_types(node: Node, function: str, name: str, fact: Fact) -> None:
     Raises:
         RuleError: they are not.
     """
+    if type(fact.mask) is np.ndarray and fact.mask.dtype is _BOOL:
+        if type(fact) is Unused:
+            return
+        if type(fact) is Constant and type(fact.value) is np.ndarray and fact.value.dtype is _FLOAT:
+            return
     what, kinds, wanted = "mask", "b", "a numpy array of bool"
     for array in (fact.mask, *fact.numbers):
         is_array = isinstance(array, (np.ndarray, np.generic))
@@ -500,7 +511,7 @@ def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
 
 def _shaped(node: Node, value: Value, array: Bools | Floats) -> Bools | Floats:
     array = read_only(array)
-    if not _fits(array.shape, value.shape):
+    if array.shape != value.shape and not _fits(array.shape, value.shape):
         raise RuleError(
             f"{culprit(node)} gave a fact of shape {array.shape} about {value.label} of shape {value.shape}; every "
             "axis has size 1 or the full size"

@@ -68,6 +68,11 @@ class Layout:
         return tuple([k for k in range(self.n_inputs) if self.names_of(k) & self.contracted])
 
     @cached_property
+    def addends(self) -> tuple[int, ...]:
+        """The other inputs that are there, which are added where some are multiplied."""
+        return tuple([k for k in self.inputs if k not in self.factors])
+
+    @cached_property
     def inputs(self) -> tuple[int, ...]:
         """The inputs that are there."""
         return tuple([k for k in range(self.n_inputs) if self.operands[k] is not None])

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from speedup.cached import cached_property
-from speedup.facts import ZERO, Bools, Floats, any_of, everything, nothing
+from speedup.facts import ZERO, Bools, Floats, any_of, everything, nothing, zeros
 from speedup.graph import Node
 from speedup.layout import Layout
 
 if TYPE_CHECKING:
     from speedup.infer import NodeFacts
+
+
+class _Lasting:
+    """What stays the same at a node while more and more is known of it; kept with its facts.
+
+    Attributes:
+        weights: the operands of which every entry is constant.
+        live: the others that are there.
+        zeros: where the weights are 0 all along the mixed axes, of those that were asked for.
+    """
+
+    def __init__(self, layout: Layout, facts: NodeFacts) -> None:
+        self.layout = layout
+        self.weights = [k for k in layout.inputs if facts.is_weight(k)]
+        self.live = [k for k in layout.inputs if k not in self.weights] if self.weights else layout.inputs
+        self.zeros: dict[int, Bools] = {}
+
+
+def _lasting(layout: Layout, facts: NodeFacts) -> _Lasting:
+    kept: dict[str, Any] = facts.__dict__
+    found: _Lasting | None = kept.get("_lasting")
+    if found is None or found.layout is not layout:
+        found = kept["_lasting"] = _Lasting(layout, facts)
+    return found
 
 
 class Named:
@@ -32,12 +57,14 @@ class Named:
         self.facts = facts
         self.layout: Layout = node.layout
         self.inputs = self.layout.inputs
-        self.weights = [k for k in self.inputs if facts.is_weight(k)]
-        self.live = [k for k in self.inputs if k not in self.weights]
+        lasting = _lasting(self.layout, facts)
+        self.weights: Sequence[int] = lasting.weights
+        self.live: Sequence[int] = lasting.live
         self.weights_only = weights_only
         self.nowhere = nothing(len(self.layout.names))
         self._masks: dict[int, Bools] = {}
         self._zeros: dict[int, Bools] = {}
+        self._weights_zeros = lasting.zeros
 
     def own_mask(self, k: int) -> Bools:
         """What is constant along the axes of the operand itself."""
@@ -56,8 +83,11 @@ class Named:
         mask = self.facts.mask(k) if not self.weights_only else self.nowhere
         if mask is nothing(mask.ndim):
             return self.nowhere
-        layout, value = self.layout, self.facts.value(k)
+        layout = self.layout
         named: Bools = layout.to_named(k, mask)
+        if not layout.mixed:
+            return named
+        value = self.facts.value(k)
         if layout.is_even(k, mask.shape) and layout.is_even(k, value.shape):
             return named
         axes = layout.mixed_axes
@@ -82,7 +112,8 @@ class Named:
         if k in self.weights:
             return value
         mask = self.facts.mask(k)
-        if self.layout.is_even(k, value.shape) and self.layout.is_even(k, mask.shape):
+        layout = self.layout
+        if not layout.mixed or (layout.is_even(k, value.shape) and layout.is_even(k, mask.shape)):
             return np.where(mask, value, ZERO)
         return self.layout.from_named(k, self.value(k))
 
@@ -105,15 +136,21 @@ class Named:
 
     def zero(self, k: int) -> Bools:
         """Zero all along the mixed axes."""
-        zero = self._zeros.get(k)
+        known = self._weights_zeros if k in self.weights else self._zeros
+        zero = known.get(k)
         if zero is None:
             zero = self.facts.zero(k) if not self.weights_only or k in self.weights else self.nowhere
             if zero is nothing(zero.ndim):
                 zero = self.nowhere
             else:
                 zero = self.layout.project_all(k, self.layout.to_named(k, zero))
-            self._zeros[k] = zero
+            known[k] = zero
         return zero
+
+    @property
+    def no_value(self) -> Floats:
+        """Zeros all along."""
+        return zeros(self.nowhere.ndim)
 
     @cached_property
     def unused(self) -> Bools:
