@@ -90,7 +90,9 @@ class Masking:
         states: dict[int, State] = {}
         if not self._masks:
             return states
-        for tensor in tensors if module is None else (*tensors, *walk.parameters(module)):
+        if module is not None:
+            tensors = (*tensors, *(walk.parameters(module) if module._modules else module._parameters.values()))
+        for tensor in tensors:
             key = id(tensor)
             if key in self._masks and key not in self._own:
                 parameter = self._parameters[key]
@@ -105,8 +107,10 @@ class Masking:
 
     def may_slice(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether a call that reads these may be better made in slices: much of them is masked, for the first time."""
-        bytes_of = self._bytes
-        masked = sum([bytes_of.get(id(t), 0) for t in tensors])
+        bytes_of, masked = self._bytes, 0
+        for tensor in tensors:
+            if id(tensor) in bytes_of:
+                masked += bytes_of[id(tensor)]
         if not masked:
             return False
         own = [t for t in tensors if bytes_of.get(id(t), 0)]

@@ -30,6 +30,7 @@ from speedup.shared import check_shared
 from speedup.sizes import at_one_size, lasting
 from speedup.stream import with_contents
 from speedup.trace import first_trace, sandbox, trace
+from speedup.trace.calls import listened
 from speedup.verification import Inputs
 from speedup.ways import Way, change_the_same, explore
 from speedup.wider import Wider
@@ -49,7 +50,7 @@ def solve(
     """
     rule_log.listen()
     masking = Masking(model, prepared.masks.parameters)
-    with sandbox(model) as stands:
+    with listened(), sandbox(model) as stands:
         first = first_trace(model, inputs, rules, masking)
         check_shared(first)
         rule_log.claims(first.nodes)

@@ -12,6 +12,7 @@ What becomes of a call is up to subclasses: the recorder makes a node of it, a r
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -148,18 +149,17 @@ class Calls(TorchFunctionMode):
             finally:
                 self._entering.pop()
         given = self.sought(rule, args)
-        return self.record(func, rule, args, kwargs, lambda: func(*given, **kwargs))
+        return self.record(func, rule, args, kwargs, functools.partial(func, *given, **kwargs))
 
     # -- modules ----------------------------------------------------------------------------------------------------
 
     def _rule_of(self, module: nn.Module) -> Rule | None:
-        """The rule that claims a module, asked for once."""
-        if id(module) not in self.claims:
-            rule = self.registry.for_type(type(module))
-            if rule is None or "forward" in vars(module):
-                rule = self.claim_by_structure(module)
-            self.claims[id(module)] = rule
-        return self.claims[id(module)]
+        """The rule that claims a module, to be asked for once."""
+        rule = self.registry.for_type(type(module))
+        if rule is None or "forward" in vars(module):
+            rule = self.claim_by_structure(module)
+        self.claims[id(module)] = rule
+        return rule
 
     def call_above(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A call of the forward of a class above the module's own."""
@@ -174,27 +174,24 @@ class Calls(TorchFunctionMode):
             return original(module, *args, **kwargs)
         for cache in self.caches:
             cache.cache_clear()
-        path = self.paths.get(id(module), "")
-        stands_for = self.substitutes.get(id(module))
-        known = stands_for is None and id(module) in self.paths and not transformed()
-        rule = self._rule_of(module) if known else None
+        key = id(module)
+        stands_for = self.substitutes.get(key)
+        rule = None
+        if stands_for is None and key in self.paths and not transformed():
+            rule = self.claims[key] if key in self.claims else self._rule_of(module)
         if rule is None and stands_for is None:
-            self.scope.append(path)
+            self.scope.append(self.paths.get(key, ""))
             try:
                 return original(module, *args, **kwargs)
             finally:
                 self.scope.pop()
         forward = module.forward
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return self._record_forward(module, forward, stands_for, rule, args, kwargs)
 
         def recorded(*a: Any, **k: Any) -> Any:
-            a, k = self.given(a, k)
-            if stands_for is not None:
-                return self.record(stands_for, None, a, k, lambda: forward(*a, **k), module)
-            held = self.held(rule, module)
-            return self.record(type(module), rule, a, k, lambda: forward(*a, **k), module, held)
+            return self._record_forward(module, forward, stands_for, rule, a, k)
 
-        if not (module._forward_hooks or module._forward_pre_hooks):
-            return recorded(*args, **kwargs)
         # Hooks see and may change what goes in and out: only the forward itself is the node.
         shadowed = module.__dict__.get("forward")
         module.__dict__["forward"] = recorded
@@ -205,6 +202,22 @@ class Calls(TorchFunctionMode):
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = shadowed
+
+    def _record_forward(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        stands_for: type[nn.Module] | None,
+        rule: Rule | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Make the forward of a module that is one call."""
+        args, kwargs = self.given(args, kwargs)
+        call = functools.partial(forward, *args, **kwargs)
+        if stands_for is not None:
+            return self.record(stands_for, None, args, kwargs, call, module)
+        return self.record(type(module), rule, args, kwargs, call, module, self.held(rule, module))
 
 
 def gives_the_same(func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -225,17 +238,53 @@ def gives_the_same(func: Any, parts: Callable[..., Any], args: tuple[Any, ...], 
 @contextlib.contextmanager
 def listening(calls: Calls) -> Iterator[None]:
     """Inside of it calls of modules and functions go through ``calls``."""
-    original = nn.Module.__call__
+    with listened() as listeners:
+        outer = listeners[-1]
 
-    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return calls.call_module(original, module, args, kwargs)
+        def traced(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return calls.call_module(original, module, args, kwargs)
 
-    nn.Module.__call__ = traced  # type: ignore[method-assign]
+        def original(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return outer(module, args, kwargs)
+
+        listeners.append(traced)
+        try:
+            with seen(calls.above, calls.call_above), calls:
+                yield
+        finally:
+            listeners.pop()
+
+
+_Listeners = list[Callable[[nn.Module, Any, Any], Any]]
+_prepared: list[_Listeners] = []  # one at most
+
+
+@contextlib.contextmanager
+def listened() -> Iterator[_Listeners]:
+    """Inside of it ``listening`` finds the way that calls of modules take prepared.
+
+    To set ``nn.Module.__call__`` takes half a millisecond, and as long again until Python has found the attributes of
+    all classes of modules anew: a transformation, which listens to several runs, does it once.
+
+    Returns:
+        who listens: a call goes to the last one, which may pass it on to the one before; the first one just makes it.
+    """
+    if _prepared:
+        yield _prepared[0]
+        return
+    own = nn.Module.__call__
+    listeners: _Listeners = [lambda module, args, kwargs: own(module, *args, **kwargs)]
+
+    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return listeners[-1](module, args, kwargs)
+
+    _prepared.append(listeners)
+    nn.Module.__call__ = called  # type: ignore[method-assign]
     try:
-        with seen(calls.above, calls.call_above), calls:
-            yield
+        yield listeners
     finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+        nn.Module.__call__ = own  # type: ignore[method-assign]
+        _prepared.clear()
 
 
 def may_seek(rule: Rule | None) -> TypeGuard[Rule]:
