@@ -23,6 +23,7 @@ from speedup.graph import Graph
 from speedup.registry import default_registry
 from speedup.testing import Result, check_equal, mask_indices, randomize
 from speedup.trace import sandbox, trace
+from speedup.trace.calls import listened
 
 
 class Base(nn.Module):
@@ -680,6 +681,27 @@ def test_what_the_model_raises_is_told_with_the_call_under_way() -> None:
     model = Model()
     with pytest.raises(TraceError, match=r"does not run on the dummy input.*Linear.*test_trace\.py:\d+"):
         speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"one.weight": (1,)}))
+
+
+def test_a_transformation_sets_the_call_of_modules_once() -> None:
+    seen = []
+
+    class Model(Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(nn.Module.__call__)
+            out: torch.Tensor = self.one(x)
+            return out
+
+    model, x = Model(), torch.randn(2, 4)
+    before = nn.Module.__call__
+    with listened():
+        between = nn.Module.__call__
+        with sandbox(model):
+            graphs = [trace(model, (x,), {}, default_registry()) for _ in range(2)]
+        assert model(x).shape == (2, 8)  # nobody listens
+    assert [len(g.nodes) for g in graphs] == [1, 1]
+    assert nn.Module.__call__ is before is not between
+    assert seen == [between] * 3
 
 
 def test_after_an_error_the_recorder_is_gone() -> None:

@@ -56,8 +56,10 @@ class Tensors:
                     known = self.sources.get(id(tensor))
                     if known is None:
                         known = self.sources[id(tensor)] = self.new(tensor, kind)
-                        known.tensor, known.mask = tensor, self._masking.mask_of(tensor)
-                    self._places.setdefault(known.number, []).append((members, name))
+                        known.tensor, known.mask, known.names = tensor, self._masking.mask_of(tensor), (prefix + name,)
+                        self._places[known.number] = [(members, name)]
+                        continue
+                    self._places[known.number].append((members, name))
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
         for prefix, module in found:  # a list of parameters, say, may stand in front of the module that they belong to
