@@ -184,15 +184,14 @@ def test_the_sandbox_itself_puts_back_on_any_exception(error: type[BaseException
 
 
 def test_a_child_that_moves_to_the_next_module_is_put_back() -> None:
-    one, two = nn.Sequential(nn.Identity(), nn.Identity()), nn.ModuleDict({"2": nn.Identity()})
-    model = nn.Sequential(one, two)
-    moved, last = one[1], two["2"]
-    with sandbox(model):  # in a row the two hold the same as before
-        del one._modules["1"]
+    first, moved, last = nn.Identity(), nn.Identity(), nn.Identity()
+    one, two = nn.ModuleDict({"first": first, "moved": moved}), nn.ModuleDict({"last": last})
+    with sandbox(nn.Sequential(one, two)):  # in a row the two hold the same as before
+        del one._modules["moved"]
         two._modules.clear()
-        two._modules.update({"1": moved, "2": last})
-    assert list(one) == [one[0], moved]
-    assert dict(two) == {"2": last}
+        two._modules.update({"moved": moved, "last": last})
+    assert dict(one) == {"first": first, "moved": moved}
+    assert dict(two) == {"last": last}
 
 
 def test_the_dummy_input_is_not_written_to() -> None:
