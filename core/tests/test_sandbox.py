@@ -183,6 +183,17 @@ def test_the_sandbox_itself_puts_back_on_any_exception(error: type[BaseException
     assert state_of(model) == before
 
 
+def test_a_child_that_moves_to_the_next_module_is_put_back() -> None:
+    first, moved, last = nn.Identity(), nn.Identity(), nn.Identity()
+    one, two = nn.ModuleDict({"first": first, "moved": moved}), nn.ModuleDict({"last": last})
+    with sandbox(nn.Sequential(one, two)):  # in a row the two hold the same as before
+        del one._modules["moved"]
+        two._modules.clear()
+        two._modules.update({"moved": moved, "last": last})
+    assert dict(one) == {"first": first, "moved": moved}
+    assert dict(two) == {"last": last}
+
+
 def test_the_dummy_input_is_not_written_to() -> None:
     class Model(Busy):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

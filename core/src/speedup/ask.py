@@ -27,7 +27,7 @@ def ask(node: Node, method: str, *args: Any) -> Any:
     loud = rule_log.log.isEnabledFor(DEBUG)
     before = rule_log.state(method, args) if loud else None
     held = [v.tensor for v in node.tensors if v.tensor is not None] if method in _PURE else []
-    versions = walk.versions_of(held)
+    versions = walk.versions_of(held) if held else []
     try:
         answer = getattr(node.rule, method)(node, *args)
     except SignatureError as error:

@@ -91,8 +91,7 @@ class Masking:
         if not self._masks:
             return states
         if module is not None:
-            within = walk.parameters(module) if module._modules else module._parameters.values()
-            tensors = (*tensors, *within)
+            tensors = (*tensors, *(walk.parameters(module) if module._modules else module._parameters.values()))
         for tensor in tensors:
             key = id(tensor)
             if key in self._masks and key not in self._own:

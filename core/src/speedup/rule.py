@@ -373,28 +373,26 @@ class Rule:
         Raises:
             TypeError: the arguments do not fit ``call``.
         """
-        held = {name: node.tensors[number] for name, number in node.attributes.items()}
-        if node.module is None and self._parameters is not None:
+        module, tensors, held = node.module, node.tensors, node.attributes
+        if module is None and self._parameters is not None:
             node.arguments = self.arguments(node)
             names = self.operands or tuple(node.arguments)[: len(parse(self.axes).inputs)]
             node.operand_names = names
-            node.operands = tuple(self._operand(node, node.arguments.get(n), n) for n in names)
+            node.operands = tuple([self._operand(node, node.arguments.get(n), n) for n in names])
             return
-        free = list(node.tensors[: len(node.tensors) - len(held)])
+        free = list(tensors[: len(tensors) - len(held)])
         if not self.operands:
             node.operands = tuple(free)
             node.operand_names = tuple(str(i) for i in range(len(free)))
             return
         operands: list[Value | None] = []
         for name in self.operands:
-            known = held.get(name)
-            if (
-                known is None
-                and free
-                and (node.module is None or walk.attribute(node.module, name, walk.MISSING) is walk.MISSING)
-            ):
-                known = free.pop(0)
-            operands.append(known)
+            if name in held:
+                operands.append(tensors[held[name]])
+            elif free and (module is None or walk.attribute(module, name, walk.MISSING) is walk.MISSING):
+                operands.append(free.pop(0))
+            else:
+                operands.append(None)
         node.operands, node.operand_names = tuple(operands), self.operands
 
     def arguments(self, node: Node) -> dict[str, Any]:

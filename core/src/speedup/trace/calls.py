@@ -12,6 +12,7 @@ What becomes of a call is up to subclasses: the recorder makes a node of it, a r
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -149,19 +150,17 @@ class Calls(TorchFunctionMode):
             finally:
                 self._entering.pop()
         given = self.sought(rule, args)
-        return self.record(func, rule, args, kwargs, lambda: func(*given, **kwargs))
+        return self.record(func, rule, args, kwargs, functools.partial(func, *given, **kwargs))
 
     # -- modules ----------------------------------------------------------------------------------------------------
 
     def _rule_of(self, module: nn.Module) -> Rule | None:
-        """The rule that claims a module, asked for once."""
-        key = id(module)
-        if key not in self.claims:
-            rule = self.registry.for_type(type(module))
-            if rule is None or "forward" in vars(module):
-                rule = self.claim_by_structure(module)
-            self.claims[key] = rule
-        return self.claims[key]
+        """The rule that claims a module, to be asked for once."""
+        rule = self.registry.for_type(type(module))
+        if rule is None or "forward" in vars(module):
+            rule = self.claim_by_structure(module)
+        self.claims[id(module)] = rule
+        return rule
 
     def call_above(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A call of the forward of a class above the module's own."""
@@ -177,9 +176,10 @@ class Calls(TorchFunctionMode):
         for cache in self.caches:
             cache.cache_clear()
         key = id(module)
-        stands_for = self.substitutes.get(key) if self.substitutes else None
-        known = stands_for is None and key in self.paths and not transformed()
-        rule = self._rule_of(module) if known else None
+        stands_for = self.substitutes.get(key)
+        rule = None
+        if stands_for is None and key in self.paths and not transformed():
+            rule = self.claims[key] if key in self.claims else self._rule_of(module)
         if rule is None and stands_for is None:
             self.scope.append(self.paths.get(key, ""))
             try:
@@ -187,16 +187,12 @@ class Calls(TorchFunctionMode):
             finally:
                 self.scope.pop()
         forward = module.forward
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return self._record_forward(module, forward, stands_for, rule, args, kwargs)
 
         def recorded(*a: Any, **k: Any) -> Any:
-            a, k = self.given(a, k)
-            if stands_for is not None:
-                return self.record(stands_for, None, a, k, lambda: forward(*a, **k), module)
-            held = self.held(rule, module)
-            return self.record(type(module), rule, a, k, lambda: forward(*a, **k), module, held)
+            return self._record_forward(module, forward, stands_for, rule, a, k)
 
-        if not (module._forward_hooks or module._forward_pre_hooks):
-            return recorded(*args, **kwargs)
         # Hooks see and may change what goes in and out: only the forward itself is the node.
         shadowed = module.__dict__.get("forward")
         module.__dict__["forward"] = recorded
@@ -207,6 +203,22 @@ class Calls(TorchFunctionMode):
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = shadowed
+
+    def _record_forward(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        stands_for: type[nn.Module] | None,
+        rule: Rule | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Make the forward of a module that is one call."""
+        args, kwargs = self.given(args, kwargs)
+        call = functools.partial(forward, *args, **kwargs)
+        if stands_for is not None:
+            return self.record(stands_for, None, args, kwargs, call, module)
+        return self.record(type(module), rule, args, kwargs, call, module, self.held(rule, module))
 
 
 def gives_the_same(func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

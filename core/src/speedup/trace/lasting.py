@@ -33,11 +33,13 @@ def left_over(tensors: Tensors, outputs: Sequence[Value]) -> list[Value]:
         what is to be kept as outputs are.
     """
     changed = []
-    for source in [s for s in tensors.sources.values() if s.uses]:  # else it is made anew by each call
+    for source in tensors.touched():
         value = tensors.at_the_end(source)
-        if value is not source:
+        if value is not source and source.uses:  # else it is made anew by each call
             source.next = value
             changed.append(source)
+    if not changed:
+        return []
     used = _made_of(outputs)
     return [v for s in changed if s not in used or not s.is_replaced_alike for v in _both(s)]
 

@@ -37,7 +37,7 @@ class Maker:
         inside: the types of what the ops of the last call gave.
         closed: whether the last call was one of torch's own, see ``is_closed``, and no transform of torch.func ran.
         lifted: the dispatch mode that sees ops, while it is off its stack.
-        current: how messages call the last call.
+        node: the last call.
     """
 
     def __init__(self, model: nn.Module, masking: Masking, substitutes: Mapping[int, type[nn.Module]]) -> None:
@@ -50,7 +50,12 @@ class Maker:
         self.inside: set[torch.dtype] = set()
         self.closed = False
         self.lifted: Ops | None = None
-        self.current = ""
+        self.node: Node | None = None
+
+    @property
+    def current(self) -> str:
+        """How messages call the last call; '' before the first one."""
+        return f"{self.node.op_name} at {self.node.where}" if self.node is not None else ""
 
     def make(
         self,
@@ -58,8 +63,8 @@ class Maker:
         rule: Any,
         tensors: list[torch.Tensor],
         call: Callable[[], Any],
+        inside: bool,
         ready: torch.Tensor | None = None,
-        inside: bool = False,
     ) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
         """Make a call that is recorded.
 
@@ -67,8 +72,8 @@ class Maker:
             node: the call, without outputs; ``writes`` is set.
             rule: the one that claims its op, if any does.
             tensors: what goes in, in the order of ``node.tensors``.
+            inside: whether a transform runs, see ``transformed``.
             ready: what the call gives, where it is not to be made.
-            inside: whether it is inside of a transform, see ``transformed``.
 
         Returns:
             what it gives; the tensors that it gave or changed; those that it changed.
@@ -88,14 +93,16 @@ class Maker:
         else:
             masked = self.masking.mask([t for t in tensors if t not in slices.axes])
         before = _states(tensors)
-        self.current = f"{node.op_name} at {node.where}"
+        self.node = node
         self.inside.clear()
-        sets_data = name_of(op) == "__set__" and not all(_is_one(t, tensors[0]) for t in tensors)  # x.data = y
+        sets_data = (
+            module is None and name_of(op) == "__set__" and not all(_is_one(t, tensors[0]) for t in tensors)
+        )  # x.data = y
         if sets_data:
             self.written.save_data(tensors[0])
         try:
             # What is given no parameter may write into nothing but what it is given.
-            quiet = closed and not self.written.holds(tensors[: len(tensors) - len(node.attributes)])
+            quiet = closed and not self.written.holds(tensors, len(tensors) - len(node.attributes))
             run = self._quietly if quiet else self._seen
             there = functools.partial(run, call) if self.place is HERE else functools.partial(self._there, run, call)
             if self.shapes is not None and (closed or id(module) in self.substitutes):
@@ -175,7 +182,10 @@ def new_or_changed(
     """
     if not changed and len(returned) == 1:  # most calls
         (made_one,) = returned
-        return [] if any([made_one is t for t in given]) else [made_one]
+        for tensor in given:
+            if tensor is made_one:
+                return []
+        return [made_one]
     untouched = {id(t) for t in given} - {id(t) for t in changed}
     made = [t for t in returned if id(t) not in untouched]
     return made + [t for t in {id(t): t for t in changed}.values() if all(t is not o for o in made)]
@@ -212,8 +222,10 @@ def _is_view(index: Any) -> bool:
 
 
 def _states(tensors: Sequence[torch.Tensor]) -> list[Any]:
-    versions = walk.versions_of(tensors)
-    return [_state(t) for t in tensors] if None in versions else versions
+    try:
+        return [t._version for t in tensors]
+    except RuntimeError:
+        return [_state(t) for t in tensors]
 
 
 def _state(tensor: torch.Tensor) -> Any:

@@ -32,7 +32,7 @@ from speedup.trace.source import caller, caller_and_sites, ends_at
 from speedup.trace.standing import Standing
 from speedup.trace.tensors import Tensors
 from speedup.trace.told import Asked, now_told
-from speedup.trees import replaced
+from speedup.trees import PLAIN, replaced
 
 _HELD = frozenset(("parameter", "buffer", "attribute"))  # kinds of values that the model holds
 # Calls that hand the contents of a tensor to Python without running any op: they count as reads.
@@ -270,16 +270,18 @@ class Recorder(Calls):
         inside = transformed()
         node, tensors = self._begun(op, args, kwargs, module, held or {}, inside)
         ops_before = self.maker.op_count
-        if any([t.is_nested for t in tensors]):
-            rule = None  # no signature speaks of lists of tensors of several sizes
+        for tensor in tensors:
+            if tensor.is_nested:
+                rule = None  # no signature speaks of lists of tensors of several sizes
         ready = self.resumed.result(len(self.nodes), node) if self.resumed is not None else None
-        result, outputs, changed = self.maker.make(node, rule, tensors, call, ready, inside)
+        result, outputs, changed = self.maker.make(node, rule, tensors, call, inside, ready)
         standing = self.standing
         stands = standing if self.maker.closed and not changed else None
         if stands is not None and stands.is_open and not self.from_input.isdisjoint(node.tensors):
             stands.note(len(self.nodes), node, tensors, result)
-        if any([t.is_nested for t in outputs]):
-            rule = None
+        for tensor in outputs:
+            if tensor.is_nested:
+                rule = None
         if rule is not None and rule.layout_only and _alike(tensors, outputs):
             self.tensors.track(outputs[0], node.tensors[0])
             return result
@@ -322,7 +324,11 @@ class Recorder(Calls):
         held: dict[str, torch.Tensor],
         inside: bool,
     ) -> tuple[Node, list[torch.Tensor]]:
-        """A call that is about to be made, as a node without outputs; and the tensors that go in."""
+        """A call that is about to be made, as a node without outputs; and the tensors that go in.
+
+        Args:
+            inside: whether a transform runs, see ``transformed``.
+        """
         tensors: list[torch.Tensor] = []
 
         def ref(leaf: torch.Tensor) -> Ref:
@@ -330,9 +336,14 @@ class Recorder(Calls):
             return Ref(len(tensors) - 1)
 
         # A list keeps its own contents when a caller fills it later: the structure is copied here.
-        plain_args = tuple([ref(a) if isinstance(a, torch.Tensor) else replaced(torch.Tensor, ref, a) for a in args])
+        plain_args = tuple(
+            [
+                a if type(a) in PLAIN else ref(a) if isinstance(a, torch.Tensor) else replaced(torch.Tensor, ref, a)
+                for a in args
+            ]
+        )
         plain_kwargs = {name: replaced(torch.Tensor, ref, a) for name, a in kwargs.items()} if kwargs else {}
-        attributes = {name: len(tensors) + number for number, name in enumerate(held)}
+        attributes = dict(zip(held, range(len(tensors), len(tensors) + len(held)), strict=True)) if held else {}
         tensors += held.values()
         where, sites = caller_and_sites() if module is None or not self.compared else ("", ())
         node = Node(
@@ -346,7 +357,7 @@ class Recorder(Calls):
             where=where,
             args=plain_args,
             kwargs=plain_kwargs,
-            tensors=tuple([self._wrapped(t) if inside else self.tensors.value_of(t) for t in tensors]),
+            tensors=tuple(map(self._wrapped, tensors)) if inside else self.tensors.values_of(tensors),
             outputs=(),
             attributes=attributes,
             sites=sites,
@@ -362,11 +373,13 @@ class Recorder(Calls):
     def _noted(self, node: Node, rule: Rule | None, result: Any, outputs: list[torch.Tensor], inside: bool) -> Any:
         """Take a call that was made into the graph; what Python gets of it."""
         node.outputs = tuple([self.tensors.new(t, "activation", node) for t in outputs])
-        if not self.of_model.isdisjoint(node.tensors) or any([v.kind in _HELD for v in node.tensors]):
-            self.of_model.update(node.outputs)
-            if inside and self.branch is None:
-                why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
-                self.branch = Branch(node, self.tensors.existing(), why)
+        for value in node.tensors:
+            if value.kind in _HELD or value in self.of_model:
+                self.of_model.update(node.outputs)
+                if inside and self.branch is None:
+                    why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
+                    self.branch = Branch(node, self.tensors.existing(), why)
+                break
         fresh = [v for v in node.tensors if v in self.from_input or v.kind == "unknown"]
         if fresh:
             self.from_input.update(node.outputs)
@@ -381,7 +394,7 @@ class Recorder(Calls):
                 if sized is not None:
                     self.sized.update(dict.fromkeys(node.outputs, sized))
             self.looks = False
-            of_places = seeks or self.from_places.issuperset(fresh)
+            of_places = seeks or bool(self.from_places and self.from_places.issuperset(fresh))
             if of_places:
                 self.from_places.update(node.outputs)
             if not outputs and not (of_places and self.told is not None):
@@ -455,6 +468,8 @@ class Recorder(Calls):
 
     def claim_again(self) -> None:
         """Calls that read beside their operands what the next call finds changed were claimed as if it stayed."""
+        if all(v.next is None for v in self.tensors.touched()):
+            return
         for node in self.nodes:
             if node.rule is not None and any(v.next is not None for v in node.others):
                 for value in set(node.tensors):

@@ -203,7 +203,10 @@ class _Player(Calls):
 
     def _next(self) -> Node | None:
         """The next call. What follows from views is none: of whole tensors the same follows from the same calls."""
-        return next((n for n in self._nodes if not (isinstance(n.op, Changed) and self._is_whole(n))), None)
+        for node in self._nodes:
+            if not (isinstance(node.op, Changed) and self._is_whole(node)):
+                return node
+        return None
 
     def _is_whole(self, node: Node) -> bool:
         return all(self._shape_of(v) == v.shape for v in (*node.tensors, *node.outputs))

@@ -61,7 +61,7 @@ def caller(frame: FrameType | None = None) -> str:
     frame = frame if frame is not None else sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if (_KINDS.get(file) or _kind(file)) == _USERS:
+        if (_KINDS[file] if file in _KINDS else _kind(file)) == _USERS:
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
@@ -77,9 +77,10 @@ def caller_and_sites() -> tuple[str, tuple[tuple[CodeType, int], ...]]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(found) < _DEEP:
         code = frame.f_code
-        kind = _KINDS.get(code.co_filename) or _kind(code.co_filename)
+        file = code.co_filename
+        kind = _KINDS[file] if file in _KINDS else _kind(file)
         if kind == _USERS:
-            where = where or f"{code.co_filename}:{frame.f_lineno}"
+            where = where or f"{file}:{frame.f_lineno}"
             found += [*of_torch, (code, frame.f_lasti)]
             of_torch = []
         elif kind != _PASSED and code.co_name in _MODULE_CALL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import filterfalse
 from typing import Any
 
@@ -55,8 +56,10 @@ class Tensors:
                     known = self.sources.get(id(tensor))
                     if known is None:
                         known = self.sources[id(tensor)] = self.new(tensor, kind)
-                        known.tensor, known.mask = tensor, self._masking.mask_of(tensor)
-                    self._places.setdefault(known.number, []).append((members, name))
+                        known.tensor, known.mask, known.names = tensor, self._masking.mask_of(tensor), (prefix + name,)
+                        self._places[known.number] = [(members, name)]
+                        continue
+                    self._places[known.number].append((members, name))
                     if prefix + name not in known.names:
                         known.names += (prefix + name,)
         for prefix, module in found:  # a list of parameters, say, may stand in front of the module that they belong to
@@ -102,6 +105,31 @@ class Tensors:
             return source
         return self.track(tensor, self.new(tensor, "unknown"))
 
+    def values_of(self, tensors: Iterable[torch.Tensor]) -> tuple[Value, ...]:
+        """The ``value_of`` each."""
+        found, live, sources = [], self._live, self.sources
+        for tensor in tensors:
+            key = id(tensor)
+            if key in live and (known := live[key])[0]() is tensor:
+                found.append(known[1])
+            else:
+                found.append(sources[key] if key in sources else self.value_of(tensor))
+        return tuple(found)
+
+    def touched(self) -> list[Value]:
+        """The tensors of the model that were written into, or in whose place another one stands."""
+        found = []
+        live, places = self._live, self._places
+        for tensor_id, source in self.sources.items():
+            if tensor_id in live:
+                found.append(source)
+                continue
+            for members, name in places.get(source.number, ()):
+                if name not in members or members[name] is not source.tensor:
+                    found.append(source)
+                    break
+        return found
+
     def at_the_end(self, source: Value) -> Value:
         """What the model holds in the place of one of its tensors when the run is over."""
         tensor = source.tensor
@@ -140,18 +168,24 @@ class Tensors:
 
     def sharing(self, changed: list[torch.Tensor]) -> list[tuple[torch.Tensor, Value]]:
         """Other live tensors in the memory of tensors that were changed, with their values."""
-        memories = {memory_of(t) for t in changed} - {0}
-        known = {id(t) for t in changed}
-        live: list[tuple[torch.Tensor | None, Value]] = [(ref(), value) for ref, value in list(self._live.values())]
-        if any(id(t) in self.sources for t in changed):
+        memories, known = {memory_of(t) for t in changed}, {id(t) for t in changed}
+        memories.discard(0)
+        # Most of what is alive is what was changed, or stands somewhere else: it goes by first.
+        near = [
+            (tensor, value)
+            for tensor, value in self.alive()
+            if id(tensor) not in known and memory_of(tensor) in memories
+        ]
+        if not known.isdisjoint(self.sources):
             self._stored = None  # ``x.data = y`` gives it another memory
-        live += [(v.tensor, v) for s in memories for v in self._sources_in(s)]
+        for memory in memories:
+            near += [
+                (v.tensor, v) for v in self._sources_in(memory) if v.tensor is not None and id(v.tensor) not in known
+            ]
         return [
             (tensor, value)
-            for tensor, value in live
-            if tensor is not None
-            and id(tensor) not in known
-            and memory_of(tensor) in memories
+            for tensor, value in near
+            if memory_of(tensor) in memories
             and self._live.get(id(tensor), (None, value))[1] is value
             and not all(memory_of(t) != memory_of(tensor) or are_apart(t, tensor) for t in changed)
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.utils import _pytree as pytree
@@ -25,9 +25,10 @@ class Written:
         self._contents: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._data: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def holds(self, tensors: Iterable[torch.Tensor]) -> bool:
-        """Whether some of these tensors stand in the memory of parameters."""
-        return any(memory_of(t) in self._by_memory for t in tensors)
+    def holds(self, tensors: Sequence[torch.Tensor], count: int) -> bool:
+        """Whether some of the first ``count`` of these tensors stand in the memory of parameters."""
+        known = self._by_memory
+        return bool(known) and any([memory_of(t) in known for t in tensors[:count]])
 
     def save(self, tree: object) -> None:
         """A call is about to write into some of these tensors."""
