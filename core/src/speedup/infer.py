@@ -107,7 +107,8 @@ class Facts:
         if tensor.is_meta:
             return read_only(np.where(self.mask(value), 0.0, np.nan))
         if is_line(value) and value not in self.blind:
-            more = [v for v in self.graph.values if id(v.tensor) not in self._numbers and v not in self.blind]
+            near = [v for v in self.graph.values if v.tensor is not None and v.ndim == 1 and v not in self.blind]
+            more = [v for v in near if id(v.tensor) not in self._numbers]
             self._numbers.update((id(known), (known, numbers)) for known, numbers in read_lines(value, more))
             return self._numbers[id(tensor)][1]
         contents = value.contents()

@@ -23,7 +23,7 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
     results = None
     layout = node.layout
     assert node.rule is not None
-    number_of = {v: k for k, v in enumerate(node.operands) if v is not None}
+    number_of = {v: k for k, v in enumerate(node.operands)}
     given = tuple([None if a is None else a.shape for a in arrays])
     for extent in (1,) if not layout.mixed else (None,) if node.rule.counts else (2, 3):
         shapes: list[Shape] = layout.once("trial", (given, extent), partial(_trial_shapes, layout, given, extent))
@@ -109,16 +109,27 @@ def _operand_tensor(array: Floats, shape: Shape, dtype: torch.dtype) -> torch.Te
     return tensor if dtype.is_floating_point else tensor.to(dtype)
 
 
+def _is_as_it_is(layout: Layout, k: int, shape: Shape) -> bool:
+    """Whether an output of this shape has nothing that is mixed, and every axis in full or with size 1."""
+    axes = _extents(layout, k)
+    return len(axes) == len(shape) and all(
+        s == 1 or (s == axis.full and not axis.mixed) for s, axis in zip(shape, axes, strict=True)
+    )
+
+
 def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats] | None:
     """The outputs with their mixed axes reduced to size 1; None where they are not the same along them."""
     layout = node.layout
-    results = []
+    results: list[Floats] = []
     for k, out in enumerate(outputs, layout.n_inputs):
         if out.is_meta:
             return None
         if out.is_complex():  # of which only a 0 counts
             out = torch.where(out == 0, 0.0, torch.nan)
-        array = out.detach().to("cpu", torch.float64).numpy()
+        array = (out if out.dtype is torch.float64 else out.double()).numpy(force=True)
+        if layout.once("as it is", (k, array.shape), partial(_is_as_it_is, layout, k, array.shape)):
+            results.append(array)
+            continue
         axes = _extents(layout, k)
         if array.ndim != len(axes):
             return None

@@ -47,13 +47,17 @@ class BatchNorm(Norm):
 
     def evaluate(self, node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
         """By the formula, which takes a fraction of the time of a call."""
-        x, *of_channels = arrays
-        if x is None or not _has_statistics(node):
+        x, mean, var, weight, bias = arrays
+        if x is None or mean is None or var is None or not _has_statistics(node):
             return super().evaluate(node, arrays)
-        mean, var, *affine = (None if a is None else a.reshape(-1, *[1] * (x.ndim - 2)) for a in of_channels)
-        weight, bias = (default if a is None else a for a, default in zip(affine, (1.0, 0.0), strict=True))
+        eps, made = node.arg("eps"), np.moveaxis(x, 1, -1) if x.size != x.shape[1] else x.reshape(-1)
         with np.errstate(all="ignore"):  # where nothing is constant, or nobody reads, there may be anything
-            return [(x - mean) / np.sqrt(var + node.arg("eps")) * weight + bias]
+            made = (made - mean) / np.sqrt(var + eps)
+            made = made if weight is None else made * weight
+            made = made if bias is None else made + bias
+        if x.size != x.shape[1]:
+            return [np.moveaxis(made, -1, 1)]
+        return [made.reshape(1, -1, *[1] * (x.ndim - 2))]
 
 
 def _has_statistics(node: Node) -> bool:

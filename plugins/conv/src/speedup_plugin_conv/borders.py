@@ -29,13 +29,16 @@ def at_borders(node: Node, facts: NodeFacts) -> Affine | None:
     assert weight is not None
     shape = weight.shape
     dims, channel = len(shape) - 2, node.outputs[0].ndim - len(shape) + 1
-    known, constants = facts.mask(0), np.where(facts.mask(0), facts.value(0), 0.0)
-    if any(s != 1 for array in (known, constants) for a, s in enumerate(array.shape) if a != channel):
+    known, zero = facts.mask(0), facts.zero(1)
+    groups = int(node.arg("groups", 1))
+    if groups == 1 and zero.shape[1] == 1 and not known.all():  # filters that read anything read what is not known
+        return None
+    constants = np.where(known, facts.value(0), 0.0)
+    if any([s != 1 for array in (known, constants) for a, s in enumerate(array.shape) if a != channel]):
         return None
     if not constants.any():  # only numbers that are not 0 differ at a border
         return None
-    groups = int(node.arg("groups", 1))
-    reads = _reads(known, constants != 0, facts.zero(1), shape, groups)
+    reads = _reads(known, constants != 0, zero, shape, groups)
     if not reads.any():
         return None
     kinds = [_kinds(*numbers) for numbers in zip(*geometry(node, dims), strict=True)]
