@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from speedup.cutting import cut
@@ -53,8 +53,13 @@ def test_regularize_leaves_boxes_and_the_empty_set_alone(keep: np.ndarray) -> No
     assert not regularize(empty).any()
 
 
+# Ragged along its first axis alone, or along its last and then its first.
+TWO_WAYS = [[[1, 0], [0, 0], [0, 0]], [[0, 1], [0, 1], [0, 0]], [[0, 0], [1, 0], [0, 0]]]
+
+
 @settings(max_examples=150, deadline=None)
 @given(sets(), st.integers(0, 2**31))
+@example(np.array(TWO_WAYS, dtype=bool), 0)
 def test_a_cut_keeps_exactly_the_kept_entries_of_every_fibre_in_their_order(
     keep: np.ndarray,  # type: ignore[type-arg]
     seed: int,

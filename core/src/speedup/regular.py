@@ -60,7 +60,7 @@ def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | No
 
 
 def ragged_axes(keep: Bools, allowed: Collection[int] | None = None) -> list[int]:
-    """The axes along which a set is cut fibre by fibre, in this order; none for a box.
+    """The axes along which a set is cut fibre by fibre, in this order; none for a box, one where one will do.
 
     Args:
         allowed: the axes that may be ragged, all by default.
@@ -70,6 +70,9 @@ def ragged_axes(keep: Bools, allowed: Collection[int] | None = None) -> list[int
     """
     if is_box(keep):
         return []
+    with contextlib.suppress(ValueError):
+        one = ragged_axis(keep, allowed)
+        return [one] if one is not None else []
     for axis in reversed(varied(keep)):
         if allowed is not None and axis not in allowed:
             continue
