@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import default_registry
+from speedup import default_registry, walk
 from speedup.graph import Graph
 from speedup.resized import _lines, _passed
 from speedup.trace import sandbox, trace
@@ -71,6 +71,11 @@ def replaced(net: Net, y: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def exchanged(net: Net, y: torch.Tensor) -> torch.Tensor:
+    net.b = copy.deepcopy(net.b)
+    return y
+
+
 def asking(net: Net, y: torch.Tensor) -> torch.Tensor:
     return y * 2 if y.sum().item() > 0 else y
 
@@ -106,13 +111,13 @@ def test_it_sees_the_lines_and_passages_of_a_record(between: Callable[[Net, torc
     assert [t.shape for t in seen.reference] == [(2, 6)]
 
 
-@pytest.mark.parametrize("between", [written, buffered, replaced, asking, swallowing, choosing, vmapped])
+@pytest.mark.parametrize("between", [written, buffered, replaced, exchanged, asking, swallowing, choosing, vmapped])
 def test_it_says_nothing_where_more_is_needed_and_leaves_the_model_as_it_was(
     between: Callable[[Net, torch.Tensor], torch.Tensor],
 ) -> None:
     model = Net(plain).eval()
     before = copy.deepcopy(model.state_dict())
-    with sandbox(model):
+    with walk.remembered(model), sandbox(model):
         graph = recorded(model)
         model.between = between  # as code does at a size that the record has not seen
         with pytest.raises(UnclearError):

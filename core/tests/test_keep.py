@@ -430,3 +430,27 @@ def test_what_goes_is_found_again_when_an_output_that_reads_it_is_kept_too() -> 
     assert gone.mask.reshape(-1).tolist() == [True, False, False]
     keeps.sets[hidden] = np.array([[True, True, True]])
     assert not removed(node, keep)
+
+
+def test_what_sets_grow_by_has_the_axes_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    grow, several = KeepSets.grow, []
+
+    def watched(self: KeepSets, value: Any, mask: Any, *args: Any, **kwargs: Any) -> bool:
+        several.append((value.ndim, mask.ndim))
+        return grow(self, value, mask, *args, **kwargs)
+
+    monkeypatch.setattr(KeepSets, "grow", watched)
+
+    def forward(net: Any, x: torch.Tensor) -> Any:
+        y = net.one(x)
+        return net.three(torch.relu(net.two(y.mean((2, 3)))) * net.two(y.amax((2, 3))) + net.two(y.sum((2, 3))))
+
+    children = {"one": nn.Conv2d(3, 1, 3), "two": nn.Linear(1, 4), "three": nn.Linear(4, 2)}
+    model = randomize(Net(forward, **children).double().eval())
+    masks = {
+        "one.weight": torch.zeros(1, 3, 3, 3),
+        "two.weight": torch.tensor([[1.0], [0], [1], [0]]),
+        "two.bias": torch.zeros(4),
+    }
+    speedup.plan(model, torch.randn(2, 3, 4, 4, dtype=torch.float64), masks)
+    assert several and all(a == b for a, b in several)

@@ -502,3 +502,12 @@ def test_a_tied_weight_that_is_pruned_in_one_place_is_two_weights(other: str) ->
     with pytest.raises(MaskError, match="are one parameter, and"):
         speedup.ModelSpeedup(model, tokens, None).speedup_model()
     assert torch.equal(model(tokens), before) and "weight_mask" in dict(model.head.named_buffers())
+
+
+def test_masks_of_a_wrapped_module_and_of_what_it_gives_are_brought_to_its_name_together() -> None:
+    model = nn.Sequential(nn.DataParallel(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    weight, given = torch.ones(6, 4), torch.ones(1, 6)
+    weight[1] = given[0, 1] = 0
+    loaded = masks.load(model, {"0": {"weight": weight, "_output_0": given}})
+    assert list(loaded.parameters) == ["0.module.weight"]
+    assert list(loaded.activations) == ["0"]

@@ -132,7 +132,7 @@ def _settle_plainly(pattern: Pattern, keep: NodeKeep) -> bool:
     sets = keep.sets_of(pattern.present)
     if pattern.hold_as_they_are(sets):
         return True
-    if not pattern.one or not along_one(sets):
+    if pattern.apart or not pattern.one or not along_one(sets):
         return False
     for p in pattern.present:
         for q in pattern.present:

@@ -37,6 +37,16 @@ def remembered(model: nn.Module) -> Iterator[None]:
         _KNOWN.reset(before)
 
 
+@contextlib.contextmanager
+def afresh() -> Iterator[None]:
+    """While this is open, nothing is remembered: to see what a run has left, before it is put back."""
+    before = _KNOWN.set(None)
+    try:
+        yield
+    finally:
+        _KNOWN.reset(before)
+
+
 def forget() -> None:
     """Say that modules may have been put in or taken out."""
     known = _KNOWN.get()

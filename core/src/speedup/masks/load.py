@@ -164,6 +164,8 @@ def _load(
         parameters.update({name: entry for name, entry in activations.items() if name not in names.modules})
     if not isinstance(masks, LoadedMasks):
         may_be_empty = may_be_empty or bool(activations or carried)
+        if activations:  # a name may mean another module without them
+            parameters = names.nested(parameters)
         merged = normalize_nested(names, parameters, may_be_empty=may_be_empty)
     elif _fits(names, masks.parameters):
         merged = dict(masks.parameters)

@@ -101,10 +101,11 @@ def glance(
 
 def _held_by(model: nn.Module, graph: Graph) -> list[int]:
     """Which tensors stand where the model holds some."""
-    modules = dict(walk.all_paths(model))
+    with walk.afresh():
+        modules, held = dict(walk.all_paths(model)), walk.named_tensors(model)
     places = [name.rpartition(".") for v in graph.values if v.kind == "attribute" for name in v.names]
     attributes = [vars(modules[path]).get(name) for path, _, name in places]
-    return [id(t) for t in (*(tensor for _, tensor in walk.named_tensors(model)), *attributes)]
+    return [id(t) for t in (*(tensor for _, tensor in held), *attributes)]
 
 
 class _Underneath(Ops):

@@ -12,7 +12,7 @@ from torch import nn
 To = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def _elsewhere(module: nn.Module, *args: Any, speedup_to: To, speedup_from: Any, **kwargs: Any) -> Any:
+def _elsewhere(module: nn.Module, /, *args: Any, speedup_to: To, speedup_from: Any, **kwargs: Any) -> Any:
     return speedup_to(speedup_from, module, args, kwargs)
 
 
@@ -25,7 +25,7 @@ def redirected(to: To) -> Iterator[None]:
     """
     called: Any = nn.Module.__call__
     if not isinstance(called, FunctionType) or called.__code__.co_freevars:  # somebody else's, who has put it there
-        nn.Module.__call__ = lambda self, *args, **kwargs: to(called, self, args, kwargs)  # type: ignore[method-assign]
+        nn.Module.__call__ = lambda self, /, *args, **kwargs: to(called, self, args, kwargs)  # type: ignore[method-assign]
         try:
             yield
         finally:
