@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup.masking import Masking, masked_in_place, product
+from speedup.masking import Masking, product
 from speedup.testing import masked_copy, randomize
 
 X = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -141,17 +141,3 @@ def test_a_product_is_what_the_mask_keeps(dtype: torch.dtype, shape: tuple[int, 
     made = product(tensor, mask)
     assert made.dtype is dtype and made.stride() == tensor.stride() and torch.equal(made, wanted)
     assert torch.equal(product(tensor, mask, out=made), wanted) and torch.equal(made, wanted)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
-@pytest.mark.parametrize("shape", [(5, 1), (1, 3), (5, 3), (1, 1)])
-def test_what_is_masked_in_place_is_the_product(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    numbers = torch.tensor([[-2.0, 3.0, 0.0]]).repeat(5, 1).to(dtype)
-    if dtype.is_floating_point:
-        numbers[1, 1] = torch.nan
-    mask = torch.arange(shape[0] * shape[1]).reshape(shape) % 2 == 1
-    wanted = product(numbers, mask)
-    found = numbers.clone()
-    assert masked_in_place(found, mask) is found
-    assert torch.equal(torch.signbit(found), torch.signbit(wanted)) and torch.equal(found.isnan(), wanted.isnan())
-    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from speedup.graph import Value
-from speedup.masking import masked_in_place, memory_of, product
+from speedup.masking import memory_of, product
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets
@@ -35,8 +35,8 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
     mask = keeps.cut_mask(value, mask)
     if mask.all():
         return small
-    own = small.ndim and memory_of(small) != memory_of(whole)
-    return masked_in_place(small, mask) if own else product(small, mask)
+    own = memory_of(small) != memory_of(whole)
+    return product(small, mask, out=small if own else None)
 
 
 def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:

@@ -40,13 +40,14 @@ def read_lines(first: Value, values: Iterable[Value]) -> Sequence[tuple[torch.Te
     """
     kind = _kind(first)
     alike = {id(v.tensor): v for v in (first, *values) if is_line(v) and _kind(v) == kind}
-    whole = read_only(torch.cat([v.contents() for v in alike.values()]).to("cpu", torch.float64).numpy())
+    whole = torch.cat([v.contents() for v in alike.values()]).to("cpu", torch.float64).numpy()
     found: list[tuple[torch.Tensor, Floats]] = []
     start = 0
     for value in alike.values():
         assert value.tensor is not None
         end = start + value.shape[0]
-        found.append((value.tensor, whole[start:end]))
+        # Each in memory of its own: facts that hold one would hold all.
+        found.append((value.tensor, read_only(whole[start:end].copy())))
         start = end
     return found
 

@@ -249,14 +249,6 @@ def product(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None =
     return torch.mul(tensor, factors, out=torch.empty_like(tensor) if out is None else out)
 
 
-def masked_in_place(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """As ``product``, put into the tensor itself: where whole rows are masked, these alone are touched."""
-    if not mask.is_cpu or not mask.numel() == mask.shape[0] == tensor.shape[0] or not tensor.is_floating_point():
-        return product(tensor, mask, out=tensor)
-    rows = mask.reshape(-1).logical_not().nonzero().view(-1).to(tensor.device)
-    return tensor.index_copy_(0, rows, tensor.index_select(0, rows).mul_(0))
-
-
 def _state(tensor: torch.Tensor) -> State:
     """Changes when the tensor is written to."""
     return walk.version_of(tensor), memory_of(tensor)
