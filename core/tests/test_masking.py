@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import speedup
+from speedup.kept import kept_of
 from speedup.masking import Masking, product
 from speedup.testing import masked_copy, randomize
 
@@ -141,3 +144,31 @@ def test_a_product_is_what_the_mask_keeps(dtype: torch.dtype, shape: tuple[int, 
     made = product(tensor, mask)
     assert made.dtype is dtype and made.stride() == tensor.stride() and torch.equal(made, wanted)
     assert torch.equal(product(tensor, mask, out=made), wanted) and torch.equal(made, wanted)
+
+
+class Fresh(TorchDispatchMode):
+    """Counts the entries of the floating-point tensors that ops make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        if torch.is_tensor(result) and result.is_floating_point():
+            self.entries += result.numel() * (result.untyped_storage().data_ptr() not in given)
+        return result
+
+
+def test_what_is_masked_of_what_stays_takes_no_further_memory() -> None:
+    model = randomize(nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 256))).eval()
+    rows, columns = torch.ones(256, 1), torch.ones(128, 1)
+    rows[::2], columns[::2] = 0, 0
+    masks = {"0.weight": columns.expand(128, 64), "0.bias": columns[:, 0], "1.weight": rows.expand(256, 128)}
+    plan = speedup.plan(model, torch.randn(2, 64), masks)
+    (weight,) = (v for v in plan.graph.sources if v.names == ("1.weight",))
+    with Fresh() as fresh:
+        small = kept_of(plan.keeps, weight)
+    assert small.shape == (256, 64) and not small[::2].any(), "outputs stay, and are masked"
+    assert fresh.entries < 64
