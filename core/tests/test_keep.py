@@ -385,7 +385,7 @@ def test_the_short_way_to_a_box_is_the_product_of_its_parts(seed: int) -> None:
     for node in (n for n in graph.nodes if n.rule is not None and n.rule.has_signature):
         keep = NodeKeep(_at_random(graph, facts, node, seed), node)
         for k in keep.derived:
-            box = tie.derive_box(node, k, keep.derived, keep.sets)
+            box = tie.box_of(node, k, keep.derived, keep.sets)
             if box is not None:
                 product = Product(tie.derive_parts(node, k, keep.derived, keep.sets)).lines
                 assert product is not None and box.keys() == product.keys()

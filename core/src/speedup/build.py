@@ -23,7 +23,7 @@ from speedup.new_sizes import new_size
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.regular import kept_shape
 from speedup.repair.parts import Repairs
-from speedup.rule import Rule
+from speedup.rule import Rule, leaves_to_layout
 from speedup.shell import relinked, shell_of
 
 
@@ -148,16 +148,16 @@ def build(
     return parts
 
 
-def _may_fold(node: Node, rule: Rule) -> bool:
+def _may_fold(node: Node) -> bool:
     """Whether ``folds`` of its rule says so; most rules leave that to the layout."""
-    if type(rule).folds is Rule.folds and "layout" in node.__dict__:
+    if leaves_to_layout(node, "folds"):
         return bool(node.layout.contracted)
     return bool(ask(node, "folds"))
 
 
 def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
     """What a call folds into: parameters or pieces of them, and attributes that its module gains."""
-    if keeps.drop or node.rule is None or not _may_fold(node, node.rule):
+    if keeps.drop or node.rule is None or not _may_fold(node):
         return []
     return fold.targets(node.rule, node, NodeKeep(keeps, node))
 
@@ -170,7 +170,7 @@ def _folds(
     in_pieces: dict[Value, torch.Tensor] = {}
     gained: dict[Node, dict[str, torch.Tensor]] = {}
     for node in nodes if not keeps.drop else ():
-        if node.rule is None or not _may_fold(node, node.rule):
+        if node.rule is None or not _may_fold(node):
             continue
         keep = NodeKeep(keeps, node)
         if not fold.removed(node, keep):

@@ -21,7 +21,7 @@ from speedup.kinds import Kind
 from speedup.regular import Lines
 from speedup.rule import Rule
 from speedup.sets import Product
-from speedup.tie import derive_box, derive_parts, derived_operands
+from speedup.tie import box_of, derive_parts, derived_operands
 
 _WHY_LOOSE = "with other data other calls read it, or give what comes in its place"
 _WHY_INSTEAD = "with other data another tensor comes in its place, which keeps it"
@@ -214,7 +214,7 @@ def _derive_weights(keeps: KeepSets, keep: NodeKeep) -> None:
             continue
         axes = node.layout.operands[k] if k in own else k
         if axes not in boxes:
-            boxes[axes] = derive_box(node, k, own, keep.sets)
+            boxes[axes] = box_of(node, k, own, keep.sets)
         box = boxes[axes]
         if box is not None and keeps.is_empty(value):
             keeps.derive_box(value, box, node)

@@ -28,7 +28,7 @@ from speedup.pattern import Pattern
 from speedup.pieces import is_own
 from speedup.regular import Lines, kept_shape, varied
 from speedup.rigid import rigid_axes
-from speedup.rule import Rule
+from speedup.rule import leaves_to_layout
 from speedup.sets import Product, Sets, SetsAt
 from speedup.tie import derived_operands
 
@@ -217,8 +217,7 @@ class KeepSets:
     def derived_at(self, node: Node) -> set[int]:
         """The operands whose sets follow from the others, by number."""
         if node not in self._derived:
-            kind: Any = type(node.rule)
-            plain = kind.derived is Rule.derived and "layout" in node.__dict__  # nothing can go wrong
+            plain = leaves_to_layout(node, "derived")
             self._derived[node] = derived_operands(node) if plain else ask(node, "derived")
         return self._derived[node]
 

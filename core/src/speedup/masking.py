@@ -90,9 +90,7 @@ class Masking:
         states: dict[int, State] = {}
         if not self._masks:
             return states
-        if module is not None:
-            tensors = (*tensors, *(walk.parameters(module) if module._modules else module._parameters.values()))
-        for tensor in tensors:
+        for tensor in tensors if module is None else (*tensors, *walk.parameters(module)):
             key = id(tensor)
             if key in self._masks and key not in self._own:
                 parameter = self._parameters[key]

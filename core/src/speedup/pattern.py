@@ -116,26 +116,20 @@ class Pattern:
         return self.apart or all(axes == lying[0] for axes in lying)
 
     def hold(self, sets: Sequence[Bools]) -> bool:
-        """Whether all ties hold, as far as one look at each set, in named space, tells."""
+        """Whether all ties hold, as far as one look at each set tells.
+
+        Args:
+            sets: of what is present, in named space; of a plain pattern also as they are.
+        """
         for keep in sets:
             if keep.size > 1 and keep.size > max(keep.shape):  # written out along several axes: may be ragged
                 return False
-        if self.apart:
-            return all(map(some, sets))
-        return self.alike and all(s is sets[0] or equal(s, sets[0]) for s in sets)
-
-    def hold_as_they_are(self, sets: Sequence[Bools]) -> bool:
-        """As ``hold`` of a plain pattern, of the sets of what is present as they are."""
-        first, apart = sets[0], self.apart
-        for keep in sets:
-            if keep.size > 1:
-                if keep.size > max(keep.shape):
+            if self.apart:
+                if not some(keep):
                     return False
-            elif apart and not keep:
+            elif keep is not sets[0] and not equal(keep, sets[0]):
                 return False
-            if keep is not first and not apart and not equal(keep, first):
-                return False
-        return True
+        return self.apart or self.alike
 
 
 def along_one(sets: Sequence[Bools]) -> bool:

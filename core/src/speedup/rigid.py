@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from speedup.ask import ask
 from speedup.graph import Graph, Node, Value
 from speedup.pattern import rigid_flags
-from speedup.rule import Rule
+from speedup.rule import leaves_to_layout
 
 Flags = tuple[bool, ...]
 
@@ -37,8 +36,7 @@ def _with(fixed: Collection[tuple[Value, int]], value: Value, flags: Collection[
 
 def _outputs(node: Node, rigid: tuple[Flags, ...]) -> Collection[Collection[bool]]:
     """The flags of the outputs, given those of the operands."""
-    kind: Any = type(node.rule)
-    if kind.rigid is Rule.rigid and "layout" in node.__dict__:  # nothing can go wrong
+    if leaves_to_layout(node, "rigid"):
         return rigid_flags(node.layout, rigid)
     found: Collection[Collection[bool]] = ask(node, "rigid", [*rigid])
     return found

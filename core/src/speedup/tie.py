@@ -69,7 +69,7 @@ def _ways_to(layout: Layout, k: int) -> list[tuple[int, tuple[int, ...]]]:
     return [(p, layout.axes(set(layout.names) - common)) for p, common in shared if common]
 
 
-def derive_box(node: Node, k: int, derived: Collection[int], sets: Sequence[Bools]) -> Lines | None:
+def box_of(node: Node, k: int, derived: Collection[int], sets: Sequence[Bools]) -> Lines | None:
     """The product of ``derive_parts`` by the lines of the axes that lose indices; None where one look at each set does
     not tell it: it varies along several axes, or nothing is kept."""
     layout = node.layout
@@ -130,7 +130,7 @@ def constrain(rule: Rule, node: Node, keep: NodeKeep) -> None:
 def _settle_plainly(pattern: Pattern, keep: NodeKeep) -> bool:
     """As ``_Ties.settle`` where the sets, as they are, say what to do; whether they did."""
     sets = keep.sets_of(pattern.present)
-    if pattern.hold_as_they_are(sets):
+    if pattern.hold(sets):
         return True
     if pattern.apart or not pattern.one or not along_one(sets):
         return False

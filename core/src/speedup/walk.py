@@ -4,24 +4,25 @@ and a transformation walks through the model a few dozen times."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+Found = TypeVar("Found")
 
 _GETATTR = nn.Module.__getattr__
 MISSING = object()  # of an attribute that is not there
 
 
 class _Known:
-    """Which modules a model has, found when asked for; None where that is not known."""
+    """Which modules a model has, by what has found them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.paths: Sequence[tuple[str, nn.Module]] | None = None
-        self.modules: Sequence[nn.Module] | None = None
+        self.found: dict[Callable[[nn.Module], Any], Any] = {}
 
 
 _KNOWN: ContextVar[_Known | None] = ContextVar("the model of which modules are remembered", default=None)
@@ -51,18 +52,24 @@ def forget() -> None:
     """Say that modules may have been put in or taken out."""
     known = _KNOWN.get()
     if known is not None:
-        known.paths = known.modules = None
+        known.found.clear()
+
+
+def _once(find: Callable[[nn.Module], Found], model: nn.Module) -> Found:
+    """What is found of a model, the same again as long as it is remembered."""
+    known = _KNOWN.get()
+    if known is None or known.model is not model:
+        return find(model)
+    if find not in known.found:
+        known.found[find] = find(model)
+    found: Found = known.found[find]
+    return found
 
 
 def all_paths(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
     """Every path and the module there, as ``model.named_modules(remove_duplicate=False)``: a module that has several
     paths comes with each of them."""
-    known = _KNOWN.get()
-    if known is None or known.model is not model:
-        return _all_paths(model)
-    if known.paths is None:
-        known.paths = _all_paths(model)
-    return known.paths
+    return _once(_all_paths, model)
 
 
 def _all_paths(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
@@ -90,12 +97,7 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def modules(model: nn.Module) -> Sequence[nn.Module]:
     """Every module once, as ``model.modules()``."""
-    known = _KNOWN.get()
-    if known is None or known.model is not model:
-        return _modules(model)
-    if known.modules is None:
-        known.modules = _modules(model)
-    return known.modules
+    return _once(_modules, model)
 
 
 def _modules(model: nn.Module) -> Sequence[nn.Module]:

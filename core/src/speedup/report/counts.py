@@ -8,7 +8,7 @@ from speedup.ask import ask
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 from speedup.layout import Shape
-from speedup.rule import Rule
+from speedup.rule import leaves_to_layout
 
 
 def count_macs(node: Node, keeps: KeepSets) -> tuple[int, int]:
@@ -34,10 +34,7 @@ def _macs_before(node: Node) -> int:
 
 def _has_none(node: Node) -> bool:
     """Whether it is known without a question that a call has no such operations: most are no contractions."""
-    if node.rule is None:
-        return True
-    plain = type(node.rule).multiply_accumulates is Rule.multiply_accumulates
-    return plain and "layout" in node.__dict__ and not node.layout.contracted
+    return node.rule is None or (leaves_to_layout(node, "multiply_accumulates") and not node.layout.contracted)
 
 
 def _shapes(node: Node) -> list[Shape | None]:

@@ -222,10 +222,8 @@ def _is_view(index: Any) -> bool:
 
 
 def _states(tensors: Sequence[torch.Tensor]) -> list[Any]:
-    try:
-        return [t._version for t in tensors]
-    except RuntimeError:
-        return [_state(t) for t in tensors]
+    versions = walk.versions_of(tensors)
+    return [_state(t) for t in tensors] if None in versions else versions
 
 
 def _state(tensor: torch.Tensor) -> Any:

@@ -97,13 +97,7 @@ class Tensors:
 
     def value_of(self, tensor: torch.Tensor) -> Value:
         """The current value of a tensor; one from outside the model is noted as ``unknown``."""
-        live = self._live.get(id(tensor))
-        if live is not None and live[0]() is tensor:
-            return live[1]
-        source = self.sources.get(id(tensor))
-        if source is not None:
-            return source
-        return self.track(tensor, self.new(tensor, "unknown"))
+        return self.values_of((tensor,))[0]
 
     def values_of(self, tensors: Iterable[torch.Tensor]) -> tuple[Value, ...]:
         """The ``value_of`` each."""
@@ -112,8 +106,10 @@ class Tensors:
             key = id(tensor)
             if key in live and (known := live[key])[0]() is tensor:
                 found.append(known[1])
+            elif key in sources:
+                found.append(sources[key])
             else:
-                found.append(sources[key] if key in sources else self.value_of(tensor))
+                found.append(self.track(tensor, self.new(tensor, "unknown")))
         return tuple(found)
 
     def touched(self) -> list[Value]:
