@@ -9,7 +9,6 @@ broadcast to the tensor's shape: an axis of size 1 is kept whole, unless the ent
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection
 from math import prod
 
@@ -36,7 +35,7 @@ def hull(keep: Bools) -> Bools:
 def is_box(keep: Bools) -> bool:
     axes = varied(keep)
     # Counting is several times as fast as to sum up truth values.
-    return len(axes) <= 1 or prod([np.count_nonzero(along(keep, a)) for a in axes]) == np.count_nonzero(keep)
+    return len(axes) <= 1 or prod([count(along(keep, a)) for a in axes]) == count(keep)
 
 
 def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | None:
@@ -48,15 +47,10 @@ def ragged_axis(keep: Bools, allowed: Collection[int] | None = None) -> int | No
     Raises:
         ValueError: the set is not regular.
     """
-    if is_box(keep):
-        return None
-    for axis in reversed(varied(keep)):
-        if allowed is not None and axis not in allowed:
-            continue
-        counts = keep.sum(axis=axis)
-        if is_box(any_of(keep, axis)) and len(set(counts[counts > 0].tolist())) == 1:
-            return axis
-    raise ValueError("not a regular set")
+    axes = ragged_axes(keep, allowed)
+    if len(axes) > 1:
+        raise ValueError("not a regular set")
+    return axes[0] if axes else None
 
 
 def ragged_axes(keep: Bools, allowed: Collection[int] | None = None) -> list[int]:
@@ -68,36 +62,43 @@ def ragged_axes(keep: Bools, allowed: Collection[int] | None = None) -> list[int
     Raises:
         ValueError: it cannot be cut to a dense tensor.
     """
+    axes = _cuts(keep, allowed)
+    if axes is None:
+        raise ValueError("not a regular set")
+    return axes
+
+
+def _cuts(keep: Bools, allowed: Collection[int] | None) -> list[int] | None:
+    """As ``ragged_axes``; None where there are none."""
     if is_box(keep):
         return []
-    with contextlib.suppress(ValueError):
-        one = ragged_axis(keep, allowed)
-        return [one] if one is not None else []
-    for axis in reversed(varied(keep)):
-        if allowed is not None and axis not in allowed:
-            continue
-        counts = keep.sum(axis=axis)
-        if len(set(counts[counts > 0].tolist())) == 1:
-            with contextlib.suppress(ValueError):
-                return [axis, *ragged_axes(any_of(keep, axis), allowed)]
-    raise ValueError("not a regular set")
+    axes = [a for a in reversed(varied(keep)) if (allowed is None or a in allowed) and _is_even(keep, a)]
+    rests = [any_of(keep, axis) for axis in axes]
+    for axis, rest in zip(axes, rests, strict=True):
+        if is_box(rest):
+            return [axis]
+    for axis, rest in zip(axes, rests, strict=True):
+        more = _cuts(rest, allowed)
+        if more is not None:
+            return [axis, *more]
+    return None
+
+
+def _is_even(keep: Bools, axis: int) -> bool:
+    """Whether all fibres along an axis that are not empty keep the same count."""
+    counts = keep.sum(axis)
+    most = counts.max(initial=0)
+    return count(counts) == count(counts == most)
 
 
 def is_regular(keep: Bools, allowed: Collection[int] | None = None) -> bool:
-    try:
-        ragged_axis(keep, allowed)
-    except ValueError:
-        return False
-    return True
+    axes = _cuts(keep, allowed)
+    return axes is not None and len(axes) <= 1
 
 
 def can_be_cut(keep: Bools, allowed: Collection[int]) -> bool:
     """Whether a set can be cut to a dense tensor along some of these axes, one after the other."""
-    try:
-        ragged_axes(keep, allowed)
-    except ValueError:
-        return False
-    return True
+    return _cuts(keep, allowed) is not None
 
 
 def regularize(keep: Bools, allowed: Collection[int] | None = None) -> Bools:
@@ -112,20 +113,19 @@ def regularize(keep: Bools, allowed: Collection[int] | None = None) -> Bools:
     if not axes:
         return hull(keep)
     able = [a for a in reversed(axes) if is_box(any_of(keep, a))]
-    return min((_filled(keep, a) for a in able or axes[-1:]), key=lambda grown: int(grown.sum()))
+    return min((_filled(keep, a) for a in able or axes[-1:]), key=count)
 
 
 def _filled(keep: Bools, axis: int) -> Bools:
     """The set with every fibre along an axis filled up to the longest one."""
     fibres = hull(any_of(keep, axis))
-    target = int(keep.sum(axis=axis).max())
+    target = keep.sum(axis).max()
     elsewhere = any_of(keep, tuple(a for a in range(keep.ndim) if a != axis))
     # First what the fibre keeps, then what another one keeps at this index, then the rest.
-    order = np.argsort(2 * ~keep + ~elsewhere, axis=axis, kind="stable")
-    out = keep.copy()
-    chosen = np.take(order, range(target), axis=axis)
-    np.put_along_axis(out, chosen, np.broadcast_to(fibres, chosen.shape) | np.take_along_axis(keep, chosen, axis), axis)
-    return out
+    order = np.argsort(2 * ~keep + ~elsewhere, axis, kind="stable")
+    place = np.argsort(order, axis, kind="stable")
+    filled: Bools = keep | (fibres & (place < target))
+    return filled
 
 
 def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ In named space, with a keep set per operand:
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -234,10 +235,8 @@ class _Ties:
             if not self._is_new(k, (k,)) or len(varied(self.sets[k])) < 2:
                 continue
             allowed = self._may_be_ragged(k)
-            if can_be_cut(self.sets[k], allowed):
-                continue
-            more = regularize(self.sets[k], allowed) & ~self.sets[k]
-            if some(more) and not self.keep.patient:
+            if not can_be_cut(self.sets[k], allowed) and not self.keep.patient:
+                more = regularize(self.sets[k], allowed) & ~self.sets[k]
                 grown |= self._grow(k, more, _WHY_REGULAR, k, Kind.COUNT)
         return grown
 
@@ -245,22 +244,30 @@ class _Ties:
         """Axes along which operand ``k`` may keep other positions per fibre: every operand that has such an axis must
         tell the fibres apart that differ (a grouped weight does, a vector that all groups share does not). Groups of
         one axis keep equal counts, so that it never is the axis of the groups."""
-        axes = varied(self.sets[k])
+        keep = self.sets[k]
+        axes = varied(keep)
         if len(axes) > 2:
-            axes = varied(compact_axes(self.sets[k])[0])  # an axis may be written out and yet be the same all along
-        outer = {n for dim in self.layout.operands[k] or () for n in dim[:-1]}
+            axes = varied(compact_axes(keep)[0])  # an axis may be written out and yet be the same all along
+        differ = {pair for pair in itertools.combinations(axes, 2) if _fibres_differ(keep, *pair)}
+        names, sharing = self.layout.names, _sharing(self.layout, k)
         allowed = []
         for axis in axes:
-            name = self.layout.names[axis]
-            others = [
-                self.layout.names_of(q)
-                for q in range(len(self.layout.operands))
-                if q != k and name in self.layout.names_of(q)
-            ]
-            differ = {self.layout.names[a] for a in axes if a != axis and _fibres_differ(self.sets[k], axis, a)}
-            if name not in outer and all(differ <= known for known in others):
+            apart = {names[a] for pair in differ if axis in pair for a in pair if a != axis}
+            if names[axis] in sharing and all([apart <= known for known in sharing[names[axis]]]):
                 allowed.append(axis)
         return allowed
+
+
+def _sharing(layout: Layout, k: int) -> dict[str, list[frozenset[str]]]:
+    """By name of operand ``k``, the names of the other operands that have it; without those of the groups of an axis."""
+
+    def find() -> dict[str, list[frozenset[str]]]:
+        outer = {n for dim in layout.operands[k] or () for n in dim[:-1]}
+        others = [layout.names_of(q) for q in range(len(layout.operands)) if q != k]
+        return {name: [own for own in others if name in own] for name in layout.names_of(k) - outer}
+
+    found: dict[str, list[frozenset[str]]] = layout.once("sharing", k, find)
+    return found
 
 
 def _fibres_differ(keep: Bools, axis: int, other: int) -> bool:
