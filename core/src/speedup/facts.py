@@ -212,15 +212,14 @@ def unused(mask: Bools) -> Unused | None:
 
 def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats, one_hot: bool = False) -> Affine | None:
     """An Affine in compact form, or None where nothing is known; entries that are not finite do not count."""
-    terms = list(terms)
-    for array in (*terms, offset):
-        mask = mask & np.isfinite(array)
+    numbers = np.stack(alike_shaped(*terms, offset)).astype(np.float64, copy=False)  # in one, as there may be dozens
+    mask = mask & np.logical_and.reduce(np.isfinite(numbers))
     if not some(mask):
         return None
-    small, *numbers = compact_axes(mask, *(np.where(mask, a, 0.0) for a in (*terms, offset)))
+    numbers = np.where(mask, numbers, ZERO)
+    wide, numbers = compact_axes(mask[None], numbers, axes=range(1, numbers.ndim))
     used = [t for t in numbers[:-1] if some(t)]
-    offset = numbers[-1].astype(np.float64, copy=False)
-    return Affine(axis, small.astype(bool, copy=False), tuple(used), offset, one_hot=one_hot)
+    return Affine(axis, wide[0].astype(bool, copy=False), tuple(used), numbers[-1], one_hot=one_hot)
 
 
 ZERO = np.zeros(())  # with an array a call of NumPy takes half the time that it takes with a number
