@@ -213,6 +213,12 @@ def _varying(entries: Any, steps: Sequence[int]) -> Any:
     """A mask (array or tensor, with its strides) without the axes along which it is the same, which cost as much as
     weights do: it broadcasts."""
     entries = entries[(*[_FIRST if step == 0 else _ALL for step in steps], ...)]
+    if entries.ndim > 1 and entries.size and isinstance(entries, np.ndarray) and entries.flags.c_contiguous:
+        # Whole filters, as mostly: one pass in the order of memory.
+        filters = entries.reshape(len(entries), -1)
+        first = filters[:, :1]
+        if bool((filters[0] == first[0]).all()) and bool((filters == first).all()):
+            return first.reshape(len(entries), *[1] * (entries.ndim - 1))
     for _, axis in sorted([(-size, a) for a, size in enumerate(entries.shape) if size > 1]):
         lines = entries.swapaxes(0, axis)
         # Most that differ do so at once. NaN is like nothing.
