@@ -178,17 +178,18 @@ def _independent(rest: Floats, least: Floats) -> Bools:
         rest: (groups, entries, unknowns).
         least: (groups, 1), the length that is more than rounding.
     """
-    found = np.zeros(rest.shape[:2], dtype=bool)
+    found, groups = np.zeros(rest.shape[:2], dtype=bool), np.arange(len(rest))
     for _ in range(rest.shape[-1]):
         lengths = np.sqrt(np.square(rest).sum(-1))
-        apart = (lengths > least) & ~found
+        lengths = np.where((lengths > least) & ~found, lengths, ZERO)
+        longest = lengths.argmax(axis=1)
+        size = lengths[groups, longest]
+        apart = size > 0
         if not some(apart):
             break
-        longest = _first_largest(np.where(apart, lengths, 0.0))
-        found |= longest
-        size = np.where(longest, lengths, 0.0).max(axis=1)[:, None, None]
-        way = (rest * longest[..., None]).sum(axis=1, keepdims=True) / np.where(size == 0, 1.0, size)
-        rest = rest - (rest @ np.swapaxes(way, 1, 2)) * way
+        found[groups, longest] |= apart
+        way = rest[groups, longest] * np.where(apart, 1 / np.where(apart, size, 1), ZERO)[:, None]
+        rest = rest - (rest @ way[:, :, None]) * way[:, None, :]
     return found
 
 
