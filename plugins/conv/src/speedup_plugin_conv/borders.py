@@ -10,8 +10,9 @@ kinds of places, 16 for a kernel of 3x3 with padding of 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, reduce
 from itertools import product
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 
@@ -41,23 +42,19 @@ def at_borders(node: Node, facts: NodeFacts) -> Affine | None:
     reads = _reads(known, constants != 0, zero, shape, groups)
     if not reads.any():
         return None
-    kinds = [_kinds(*numbers) for numbers in zip(*geometry(node, dims), strict=True)]
-    places = list(product(*kinds))
-    if len(places) > _MOST:
+    places = _places(tuple(zip(*geometry(node, dims), strict=True)))
+    if places is None:
         return None
     filters = facts.value(1)[reads]
     given = _per_group(constants, shape, groups).repeat(shape[0] // groups, 0)[reads]
     taps = np.einsum("oi,oi...->o...", given, filters)
-    bias = facts.value(2).reshape(-1)[reads] if facts.present(2) else 0.0
-    axes = tuple(range(1, dims + 1))
+    sums = np.zeros((len(places), len(reads)))
+    sums[:, reads] = places @ taps.reshape(len(taps), -1).T
+    if facts.present(2):
+        sums[0, reads] += facts.value(2).reshape(-1)[reads]
     line = [-1 if a == channel else 1 for a in range(node.outputs[0].ndim)]
-    sums = []
-    for place in places:
-        array = np.zeros(len(reads))
-        array[reads] = taps[(slice(None), *(slice(*k) for k in place))].sum(axes) + bias
-        sums.append(array.reshape(line))
-    inside = sums[0]
-    return Affine(channel, reads.reshape(line), tuple(s - inside for s in sums[1:]), inside, one_hot=True)
+    inside, *others = [row.reshape(line) for row in sums]
+    return Affine(channel, reads.reshape(line), tuple(others), inside, one_hot=True)
 
 
 def _reads(known: Bools, nonzero: Bools, zero: Bools, shape: Sequence[int], groups: int) -> Bools:
@@ -72,6 +69,29 @@ def _reads(known: Bools, nonzero: Bools, zero: Bools, shape: Sequence[int], grou
 def _per_group(array: Bools | Floats, shape: Sequence[int], groups: int) -> Bools | Floats:
     """What is said of the channels that go in, as (groups, channels of a group)."""
     return np.broadcast_to(array.reshape(-1), groups * shape[1]).reshape(groups, shape[1])
+
+
+@lru_cache(maxsize=256)
+def _places(axes: Sequence[tuple[int, ...]]) -> Floats | None:
+    """What counts inside, every tap of a window: a row of 1; and of each other kind of place what it lacks of that, the
+    taps that lie outside: -1. None where there are too many kinds.
+
+    Args:
+        axes: of each axis of the window, what ``_kinds`` takes.
+    """
+    kinds = [_kinds(*numbers) for numbers in axes]
+    if prod(map(len, kinds)) > _MOST:
+        return None
+    lines = [[_inside(numbers[0], *pair) for pair in pairs] for numbers, pairs in zip(axes, kinds, strict=True)]
+    inside, *others = [reduce(np.multiply.outer, place).reshape(-1) for place in product(*lines)]
+    return np.array([inside, *(other - inside for other in others)])  # 0 exactly where no tap is lacking
+
+
+def _inside(size: int, first: int, last: int) -> Floats:
+    """1 from one tap to before another, 0 elsewhere."""
+    line = np.zeros(size)
+    line[first:last] = 1
+    return line
 
 
 def _kinds(size: int, before: int, after: int, stride: int, dilation: int) -> list[tuple[int, int]]:
