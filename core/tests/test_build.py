@@ -50,6 +50,30 @@ def test_what_is_cut_is_no_part_of_a_graph_of_gradients() -> None:
         assert not plan.keeps.cut(value, value.tensor).requires_grad or plan.keeps.whole(value)
 
 
+def test_a_parameter_that_is_registered_as_a_buffer_stays_one() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+            del self.norm._buffers["running_mean"]
+            self.norm.register_buffer("running_mean", nn.Parameter(torch.zeros(8), requires_grad=False))
+            self.register_buffer("scale", nn.Parameter(torch.ones(8)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.last(torch.relu(self.norm(self.first(x))) * self.scale)
+            return made
+
+    model = randomize(Scaled()).eval()
+    masks, x, names = mask_indices(model, {"first.weight": [1, 4]}), torch.randn(5, 4), list(model.state_dict())
+    wanted = masked_copy(model, masks)(x)
+    torch.testing.assert_close(speedup.plan(model, x, masks).apply()(x), wanted)
+    buffers = dict(model.named_buffers())
+    assert list(model.state_dict()) == names
+    for name, is_trained in {"scale": True, "norm.running_mean": False}.items():
+        assert isinstance(buffers[name], nn.Parameter) and buffers[name].requires_grad is is_trained
+        assert buffers[name].shape == (6,)
+
+
 CONVS = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, (3, 2), padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1))
 GROUPS = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1, groups=2), nn.Conv2d(6, 4, 1))
 SPREAD = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, padding=1), nn.Conv2d(6, 4, 1))

@@ -309,7 +309,7 @@ def _replace_owners(modules: Mapping[str, nn.Module], parts: Parts) -> None:
         shell = shells.get(id(owner))
         if shell is None:
             shell = shells[id(owner)] = parts.modules[path] = shell_of(owner)
-        if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
+        if attribute in owner._parameters:
             # What a rule's `replace` has put there is its own decision.
             if shell._parameters.get(attribute) is owner._parameters.get(attribute):
                 setattr(shell, attribute, tensor)

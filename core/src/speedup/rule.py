@@ -832,8 +832,8 @@ class Rule:
         module = shell_of(keep.module)
         parameters, buffers = module._parameters, module._buffers
         for name, tensor in keep.tensors.items():
-            if type(tensor) is torch.Tensor or not isinstance(tensor, nn.Parameter):
-                buffers[name] = tensor
+            if name in buffers or type(tensor) is torch.Tensor or not isinstance(tensor, nn.Parameter):
+                buffers[name] = tensor  # a parameter may be registered as a buffer
             elif name in parameters:
                 parameters[name] = tensor
             else:
