@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup import Registry, Rule, carrying, default_registry
+from speedup import Registry, Rule, RuleError, carrying, default_registry
 from speedup.testing import mask_indices, masked_copy, randomize
 
 
@@ -25,8 +25,17 @@ class Counted(nn.Module):
         return x * 2 if x.shape[-1] == self.features else x
 
 
+class Shy(nn.Module):
+    @property
+    def features(self) -> int:
+        raise ValueError("not yet")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
 def registry() -> Registry:
-    rule = Rule(name="counted", modules=(Counted,), operands=("input",), axes="* c -> * c", sizes={"features": "c"})
+    rule = Rule(name="counted", modules=(Counted, Shy), operands=("input",), axes="* c -> * c", sizes={"features": "c"})
     return Registry.from_rules(*default_registry().rules, rule)
 
 
@@ -40,6 +49,13 @@ def test_a_module_that_serves_any_size_is_not_made_anew() -> None:
     relu = model[1]
     torch.testing.assert_close(plan.apply()(x), wanted)
     assert model[1] is relu and model[2].features == 6
+
+
+def test_a_size_that_raises_is_told_as_the_fault_of_a_rule() -> None:
+    model = randomize(nn.Sequential(nn.Linear(4, 8), Shy(), nn.Linear(8, 3)))
+    speedup.plan(model, torch.randn(5, 4), mask_indices(model, {"0.weight": []}), registry=registry())
+    with pytest.raises(RuleError, match=r"'counted' at 1 .*not yet"):
+        speedup.plan(model, torch.randn(5, 4), mask_indices(model, {"0.weight": [1, 4]}), registry=registry())
 
 
 def test_what_is_cut_is_no_part_of_a_graph_of_gradients() -> None:
