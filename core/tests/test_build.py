@@ -11,7 +11,7 @@ from torch import nn
 
 import speedup
 from speedup import Registry, Rule, RuleError, carrying, default_registry
-from speedup.testing import mask_indices, masked_copy, randomize
+from speedup.testing import check_equal, mask_indices, masked_copy, randomize
 
 
 class Counted(nn.Module):
@@ -56,6 +56,34 @@ def test_a_size_that_raises_is_told_as_the_fault_of_a_rule() -> None:
     speedup.plan(model, torch.randn(5, 4), mask_indices(model, {"0.weight": []}), registry=registry())
     with pytest.raises(RuleError, match=r"'counted' at 1 .*not yet"):
         speedup.plan(model, torch.randn(5, 4), mask_indices(model, {"0.weight": [1, 4]}), registry=registry())
+
+
+class Product(nn.Module):
+    """Has no bias, and says so with an attribute that torch does not know of."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(inputs, outputs))
+        self.shift = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x @ self.kernel
+        return y if self.shift is None else y + self.shift
+
+
+def test_a_layer_gains_a_bias_under_the_name_of_an_attribute() -> None:
+    model: Any = randomize(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), Product(8, 5), nn.ReLU(), nn.Linear(5, 3)))
+    rule = Rule(
+        name="product",
+        modules=(Product,),
+        operands=("input", "kernel", "shift"),
+        axes="* i, i o, o? -> * o",
+        bias="shift",
+    )
+    masks, rules = mask_indices(model, {"0.weight": [1, 4]}), Registry.from_rules(*default_registry().rules, rule)
+    result: Any = check_equal(model, torch.randn(5, 4), masks, [torch.randn(1, 4)], registry=rules)
+    assert result.plan.report.gained == ["2.shift"] and result.model[2].shift.shape == (5,)
+    assert result.shape("2.kernel") == (6, 5) and model[2].shift is None
 
 
 def test_what_is_cut_is_no_part_of_a_graph_of_gradients() -> None:

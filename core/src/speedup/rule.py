@@ -837,7 +837,7 @@ class Rule:
             elif name in parameters:
                 parameters[name] = tensor
             else:
-                module.register_parameter(name, tensor)
+                setattr(module, name, tensor)  # a layer without a bias may hold None under its name
         for attribute, names in self.sizes.items():
             if attribute in module.__dict__ or hasattr(module, attribute):
                 put(module, attribute, keep.size(names))
