@@ -1,9 +1,9 @@
 """The masked model, of which no more stands in memory than what one call reads.
 
-A parameter is multiplied with its mask when a call reads it, and is itself again after the call. It stays masked until
+A parameter is masked when a call reads it, and is itself again after the call. It stays masked until
 the end of the run where the run may notice: when something is left that shares its memory (a view), when a call wrote
 into it, or when it is read for the second time, which is likely to go on. Who asks for the numbers of a parameter
-(``Value.contents``) gets a product of his own.
+(``Value.contents``) gets a masked copy of his own.
 """
 
 from __future__ import annotations

@@ -867,6 +867,6 @@ def says_nothing(self: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
 
 
 def leaves_to_layout(node: Node, method: str) -> bool:
-    """Whether the rule of a call has no method of its own by this name, and the call has its layout: then what
+    """Whether the class of a call's rule has no method of its own by this name, and the call has its layout: then what
     ``Rule`` would answer follows from the layout, raises nothing, and can be had without asking."""
     return getattr(type(node.rule), method) is getattr(Rule, method) and "layout" in node.__dict__
