@@ -146,6 +146,33 @@ def test_a_product_is_what_the_mask_keeps(dtype: torch.dtype, shape: tuple[int, 
     assert torch.equal(product(tensor, mask, out=made), wanted) and torch.equal(made, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("shape", [(5, 4), (5, 1)])
+def test_what_is_no_number_is_0_where_it_is_masked(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[1:3] = False
+    tensor = torch.ones(5, 4, dtype=dtype)
+    tensor[1], tensor[2], tensor[4, 0] = torch.nan, -torch.inf, torch.inf
+    wanted = torch.where(mask, tensor, torch.zeros((), dtype=dtype))
+    assert torch.equal(product(tensor, mask), wanted) and torch.equal(product(tensor, mask, out=tensor), wanted)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_small_model_has_0_where_no_number_was_masked(number: float) -> None:
+    """Single entries are masked, which stay; of whole filters the constants go into what reads them."""
+    model = randomize(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 6), nn.Sigmoid(), nn.Linear(6, 3)), 0)
+    model.double()
+    masks = {f"{i}.weight": torch.ones(model.get_parameter(f"{i}.weight").shape, dtype=torch.bool) for i in (0, 2)}
+    masks["0.weight"][[1, 4]], masks["2.weight"][2, 3], masks["2.weight"][0] = False, False, False
+    wanted = masked_copy(model, masks)(X)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(name)[~mask] = number
+    small: Any = speedup.ModelSpeedup(model, X, masks).speedup_model()
+    assert small[0].out_features == 6 and small[2].out_features == 5
+    torch.testing.assert_close(small(X), wanted, rtol=1e-12, atol=1e-12)
+
+
 class Fresh(TorchDispatchMode):
     """Counts the entries of the floating-point tensors that ops make."""
 

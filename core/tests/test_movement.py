@@ -330,3 +330,21 @@ def test_rows_of_a_parameter_that_nothing_keeps_go_with_what_is_taken() -> None:
     model = randomize(Slim())
     result = check_equal(model, torch.randn(2, 4), mask_indices(model, {"weight": (0, 1)}))
     assert result.shape("down.weight") == (3, 4)
+
+
+def test_a_parameter_without_entries_is_moved() -> None:
+    class LowRank(nn.Module):
+        """With a correction of a rank that may be 0."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.factor = nn.Linear(5, 8), nn.Linear(8, 3), nn.Parameter(torch.zeros(8, 0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.sigmoid(self.up(x))
+            result: torch.Tensor = self.down(y + y @ self.factor @ self.factor.t())
+            return result
+
+    model = randomize(LowRank())
+    result = check_equal(model, torch.randn(2, 5), mask_indices(model, {"up.weight": (0, 1), "up.bias": (0, 1)}))
+    assert result.shape("factor")[1] == 0

@@ -297,7 +297,10 @@ def _replace_modules(
 
 def _is_size_free(rule: Rule, module: nn.Module) -> bool:
     """Whether a module of which no tensor changes serves any size, as far as its rule says: an activation, a pool."""
-    return type(rule).replace is Rule.replace and not any([hasattr(module, name) for name in rule.sizes])
+    if type(rule).replace is not Rule.replace:
+        return False
+    # What a class has is not asked for here: a property may raise, and whose fault that is, is told by who asks.
+    return not any([hasattr(type(module), name) or hasattr(module, name) for name in rule.sizes])
 
 
 def _replace_owners(modules: Mapping[str, nn.Module], parts: Parts) -> None:
@@ -309,7 +312,7 @@ def _replace_owners(modules: Mapping[str, nn.Module], parts: Parts) -> None:
         shell = shells.get(id(owner))
         if shell is None:
             shell = shells[id(owner)] = parts.modules[path] = shell_of(owner)
-        if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
+        if attribute in owner._parameters:
             # What a rule's `replace` has put there is its own decision.
             if shell._parameters.get(attribute) is owner._parameters.get(attribute):
                 setattr(shell, attribute, tensor)

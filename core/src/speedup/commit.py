@@ -96,6 +96,9 @@ class Transaction:
                 current[:] = value
             elif name != "training":
                 held[name] = value
+        if len(held) > len(new):
+            for name in new["_parameters"]:  # else what it has gained is hidden by an attribute of the name
+                held.pop(name, None)
 
     def _put_in_place_of(self, path: str, old: nn.Module, made: nn.Module) -> None:
         if old is self.model:

@@ -355,6 +355,8 @@ def _moved(
     array: np.ndarray[Any, Any], coordinates: Sequence[np.ndarray[Any, Any]], here: Bools | None = None
 ) -> np.ndarray[Any, Any]:
     """The entries at these coordinates of an array that broadcasts to an operand; what is not ``here`` may be any."""
+    if not array.size:
+        array = np.zeros(_filled(array.shape), array.dtype)
     at: list[Any] = [0] * array.ndim
     for axis in [a for a, size in enumerate(array.shape) if size > 1]:
         at[axis] = coordinates[axis] if here is None else np.where(here, coordinates[axis], 0)

@@ -180,7 +180,7 @@ class Layout:
         wide: list[int] = []
         at = 0
         for dim in dims:
-            full = any(s > 1 for s in factored[at : at + len(dim)])
+            full = any(s != 1 for s in factored[at : at + len(dim)])
             wide += [self.sizes[n] if full else 1 for n in dim]
             shape.append(prod(self.sizes[n] for n in dim) if full else 1)
             at += len(dim)

@@ -1,9 +1,9 @@
 """The masked model, of which no more stands in memory than what one call reads.
 
-A parameter is multiplied with its mask when a call reads it, and is itself again after the call. It stays masked until
+A parameter is masked when a call reads it, and is itself again after the call. It stays masked until
 the end of the run where the run may notice: when something is left that shares its memory (a view), when a call wrote
 into it, or when it is read for the second time, which is likely to go on. Who asks for the numbers of a parameter
-(``Value.contents``) gets a product of his own.
+(``Value.contents``) gets a masked copy of his own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _LEAST, _SHARE = 2**20, 32
 
 # Entries of a call's parameters times those of its input, below which to find out what is alike takes longer than that.
 _WORTH = 2**33
+
+# By the bytes of a number with a point, the integers that have as many.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 State = tuple[int | None, int]  # of a tensor: its version and where it lies
 
@@ -130,9 +133,7 @@ class Masking:
         if first is None or any(line is None or not equal(line, first) for line in lines):
             return None
         gone = np.flatnonzero(~first)
-        if not 1 < len(gone) < len(first) or not all(bool(p.detach().sum().isfinite()) for p in axes):
-            return None  # with a mask, too, what is no number makes one that is none
-        return gone, np.flatnonzero(first)
+        return (gone, np.flatnonzero(first)) if 1 < len(gone) < len(first) else None
 
     def _line(self, parameter: torch.Tensor, axis: int) -> Bools | None:
         """The mask of a parameter by indices of an axis, if it says no more; None if it does."""
@@ -180,7 +181,7 @@ class Masking:
 
         def some(parameter: torch.Tensor, axis: int) -> torch.Tensor:
             found = taken(parameter.data, axis, indices)
-            found.narrow(axis, 0, gone).mul_(0)
+            found.narrow(axis, 0, gone).zero_()
             return found
 
         with self._standing_in(axes, some):
@@ -238,13 +239,16 @@ def product(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None =
         mask: bool, broadcasts to the tensor.
         out: where to put it; by default a new tensor with the strides that the given one has.
     """
-    factors = mask.to(tensor.device)
-    if tensor.is_floating_point():
-        # The same numbers: torch makes floats of bytes six to ten times as fast as of truth values.
-        factors = factors.view(torch.uint8)
+    made, mask = torch.empty_like(tensor) if out is None else out, mask.to(tensor.device)
+    if not tensor.is_floating_point():
+        return torch.where(mask, tensor, tensor.new_zeros(()), out=made)
+    # All bits of what is kept, none of what is masked: an infinite number times 0 is no 0.
+    bits, kind = mask.view(torch.int8).neg(), _INTEGERS[tensor.itemsize]
     if out is None and mask.numel() == tensor.numel():  # no third tensor of this size meanwhile
-        return torch.empty_like(tensor).copy_(factors).mul_(tensor)
-    return torch.mul(tensor, factors, out=torch.empty_like(tensor) if out is None else out)
+        made.view(kind).copy_(bits).bitwise_and_(tensor.view(kind))
+    else:
+        torch.bitwise_and(tensor.view(kind), bits.to(kind), out=made.view(kind))
+    return made
 
 
 def _state(tensor: torch.Tensor) -> State:

@@ -200,7 +200,7 @@ def _of_parts(
     sizes = [len(chosen[a]) if a in chosen else size for a, size in enumerate(tensor.shape)]
     count = 1 if split is None else sizes[split]
     step, results = max(1, AT_ONCE * count // max(1, prod(sizes))), []
-    for start in range(0, count, step):
+    for start in range(0, max(1, count), step):  # a weight may have no rows
         if step < count:
             assert split is not None
             line = chosen[split] if split in chosen else np.arange(count)

@@ -832,12 +832,12 @@ class Rule:
         module = shell_of(keep.module)
         parameters, buffers = module._parameters, module._buffers
         for name, tensor in keep.tensors.items():
-            if type(tensor) is torch.Tensor or not isinstance(tensor, nn.Parameter):
-                buffers[name] = tensor
+            if name in buffers or type(tensor) is torch.Tensor or not isinstance(tensor, nn.Parameter):
+                buffers[name] = tensor  # a parameter may be registered as a buffer
             elif name in parameters:
                 parameters[name] = tensor
             else:
-                module.register_parameter(name, tensor)
+                setattr(module, name, tensor)  # a layer without a bias may hold None under its name
         for attribute, names in self.sizes.items():
             if attribute in module.__dict__ or hasattr(module, attribute):
                 put(module, attribute, keep.size(names))
@@ -867,6 +867,6 @@ def says_nothing(self: Rule, node: Node, facts: NodeFacts) -> dict[str, Fact]:
 
 
 def leaves_to_layout(node: Node, method: str) -> bool:
-    """Whether the rule of a call has no method of its own by this name, and the call has its layout: then what
+    """Whether the class of a call's rule has no method of its own by this name, and the call has its layout: then what
     ``Rule`` would answer follows from the layout, raises nothing, and can be had without asking."""
     return getattr(type(node.rule), method) is getattr(Rule, method) and "layout" in node.__dict__

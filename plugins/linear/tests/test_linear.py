@@ -50,6 +50,19 @@ def test_inputs_of_any_rank(shape: tuple[int, ...], bias: bool) -> None:
     assert result.plan.report.gained == ([] if bias else ["2.bias", "4.bias"])
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("widths", [(5, 0, 4, 3), (5, 4, 0), (5, 4, 3, 0, 2)], ids=str)
+def test_layers_without_features(widths: tuple[int, ...], lost: int) -> None:
+    model = perceptron(*widths)
+    weights = [f"{i}.weight" for i in range(0, len(model), 2) if model.get_parameter(f"{i}.weight").shape[0] == 4]
+    result = check_equal(
+        model, batch(2, 5), mask_indices(model, {name: range(lost) for name in weights}), [batch(3, 5)]
+    )
+    if widths[1]:
+        assert result.shape("0.weight") == (4 - lost, 5)
+
+
 # masked indices (axis 0, or as written) -> outputs left of every layer of 5-8-6-3
 LEFT = {
     "filters": ({"0.weight": [1, 2]}, (6, 6)),
