@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import speedup
+from speedup import masking
 from speedup.kept import kept_of
 from speedup.masking import Masking, product
 from speedup.testing import masked_copy, randomize
@@ -136,7 +137,11 @@ def test_forwards_that_write_into_weights(use: Callable[[Any], torch.Tensor], le
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int32, torch.bool]
 )
 @pytest.mark.parametrize("shape", [(5, 4, 3), (5, 1, 1), (1, 4, 1)])
-def test_a_product_is_what_the_mask_keeps(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("few", [0, 2**11])
+def test_a_product_is_what_the_mask_keeps(
+    dtype: torch.dtype, shape: tuple[int, ...], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masking, "_FEW", few)
     generator = torch.Generator().manual_seed(0)
     tensor = (torch.randn(5, 4, 3, generator=generator) * 3).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
     mask = torch.rand(shape, generator=generator) > 0.5
@@ -148,7 +153,11 @@ def test_a_product_is_what_the_mask_keeps(dtype: torch.dtype, shape: tuple[int, 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.complex64])
 @pytest.mark.parametrize("shape", [(5, 4), (5, 1)])
-def test_what_is_no_number_is_0_where_it_is_masked(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("few", [0, 2**11])
+def test_what_is_no_number_is_0_where_it_is_masked(
+    dtype: torch.dtype, shape: tuple[int, ...], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masking, "_FEW", few)
     mask = torch.ones(shape, dtype=torch.bool)
     mask[1:3] = False
     tensor = torch.ones(5, 4, dtype=dtype)

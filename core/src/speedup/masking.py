@@ -28,6 +28,7 @@ _WORTH = 2**33
 
 # By the bytes of a number with a point, the integers that have as many.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_FEW = 2**11  # entries, up to which fewer calls of torch are faster than faster ones
 
 State = tuple[int | None, int]  # of a tensor: its version and where it lies
 
@@ -239,8 +240,9 @@ def product(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None =
         mask: bool, broadcasts to the tensor.
         out: where to put it; by default a new tensor with the strides that the given one has.
     """
-    made, mask = torch.empty_like(tensor) if out is None else out, mask.to(tensor.device)
-    if not tensor.is_floating_point():
+    made = torch.empty_like(tensor) if out is None else out
+    mask = mask.to(tensor.device)
+    if tensor.numel() <= _FEW or not tensor.is_floating_point():
         return torch.where(mask, tensor, tensor.new_zeros(()), out=made)
     # All bits of what is kept, none of what is masked: an infinite number times 0 is no 0.
     bits, kind = mask.view(torch.int8).neg(), _INTEGERS[tensor.itemsize]

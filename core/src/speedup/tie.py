@@ -259,7 +259,7 @@ class _Ties:
 
 
 def _sharing(layout: Layout, k: int) -> dict[str, list[frozenset[str]]]:
-    """By name of operand ``k``, the names of the other operands that have it; without those of the groups of an axis."""
+    """By name of operand ``k``, the names of the other operands that have it; without names of groups of an axis."""
 
     def find() -> dict[str, list[frozenset[str]]]:
         outer = {n for dim in layout.operands[k] or () for n in dim[:-1]}

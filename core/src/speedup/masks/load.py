@@ -140,7 +140,7 @@ def apply_masks(model: nn.Module, masks: Any = None, *, source: Source = "auto",
     with torch.no_grad():
         for name, mask in prepared.masks.parameters.items():
             parameter = model.get_parameter(name)
-            parameter.mul_(mask.to(parameter.device))
+            parameter.masked_fill_(~mask.to(parameter.device), 0)
     return model
 
 
