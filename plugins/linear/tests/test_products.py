@@ -165,6 +165,22 @@ def test_einsum_of_three_shrinks() -> None:
     assert [result.shape(n) for n in ("w", "v", "last.weight")] == [(7, 6), (6, 5), (3, 5)]
 
 
+@pytest.mark.parametrize("biases", [True, False])
+def test_einsum_that_sums_along_heads_and_what_is_in_them(biases: bool) -> None:
+    """As an output projection whose weight has an axis for the heads: what goes is 0, or has nowhere to go."""
+
+    class Heads(Product):
+        def __init__(self) -> None:
+            act = torch.relu if biases else torch.sigmoid
+            super().__init__(lambda x, w, v: torch.einsum("bhd,hdo->bo", act(x).unflatten(1, (2, -1)), w))
+            self.w = nn.Parameter(torch.empty(2, 4, 8))
+
+    model = randomize(Heads())
+    masks = mask_indices(model, {"first.weight": [1, 5], **({"first.bias": [1, 5]} if biases else {})})
+    result = check_equal(model, batch(4, 5), masks, [batch(2, 5)])
+    assert result.shape("first.weight")[0] == (6 if biases else 8)
+
+
 @pytest.mark.parametrize("factors", [{"alpha": 2}, {"beta": 0.5}, {"alpha": 2, "beta": 0.5}])
 def test_addmm_with_factors(factors: dict[str, float]) -> None:
     """The constants that come out are those with the factors."""
