@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,38 @@ def test_parameters_side_by_side_are_no_views() -> None:
     model.hold()
     small = speedup.plan(model, X, mask_indices(model, {"a.weight": [0, 3]})).apply(verify=True)
     assert small.a.out_features == 6
+
+
+class WithNothing(Two):
+    """As of an option that is off: parameters and buffers that hold no entries."""
+
+    def __init__(self, use: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.use = use
+        self.wide, self.tall = nn.Parameter(torch.empty(0, 8)), nn.Parameter(torch.empty(8, 0))
+        self.register_buffer("line", torch.empty(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.b(self.use(self, self.a(x)))
+        return made
+
+
+NOTHING: tuple[Callable[[Any, torch.Tensor], torch.Tensor], ...] = (
+    lambda m, y: y + m.wide.sum(0),
+    lambda m, y: y + (m.tall @ m.wide)[0],
+    lambda m, y: y + (m.tall * m.line).sum(1),
+    lambda m, y: torch.cat([y, m.line.expand(len(y), 0)], 1),
+    lambda m, y: torch.cat([y, (m.line * 2 + 1).unsqueeze(0).repeat(len(y), 1)], 1),
+    lambda m, y: torch.cat([y, y[:, :0] * m.line + m.line], 1),
+)
+
+
+@pytest.mark.parametrize("use", NOTHING)
+@pytest.mark.parametrize("masked", [True, False])
+def test_tensors_without_entries_say_nothing(use: Callable[[Any, torch.Tensor], torch.Tensor], masked: bool) -> None:
+    model = randomize(WithNothing(use).double(), seed=0)
+    masks = mask_indices(model, {"a.weight": (1, 2, 5), "a.bias": (1, 2, 5)})
+    if masked:
+        masks[""] = {"wide": torch.ones(0, 8), "tall": torch.zeros(8, 0)}
+    result = check_equal(model, X, masks)
+    assert result.shape("a.weight") == (5, 4) and result.shape("b.weight") == (3, 5)

@@ -93,6 +93,19 @@ class Replaced(Net):
         return made
 
 
+class Renewed(MovingMean):
+    """Each call leaves other modules than it has found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def run(self, x, y):
+        y = self.act(y)
+        self.act = nn.ReLU()
+        return super().run(x, y)
+
+
 class Largest(Net):
     """As what is rounded to a few bits."""
 
@@ -259,7 +272,7 @@ def compare(model: nn.Module, biases: bool, calls: int = 4) -> nn.Module:
 
 
 WEIGHTS = (DividedOnce, DividedEachTime, DividedAfterwards, DividedInAView, Normalized)
-BUFFERS = (MovingMean, MeanOfBefore, Replaced, Largest, Recent, InHalves, DelayLine, ZeroAtFirst)
+BUFFERS = (MovingMean, MeanOfBefore, Replaced, Renewed, Largest, Recent, InHalves, DelayLine, ZeroAtFirst)
 COUNTERS = (Counted, CountedAfterwards, OnOneWay)
 
 

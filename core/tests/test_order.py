@@ -106,3 +106,22 @@ def test_the_order_that_is_found_is_the_one_that_was_made() -> None:
     assert reordering([wanted], [wanted + 1]) is None
     assert reordering([wanted], [wanted[:1]]) is None
     assert reordering([wanted], [wanted.clone()]) == {}
+
+
+def test_where_a_whole_tensor_stands_in_another_order_what_it_is_made_of_is_locked() -> None:
+    class Sums(nn.Module):
+        """The sums of pairs, all of which are left, are read in their order."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x).roll(2, 1)
+            torch.pixel_shuffle(y.unflatten(1, (4, 2)).sum(2), 2)
+            result: torch.Tensor = self.b(y)
+            return result
+
+    net = randomize(Sums())
+    result = check_equal(net, X, mask_indices(net, {"a.weight": (0, 2, 4, 6), "a.bias": (0, 2, 4, 6)}), [OTHER])
+    assert result.shape("a.weight")[0] == 8, result.plan.explain()

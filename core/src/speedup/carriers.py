@@ -21,6 +21,11 @@ _ROUNDING = 1e-10
 _TINY = np.finfo(np.float64).tiny
 
 
+def has_rows(layout: Layout, gone: Removed) -> bool:
+    """Whether what goes is summed along one name of the weight: then its entries are rows, see ``Rows``."""
+    return gone.weight is not None and len(layout.contracted & layout.names_of(gone.weight)) == 1
+
+
 class Rows:
     """The known entries of an operand as rows of numbers, per group of the weight: arrays (groups, entries, unknowns).
 

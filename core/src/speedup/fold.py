@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speedup.carriers import Rows
+from speedup.carriers import Rows, has_rows
 from speedup.carrying import carry
 from speedup.facts import ZERO, Bools, Floats, any_of, any_product, compact_axes, count, some, varies
 from speedup.graph import Node, Value
@@ -208,11 +208,12 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
     layout = node.layout
     bias = takes_bias(rule, node)
     for gone in removed(node, keep):
-        if not gone.foldable:
+        into_bias = bias and not gone.terms
+        if not gone.foldable or not (into_bias or has_rows(layout, gone)):
             mask, why = layout.from_named(gone.k, gone.mask), "a constant that cannot be folded here"
             keep.grow(gone.k, mask, why, gone.k, Kind.CONSTANT)
             continue
-        if bias and not gone.terms:
+        if into_bias:
             continue
         rows = _rows(node, gone, keep, bias)
         chosen = rows.lacking()

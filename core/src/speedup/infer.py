@@ -79,7 +79,9 @@ class Facts:
                 self.masked[value] = known[value.names]
                 continue
             given = [~compact(masks[name]).numpy() for name in value.names if name in masks]
-            if given:
+            if given and 0 in value.shape:  # arrays have size 1 or more along every axis
+                self.masked[value] = everything(value.ndim)
+            elif given:
                 mask = given[0] if len(given) == 1 else compact_axes(functools.reduce(np.logical_or, given))[0]
                 self.masked[value] = read_only(mask)
 
@@ -106,6 +108,8 @@ class Facts:
             return found[1]
         if tensor.is_meta:
             return read_only(np.where(self.mask(value), 0.0, np.nan))
+        if 0 in value.shape:
+            return zeros(value.ndim)
         if is_line(value) and value not in self.blind:
             near = [v for v in self.graph.values if v.tensor is not None and v.ndim == 1 and v not in self.blind]
             more = [v for v in near if id(v.tensor) not in self._numbers]

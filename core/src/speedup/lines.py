@@ -23,7 +23,7 @@ def is_line(value: Value) -> bool:
     return (
         tensor is not None
         and value.ndim == 1
-        and value.shape[0] <= _SHORT
+        and 0 < value.shape[0] <= _SHORT
         and value.next is None
         and type(tensor) in _PLAIN
         and tensor.is_floating_point()

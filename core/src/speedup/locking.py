@@ -138,11 +138,12 @@ def lock_call(
 
 
 def lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: frozenset[tuple[int, int]]) -> list[Lock]:
-    """Lock earlier tensors whose shape the call may have been given: those with its size, else all."""
-    smaller = [v for v in graph.values if v.producer is not None and not keeps.whole(v)]
-    before = [v for v in smaller if v.producer is not None and v.producer.index < node.index]
+    """Lock earlier tensors whose shape the call may have been given: those with its size, else all; parameters last."""
+    smaller = [v for v in graph.values if not keeps.whole(v)]
+    made = [v for v in smaller if v.producer is not None]
+    before = [v for v in made if v.producer is not None and v.producer.index < node.index]
     alike = [v for v in before if sizes & set(zip(v.shape, keeps.shape(v), strict=True))]
-    chosen = alike or before or smaller
+    chosen = alike or before or made or smaller
     if not chosen:
         raise UnsteadyError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
     return [Lock(v.number, None, f"{why} ({node.where})") for v in chosen]

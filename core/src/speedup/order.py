@@ -76,11 +76,23 @@ def arrange(graph: Graph, keeps: KeepSets) -> list[Lock]:
                 keeps.orders |= {v: o for v, o in zip(values, found, strict=False) if v is not None and o}
                 continue
         why = f"{node.op_name} cannot take fewer indices here ({node.where})"
-        locks += [Lock(v.number, None, why, kind=Kind.RULE) for v in there if not keeps.whole(v) or v in keeps.orders]
+        near = [v for v in there if not keeps.whole(v) or v in keeps.orders]
+        locks += [Lock(v.number, None, why, kind=Kind.RULE) for v in _to_lock(near, keeps)]
     for value, others in graph.together.items():
         if any(not same_orders(keeps.orders.get(value, {}), keeps.orders.get(v, {})) for v in others):
             locks.append(Lock(value.number, None, "with other data it stands in another order here", kind=Kind.DATA))
     return locks
+
+
+def _to_lock(values: Sequence[Value], keeps: KeepSets) -> Sequence[Value]:
+    """What is to be whole for values to be so, and in their order: they, or, where they are whole, what gives them
+    another order."""
+    near, seen = values, set(values)
+    while near and all(map(keeps.whole, near)):
+        made_of = dict.fromkeys(v for n in near if n.producer is not None for v in n.producer.tensors)
+        near = [v for v in made_of if v not in seen and (v in keeps.orders or not keeps.whole(v))]
+        seen.update(near)
+    return near or values
 
 
 def _takes_all(rule: type[Rule]) -> bool:

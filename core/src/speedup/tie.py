@@ -205,7 +205,7 @@ class _Ties:
         for p in self.present:
             if names & self.layout.names_of(p):
                 rank = rank + (rank.max() + 1) * self._project(p, names & self.layout.names_of(p))
-        shape = [self.layout.sizes[n] if n in names else 1 for n in self.layout.names]
+        shape = [max(self.layout.sizes[n], 1) if n in names else 1 for n in self.layout.names]
         over = tuple(a for a, s in enumerate(shape) if s == 1 and rank.shape[a] > 1)
         best = int(np.argmax(np.broadcast_to(rank.max(axis=over, keepdims=True), shape)))
         first = np.zeros(shape, dtype=bool)

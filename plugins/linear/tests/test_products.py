@@ -165,6 +165,43 @@ def test_einsum_of_three_shrinks() -> None:
     assert [result.shape(n) for n in ("w", "v", "last.weight")] == [(7, 6), (6, 5), (3, 5)]
 
 
+@pytest.mark.parametrize("biases", [True, False])
+def test_einsum_that_sums_along_heads_and_what_is_in_them(biases: bool) -> None:
+    """As an output projection whose weight has an axis for the heads: what goes is 0, or has nowhere to go."""
+
+    class Heads(Product):
+        def __init__(self) -> None:
+            act = torch.relu if biases else torch.sigmoid
+            super().__init__(lambda x, w, v: torch.einsum("bhd,hdo->bo", act(x).unflatten(1, (2, -1)), w))
+            self.w = nn.Parameter(torch.empty(2, 4, 8))
+
+    model = randomize(Heads())
+    masks = mask_indices(model, {"first.weight": [1, 5], **({"first.bias": [1, 5]} if biases else {})})
+    result = check_equal(model, batch(4, 5), masks, [batch(2, 5)])
+    assert result.shape("first.weight")[0] == (6 if biases else 8)
+
+
+def test_einsum_of_a_weight_that_is_summed_first() -> None:
+    """What is kept of it can be cut along two axes, of which one does not serve: it stays."""
+
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 24), nn.Linear(2, 3)
+            self.u, self.w = nn.Parameter(torch.empty(2, 4)), nn.Parameter(torch.empty(3, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.einsum("bkm,ik->bkmi", self.first(x).view(-1, 4, 6), self.u).sigmoid()
+            made: torch.Tensor = self.last(torch.einsum("bkmi,jm->bi", y, self.w))
+            return made
+
+    model = randomize(Summed())
+    gone = [5, 6, 7, 12, 13, 14, 15, 17, 19, 21, 22, 23]
+    masks = mask_indices(model, {"first.weight": gone, "first.bias": gone})
+    masks[""] = {"w": torch.tensor([[0, 1, 0, 1, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1]])}
+    assert check_equal(model, batch(4, 5), masks, [batch(2, 5)]).shape("w") == (3, 6)
+
+
 @pytest.mark.parametrize("factors", [{"alpha": 2}, {"beta": 0.5}, {"alpha": 2, "beta": 0.5}])
 def test_addmm_with_factors(factors: dict[str, float]) -> None:
     """The constants that come out are those with the factors."""

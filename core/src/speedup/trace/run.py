@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from speedup import walk
 from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
 from speedup.graph import Graph, Node
@@ -125,7 +126,9 @@ def trace(
         with versioned(model), undisturbed(model), masking.run(), contextlib.ExitStack() as written:
             for _ in range(before):
                 called(written)
-            return called(written)
+            # The calls before may have left other modules than the model had.
+            with walk.afresh() if before else contextlib.nullcontext():
+                return called(written)
 
     def called(written: contextlib.ExitStack) -> Graph:
         own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
