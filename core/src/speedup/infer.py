@@ -154,8 +154,12 @@ class Facts:
         of, known = self._combined.get(value, (None, None))
         if of != (fact, constants):
             mask, numbers = self.mask(value), self.value(value)
-            terms = [np.where(mask, 0.0, t) for t in fact.terms] if some(mask) else fact.terms
-            known = affine(fact.axis, mask | fact.mask, terms, np.where(mask, numbers, fact.offset), fact.one_hot)
+            offset = np.where(mask, numbers, fact.offset)
+            if some(mask & fact.mask):
+                terms = [np.where(mask, 0.0, t) for t in fact.terms]
+                known = affine(fact.axis, mask | fact.mask, terms, offset, fact.one_hot)
+            else:  # where a constant is, the terms are 0 already
+                known = Affine(fact.axis, mask | fact.mask, fact.terms, offset, one_hot=fact.one_hot)
             for array in () if known is None else (known.mask, *known.numbers):
                 array.setflags(write=False)  # whoever asks next is shown the same
             self._combined[value] = (fact, constants), known
