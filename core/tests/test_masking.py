@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import speedup
 from speedup import masking
 from speedup.kept import kept_of
-from speedup.masking import Masking, product
+from speedup.masking import Masking, masked
 from speedup.testing import masked_copy, randomize
 
 X = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -138,7 +139,7 @@ def test_forwards_that_write_into_weights(use: Callable[[Any], torch.Tensor], le
 )
 @pytest.mark.parametrize("shape", [(5, 4, 3), (5, 1, 1), (1, 4, 1)])
 @pytest.mark.parametrize("few", [0, 2**11])
-def test_a_product_is_what_the_mask_keeps(
+def test_what_the_mask_keeps_is_as_it_was(
     dtype: torch.dtype, shape: tuple[int, ...], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(masking, "_FEW", few)
@@ -146,9 +147,9 @@ def test_a_product_is_what_the_mask_keeps(
     tensor = (torch.randn(5, 4, 3, generator=generator) * 3).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
     mask = torch.rand(shape, generator=generator) > 0.5
     wanted = torch.where(mask, tensor, torch.zeros((), dtype=dtype))
-    made = product(tensor, mask)
+    made = masked(tensor, mask)
     assert made.dtype is dtype and made.stride() == tensor.stride() and torch.equal(made, wanted)
-    assert torch.equal(product(tensor, mask, out=made), wanted) and torch.equal(made, wanted)
+    assert torch.equal(masked(tensor, mask, out=made), wanted) and torch.equal(made, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.complex64])
@@ -163,7 +164,7 @@ def test_what_is_no_number_is_0_where_it_is_masked(
     tensor = torch.ones(5, 4, dtype=dtype)
     tensor[1], tensor[2], tensor[4, 0] = torch.nan, -torch.inf, torch.inf
     wanted = torch.where(mask, tensor, torch.zeros((), dtype=dtype))
-    assert torch.equal(product(tensor, mask), wanted) and torch.equal(product(tensor, mask, out=tensor), wanted)
+    assert torch.equal(masked(tensor, mask), wanted) and torch.equal(masked(tensor, mask, out=tensor), wanted)
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
@@ -177,6 +178,8 @@ def test_a_small_model_has_0_where_no_number_was_masked(number: float) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             model.get_parameter(name)[~mask] = number
+    for masked_model in (speedup.masks.apply_masks(copy.deepcopy(model), masks), masked_copy(model, masks)):
+        assert torch.equal(masked_model(X), wanted)
     small: Any = speedup.ModelSpeedup(model, X, masks).speedup_model()
     assert small[0].out_features == 6 and small[2].out_features == 5
     torch.testing.assert_close(small(X), wanted, rtol=1e-12, atol=1e-12)

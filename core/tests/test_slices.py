@@ -96,14 +96,14 @@ def run(
     if masks is None:
         masks = {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()}
     made: list[int] = []
-    product = masking.product
+    masked = masking.masked
 
     def counted(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         made.append(tensor.numel())
-        return product(tensor, mask)
+        return masked(tensor, mask)
 
     with monkeypatch.context() as patch:
-        patch.setattr(masking, "product", counted)
+        patch.setattr(masking, "masked", counted)
         patch.setattr(masking, "_LEAST", least)
         patch.setattr(masking, "_SHARE", 7)
         before = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}

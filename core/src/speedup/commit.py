@@ -96,9 +96,8 @@ class Transaction:
                 current[:] = value
             elif name != "training":
                 held[name] = value
-        if len(held) > len(new):
-            for name in new["_parameters"]:  # else what it has gained is hidden by an attribute of the name
-                held.pop(name, None)
+        for name in filterfalse(new.__contains__, new["_parameters"]):
+            held.pop(name, None)  # an attribute of the name (``self.bias = None``) would hide what it has gained
 
     def _put_in_place_of(self, path: str, old: nn.Module, made: nn.Module) -> None:
         if old is self.model:

@@ -16,7 +16,7 @@ from torch import nn
 
 from speedup import walk
 from speedup.cached import cached_property
-from speedup.masking import Masking, product
+from speedup.masking import Masking, masked
 from speedup.names import is_torchs_own
 from speedup.rounding import coarsest_of
 from speedup.shell import shell_of
@@ -107,7 +107,7 @@ class Value:
         """The numbers of a parameter, buffer or attribute in the masked model; not to be written into."""
         assert self.tensor is not None
         whole = self.tensor.detach()
-        return whole if self.mask is None else product(whole, self.mask)
+        return whole if self.mask is None else masked(whole, self.mask)
 
     def __repr__(self) -> str:
         return f"<Value {self.number} {self.label} {self.shape}>"

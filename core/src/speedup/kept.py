@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from speedup.graph import Value
-from speedup.masking import memory_of, product
+from speedup.masking import masked, memory_of
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets
@@ -28,7 +28,7 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
     whole = value.tensor.detach() if new is None else new
     mask = value.mask if new is None else None
     if _is_as_it_was(keeps, value):
-        return whole.clone() if mask is None else product(whole, mask)
+        return whole.clone() if mask is None else masked(whole, mask)
     small = keeps.cut(value, whole).contiguous()
     if mask is None or keeps.lacks_masked(value):  # mostly: what is masked goes
         return small
@@ -36,7 +36,7 @@ def kept_of(keeps: KeepSets, value: Value, new: torch.Tensor | None = None) -> t
     if mask.all():
         return small
     own = memory_of(small) != memory_of(whole)
-    return product(small, mask, out=small if own else None)
+    return masked(small, mask, out=small if own else None)
 
 
 def _is_as_it_was(keeps: KeepSets, value: Value) -> bool:

@@ -1,9 +1,9 @@
 """The masked model, of which no more stands in memory than what one call reads.
 
-A parameter is masked when a call reads it, and is itself again after the call. It stays masked until
-the end of the run where the run may notice: when something is left that shares its memory (a view), when a call wrote
-into it, or when it is read for the second time, which is likely to go on. Who asks for the numbers of a parameter
-(``Value.contents``) gets a masked copy of his own.
+A parameter is masked when a call reads it, and is itself again after the call. It stays masked until the end of the run
+where the run may notice: when something is left that shares its memory (a view), when a call wrote into it, or when it
+is read for the second time, which is likely to go on. Who asks for the numbers of a parameter (``Value.contents``) gets
+a masked copy of his own.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Masking:
 
     def _changed(self, key: int, data: torch.Tensor) -> torch.Tensor:
         """What a run sees of a parameter."""
-        return product(data, self._masks[key])
+        return masked(data, self._masks[key])
 
     def may_slice(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether a call that reads these may be better made in slices: much of them is masked, for the first time."""
@@ -113,9 +113,9 @@ class Masking:
         own = [t for t in tensors if bytes_of.get(id(t))]
         if not own:
             return False
-        masked = sum([bytes_of[id(t)] for t in own])
+        masked_bytes = sum([bytes_of[id(t)] for t in own])
         entries = sum([t.numel() for t in own])
-        if masked <= self.limit and entries * (sum([t.numel() for t in tensors]) - entries) < self.worth:
+        if masked_bytes <= self.limit and entries * (sum([t.numel() for t in tensors]) - entries) < self.worth:
             return False
         return all(id(t) not in self._own and id(t) not in self._read and type(t.data) is torch.Tensor for t in own)
 
@@ -165,7 +165,7 @@ class Masking:
             found, mask = parameter.data.narrow(axis, start, count), self.mask_of(parameter)
             if mask is None:
                 return found
-            return product(found, mask.narrow(axis, start, count) if mask.shape[axis] > 1 else mask)
+            return masked(found, mask.narrow(axis, start, count) if mask.shape[axis] > 1 else mask)
 
         with self._standing_in(axes, some):
             yield
@@ -233,7 +233,7 @@ class Masking:
             self._parameters[key].data = self._own.pop(key)
 
 
-def product(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def masked(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """A tensor with 0 where the mask is False.
 
     Args:

@@ -12,7 +12,7 @@ from speedup.cutting import by_numpy, cut_indices
 from speedup.facts import Bools, Floats, Indices, along, every, some
 from speedup.graph import Node
 from speedup.layout import Layout
-from speedup.masking import product
+from speedup.masking import masked
 
 # Entries of a weight that are read at a time in float64.
 AT_ONCE = 1 << 17
@@ -223,7 +223,7 @@ def masked_part(tensor: torch.Tensor, mask: Bools | None, chosen: Mapping[int, I
         if mask is not None and mask.shape[axis] > 1:
             mask = mask.take(at, axis)
     part = cut_indices(tensor, chosen) if chosen else tensor
-    return part if mask is None or every(mask) else product(part, torch.from_numpy(np.ascontiguousarray(mask)))
+    return part if mask is None or every(mask) else masked(part, torch.from_numpy(np.ascontiguousarray(mask)))
 
 
 def by_names(layout: Layout, k: int, mask: torch.Tensor | None) -> Bools | None:
