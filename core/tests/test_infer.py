@@ -112,6 +112,22 @@ def test_combinations_that_several_rules_are_shown_are_read_only() -> None:
             array[...] = 0
 
 
+def test_a_combination_that_turns_out_to_be_a_constant_is_shown_as_one() -> None:
+    model = randomize(nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2)))
+    graph, facts = facts_of(model, torch.randn(4, 3), mask_indices(model, {"0.weight": [1, 3]}))
+    (reader,) = (n for n in graph.nodes if n.path == "2")
+    value = reader.operands[0]
+    assert value is not None and value.producer is not None
+    before, at = NodeFacts(facts, reader).affine(0), np.arange(6)[None] == 1
+    assert before is not None and not before.constant.any()
+    assert facts.add_constant(value.producer, value, Constant(at, np.where(at, 2.0, 0.0)))
+    shown = NodeFacts(facts, reader).affine(0)
+    assert shown is not None and shown.constant.tolist() == at.tolist()
+    assert shown.offset[0, 1] == 2 and shown.mask.tolist() == before.mask.tolist()
+    for term, known in zip(shown.terms, before.terms, strict=True):
+        assert np.array_equal(term, np.where(at, 0.0, known))
+
+
 def test_an_output_of_the_model_is_never_unused() -> None:
     model = randomize(Net()).double().eval()
     graph, facts = facts_of(model, torch.randn(2, 3, 8, 8).double(), mask_indices(model, {"out.weight": (0,)}))
