@@ -87,8 +87,8 @@ def test_one_unknown_lacks_what_many_would(seed: int, groups: int, entries: int)
 
     gone = rng.random((groups, entries)) < 0.5
     kept = ~gone & (rng.random((groups, entries)) < 0.5)
-    one = rng.choice([0.0, 1e-12, 1e-4, 0.5, -1.0, 2.0], (groups, entries, 1))
-    assert np.array_equal(lacking(one), lacking(np.concatenate([one, np.zeros_like(one)], axis=2)))
+    one = rng.choice([0.0, 1e-12, 1e-4, 0.5, -1.0, 2.0], (groups, 1, entries))
+    assert np.array_equal(lacking(one), lacking(np.concatenate([one, np.zeros_like(one)], axis=1)))
 
 
 @pytest.mark.parametrize("lost", ["alike", "by group", "uneven rows", "a whole group"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speedup.cached import cached_property
-from speedup.facts import ZERO, Bools, Floats, all_of, any_of, some, varies
+from speedup.facts import ZERO, Bools, Floats, Indices, all_of, any_of, some, varies
 from speedup.graph import Node
 from speedup.layout import Layout
 
@@ -27,10 +27,11 @@ def has_rows(layout: Layout, gone: Removed) -> bool:
 
 
 class Rows:
-    """The known entries of an operand as rows of numbers, per group of the weight: arrays (groups, entries, unknowns).
+    """The known entries of an operand as rows of numbers, per group of the weight.
 
     Attributes:
-        all: every row, 0 where nothing is known.
+        all: every row, 0 where nothing is known: (groups, unknowns, entries), since NumPy adds up along an axis in
+            front of others many times as fast as along a short last one.
         gone, kept: bool (groups, entries): the rows to be represented, and those that can carry them.
         offset: (groups, entries), the constant part where it goes into a bias.
     """
@@ -50,18 +51,16 @@ class Rows:
             live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
             kept = kept & ~(layout.to_named(k, unread) & any_of(live, frame.beside))
         self.kept = frame.grid(all_of(kept, self.scope) & alike)
-        offset = frame.grid(np.where(alike, gone.offset[frame.first], ZERO))
-        columns = [frame.grid(np.where(alike, t[frame.first], ZERO)) for t in gone.terms]
+        where = frame.grid(alike)
+        self.offset = np.where(where, frame.grid(gone.offset[frame.first]), ZERO)
+        columns = [frame.grid(t[frame.first]) for t in gone.terms]
         if not bias:
-            columns.append(offset)
-        self.offset = offset
-        if len(columns) == 1:  # mostly
-            self.all = columns[0][..., None]
-        else:
-            self.all = np.stack(columns, -1) if columns else np.zeros((*self.gone.shape, 0))
+            columns.append(self.offset)
+        numbers = np.array(columns).swapaxes(0, 1) if columns else np.zeros((len(self.gone), 0, self.gone.shape[1]))
         # Unknowns of different size weigh alike.
-        largest = np.abs(self.all * self.gone[..., None]).max(axis=(0, 1), keepdims=True)
-        self.all = self.all / np.where(largest == 0, 1.0, largest)
+        numbers = np.where(where[:, None], numbers, ZERO)
+        largest = np.abs(np.where(self.gone[:, None], numbers, ZERO)).max(axis=(0, 2), keepdims=True, initial=0.0)
+        self.all = numbers / np.where(largest == 0, 1.0, largest)
 
     def _alike(self, gone: Removed) -> Bools:
         """Known, and the same all along the axes that the weight does not have."""
@@ -89,40 +88,46 @@ class Rows:
         inverse of the Gram matrix would be the same, and as far off as the square of what the rows are alike.
         """
         rows, largest = self.all_of(kept), self._largest
-        if rows.shape[-1] == 1:  # mostly: one number
-            sizes, ways = np.sqrt(np.square(rows).sum(1)), np.ones((len(rows), 1, 1))
-            left = rows / np.where(sizes == 0, 1.0, sizes)[:, None]
+        if rows.shape[1] == 1:  # mostly: one number
+            sizes, ways = np.sqrt(np.square(rows).sum(2)), np.ones((len(rows), 1, 1))
+            right = rows / np.where(sizes == 0, 1.0, sizes)[:, None]
         else:
-            left, sizes, ways = np.linalg.svd(rows, full_matrices=False)
+            ways, sizes, right = np.linalg.svd(rows, full_matrices=False)
         least = np.maximum(_ROUNDING * largest, 1e-3 * _ROUNDING * sizes.max(axis=1, initial=0.0, keepdims=True))
         strong = sizes > np.maximum(least, _TINY)
-        return np.swapaxes(ways, 1, 2) * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, None], left
+        return ways * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, None], np.swapaxes(right, 1, 2)
+
+    @cached_property
+    def _going(self) -> tuple[Indices, Floats]:
+        """The entries that go in any group, and their rows, 0 in other groups."""
+        at = self.gone.any(axis=0).nonzero()[0]
+        return at, np.where(self.gone[:, None, at], self.all[:, :, at], ZERO)
 
     @cached_property
     def _largest(self) -> Floats:
         """Per group the length of the longest row that goes."""
-        lengths: Floats = np.sqrt((np.square(self.all).sum(-1) * self.gone).max(axis=1, keepdims=True))
+        lengths: Floats = np.sqrt(np.square(self._going[1]).sum(1).max(axis=1, keepdims=True, initial=0.0))
         return lengths
 
     def lacking(self) -> Bools:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
-        if self.all.shape[-1] == 1:  # mostly: one number
-            return self._lacking_one(self.all[..., 0])
+        if self.all.shape[1] == 1:  # mostly: one number
+            return self._lacking_one(self.all[:, 0])
         chosen, least = np.zeros_like(self.gone), _ROUNDING * self._largest
-        for _ in range(self.all.shape[-1]):
+        at, going = self._going
+        for _ in range(self.all.shape[1]):
             kept = self.kept | chosen
             first, second = self.spanning(kept)
-            shares = self.all @ first
-            goes = self.gone & ~chosen
-            spanned = shares @ (np.swapaxes(second, 1, 2) @ self.all_of(kept))
-            rest = (self.all - spanned) * goes[..., None]
+            goes = (self.gone & ~chosen)[:, at]
+            shares = np.swapaxes(first, 1, 2) @ going
+            rest = np.where(goes[:, None], going - (self.all_of(kept) @ second) @ shares, ZERO)
             more = _independent(rest, least)
-            share = np.abs(shares).max(axis=-1, initial=0.0) * goes
+            share = np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
             if some(share > _MOST):  # those that are spanned, but by large multiples, come last
                 more |= _first_largest(np.where(more.any(axis=1, keepdims=True) | (share <= _MOST), 0.0, share))
             if not some(more):
                 break
-            chosen = chosen | more
+            chosen[:, at] |= more
         return chosen
 
     def _lacking_one(self, numbers: Floats) -> Bools:
@@ -137,8 +142,9 @@ class Rows:
         return _first_largest(np.where(lengths > np.where(size > least, _MOST * size, least), lengths, 0.0))
 
     def all_of(self, kept: Bools) -> Floats:
-        """The kept rows of each group, and 0 for those that another group keeps."""
-        return np.where(kept[..., None], self.all, 0.0)[:, kept.any(axis=0)]
+        """The kept rows of each group, and 0 for those that another group keeps: (groups, unknowns, entries)."""
+        at = kept.any(axis=0).nonzero()[0]
+        return np.where(kept[:, None, at], self.all[:, :, at], ZERO)
 
 
 class _Frame:
@@ -180,21 +186,24 @@ def _independent(rest: Floats, least: Floats) -> Bools:
     Gram-Schmidt with pivots.
 
     Args:
-        rest: (groups, entries, unknowns).
+        rest: (groups, unknowns, entries).
         least: (groups, 1), the length that is more than rounding.
     """
-    found, groups = np.zeros(rest.shape[:2], dtype=bool), np.arange(len(rest))
-    for _ in range(rest.shape[-1]):
-        lengths = np.sqrt(np.square(rest).sum(-1))
-        lengths = np.where((lengths > least) & ~found, lengths, ZERO)
+    found, groups = np.zeros((len(rest), rest.shape[2]), dtype=bool), np.arange(len(rest))
+    lengths = np.sqrt(np.square(rest).sum(1))
+    at = (lengths > least).any(axis=0).nonzero()[0]  # lengths only fall
+    rest, lengths = rest[:, :, at], lengths[:, at]
+    for _ in range(rest.shape[1] if len(at) else 0):
+        lengths = np.where((lengths > least) & ~found[:, at], lengths, ZERO)
         longest = lengths.argmax(axis=1)
         size = lengths[groups, longest]
         apart = size > 0
         if not some(apart):
             break
-        found[groups, longest] |= apart
-        way = rest[groups, longest] * np.where(apart, 1 / np.where(apart, size, 1), ZERO)[:, None]
-        rest = rest - (rest @ way[:, :, None]) * way[:, None, :]
+        found[groups, at[longest]] |= apart
+        way = rest[groups, :, longest] * np.where(apart, 1 / np.where(apart, size, 1), ZERO)[:, None]
+        rest = rest - way[:, :, None] * (way[:, None] @ rest)
+        lengths = np.sqrt(np.square(rest).sum(1))
     return found
 
 

@@ -44,7 +44,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     assert value is not None
     sources, targets = (np.logical_or.reduce(chosen, axis=0).nonzero()[0] for chosen in (rows.gone, rows.kept))
     first, staying = rows.spanning(rows.kept)
-    leaving = np.swapaxes(np.where(rows.gone[..., None], rows.all, ZERO)[:, sources] @ first, 1, 2)
+    leaving = np.swapaxes(first, 1, 2) @ np.where(rows.gone[:, None, sources], rows.all[:, :, sources], ZERO)
     if not bias:
         grouped = _Grouped.of(node, gone.weight, rows, keeps)
         if grouped is not None:
