@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.
 _MOST = 1e3
 _ROUNDING = 1e-10
+# So many times as many rows as there are unknowns mostly span them as well as all would.
+_FEW = 4
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -30,6 +33,8 @@ class Rows:
     """The known entries of an operand as rows of numbers, per group of the weight.
 
     Attributes:
+        sources: the entries that go in any group.
+        going: their rows, 0 in groups where they stay.
         all: every row, 0 where nothing is known: (groups, unknowns, entries), since NumPy adds up along an axis in
             front of others many times as fast as along a short last one.
         gone, kept: bool (groups, entries): the rows to be represented, and those that can carry them.
@@ -53,24 +58,29 @@ class Rows:
         self.kept = frame.grid(all_of(kept, self.scope) & alike)
         where = frame.grid(alike)
         self.offset = np.where(where, frame.grid(gone.offset[frame.first]), ZERO)
-        columns = [frame.grid(t[frame.first]) for t in gone.terms]
+        count = len(gone.terms)
+        numbers = np.empty((len(self.gone), count if bias else count + 1, self.gone.shape[1]))
+        if count:
+            terms = frame.grids(gone.terms[(slice(None), *frame.first)])
+            numbers[:, :count] = np.where(where[:, None], terms.swapaxes(0, 1), ZERO)
         if not bias:
-            columns.append(self.offset)
-        numbers = np.array(columns).swapaxes(0, 1) if columns else np.zeros((len(self.gone), 0, self.gone.shape[1]))
+            numbers[:, count] = self.offset
         # Unknowns of different size weigh alike.
-        numbers = np.where(where[:, None], numbers, ZERO)
-        largest = np.abs(np.where(self.gone[:, None], numbers, ZERO)).max(axis=(0, 2), keepdims=True, initial=0.0)
-        self.all = numbers / np.where(largest == 0, 1.0, largest)
+        self.sources = self.gone.any(axis=0).nonzero()[0]
+        going = np.where(self.gone[:, None, self.sources], numbers[:, :, self.sources], ZERO)
+        largest = np.abs(going).max(axis=(0, 2), keepdims=True, initial=0.0)
+        largest = np.where(largest == 0, 1.0, largest)
+        self.all, self.going = numbers / largest, going / largest
 
     def _alike(self, gone: Removed) -> Bools:
         """Known, and the same all along the axes that the weight does not have."""
         alike = all_of(gone.known, self.scope)
-        for array in (gone.offset, *gone.terms):
-            if not varies(array, self.scope) and not varies(gone.known, self.scope):
-                continue
-            array = np.where(gone.known, array, 0.0)
-            same = array.max(axis=self.scope, keepdims=True) == array.min(axis=self.scope, keepdims=True)
-            alike = alike & same
+        for arrays in (gone.offset[None], gone.terms):
+            over = tuple([axis + 1 for axis in self.scope])
+            if len(arrays) and (varies(arrays, over) or varies(gone.known, self.scope)):
+                arrays = np.where(gone.known, arrays, ZERO)
+                same = arrays.max(axis=over, keepdims=True) == arrays.min(axis=over, keepdims=True)
+                alike = alike & same.all(axis=0)
         return np.asarray(alike)
 
     def named(self, grid: Bools) -> Bools:
@@ -80,22 +90,6 @@ class Rows:
         array = grid.reshape([sizes[n] for n in here])
         array = array.transpose([here.index(n) for n in names if n in here])
         return array.reshape([sizes[n] if n in here else 1 for n in names])
-
-    def spanning(self, kept: Bools) -> tuple[Floats, Floats]:
-        """How rows are made of kept ones: row · first · second^T gives how much of each, per group.
-
-        The factors of a singular value decomposition, without directions in which there is nothing but rounding. The
-        inverse of the Gram matrix would be the same, and as far off as the square of what the rows are alike.
-        """
-        rows, largest = self.all_of(kept), self._largest
-        if rows.shape[1] == 1:  # mostly: one number
-            sizes, ways = np.sqrt(np.square(rows).sum(2)), np.ones((len(rows), 1, 1))
-            right = rows / np.where(sizes == 0, 1.0, sizes)[:, None]
-        else:
-            ways, sizes, right = np.linalg.svd(rows, full_matrices=False)
-        least = np.maximum(_ROUNDING * largest, 1e-3 * _ROUNDING * sizes.max(axis=1, initial=0.0, keepdims=True))
-        strong = sizes > np.maximum(least, _TINY)
-        return ways * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, None], np.swapaxes(right, 1, 2)
 
     @cached_property
     def _going(self) -> tuple[Indices, Floats]:
@@ -109,25 +103,72 @@ class Rows:
         lengths: Floats = np.sqrt(np.square(self._going[1]).sum(1).max(axis=1, keepdims=True, initial=0.0))
         return lengths
 
+    @cached_property
+    def span(self) -> Span:
+        """How the rows that go are made of those that are kept."""
+        return self._span(self.kept, self.gone[:, self.sources])[0]
+
+    def _span(self, kept: Bools, goes: Bools) -> tuple[Span, Floats, Floats]:
+        """How rows are made of kept ones: of the longest of these, where they suffice.
+
+        Args:
+            goes: those of ``sources`` that are asked for, (groups, entries that go).
+
+        Returns:
+            also what is not made of kept rows, (groups, unknowns, entries that go), and the most that an entry takes
+            of any direction, (groups, entries that go).
+        """
+        lengths = np.where(kept, np.square(self.all).sum(1), ZERO)
+        most = _FEW * self.all.shape[1]
+        if 0 < most < np.count_nonzero(lengths):
+            few = kept & (lengths >= np.partition(lengths, -most, axis=1)[:, -most, None]) & (lengths > 0)
+            span, rest, share = self._made_of(few, goes)
+            if not some(np.square(rest).sum(1) > np.square(self._least)) and not some(share > _MOST):
+                return span, rest, share
+        return self._made_of(kept, goes)
+
+    def _made_of(self, kept: Bools, goes: Bools) -> tuple[Span, Floats, Floats]:
+        """How rows are made of all of these.
+
+        By a singular value decomposition, without directions in which there is nothing but rounding. The inverse of
+        the Gram matrix would be the same, and as far off as the square of what the rows are alike.
+        """
+        at = kept.any(axis=0).nonzero()[0]
+        rows = np.where(kept[:, None, at], self.all[:, :, at], ZERO)
+        if rows.shape[1] == 1:  # mostly: one number
+            sizes, ways = np.sqrt(np.square(rows).sum(2)), np.ones((len(rows), 1, 1))
+            left = np.swapaxes(rows, 1, 2) / np.where(sizes == 0, 1.0, sizes)[:, None]
+        else:  # LAPACK takes half the time for what is longer than wide
+            left, sizes, ways = np.linalg.svd(np.swapaxes(rows, 1, 2), full_matrices=False)
+        longest = sizes.max(axis=1, initial=0.0, keepdims=True)
+        strong = sizes > np.maximum(np.maximum(self._least, 1e-3 * _ROUNDING * longest), _TINY)
+        ways = ways * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, :, None]
+        shares = ways @ self.going
+        rest = np.where(goes[:, None], self.going - (rows @ left) @ shares, ZERO)
+        return Span(at, left, shares), rest, np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
+
+    @cached_property
+    def _least(self) -> Floats:
+        """Per group the length of a row that is more than rounding."""
+        longest: Floats = np.sqrt(np.square(self.going).sum(1).max(axis=1, keepdims=True, initial=0.0))
+        return _ROUNDING * longest
+
+    @cached_property
     def lacking(self) -> Bools:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
         if self.all.shape[1] == 1:  # mostly: one number
             return self._lacking_one(self.all[:, 0])
-        chosen, least = np.zeros_like(self.gone), _ROUNDING * self._largest
-        at, going = self._going
+        chosen, at = np.zeros_like(self.gone), self.sources
+        self.span, rest, share = self._span(self.kept, self.gone[:, at])
         for _ in range(self.all.shape[1]):
-            kept = self.kept | chosen
-            first, second = self.spanning(kept)
-            goes = (self.gone & ~chosen)[:, at]
-            shares = np.swapaxes(first, 1, 2) @ going
-            rest = np.where(goes[:, None], going - (self.all_of(kept) @ second) @ shares, ZERO)
-            more = _independent(rest, least)
-            share = np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
+            more = _independent(rest, self._least)
             if some(share > _MOST):  # those that are spanned, but by large multiples, come last
-                more |= _first_largest(np.where(more.any(axis=1, keepdims=True) | (share <= _MOST), 0.0, share))
+                spanned = more.any(axis=1, keepdims=True) | (share <= _MOST)
+                more |= _first_largest(np.where(spanned, 0.0, share))
             if not some(more):
                 break
             chosen[:, at] |= more
+            _, rest, share = self._span(self.kept | chosen, (self.gone & ~chosen)[:, at])
         return chosen
 
     def _lacking_one(self, numbers: Floats) -> Bools:
@@ -137,14 +178,24 @@ class Rows:
             numbers: the rows, (groups, entries).
         """
         size = np.sqrt((np.square(numbers) * self.kept).sum(axis=1, keepdims=True))
-        least = np.maximum(_ROUNDING * self._largest, _TINY)
+        least = np.maximum(self._least, _TINY)
         lengths = np.abs(numbers) * self.gone
         return _first_largest(np.where(lengths > np.where(size > least, _MOST * size, least), lengths, 0.0))
 
-    def all_of(self, kept: Bools) -> Floats:
-        """The kept rows of each group, and 0 for those that another group keeps: (groups, unknowns, entries)."""
-        at = kept.any(axis=0).nonzero()[0]
-        return np.where(kept[:, None, at], self.all[:, :, at], ZERO)
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """How rows that go are made of kept ones: row i = sum over k and r of shares[r, i] · left[k, r] · row at[k].
+
+    Attributes:
+        at: the entries that carry, in any group.
+        left: (groups, entries that carry, directions), 0 for those that another group keeps.
+        shares: (groups, directions, entries that go).
+    """
+
+    at: Indices
+    left: Floats
+    shares: Floats
 
 
 class _Frame:
@@ -178,6 +229,15 @@ class _Frame:
             narrow, array = array, np.empty(self._wide, array.dtype)
             array[...] = narrow
         return (array if self._order is None else array.transpose(self._order)).reshape(-1, self._width)
+
+    def grids(self, arrays: Floats) -> Floats:
+        """As ``grid``, of several arrays that are stacked along a first axis: (arrays, groups, entries)."""
+        wide = len(arrays), *self._wide
+        if arrays.shape != wide:
+            arrays = np.broadcast_to(arrays, wide)
+        if self._order is not None:
+            arrays = arrays.transpose(0, *(axis + 1 for axis in self._order))
+        return arrays.reshape(len(arrays), -1, self._width)
 
 
 def _independent(rest: Floats, least: Floats) -> Bools:

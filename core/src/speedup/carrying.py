@@ -1,7 +1,7 @@
 """What goes of an operand is carried by what stays, see ``speedup.fold``: the weight gets other numbers.
 
-x[i] = row[i] · first · sum over k of second[k] · x[k], with the kept entries k (``Rows.spanning``): what the weight has
-at [.., i] is added to its columns of the carriers, by way of one column per unknown.
+x[i] = sum over k and r of shares[r, i] · left[k, r] · x[k], with the kept entries k (``Span``): what the weight has at
+[.., i] is added to its columns of the carriers, by way of one column per direction.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from speedup.carriers import Rows
 from speedup.cutting import by_numpy, take
-from speedup.facts import ZERO, Bools, Floats, Indices
+from speedup.facts import Bools, Floats, Indices
 from speedup.graph import Node, Value
 from speedup.kept import kept_of
 from speedup.layout import Layout
@@ -42,9 +42,8 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     assert gone.weight is not None
     value = node.values[gone.weight]
     assert value is not None
-    sources, targets = (np.logical_or.reduce(chosen, axis=0).nonzero()[0] for chosen in (rows.gone, rows.kept))
-    first, staying = rows.spanning(rows.kept)
-    leaving = np.swapaxes(first, 1, 2) @ np.where(rows.gone[:, None, sources], rows.all[:, :, sources], ZERO)
+    span = rows.span
+    sources, targets, leaving, staying = rows.sources, span.at, span.shares, span.left
     if not bias:
         grouped = _Grouped.of(node, gone.weight, rows, keeps)
         if grouped is not None:
@@ -68,7 +67,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
         made = keeps.cut(value, made).contiguous()
     if not bias:
         return made, None
-    offset = np.einsum("gk,gkr->gr", np.where(rows.kept, rows.offset, 0.0)[:, targets], staying)
+    offset = np.einsum("gk,gkr->gr", rows.offset[:, targets], staying)
     joined = np.concatenate(ways, axis=2) if weight.axes.rest else ways[0]  # a vector has no rest, and is one part
     return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))
 

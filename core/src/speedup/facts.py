@@ -106,10 +106,17 @@ class Affine:
         """What is said beside the mask."""
         return (self.offset, *self.terms)
 
+    @cached_property
+    def stacked(self) -> Floats:
+        """The numbers in one array, the offset first: there may be dozens of terms."""
+        return np.stack(alike_shaped(*self.numbers)).astype(np.float64, copy=False)
+
     @property
     def constant(self) -> Bools:
         """Entries that are constants."""
-        result: Bools = np.logical_and.reduce(np.broadcast_arrays(self.mask, *(t == 0 for t in self.terms)))
+        if not len(self.terms):
+            return self.mask
+        result: Bools = self.mask & ~np.logical_or.reduce(self.stacked[1:] != 0)
         return result
 
     def with_constants(self, mask: Bools, value: Floats) -> Affine:
@@ -118,12 +125,29 @@ class Affine:
         Example:
             >>> known.with_constants(zero, np.zeros((1,) * zero.ndim))
         """
-        mask, value, own, offset, *terms = np.broadcast_arrays(mask, value, self.mask, self.offset, *self.terms)
-        terms = [np.where(mask, 0.0, t) for t in terms]
-        return Affine(self.axis, own | mask, tuple(terms), np.where(mask, value, offset), self.derived, self.one_hot)
+        offset = np.where(mask, value, self.stacked[0])
+        numbers = np.empty((len(self.stacked), *offset.shape))
+        numbers[0], numbers[1:] = offset, np.where(mask, ZERO, self.stacked[1:])
+        return stacked(self.axis, np.asarray(self.mask | mask), numbers, self.derived, self.one_hot)
+
+    def beside(self, mask: Bools, value: Floats) -> Affine:
+        """As ``with_constants``, of entries that are not known as combinations: so the terms are 0 there already."""
+        offset, mask = np.where(mask, value, self.offset), np.asarray(self.mask | mask)
+        if offset.shape != self.stacked.shape[1:]:
+            return Affine(self.axis, mask, self.terms, offset, self.derived, self.one_hot)
+        numbers = self.stacked.copy()
+        numbers[0] = offset
+        return stacked(self.axis, mask, numbers, self.derived, self.one_hot)
 
 
 Fact = Constant | Unused | Affine
+
+
+def stacked(axis: int, mask: Bools, numbers: Floats, derived: bool = False, one_hot: bool = False) -> Affine:
+    """An Affine whose numbers stand in one array: (1 + unknowns, ...), the offset first."""
+    fact = Affine(axis, mask, tuple(numbers[1:]), numbers[0], derived, one_hot)
+    fact.__dict__["stacked"] = numbers
+    return fact
 
 
 def compact_axes(*arrays: Bools | Floats, axes: Collection[int] | None = None) -> tuple[Bools | Floats, ...]:
@@ -212,14 +236,25 @@ def unused(mask: Bools) -> Unused | None:
 
 def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats, one_hot: bool = False) -> Affine | None:
     """An Affine in compact form, or None where nothing is known; entries that are not finite do not count."""
-    numbers = np.stack(alike_shaped(*terms, offset)).astype(np.float64, copy=False)  # in one, as there may be dozens
+    numbers = np.stack(alike_shaped(offset, *terms)).astype(np.float64, copy=False)
+    return compact_affine(axis, mask, numbers, one_hot)
+
+
+def compact_affine(axis: int, mask: Bools, numbers: Floats, one_hot: bool) -> Affine | None:
+    """As ``affine``, of numbers in one array, see ``stacked``."""
     mask = mask & np.logical_and.reduce(np.isfinite(numbers))
     if not some(mask):
         return None
     numbers = np.where(mask, numbers, ZERO)
-    wide, numbers = compact_axes(mask[None], numbers, axes=range(1, numbers.ndim))
-    used = [t for t in numbers[:-1] if some(t)]
-    return Affine(axis, wide[0].astype(bool, copy=False), tuple(used), numbers[-1], one_hot=one_hot)
+    size = max(mask.shape, default=1)
+    if mask.size != size or numbers[0].size != size or every(mask):  # else the only axis is one along which it varies
+        wide, numbers = compact_axes(mask[None], numbers, axes=range(1, numbers.ndim))
+        mask = wide[0]
+    used = np.logical_or.reduce(numbers, axis=tuple(range(1, numbers.ndim)))
+    used[0] = True
+    if not every(used):
+        numbers = numbers[used]
+    return stacked(axis, mask.astype(bool, copy=False), numbers, one_hot=one_hot)
 
 
 ZERO = np.zeros(())  # with an array a call of NumPy takes half the time that it takes with a number

@@ -15,7 +15,7 @@ is the multiple of an unknown that is 1 everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from speedup.rule import Rule
 
 
+# The terms of what is constant: of no unknown.
+_NONE = np.zeros(0)
+
+
 @dataclass(frozen=True, eq=False)
 class Removed:
     """The entries of operand ``k`` of a contraction that go though they are not 0, in named space.
@@ -45,9 +49,8 @@ class Removed:
         foldable: whether they are the same all along the axes that the weight does not have.
         weight: the operand they are multiplied with, None when no weight of the model is.
         known: everything that is known of the operand, kept entries included.
-        terms: of what is known, the factors of each unknown; the same shape rules as for facts.
+        terms: of what is known, the factors of each unknown, (unknowns, ...); the same shape rules as for facts.
         offset: the constant part.
-        rows: what ``_rows`` made of it, by whether the constants go into a bias.
     """
 
     k: int
@@ -55,9 +58,8 @@ class Removed:
     foldable: bool
     weight: int | None
     known: Bools
-    terms: tuple[Floats, ...]
+    terms: Floats
     offset: Floats
-    rows: dict[bool, Rows] = field(default_factory=dict, repr=False)
 
 
 # -- what goes --------------------------------------------------------------------------------------------------------
@@ -103,20 +105,22 @@ def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
         scope = _beside(layout, k, weight)
         known, offset = layout.to_named(k, known), layout.to_named(k, offset)
-        terms = [layout.to_named(k, t) for t in combined.terms] if combined is not None else []
         constants = np.where(named, offset, ZERO)
-        named, used, offset, constants, *terms = [
-            compact_axes(a, axes=scope)[0] if varies(a, scope) else a for a in (named, used, offset, constants, *terms)
+        named, used, offset, constants = [
+            compact_axes(a, axes=scope)[0] if varies(a, scope) else a for a in (named, used, offset, constants)
         ]
         alike = weight is not None and not varies(named, scope) and not varies(constants, scope)
-        if alike and terms:
-            assert combined is not None
+        terms = _NONE
+        if combined is not None and combined.terms:
+            terms, wide = layout.all_to_named(k, combined.stacked[1:]), tuple([p + 1 for p in scope])
+            if varies(terms, wide):
+                (terms,) = compact_axes(terms, axes=wide)
             axis = (layout.operands[k] or ())[combined.axis]
-            alike = layout.contracted <= set(axis) and not any([varies(t, scope) for t in (*terms, offset)])
+            alike = alike and layout.contracted <= set(axis) and not varies(terms, wide) and not varies(offset, scope)
         if alike:
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
-        found.append(Removed(k, used, alike, weight, known, tuple(terms), offset))
+        found.append(Removed(k, used, alike, weight, known, terms, offset))
     return found, live if all_read else [*live, layout.n_inputs]
 
 
@@ -208,7 +212,7 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
     layout = node.layout
     bias = takes_bias(rule, node)
     for gone in removed(node, keep):
-        into_bias = bias and not gone.terms
+        into_bias = bias and not len(gone.terms)
         if not gone.foldable or not (into_bias or has_rows(layout, gone)):
             mask, why = layout.from_named(gone.k, gone.mask), "a constant that cannot be folded here"
             keep.grow(gone.k, mask, why, gone.k, Kind.CONSTANT)
@@ -216,17 +220,15 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
         if into_bias:
             continue
         rows = _rows(node, gone, keep, bias)
-        chosen = rows.lacking()
-        if some(chosen):
-            mask, why = layout.from_named(gone.k, rows.named(chosen)), "carries what was removed"
+        if some(rows.lacking):
+            mask, why = layout.from_named(gone.k, rows.named(rows.lacking)), "carries what was removed"
             keep.grow(gone.k, mask, why, gone.k, Kind.CARRIER)
 
 
 def _rows(node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> Rows:
     """Made once: who demands carriers and who folds onto them ask for the same."""
-    if bias not in gone.rows:
-        gone.rows[bias] = Rows(node, gone, keep, bias)
-    return gone.rows[bias]
+    sets = gone.mask, keep.sets[gone.k]
+    return keep.made_of(("rows", gone.k, bias), sets, lambda: Rows(node, gone, keep, bias))
 
 
 # -- folding ----------------------------------------------------------------------------------------------------------
@@ -237,7 +239,7 @@ def targets(rule: Rule, node: Node, keep: NodeKeep) -> list[Value | str]:
     bias = takes_bias(rule, node)
     found: dict[Value | str, None] = {}
     for gone in removed(node, keep):
-        if gone.terms or not bias:
+        if len(gone.terms) or not bias:
             assert gone.weight is not None
             weight = node.values[gone.weight]
             assert weight is not None
@@ -273,7 +275,7 @@ def fold(rule: Rule, node: Node, keep: NodeKeep, keeps: KeepSets) -> dict[Value 
                 (constants,) = compact_axes(constants, axes=scope)
             kept = node.layout.to_named(node.layout.n_inputs, keep.sets[node.layout.n_inputs])
             shift = response(node, gone.k, gone.weight, constants, kept, tensor)
-        if gone.terms or not bias:
+        if len(gone.terms) or not bias:
             new[weight], added = carry(node, gone, _rows(node, gone, keep, bias), keeps, bias)
             if shift is not None and added is not None:
                 shift = shift - added

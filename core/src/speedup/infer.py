@@ -24,8 +24,8 @@ from speedup.facts import (
     Fact,
     Floats,
     Unused,
-    affine,
     all_of,
+    compact_affine,
     compact_axes,
     everything,
     nothing,
@@ -154,12 +154,11 @@ class Facts:
         of, known = self._combined.get(value, (None, None))
         if of != (fact, constants):
             mask, numbers = self.mask(value), self.value(value)
-            offset = np.where(mask, numbers, fact.offset)
             if some(mask & fact.mask):
-                terms = [np.where(mask, 0.0, t) for t in fact.terms]
-                known = affine(fact.axis, mask | fact.mask, terms, offset, fact.one_hot)
-            else:  # where a constant is, the terms are 0 already
-                known = Affine(fact.axis, mask | fact.mask, fact.terms, offset, one_hot=fact.one_hot)
+                both = fact.with_constants(mask, numbers)
+                known = compact_affine(fact.axis, both.mask, both.stacked, fact.one_hot)
+            else:
+                known = fact.beside(mask, numbers)
             for array in () if known is None else (known.mask, *known.numbers):
                 array.setflags(write=False)  # whoever asks next is shown the same
             self._combined[value] = (fact, constants), known
@@ -218,13 +217,17 @@ class Facts:
         if value.dtype.is_complex or not 0 <= fact.axis < value.ndim:
             raise RuleError(f"{culprit(node)} gives an affine fact along axis {fact.axis} of {value.label}")
         held = self._allowed(value, fact.mask)
-        mask, offset, *terms = (_shaped(node, value, a) for a in (held, fact.offset, *fact.terms))
-        constant = Affine(fact.axis, mask, tuple(terms), offset).constant
-        grown = self.add_constant(node, value, Constant(*np.broadcast_arrays(constant, offset)))
+        for array in fact.numbers:
+            _shaped(node, value, array)
+        mask, numbers = _shaped(node, value, held), fact.stacked
+        constant = fact.constant & mask
+        grown = False
+        if some(constant) or value in self.constants:
+            grown = self.add_constant(node, value, Constant(*np.broadcast_arrays(constant, numbers[0])))
         old = self.affine.get(value)
         if old is not None and (old.mask & ~(mask | self.mask(value))).any():
             return grown  # unknowns along two axes cannot be said at once: what is known stays
-        new = affine(fact.axis, mask & ~constant, terms, offset, fact.one_hot)
+        new = compact_affine(fact.axis, mask & ~constant, numbers, fact.one_hot)
         if new is None or (old is not None and _alike(old, new)):
             return grown
         self.affine[value] = new

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar, cast
@@ -96,6 +96,7 @@ class KeepSets:
         self.stage = Stage.FILLED
         self.waiting: set[int] = set()
         self.memo: dict[Node, tuple[list[tuple[Value, Bools]], Any]] = {}
+        self.made: dict[tuple[Node, Hashable], tuple[Sequence[Bools], Any]] = {}
         self.tied: dict[Node, tuple[Bools, ...]] = {}
         self._derived: dict[Node, set[int]] = {}
         self.additions = 0
@@ -341,6 +342,21 @@ class NodeKeep:
         values = [value for k in matter if (value := self._values[k]) is not None]
         keeps.memo[node] = [(value, keeps.sets[value]) for value in values], found
         return found
+
+    def made_of(self, what: Hashable, sets: Sequence[Bools], make: Callable[[], Found]) -> Found:
+        """What follows from the facts and these sets, made again when one of them is another.
+
+        Args:
+            what: tells it from what else is made of this call's.
+            make: makes it.
+        """
+        made = self._keeps.made
+        known = made.get((self.node, what))
+        if known is not None and all(map(equal, known[0], sets)):
+            return cast(Found, known[1])
+        result = make()
+        made[self.node, what] = sets, result
+        return result
 
     def tie_once(self, tie: Callable[[], object]) -> None:
         """Let operands keep together what they must, unless that was seen to with these very sets.

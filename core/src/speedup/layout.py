@@ -116,6 +116,16 @@ class Layout:
             return array if array.shape == named else array.reshape(named)
         return array.reshape(factored).transpose(order).reshape(named)
 
+    def all_to_named(self, k: int, arrays: Array) -> Array:
+        """As ``to_named``, of several arrays that are stacked along a first axis."""
+        way = self._to.get((k, arrays.shape[1:]))
+        if way is None:
+            way = self._to[k, arrays.shape[1:]] = self._way_to(k, arrays.shape[1:])
+        factored, order, named = way
+        if order is not None:
+            arrays = arrays.reshape(-1, *factored).transpose(0, *(axis + 1 for axis in order))
+        return arrays.reshape(len(arrays), *named)
+
     def is_even(self, k: int, shape: Shape) -> bool:
         """Whether an array of this shape, which broadcasts to operand ``k``, has size 1 along all that is mixed."""
         return not self.mixed or bool(

@@ -14,12 +14,12 @@ So a layer norm without weight keeps what it knows of its channels behind the sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import ZERO, Affine, Bools, Constant, Fact, Floats, affine, everything, some
+from speedup.facts import ZERO, Affine, Bools, Constant, Fact, Floats, alike_shaped, compact_affine, everything, some
 from speedup.graph import Node, Value
 
 if TYPE_CHECKING:
@@ -67,35 +67,22 @@ def _combined(rule: Rule, node: Node, facts: NodeFacts, known: dict[int, Affine]
     for k in layout.inputs:
         value = known[k].offset if k in known else facts.value(k)
         held[k] = np.where(masks[k], value, 0.0) if k in masks else value
-
-    def run(*changed: tuple[Value, Floats]) -> Floats:
-        """The call where these terms are added to the operands that are these tensors."""
-        arrays = list(held)
-        for value, term in changed:
-            for k in layout.inputs:
-                before = arrays[k]
-                if node.operands[k] is value and before is not None:
-                    arrays[k] = before + term
-        result = rule.evaluate(node, arrays)
-        return np.full((1,) * node.outputs[0].ndim, np.nan) if result is None else np.asarray(result[0], np.float64)
-
     mask = everything(node.outputs[0].ndim)
     for k, own in masks.items():
         mask = mask & layout.from_named(out, layout.to_named(k, own))
     if not mask.any():
         return None
     with np.errstate(invalid="ignore"):
-        terms, offset, sound = _differences(node, known, run, one_hot)
-    return affine(axis, mask & sound, terms, offset, one_hot)
+        numbers, sound = _differences(_Trial(rule, node, held), known, one_hot)
+    return compact_affine(axis, mask & sound, numbers, one_hot)
 
 
-def _differences(
-    node: Node, known: dict[int, Affine], run: Callable[..., Floats], one_hot: bool
-) -> tuple[list[Floats], Floats, Bools]:
-    """What a call gives per unknown and without any, and where nothing else comes of them."""
-    offset, sound = run(), everything(node.outputs[0].ndim)
-    terms = {v: known[k].terms for v, k in {node.operands[k]: k for k in known}.items() if v}
-    alone = [run((v, t)) for v, own in terms.items() for t in own]
+def _differences(trial: _Trial, known: dict[int, Affine], one_hot: bool) -> tuple[Floats, Bools]:
+    """What a call gives without any unknown and per unknown, stacked; and where nothing else comes of them."""
+    node = trial.node
+    offset, sound = trial.run(), everything(node.outputs[0].ndim)
+    terms = {v: known[k].stacked[1:] for v, k in {node.operands[k]: k for k in known}.items() if v}
+    alone = [result for v, own in terms.items() for result in trial.run_each(v, own, offset)]
     # A product of two unknowns, or the square of one, is none of theirs. What the call makes of the unknowns of two
     # tensors beyond what it makes of either is a number for each pair; of a sum of all, in which no two cancel, it is 0
     # where all these numbers are.
@@ -103,10 +90,76 @@ def _differences(
     for number, one in enumerate(() if one_hot else sums):
         for other in sums[: number + 1]:
             if one is not other or node.operands.count(one[0]) > 1:
-                both, first, second = run(one, other), run(one), run(other)
+                both, first, second = trial.run(one, other), trial.run(one), trial.run(other)
                 size = np.abs(both) + np.abs(first) + np.abs(second) + np.abs(offset)
                 sound = sound & (np.abs(both - first - second + offset) <= 1e-12 * size)
-    return [result - offset for result in alone], offset, sound
+    numbers = np.stack(alike_shaped(offset, *alone))
+    numbers[1:] -= offset
+    return numbers, sound
+
+
+class _Trial:
+    """A pointwise call, run on numbers that are known and on what unknowns add to them.
+
+    Attributes:
+        held: by operand the numbers without any unknown.
+    """
+
+    def __init__(self, rule: Rule, node: Node, held: Sequence[Floats | None]) -> None:
+        self._rule, self.node, self._held = rule, node, held
+
+    def run(self, *changed: tuple[Value, Floats]) -> Floats:
+        """The call where these terms are added to the operands that are these tensors."""
+        arrays = list(self._held)
+        for value, term in changed:
+            for k, before in enumerate(arrays):
+                if self.node.operands[k] is value and before is not None:
+                    arrays[k] = before + term
+        result = self._rule.evaluate(self.node, arrays)
+        if result is None:
+            return np.full((1,) * self.node.outputs[0].ndim, np.nan)
+        return np.asarray(result[0], np.float64)
+
+    def run_each(self, value: Value, terms: Floats, offset: Floats) -> Sequence[Floats]:
+        """The call where each of the terms is added to a tensor, alone: with all of them next to each other along an
+        axis whose indices it treats alike, where there is one.
+
+        Args:
+            terms: (unknowns, ...).
+            offset: what comes of none.
+        """
+        axis = self._free_axis(value, terms) if len(terms) > 1 else None
+        if axis is not None:
+            # A term of 0 first, which shows whether this can be done.
+            beside = np.concatenate([np.zeros_like(terms[:1]), terms])
+            try:
+                made = self.run((value, beside.swapaxes(0, axis[0] + 1)[0]))[None]
+            except Exception:  # a rule may count on the sizes that there are
+                made = offset[None]
+            if made.shape[axis[1] + 1] == len(beside):
+                made = made.swapaxes(0, axis[1] + 1)
+                if np.array_equal(made[0], offset, equal_nan=True):
+                    return made[1:]
+        return [self.run((value, term)) for term in terms]
+
+    def _free_axis(self, value: Value, terms: Floats) -> tuple[int, int] | None:
+        """An axis, of a tensor and of the output, along which no number varies and which all operands have or lack."""
+        layout, held = self.node.layout, self._held
+        inputs = [(k, layout.operands[k] or (), held[k]) for k in layout.inputs]
+        for axis, dim in enumerate(layout.operands[layout.n_inputs] or ()):
+            of_terms = None
+            for k, dims, array in inputs:
+                at = dims.index(dim) if dim in dims else None
+                if array is None or not (layout.names_of(k).isdisjoint(dim) if at is None else array.shape[at] == 1):
+                    break
+                if self.node.operands[k] is value:
+                    if at is None or terms.shape[at + 1] != 1 or of_terms not in (None, at):
+                        break
+                    of_terms = at
+            else:
+                if dim and of_terms is not None:
+                    return of_terms, axis
+        return None
 
 
 def _alike(node: Node, facts: NodeFacts, known: dict[int, Affine]) -> Affine | None:

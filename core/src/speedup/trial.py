@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,15 +19,17 @@ from speedup.layout import Layout, Shape
 def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:
     """Run the call in float64 on constants. Mixed axes get two small extents: only what is the same for both counts.
 
-    Where the rule says that the number of entries counts, they have the extent that they have (None).
+    Where the rule says that the number of entries counts, they have the extent that they have (None). What comes with
+    another size than 1 and the full one is so many cases next to each other.
     """
     results = None
     layout = node.layout
     assert node.rule is not None
     number_of = {v: k for k, v in enumerate(node.operands)}
     given = tuple([None if a is None else a.shape for a in arrays])
+    cases: _Cases = layout.once("cases", given, partial(_find_cases, layout, given))
     for extent in (1,) if not layout.mixed else (None,) if node.rule.counts else (2, 3):
-        shapes: list[Shape] = layout.once("trial", (given, extent), partial(_trial_shapes, layout, given, extent))
+        shapes: list[Shape] = layout.once("trial", (given, extent), partial(_trial_shapes, layout, given, extent, cases))
         tensors: list[torch.Tensor] = []
         for value in node.tensors:
             k = number_of.get(value)
@@ -42,7 +45,7 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
             found = node.run(tensors)
         except (RuntimeError, ValueError, TypeError, IndexError):
             return None
-        now = _uniform_outputs(node, [found] if isinstance(found, torch.Tensor) else list(found))
+        now = _uniform_outputs(node, [found] if isinstance(found, torch.Tensor) else list(found), cases)
         if now is None or (results is not None and not all(map(_alike, now, results))):
             return None
         results = now
@@ -70,6 +73,9 @@ class _Extent:
     mixed: bool
 
 
+_Cases: TypeAlias = Mapping[tuple[str, ...], int]
+
+
 def _extents(layout: Layout, k: int) -> list[_Extent]:
     found: list[_Extent] = layout.once(
         "extents",
@@ -87,11 +93,15 @@ def _extents(layout: Layout, k: int) -> list[_Extent]:
     return found
 
 
-def _trial_shapes(layout: Layout, given: Sequence[Shape | None], extent: int | None) -> list[Shape]:
+def _trial_shapes(
+    layout: Layout, given: Sequence[Shape | None], extent: int | None, cases: _Cases
+) -> list[Shape]:
     """The smallest shapes of operands at which the call makes sense: names that any of them varies along in full."""
     wide = {n for k, shape in enumerate(given) if shape is not None for n in layout.varying(k, shape)}
 
     def size_of(axis: _Extent, size: int) -> int:
+        if axis.names in cases:
+            return cases[axis.names]
         if size > 1 or axis.named or not wide.isdisjoint(axis.names) or (axis.mixed and extent is None):
             return axis.full
         return extent if axis.mixed and extent is not None else 1
@@ -100,6 +110,16 @@ def _trial_shapes(layout: Layout, given: Sequence[Shape | None], extent: int | N
         tuple([size_of(axis, size) for axis, size in zip(_extents(layout, k), shape or (), strict=shape is not None)])
         for k, shape in enumerate(given)
     ]
+
+
+def _find_cases(layout: Layout, given: Sequence[Shape | None]) -> _Cases:
+    """The axes along which cases stand next to each other, by their names, and how many."""
+    return {
+        axis.names: size
+        for k, shape in enumerate(given)
+        for axis, size in zip(_extents(layout, k) if shape is not None else (), shape or (), strict=True)
+        if size not in (1, axis.full)
+    }
 
 
 def _operand_tensor(array: Floats, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
@@ -117,7 +137,7 @@ def _is_as_it_is(layout: Layout, k: int, shape: Shape) -> bool:
     )
 
 
-def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats] | None:
+def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor], cases: _Cases) -> list[Floats] | None:
     """The outputs with their mixed axes reduced to size 1; None where they are not the same along them."""
     layout = node.layout
     results: list[Floats] = []
@@ -140,7 +160,7 @@ def _uniform_outputs(node: Node, outputs: Sequence[torch.Tensor]) -> list[Floats
                 if not np.allclose(array, first, rtol=1e-12, atol=0, equal_nan=True):
                     return None
                 array = first
-            elif size != 1 and size != axis.full:
+            elif size not in (1, axis.full, cases.get(axis.names)):
                 return None
         results.append(array)
     return results
