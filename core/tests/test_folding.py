@@ -83,8 +83,9 @@ def test_one_unknown_lacks_what_many_would(seed: int, groups: int, entries: int)
     def lacking(numbers: np.ndarray) -> np.ndarray:
         rows = Rows.__new__(Rows)
         rows.all, rows.gone, rows.kept = numbers, gone, kept
-        rows.sources = gone.any(axis=0).nonzero()[0]
-        rows.going = np.where(gone[:, None], numbers, 0.0)[:, :, rows.sources]
+        rows.at, rows.offset = np.arange(entries), np.zeros((groups, entries))
+        rows.going_at = gone.any(axis=0).nonzero()[0]
+        rows.going = np.where(gone[:, None], numbers, 0.0)[:, :, rows.going_at]
         return rows.lacking
 
     gone = rng.random((groups, entries)) < 0.5

@@ -30,10 +30,12 @@ def has_rows(layout: Layout, gone: Removed) -> bool:
 
 
 class Rows:
-    """The known entries of an operand as rows of numbers, per group of the weight.
+    """The known entries of an operand that go or are kept, as rows of numbers, per group of the weight.
 
     Attributes:
-        sources: the entries that go in any group.
+        groups, width: how many groups there are, and entries in each.
+        at: which entries these are, in any group.
+        going_at: which of them go in any group.
         going: their rows, 0 in groups where they stay.
         all: every row, 0 where nothing is known: (groups, unknowns, entries), since NumPy adds up along an axis in
             front of others many times as fast as along a short last one.
@@ -47,7 +49,8 @@ class Rows:
         k, weight = gone.k, gone.weight
         frame: _Frame = layout.once("rows", (k, weight), lambda: _Frame(layout, k, weight))
         self._frame, self.contracted, self.outer, self.scope = frame, frame.contracted, frame.outer, frame.scope
-        self.gone = frame.grid(gone.mask)
+        whole = frame.grid(gone.mask)
+        self.groups, self.width = whole.shape
         alike = self._alike(gone)
         kept = layout.to_named(k, keep.sets[k])
         unread = keep.facts.unused(k)
@@ -55,19 +58,20 @@ class Rows:
             # What nobody reads may hold anything; where no output matters that is no harm.
             live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
             kept = kept & ~(layout.to_named(k, unread) & any_of(live, frame.beside))
-        self.kept = frame.grid(all_of(kept, self.scope) & alike)
-        where = frame.grid(alike)
-        self.offset = np.where(where, frame.grid(gone.offset[frame.first]), ZERO)
+        carry = frame.grid(all_of(kept, self.scope) & alike)
+        at = self.at = (whole | carry).any(axis=0).nonzero()[0]
+        self.gone, self.kept, where = whole[:, at], carry[:, at], frame.grid(alike)[:, at]
+        self.offset = np.where(where, frame.grid(gone.offset[frame.first])[:, at], ZERO)
         count = len(gone.terms)
-        numbers = np.empty((len(self.gone), count if bias else count + 1, self.gone.shape[1]))
+        numbers = np.empty((self.groups, count if bias else count + 1, len(at)))
         if count:
-            terms = frame.grids(gone.terms[(slice(None), *frame.first)])
+            terms = frame.grids(gone.terms[(slice(None), *frame.first)])[:, :, at]
             numbers[:, :count] = np.where(where[:, None], terms.swapaxes(0, 1), ZERO)
         if not bias:
             numbers[:, count] = self.offset
         # Unknowns of different size weigh alike.
-        self.sources = self.gone.any(axis=0).nonzero()[0]
-        going = np.where(self.gone[:, None, self.sources], numbers[:, :, self.sources], ZERO)
+        self.going_at = self.gone.any(axis=0).nonzero()[0]
+        going = np.where(self.gone[:, None, self.going_at], numbers[:, :, self.going_at], ZERO)
         largest = np.abs(going).max(axis=(0, 2), keepdims=True, initial=0.0)
         largest = np.where(largest == 0, 1.0, largest)
         self.all, self.going = numbers / largest, going / largest
@@ -83,8 +87,16 @@ class Rows:
                 alike = alike & same.all(axis=0)
         return np.asarray(alike)
 
-    def named(self, grid: Bools) -> Bools:
-        """The way back."""
+    @property
+    def sources(self) -> Indices:
+        """The entries that go in any group."""
+        return self.at[self.going_at]
+
+    @property
+    def lacking_named(self) -> Bools:
+        """As ``lacking``, in named space."""
+        grid = np.zeros((self.groups, self.width), dtype=bool)
+        grid[:, self.at] = self.lacking
         names, sizes = self.layout.names, self.layout.sizes
         here = [*self.outer, self.contracted]
         array = grid.reshape([sizes[n] for n in here])
@@ -106,13 +118,13 @@ class Rows:
     @cached_property
     def span(self) -> Span:
         """How the rows that go are made of those that are kept."""
-        return self._span(self.kept, self.gone[:, self.sources])[0]
+        return self._span(self.kept, self.gone[:, self.going_at])[0]
 
     def _span(self, kept: Bools, goes: Bools) -> tuple[Span, Floats, Floats]:
         """How rows are made of kept ones: of the longest of these, where they suffice.
 
         Args:
-            goes: those of ``sources`` that are asked for, (groups, entries that go).
+            goes: those of ``going_at`` that are asked for, (groups, entries that go).
 
         Returns:
             also what is not made of kept rows, (groups, unknowns, entries that go), and the most that an entry takes
@@ -145,7 +157,7 @@ class Rows:
         ways = ways * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, :, None]
         shares = ways @ self.going
         rest = np.where(goes[:, None], self.going - (rows @ left) @ shares, ZERO)
-        return Span(at, left, shares), rest, np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
+        return Span(self.at[at], left, shares, self.offset[:, at]), rest, np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
 
     @cached_property
     def _least(self) -> Floats:
@@ -158,7 +170,7 @@ class Rows:
         """The fewest further rows that must be kept so that the kept ones span those that go."""
         if self.all.shape[1] == 1:  # mostly: one number
             return self._lacking_one(self.all[:, 0])
-        chosen, at = np.zeros_like(self.gone), self.sources
+        chosen, at = np.zeros_like(self.gone), self.going_at
         self.span, rest, share = self._span(self.kept, self.gone[:, at])
         for _ in range(self.all.shape[1]):
             more = _independent(rest, self._least)
@@ -191,11 +203,13 @@ class Span:
         at: the entries that carry, in any group.
         left: (groups, entries that carry, directions), 0 for those that another group keeps.
         shares: (groups, directions, entries that go).
+        offset: (groups, entries that carry), what of them goes into a bias.
     """
 
     at: Indices
     left: Floats
     shares: Floats
+    offset: Floats
 
 
 class _Frame:

@@ -67,7 +67,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
         made = keeps.cut(value, made).contiguous()
     if not bias:
         return made, None
-    offset = np.einsum("gk,gkr->gr", rows.offset[:, targets], staying)
+    offset = np.einsum("gk,gkr->gr", span.offset, staying)
     joined = np.concatenate(ways, axis=2) if weight.axes.rest else ways[0]  # a vector has no rest, and is one part
     return made, weight.named(np.einsum("gr,gr...->g...", offset, joined))
 
@@ -90,11 +90,11 @@ class _Grouped:
         """None where it is another one."""
         value, dims = node.values[k], node.layout.operands[k]
         assert value is not None and dims is not None
-        if not value.is_source or len(rows.gone) < 2:  # of a single group mostly few columns carry
+        if not value.is_source or rows.groups < 2:  # of a single group mostly few columns carry
             return None
         if dims[0][:-1] != tuple(rows.outer) or dims[1:2] != ((rows.contracted,),):
             return None
-        keep, (groups, width) = keeps.sets[value], rows.gone.shape
+        keep, groups, width = keeps.sets[value], rows.groups, rows.width
         if prod(keep.shape[2:]) > 1:
             return None
         kept = np.broadcast_to(keep.reshape(keep.shape[:2]), value.shape[:2]).reshape(groups, -1, width)
@@ -188,7 +188,7 @@ class _Weight:
         value = node.values[k]
         assert value is not None
         axes = self.axes = _Axes.of(layout, k, rows)
-        self._groups = len(rows.gone)
+        self._groups = rows.groups
         lines = keeps.box(value) if value.is_source else None
         self._kept: dict[int, Indices] = {}
         self.is_cut = lines is not None

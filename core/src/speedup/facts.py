@@ -106,6 +106,11 @@ class Affine:
         """What is said beside the mask."""
         return (self.offset, *self.terms)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers were seen to be finite."""
+        return "finite" in self.__dict__
+
     @cached_property
     def stacked(self) -> Floats:
         """The numbers in one array, the offset first: there may be dozens of terms."""
@@ -128,7 +133,8 @@ class Affine:
         offset = np.where(mask, value, self.stacked[0])
         numbers = np.empty((len(self.stacked), *offset.shape))
         numbers[0], numbers[1:] = offset, np.where(mask, ZERO, self.stacked[1:])
-        return stacked(self.axis, np.asarray(self.mask | mask), numbers, self.derived, self.one_hot)
+        finite = self.is_finite and bool(np.isfinite(offset).all())
+        return stacked(self.axis, np.asarray(self.mask | mask), numbers, self.derived, self.one_hot, finite)
 
     def beside(self, mask: Bools, value: Floats) -> Affine:
         """As ``with_constants``, of entries that are not known as combinations: so the terms are 0 there already."""
@@ -143,10 +149,14 @@ class Affine:
 Fact = Constant | Unused | Affine
 
 
-def stacked(axis: int, mask: Bools, numbers: Floats, derived: bool = False, one_hot: bool = False) -> Affine:
+def stacked(
+    axis: int, mask: Bools, numbers: Floats, derived: bool = False, one_hot: bool = False, finite: bool = False
+) -> Affine:
     """An Affine whose numbers stand in one array: (1 + unknowns, ...), the offset first."""
     fact = Affine(axis, mask, tuple(numbers[1:]), numbers[0], derived, one_hot)
     fact.__dict__["stacked"] = numbers
+    if finite:
+        fact.__dict__["finite"] = True
     return fact
 
 
@@ -246,15 +256,31 @@ def compact_affine(axis: int, mask: Bools, numbers: Floats, one_hot: bool) -> Af
     if not some(mask):
         return None
     numbers = np.where(mask, numbers, ZERO)
-    size = max(mask.shape, default=1)
-    if mask.size != size or numbers[0].size != size or every(mask):  # else the only axis is one along which it varies
+    if not _is_compact(mask, numbers):
         wide, numbers = compact_axes(mask[None], numbers, axes=range(1, numbers.ndim))
         mask = wide[0]
     used = np.logical_or.reduce(numbers, axis=tuple(range(1, numbers.ndim)))
     used[0] = True
     if not every(used):
         numbers = numbers[used]
-    return stacked(axis, mask.astype(bool, copy=False), numbers, one_hot=one_hot)
+    return stacked(axis, mask.astype(bool, copy=False), numbers, one_hot=one_hot, finite=True)
+
+
+def without_constants(fact: Affine, known: Bools) -> Affine | None:
+    """What is said of the entries that are no constants, in compact form.
+
+    Args:
+        known: these entries.
+    """
+    if not fact.is_finite or not _is_compact(known, fact.stacked):
+        return compact_affine(fact.axis, known, fact.stacked, fact.one_hot)
+    return stacked(fact.axis, known, fact.stacked, one_hot=fact.one_hot, finite=True) if some(known) else None
+
+
+def _is_compact(mask: Bools, numbers: Floats) -> bool:
+    """Whether the only axis is one along which the mask varies."""
+    size = max(mask.shape, default=1)
+    return mask.size == size and numbers[0].size == size and some(mask) and not every(mask)
 
 
 ZERO = np.zeros(())  # with an array a call of NumPy takes half the time that it takes with a number

@@ -221,7 +221,7 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
             continue
         rows = _rows(node, gone, keep, bias)
         if some(rows.lacking):
-            mask, why = layout.from_named(gone.k, rows.named(rows.lacking)), "carries what was removed"
+            mask, why = layout.from_named(gone.k, rows.lacking_named), "carries what was removed"
             keep.grow(gone.k, mask, why, gone.k, Kind.CARRIER)
 
 

@@ -32,6 +32,7 @@ from speedup.facts import (
     read_only,
     some,
     unfit,
+    without_constants,
     zeros,
 )
 from speedup.graph import Graph, Node, Value
@@ -217,17 +218,17 @@ class Facts:
         if value.dtype.is_complex or not 0 <= fact.axis < value.ndim:
             raise RuleError(f"{culprit(node)} gives an affine fact along axis {fact.axis} of {value.label}")
         held = self._allowed(value, fact.mask)
-        for array in fact.numbers:
+        mask = _shaped(node, value, held)
+        for array in fact.numbers if not fact.is_finite or fact.stacked[0].shape != mask.shape else ():
             _shaped(node, value, array)
-        mask, numbers = _shaped(node, value, held), fact.stacked
         constant = fact.constant & mask
         grown = False
         if some(constant) or value in self.constants:
-            grown = self.add_constant(node, value, Constant(*np.broadcast_arrays(constant, numbers[0])))
+            grown = self.add_constant(node, value, Constant(*np.broadcast_arrays(constant, fact.stacked[0])))
         old = self.affine.get(value)
         if old is not None and (old.mask & ~(mask | self.mask(value))).any():
             return grown  # unknowns along two axes cannot be said at once: what is known stays
-        new = compact_affine(fact.axis, mask & ~constant, numbers, fact.one_hot)
+        new = without_constants(fact, mask & ~constant)
         if new is None or (old is not None and _alike(old, new)):
             return grown
         self.affine[value] = new

@@ -82,19 +82,22 @@ def _differences(trial: _Trial, known: dict[int, Affine], one_hot: bool) -> tupl
     node = trial.node
     offset, sound = trial.run(), everything(node.outputs[0].ndim)
     terms = {v: known[k].stacked[1:] for v, k in {node.operands[k]: k for k in known}.items() if v}
-    alone = [result for v, own in terms.items() for result in trial.run_each(v, own, offset)]
+    found = [trial.run_each(v, own, offset) for v, own in terms.items()]
+    whole = found[0] if len(found) == 1 else np.stack(alike_shaped(offset, *(row for a in found for row in a[1:])))
+    numbers = whole - offset
+    numbers[0] = offset
+    if one_hot:
+        return numbers, sound
     # A product of two unknowns, or the square of one, is none of theirs. What the call makes of the unknowns of two
     # tensors beyond what it makes of either is a number for each pair; of a sum of all, in which no two cancel, it is 0
     # where all these numbers are.
     sums = [(v, sum(((1 + n * _GOLDEN % 1) * t for n, t in enumerate(own)), ZERO)) for v, own in terms.items()]
-    for number, one in enumerate(() if one_hot else sums):
+    for number, one in enumerate(sums):
         for other in sums[: number + 1]:
             if one is not other or node.operands.count(one[0]) > 1:
                 both, first, second = trial.run(one, other), trial.run(one), trial.run(other)
                 size = np.abs(both) + np.abs(first) + np.abs(second) + np.abs(offset)
                 sound = sound & (np.abs(both - first - second + offset) <= 1e-12 * size)
-    numbers = np.stack(alike_shaped(offset, *alone))
-    numbers[1:] -= offset
     return numbers, sound
 
 
@@ -120,27 +123,28 @@ class _Trial:
             return np.full((1,) * self.node.outputs[0].ndim, np.nan)
         return np.asarray(result[0], np.float64)
 
-    def run_each(self, value: Value, terms: Floats, offset: Floats) -> Sequence[Floats]:
-        """The call where each of the terms is added to a tensor, alone: with all of them next to each other along an
-        axis whose indices it treats alike, where there is one.
+    def run_each(self, value: Value, terms: Floats, offset: Floats) -> Floats:
+        """The call as it is, and where each of the terms is added to a tensor, alone: (1 + unknowns, ...).
+
+        All of them stand next to each other along an axis whose indices it treats alike, where there is one.
 
         Args:
             terms: (unknowns, ...).
-            offset: what comes of none.
+            offset: the call as it is.
         """
         axis = self._free_axis(value, terms) if len(terms) > 1 else None
         if axis is not None:
-            # A term of 0 first, which shows whether this can be done.
-            beside = np.concatenate([np.zeros_like(terms[:1]), terms])
+            beside = np.zeros((len(terms) + 1, *terms.shape[1:]))
+            beside[1:] = terms
             try:
                 made = self.run((value, beside.swapaxes(0, axis[0] + 1)[0]))[None]
             except Exception:  # a rule may count on the sizes that there are
                 made = offset[None]
             if made.shape[axis[1] + 1] == len(beside):
                 made = made.swapaxes(0, axis[1] + 1)
-                if np.array_equal(made[0], offset, equal_nan=True):
-                    return made[1:]
-        return [self.run((value, term)) for term in terms]
+                if np.array_equal(made[0], offset, equal_nan=True):  # else it does not treat them alike
+                    return made
+        return np.stack(alike_shaped(offset, *(self.run((value, term)) for term in terms)))
 
     def _free_axis(self, value: Value, terms: Floats) -> tuple[int, int] | None:
         """An axis, of a tensor and of the output, along which no number varies and which all operands have or lack."""
