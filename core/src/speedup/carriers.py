@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speedup.cached import cached_property
-from speedup.facts import ZERO, Bools, Floats, Indices, all_of, any_of, some, varies
+from speedup.facts import ZERO, Bools, Floats, Indices, all_of, any_of, count, some, varies
 from speedup.graph import Node
 from speedup.layout import Layout
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.
 _MOST = 1e3
 _ROUNDING = 1e-10
+# Squares of lengths that differ by less are of about one size.
+_ALIKE = 1e-2
 # So many times as many rows as there are unknowns mostly span them as well as all would.
 _FEW = 4
 _TINY = np.finfo(np.float64).tiny
@@ -43,7 +45,13 @@ class Rows:
         offset: (groups, entries), the constant part where it goes into a bias.
     """
 
-    def __init__(self, node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> None:
+    def __init__(self, node: Node, gone: Removed, keep: NodeKeep, bias: bool, before: Rows | None = None) -> None:
+        """Find the rows.
+
+        Args:
+            bias: whether the constant part goes into a bias.
+            before: what was found for this call when less was kept.
+        """
         layout = self.layout = node.layout
         assert gone.weight is not None
         k, weight = gone.k, gone.weight
@@ -59,22 +67,52 @@ class Rows:
             live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
             kept = kept & ~(layout.to_named(k, unread) & any_of(live, frame.beside))
         carry = frame.grid(all_of(kept, self.scope) & alike)
+        if before is not None and self._narrow(before, whole, carry):
+            return
         at = self.at = (whole | carry).any(axis=0).nonzero()[0]
         self.gone, self.kept, where = whole[:, at], carry[:, at], frame.grid(alike)[:, at]
         self.offset = np.where(where, frame.grid(gone.offset[frame.first])[:, at], ZERO)
-        count = len(gone.terms)
-        numbers = np.empty((self.groups, count if bias else count + 1, len(at)))
-        if count:
+        unknowns = len(gone.terms)
+        numbers = np.empty((self.groups, unknowns if bias else unknowns + 1, len(at)))
+        if unknowns:
             terms = frame.grids(gone.terms[(slice(None), *frame.first)])[:, :, at]
-            numbers[:, :count] = np.where(where[:, None], terms.swapaxes(0, 1), ZERO)
+            numbers[:, :unknowns] = np.where(where[:, None], terms.swapaxes(0, 1), ZERO)
         if not bias:
-            numbers[:, count] = self.offset
+            numbers[:, unknowns] = self.offset
         # Unknowns of different size weigh alike.
         self.going_at = self.gone.any(axis=0).nonzero()[0]
         going = np.where(self.gone[:, None, self.going_at], numbers[:, :, self.going_at], ZERO)
         largest = np.abs(going).max(axis=(0, 2), keepdims=True, initial=0.0)
         largest = np.where(largest == 0, 1.0, largest)
         self.all, self.going = numbers / largest, going / largest
+
+    def _narrow(self, before: Rows, gone: Bools, kept: Bools) -> bool:
+        """Take what was found before, where what goes is some of what went, and what had to be kept for that is kept.
+
+        Args:
+            gone, kept: bool (groups, entries), of all entries.
+        """
+        at = self.at = before.at
+        self.gone, self.kept = gone[:, at], kept[:, at]
+        fewer = count(gone) == count(self.gone) and not some(self.gone & ~before.gone)
+        if not fewer or some((before.kept | before.lacking) & ~self.kept):
+            return False
+        goes = self.gone[:, before.going_at]
+        going = np.where(goes[:, None], before.going, ZERO)
+        # What is rounding beside what went may be more beside what still goes, where that is much smaller.
+        for axes in ((0, 2), (1, 2)):  # the largest of each unknown, and of each group
+            then, now = (np.square(rows).max(axis=axes, initial=0.0) for rows in (before.going, going))
+            if some(now < _ALIKE * then):
+                return False
+        still = goes.any(axis=0)
+        self.all, self.offset = before.all, before.offset
+        self.going_at, self.going = before.going_at[still], going[:, :, still]
+        self.lacking = np.zeros_like(self.gone)
+        if before.all.shape[1] > 1:
+            span = before.span
+            shares = np.where(goes[:, None], span.shares, ZERO)[:, :, still]
+            self.span = Span(span.at, span.left, shares, span.offset)
+        return True
 
     def _alike(self, gone: Removed) -> Bools:
         """Known, and the same all along the axes that the weight does not have."""
@@ -180,7 +218,7 @@ class Rows:
             if not some(more):
                 break
             chosen[:, at] |= more
-            _, rest, share = self._span(self.kept | chosen, (self.gone & ~chosen)[:, at])
+            self.span, rest, share = self._span(self.kept | chosen, (self.gone & ~chosen)[:, at])
         return chosen
 
     def _lacking_one(self, numbers: Floats) -> Bools:
@@ -264,20 +302,19 @@ def _independent(rest: Floats, least: Floats) -> Bools:
         least: (groups, 1), the length that is more than rounding.
     """
     found, groups = np.zeros((len(rest), rest.shape[2]), dtype=bool), np.arange(len(rest))
-    lengths = np.sqrt(np.square(rest).sum(1))
-    at = (lengths > least).any(axis=0).nonzero()[0]  # lengths only fall
-    rest, lengths = rest[:, :, at], lengths[:, at]
+    squares, enough = np.square(rest).sum(1), np.square(least)
+    at = (squares > enough).any(axis=0).nonzero()[0]  # lengths only fall
+    rest, squares, enough = rest[:, :, at], squares[:, at], np.maximum(enough[:, 0], _TINY)
     for _ in range(rest.shape[1] if len(at) else 0):
-        lengths = np.where((lengths > least) & ~found[:, at], lengths, ZERO)
-        longest = lengths.argmax(axis=1)
-        size = lengths[groups, longest]
-        apart = size > 0
+        longest = squares.argmax(axis=1)
+        size = squares[groups, longest]
+        apart = size > enough  # of a row that was chosen nothing but rounding is left
         if not some(apart):
             break
         found[groups, at[longest]] |= apart
-        way = rest[groups, :, longest] * np.where(apart, 1 / np.where(apart, size, 1), ZERO)[:, None]
+        way = rest[groups, :, longest] * np.where(apart, 1 / np.sqrt(np.where(apart, size, 1)), ZERO)[:, None]
         rest = rest - way[:, :, None] * (way[:, None] @ rest)
-        lengths = np.sqrt(np.square(rest).sum(1))
+        squares = np.square(rest).sum(1)
     return found
 
 

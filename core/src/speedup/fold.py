@@ -228,7 +228,7 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
 def _rows(node: Node, gone: Removed, keep: NodeKeep, bias: bool) -> Rows:
     """Made once: who demands carriers and who folds onto them ask for the same."""
     sets = gone.mask, keep.sets[gone.k]
-    return keep.made_of(("rows", gone.k, bias), sets, lambda: Rows(node, gone, keep, bias))
+    return keep.made_of(("rows", gone.k, bias), sets, lambda before: Rows(node, gone, keep, bias, before))
 
 
 # -- folding ----------------------------------------------------------------------------------------------------------

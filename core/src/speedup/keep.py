@@ -343,18 +343,18 @@ class NodeKeep:
         keeps.memo[node] = [(value, keeps.sets[value]) for value in values], found
         return found
 
-    def made_of(self, what: Hashable, sets: Sequence[Bools], make: Callable[[], Found]) -> Found:
+    def made_of(self, what: Hashable, sets: Sequence[Bools], make: Callable[[Found | None], Found]) -> Found:
         """What follows from the facts and these sets, made again when one of them is another.
 
         Args:
             what: tells it from what else is made of this call's.
-            make: makes it.
+            make: makes it; what was made of other sets before, or None, is given to it.
         """
         made = self._keeps.made
         known = made.get((self.node, what))
         if known is not None and all(map(equal, known[0], sets)):
             return cast(Found, known[1])
-        result = make()
+        result = make(None if known is None else cast(Found, known[1]))
         made[self.node, what] = sets, result
         return result
 
