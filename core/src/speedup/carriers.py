@@ -170,7 +170,7 @@ class Rows:
         """
         lengths = np.where(kept, np.square(self.all).sum(1), ZERO)
         most = _FEW * self.all.shape[1]
-        if 0 < most < np.count_nonzero(lengths):
+        if 0 < most < lengths.shape[1] and some(kept):
             few = kept & (lengths >= np.partition(lengths, -most, axis=1)[:, -most, None]) & (lengths > 0)
             span, rest, share = self._made_of(few, goes)
             if not some(np.square(rest).sum(1) > np.square(self._least)) and not some(share > _MOST):
