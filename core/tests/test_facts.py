@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedup.facts import any_product, compact_axes, constant, read_only, sum_product, unused
+from speedup.facts import (
+    Affine,
+    affine,
+    any_product,
+    compact_affine,
+    compact_axes,
+    constant,
+    read_only,
+    sum_product,
+    unused,
+    without_constants,
+)
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
@@ -136,3 +147,63 @@ def test_arrays_that_share_entries_are_made_read_only_without_a_warning():
         given = read_only(array)
     assert not given.flags.writeable
     assert read_only(given) is given
+
+
+@st.composite
+def combinations(draw: st.DrawFn) -> Affine:
+    """What a rule may say: arrays of any of the shapes that broadcast to one, some numbers not finite."""
+    shape, seed = draw(shapes), draw(st.integers(0, 2**31))
+    rng = np.random.default_rng(seed)
+
+    def numbers() -> np.ndarray:
+        narrow = tuple(s if draw(st.booleans()) else 1 for s in shape)
+        return rng.choice([0.0, 0.0, 1.0, -2.5, np.nan if draw(st.booleans()) else 3.0], narrow)
+
+    terms = tuple(numbers() for _ in range(draw(st.integers(0, 3))))
+    mask = np.asarray(rng.random(tuple(s if draw(st.booleans()) else 1 for s in shape)) < 0.6)
+    return Affine(0, mask, terms, numbers(), one_hot=draw(st.booleans()))
+
+
+def said(fact: Affine | None, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """The mask, and the numbers where it is true, without terms that are 0 everywhere."""
+    if fact is None:
+        return [np.zeros(shape, bool)]
+    mask = np.broadcast_to(fact.mask, shape)
+    arrays = [np.where(mask, np.broadcast_to(a, shape), 0.0) for a in fact.numbers]
+    return [mask, arrays[0], *(a for a in arrays[1:] if a.any())] if mask.any() else [mask]
+
+
+@settings(max_examples=200, deadline=None)
+@given(combinations(), st.integers(0, 2**31))
+def test_combinations_in_one_array_say_what_they_say_one_by_one(fact: Affine, seed: int) -> None:
+    shape = np.broadcast_shapes(fact.mask.shape, *(a.shape for a in fact.numbers))
+    rng = np.random.default_rng(seed)
+    assert np.array_equal(
+        np.stack([np.broadcast_to(a, shape) for a in fact.numbers]),
+        np.broadcast_to(fact.stacked, (len(fact.numbers), *shape)),
+        equal_nan=True,
+    )
+    known = np.broadcast_to(fact.mask, shape)
+    for term in fact.terms:
+        known = known & (term == 0)
+    assert np.array_equal(np.broadcast_to(fact.constant, shape), known)
+    whole = affine(0, fact.mask, fact.terms, fact.offset, fact.one_hot)
+    sound = np.broadcast_to(fact.mask, shape) & np.isfinite(fact.stacked).all(axis=0)
+    assert all(map(np.array_equal, said(whole, shape), said(Affine(0, sound, fact.terms, fact.offset), shape)))
+    if whole is None:
+        return
+    mask, value = rng.random(shape) < 0.4, rng.random(shape)
+    beside = mask & ~np.broadcast_to(whole.mask, shape)
+    for where, found in ((mask, whole.with_constants(mask, value)), (beside, whole.beside(beside, value))):
+        assert np.array_equal(np.broadcast_to(found.mask, shape), np.broadcast_to(whole.mask, shape) | where)
+        assert np.array_equal(np.broadcast_to(found.offset, shape), np.where(where, value, whole.offset))
+        for term, before in zip(found.terms, whole.terms, strict=True):
+            assert np.array_equal(np.broadcast_to(term, shape), np.where(where, 0.0, before))
+        left = found.mask & ~found.constant
+        assert all(
+            map(
+                np.array_equal,
+                said(without_constants(found, left), shape),
+                said(compact_affine(0, left, found.stacked, False), shape),
+            )
+        )

@@ -75,23 +75,89 @@ def test_a_column_that_nobody_asks_for_may_hold_anything() -> None:
     assert np.allclose(respond(node, 0, 1, named(node, 0, 1, values), wanted, weight).reshape(-1), right)
 
 
+def rows_of(numbers: np.ndarray, gone: np.ndarray, kept: np.ndarray) -> Rows:
+    """Rows with these numbers, (groups, unknowns, entries)."""
+    rows = Rows.__new__(Rows)
+    rows.all, rows.gone, rows.kept = numbers, gone, kept
+    rows.at, rows.offset = np.arange(numbers.shape[2]), np.zeros(gone.shape)
+    rows.going_at = gone.any(axis=0).nonzero()[0]
+    rows.going = np.where(gone[:, None], numbers, 0.0)[:, :, rows.going_at]
+    return rows
+
+
+def is_spanned(rows: Rows, numbers: np.ndarray) -> bool:
+    """Whether what goes is what the carriers give of it, and only kept ones carry."""
+    span = rows.span
+    made = numbers[:, :, span.at] @ span.left @ span.shares
+    own = np.where(rows.kept[:, span.at, None], 0.0, span.left)
+    wanted = np.where(rows.gone[:, None], numbers, 0.0)[:, :, rows.sources]
+    made = np.where(rows.gone[:, None, rows.going_at], made, 0.0)
+    return not own.any() and np.allclose(made, wanted, rtol=0, atol=1e-8 * np.abs(numbers).max(initial=1e-30))
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 6))
 def test_one_unknown_lacks_what_many_would(seed: int, groups: int, entries: int) -> None:
     rng = np.random.default_rng(seed)
-
-    def lacking(numbers: np.ndarray) -> np.ndarray:
-        rows = Rows.__new__(Rows)
-        rows.all, rows.gone, rows.kept = numbers, gone, kept
-        rows.at, rows.offset = np.arange(entries), np.zeros((groups, entries))
-        rows.going_at = gone.any(axis=0).nonzero()[0]
-        rows.going = np.where(gone[:, None], numbers, 0.0)[:, :, rows.going_at]
-        return rows.lacking
-
     gone = rng.random((groups, entries)) < 0.5
     kept = ~gone & (rng.random((groups, entries)) < 0.5)
     one = rng.choice([0.0, 1e-12, 1e-4, 0.5, -1.0, 2.0], (groups, 1, entries))
-    assert np.array_equal(lacking(one), lacking(np.concatenate([one, np.zeros_like(one)], axis=1)))
+    two = np.concatenate([one, np.zeros_like(one)], axis=1)
+    assert np.array_equal(rows_of(one, gone, kept).lacking, rows_of(two, gone, kept).lacking)
+
+
+@pytest.mark.parametrize("unknowns", [1, 3])
+def test_few_of_many_kept_rows_carry(unknowns: int) -> None:
+    rng = np.random.default_rng(unknowns)
+    numbers, kept = rng.normal(size=(2, unknowns, 400)), rng.random((2, 400)) < 0.5
+    rows = rows_of(numbers, ~kept, kept)
+    assert not rows.lacking.any() and is_spanned(rows, numbers)
+    assert len(rows.span.at) <= 2 * 16 * unknowns, "a few in each group"
+
+
+def test_where_the_longest_kept_rows_do_not_suffice_all_carry() -> None:
+    rng = np.random.default_rng(0)
+    numbers = np.zeros((1, 2, 160))
+    numbers[0, 0] = rng.normal(size=160) + 10
+    numbers[0, 1, [7, 140, 150]] = 1.0
+    numbers[0, 0, 7] = 0.0
+    kept = np.arange(160)[None] < 80
+    rows = rows_of(numbers, ~kept, kept)
+    assert not rows.lacking.any() and is_spanned(rows, numbers) and 7 in rows.span.at
+
+
+def test_groups_of_fewer_entries_than_there_are_unknowns() -> None:
+    """Constants under the padding of one convolution come to each channel of another by itself."""
+    layers = [nn.Conv2d(2, 8, 1), *(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(2)), nn.Conv2d(8, 3, 1)]
+    model = randomize(nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), *layers[2:])).double()
+    check_equal(model, torch.randn(2, 2, 6, 7, dtype=torch.float64), mask_indices(model, {"0.weight": [1, 2, 5]}))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 4), st.integers(1, 30))
+def test_carriers_that_were_found_serve_for_less_that_goes(seed: int, groups: int, unknowns: int, entries: int) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = rng.choice([0.0, 0.5, -1.0, 2.0, 3.5], (groups, unknowns, entries))
+    gone = rng.random((groups, entries)) < 0.6
+    kept = ~gone & (rng.random((groups, entries)) < 0.3)
+    before = rows_of(numbers, gone, kept)
+    more = before.lacking | (gone & (rng.random(gone.shape) < 0.3))
+    now = Rows.__new__(Rows)
+    still, carry = gone & ~more, kept | more
+    if now._narrow(before, still, carry):
+        assert not now.lacking.any() and np.array_equal(now.sources, still.any(axis=0).nonzero()[0])
+        assert is_spanned(now, numbers)
+    anew = rows_of(numbers, still, carry)
+    assert not anew.lacking.any() and is_spanned(anew, numbers)
+    assert not Rows.__new__(Rows)._narrow(before, still, kept) or not before.lacking.any(), "less is kept than it took"
+
+
+def test_carriers_are_found_anew_where_what_still_goes_is_much_smaller() -> None:
+    numbers = np.array([[[1.0, 0.0, 1e-9, 0.0], [0.0, 1.0, 0.0, 1e-9], [0.0, 0.0, 1e-14, 1e-14]]])
+    gone, kept = np.ones((1, 4), bool), np.zeros((1, 4), bool)
+    before = rows_of(numbers, gone, kept)
+    assert before.lacking.tolist() == [[True, True, False, False]]
+    assert not Rows.__new__(Rows)._narrow(before, gone & ~before.lacking, before.lacking)
 
 
 @pytest.mark.parametrize("lost", ["alike", "by group", "uneven rows", "a whole group"])

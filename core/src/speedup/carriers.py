@@ -21,8 +21,9 @@ _MOST = 1e3
 _ROUNDING = 1e-10
 # Squares of lengths that differ by less are of about one size.
 _ALIKE = 1e-2
-# So many times as many rows as there are unknowns mostly span them as well as all would.
-_FEW = 4
+# So many times as many rows as there are unknowns mostly span them as well as all would; fewer would have to take more
+# of what goes each, and weights that stand out are hard to quantize.
+_FEW = 16
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -69,7 +70,7 @@ class Rows:
         carry = frame.grid(all_of(kept, self.scope) & alike)
         if before is not None and self._narrow(before, whole, carry):
             return
-        at = self.at = (whole | carry).any(axis=0).nonzero()[0]
+        at = self.at = _of_any(whole | carry)
         self.gone, self.kept, where = whole[:, at], carry[:, at], frame.grid(alike)[:, at]
         self.offset = np.where(where, frame.grid(gone.offset[frame.first])[:, at], ZERO)
         unknowns = len(gone.terms)
@@ -80,7 +81,7 @@ class Rows:
         if not bias:
             numbers[:, unknowns] = self.offset
         # Unknowns of different size weigh alike.
-        self.going_at = self.gone.any(axis=0).nonzero()[0]
+        self.going_at = _of_any(self.gone)
         going = np.where(self.gone[:, None, self.going_at], numbers[:, :, self.going_at], ZERO)
         largest = np.abs(going).max(axis=(0, 2), keepdims=True, initial=0.0)
         largest = np.where(largest == 0, 1.0, largest)
@@ -142,18 +143,6 @@ class Rows:
         return array.reshape([sizes[n] if n in here else 1 for n in names])
 
     @cached_property
-    def _going(self) -> tuple[Indices, Floats]:
-        """The entries that go in any group, and their rows, 0 in other groups."""
-        at = self.gone.any(axis=0).nonzero()[0]
-        return at, np.where(self.gone[:, None, at], self.all[:, :, at], ZERO)
-
-    @cached_property
-    def _largest(self) -> Floats:
-        """Per group the length of the longest row that goes."""
-        lengths: Floats = np.sqrt(np.square(self._going[1]).sum(1).max(axis=1, keepdims=True, initial=0.0))
-        return lengths
-
-    @cached_property
     def span(self) -> Span:
         """How the rows that go are made of those that are kept."""
         return self._span(self.kept, self.gone[:, self.going_at])[0]
@@ -183,7 +172,7 @@ class Rows:
         By a singular value decomposition, without directions in which there is nothing but rounding. The inverse of
         the Gram matrix would be the same, and as far off as the square of what the rows are alike.
         """
-        at = kept.any(axis=0).nonzero()[0]
+        at = _of_any(kept)
         rows = np.where(kept[:, None, at], self.all[:, :, at], ZERO)
         if rows.shape[1] == 1:  # mostly: one number
             sizes, ways = np.sqrt(np.square(rows).sum(2)), np.ones((len(rows), 1, 1))
@@ -193,9 +182,11 @@ class Rows:
         longest = sizes.max(axis=1, initial=0.0, keepdims=True)
         strong = sizes > np.maximum(np.maximum(self._least, 1e-3 * _ROUNDING * longest), _TINY)
         ways = ways * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, :, None]
+        left = np.where(kept[:, at, None], left, ZERO)  # of rows of zeros there may be anything
         shares = ways @ self.going
         rest = np.where(goes[:, None], self.going - (rows @ left) @ shares, ZERO)
-        return Span(self.at[at], left, shares, self.offset[:, at]), rest, np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
+        share = np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
+        return Span(self.at[at], left, shares, self.offset[:, at]), rest, share
 
     @cached_property
     def _least(self) -> Floats:
@@ -292,6 +283,11 @@ class _Frame:
         return arrays.reshape(len(arrays), -1, self._width)
 
 
+def _of_any(groups: Bools) -> Indices:
+    """The entries that any group has; of bool (groups, entries)."""
+    return np.flatnonzero(np.logical_or.reduce(groups, axis=0))
+
+
 def _independent(rest: Floats, least: Floats) -> Bools:
     """Rows of which all others are combinations, those that are farthest from the ones before first.
 
@@ -303,7 +299,7 @@ def _independent(rest: Floats, least: Floats) -> Bools:
     """
     found, groups = np.zeros((len(rest), rest.shape[2]), dtype=bool), np.arange(len(rest))
     squares, enough = np.square(rest).sum(1), np.square(least)
-    at = (squares > enough).any(axis=0).nonzero()[0]  # lengths only fall
+    at = _of_any(squares > enough)  # lengths only fall
     rest, squares, enough = rest[:, :, at], squares[:, at], np.maximum(enough[:, 0], _TINY)
     for _ in range(rest.shape[1] if len(at) else 0):
         longest = squares.argmax(axis=1)

@@ -160,7 +160,7 @@ class Facts:
                 known = compact_affine(fact.axis, both.mask, both.stacked, fact.one_hot)
             else:
                 known = fact.beside(mask, numbers)
-            for array in () if known is None else (known.mask, *known.numbers):
+            for array in () if known is None else (known.mask, known.stacked, *known.numbers):
                 array.setflags(write=False)  # whoever asks next is shown the same
             self._combined[value] = (fact, constants), known
         return known

@@ -29,7 +29,9 @@ def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Fl
     given = tuple([None if a is None else a.shape for a in arrays])
     cases: _Cases = layout.once("cases", given, partial(_find_cases, layout, given))
     for extent in (1,) if not layout.mixed else (None,) if node.rule.counts else (2, 3):
-        shapes: list[Shape] = layout.once("trial", (given, extent), partial(_trial_shapes, layout, given, extent, cases))
+        shapes: list[Shape] = layout.once(
+            "trial", (given, extent), partial(_trial_shapes, layout, given, extent, cases)
+        )
         tensors: list[torch.Tensor] = []
         for value in node.tensors:
             k = number_of.get(value)
@@ -93,9 +95,7 @@ def _extents(layout: Layout, k: int) -> list[_Extent]:
     return found
 
 
-def _trial_shapes(
-    layout: Layout, given: Sequence[Shape | None], extent: int | None, cases: _Cases
-) -> list[Shape]:
+def _trial_shapes(layout: Layout, given: Sequence[Shape | None], extent: int | None, cases: _Cases) -> list[Shape]:
     """The smallest shapes of operands at which the call makes sense: names that any of them varies along in full."""
     wide = {n for k, shape in enumerate(given) if shape is not None for n in layout.varying(k, shape)}
 
