@@ -432,6 +432,12 @@ def test_what_goes_is_found_again_when_an_output_that_reads_it_is_kept_too() -> 
     assert not removed(node, keep)
 
 
+def test_a_plan_holds_nothing_of_what_was_found_on_the_way() -> None:
+    model = randomize(nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)))
+    keeps = speedup.plan(model, torch.randn(1, 2, 5, 5), mask_indices(model, {"0.weight": [1, 2, 4]})).keeps
+    assert not (keeps.memo or keeps.made or keeps.tied)
+
+
 def test_what_sets_grow_by_has_the_axes_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     grow, several = KeepSets.grow, []
 

@@ -79,6 +79,7 @@ class KeepSets:
         stage: how far the fixpoint has come.
         waiting: calls (by index) that wait for a later stage.
         memo: what was found out at a node from its sets, for the next who asks while these are the same.
+        made: by node and what it is, what was made of some sets, and these.
         additions: how many there were so far.
         tied: by node, the sets with which its operands keep together what they must; () where some of it waits.
     """
@@ -261,6 +262,7 @@ class KeepSets:
     def forget(self) -> None:
         """Give back the memory of what was found on the way, and can be found again."""
         self.memo.clear()
+        self.made.clear()
         self.tied.clear()
         self.facts.forget()
 
