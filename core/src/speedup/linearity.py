@@ -14,6 +14,7 @@ So a layer norm without weight keeps what it knows of its channels behind the sc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -142,9 +143,22 @@ class _Trial:
                 made = offset[None]
             if made.shape[axis[1] + 1] == len(beside):
                 made = made.swapaxes(0, axis[1] + 1)
-                if np.array_equal(made[0], offset, equal_nan=True):  # else it does not treat them alike
+                # Where nothing is added the same comes out. Else it does not treat them alike, be it by a last digit of
+                # what a kernel computes in another way at the end, which would count as a number.
+                same = np.array_equal(made[0], offset, equal_nan=True)
+                if same and _are(np.where(self._reached(value, terms), offset, made[1:]), offset):
                     return made
         return np.stack(alike_shaped(offset, *(self.run((value, term)) for term in terms)))
+
+    def _reached(self, value: Value, terms: Floats) -> Bools:
+        """Which entries of the output hang on which terms of a tensor: (unknowns, ...)."""
+        layout, out = self.node.layout, self.node.layout.n_inputs
+        added, reached = terms != 0, []
+        for k in layout.inputs:
+            if self.node.operands[k] is value:
+                named = layout.all_to_named(k, added)
+                reached.append(added if k in layout.passing else np.stack([layout.from_named(out, a) for a in named]))
+        return functools.reduce(np.logical_or, reached)
 
     def _free_axis(self, value: Value, terms: Floats) -> tuple[int, int] | None:
         """An axis, of a tensor and of the output, along which no number varies and which all operands have or lack."""
@@ -164,6 +178,11 @@ class _Trial:
                 if dim and of_terms is not None:
                     return of_terms, axis
         return None
+
+
+def _are(rows: Floats, row: Floats) -> bool:
+    """Whether all rows are this one; NaN is the same as NaN."""
+    return bool(((rows == row) | ((rows != rows) & (row != row))).all())
 
 
 def _alike(node: Node, facts: NodeFacts, known: dict[int, Affine]) -> Affine | None:
