@@ -126,6 +126,17 @@ def test_where_the_longest_kept_rows_do_not_suffice_all_carry() -> None:
     assert not rows.lacking.any() and is_spanned(rows, numbers) and 7 in rows.span.at
 
 
+def test_where_the_longest_kept_rows_are_nearly_alike_all_carry() -> None:
+    """Else weights hundreds of times as large as those that go would come of it."""
+    rng = np.random.default_rng(0)
+    numbers = np.stack([rng.normal(size=160), np.ones(160)])[None]
+    numbers[0, 0, :40] = 1000 * (1 + 1e-3 * rng.normal(size=40))
+    kept = np.arange(160)[None] < 80
+    rows = rows_of(numbers, ~kept, kept)
+    assert not rows.lacking.any() and is_spanned(rows, numbers)
+    assert np.abs(rows.span.left @ rows.span.shares).max() < 1
+
+
 def test_groups_of_fewer_entries_than_there_are_unknowns() -> None:
     """Constants under the padding of one convolution come to each channel of another by itself."""
     layers = [nn.Conv2d(2, 8, 1), *(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(2)), nn.Conv2d(8, 3, 1)]

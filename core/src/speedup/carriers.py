@@ -22,8 +22,10 @@ _ROUNDING = 1e-10
 # Squares of lengths that differ by less are of about one size.
 _ALIKE = 1e-2
 # So many times as many rows as there are unknowns mostly span them as well as all would; fewer would have to take more
-# of what goes each, and weights that stand out are hard to quantize.
+# of what goes each, and weights that stand out are hard to quantize. Where the longest are nearly alike they do not: a
+# row that takes more than this of them may take less of all.
 _FEW = 16
+_MUCH = 10.0
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -148,7 +150,7 @@ class Rows:
         return self._span(self.kept, self.gone[:, self.going_at])[0]
 
     def _span(self, kept: Bools, goes: Bools) -> tuple[Span, Floats, Floats]:
-        """How rows are made of kept ones: of the longest of these, where they suffice.
+        """How rows are made of kept ones: of the longest of these, where they suffice and take little.
 
         Args:
             goes: those of ``going_at`` that are asked for, (groups, entries that go).
@@ -162,7 +164,7 @@ class Rows:
         if 0 < most < lengths.shape[1] and some(kept):
             few = kept & (lengths >= np.partition(lengths, -most, axis=1)[:, -most, None]) & (lengths > 0)
             span, rest, share = self._made_of(few, goes)
-            if not some(np.square(rest).sum(1) > np.square(self._least)) and not some(share > _MOST):
+            if not some(np.square(rest).sum(1) > np.square(self._least)) and not some(share > _MUCH):
                 return span, rest, share
         return self._made_of(kept, goes)
 
