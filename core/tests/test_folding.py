@@ -171,6 +171,20 @@ def test_carriers_are_found_anew_where_what_still_goes_is_much_smaller() -> None
     assert not Rows.__new__(Rows)._narrow(before, gone & ~before.lacking, before.lacking)
 
 
+def test_carriers_are_found_anew_where_what_goes_became_much_smaller_little_by_little() -> None:
+    sizes = 0.2 ** np.arange(16)
+    numbers = np.array([[[*sizes, 1e-11], [*sizes, -1e-11]]])
+    kept = np.arange(17)[None] < 1
+    rows = rows_of(numbers, ~kept, kept)
+    assert not rows.lacking.any(), "the last is rounding beside the others"
+    for last in range(2, 17):
+        kept = np.arange(17)[None] < last
+        before, rows = rows, Rows.__new__(Rows)
+        if not rows._narrow(before, ~kept, kept):
+            rows = rows_of(numbers, ~kept, kept)
+    assert rows.lacking[0, 16], "it is alone"
+
+
 @pytest.mark.parametrize("lost", ["alike", "by group", "uneven rows", "a whole group"])
 def test_grouped_weights_carry(lost: str) -> None:
     """Constants under zero padding, which the columns of the kept ones carry: groups keep as many, or not."""

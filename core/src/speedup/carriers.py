@@ -103,10 +103,9 @@ class Rows:
         goes = self.gone[:, before.going_at]
         going = np.where(goes[:, None], before.going, ZERO)
         # What is rounding beside what went may be more beside what still goes, where that is much smaller.
-        for axes in ((0, 2), (1, 2)):  # the largest of each unknown, and of each group
-            then, now = (np.square(rows).max(axis=axes, initial=0.0) for rows in (before.going, going))
-            if some(now < _ALIKE * then):
-                return False
+        if any([some(now < _ALIKE * then) for now, then in zip(_largest(going), before._found_for, strict=True)]):
+            return False
+        self._found_for = before._found_for
         still = goes.any(axis=0)
         self.all, self.offset = before.all, before.offset
         self.going_at, self.going = before.going_at[still], going[:, :, still]
@@ -195,6 +194,11 @@ class Rows:
         """Per group the length of a row that is more than rounding."""
         longest: Floats = np.sqrt(np.square(self.going).sum(1).max(axis=1, keepdims=True, initial=0.0))
         return _ROUNDING * longest
+
+    @cached_property
+    def _found_for(self) -> tuple[Floats, Floats]:
+        """The largest of what went when carriers were found for it."""
+        return _largest(self.going)
 
     @cached_property
     def lacking(self) -> Bools:
@@ -288,6 +292,12 @@ class _Frame:
 def _of_any(groups: Bools) -> Indices:
     """The entries that any group has; of bool (groups, entries)."""
     return np.flatnonzero(np.logical_or.reduce(groups, axis=0))
+
+
+def _largest(rows: Floats) -> tuple[Floats, Floats]:
+    """The largest square of each unknown, and of each group; of (groups, unknowns, entries)."""
+    squares = np.square(rows)
+    return squares.max(axis=(0, 2), initial=0.0), squares.max(axis=(1, 2), initial=0.0)
 
 
 def _independent(rest: Floats, least: Floats) -> Bools:
