@@ -14,6 +14,7 @@ from torch import nn
 import speedup
 from speedup import Constant, Node, NodeFacts, Registry, Rule, Unused, default_registry
 from speedup.errors import CheckError, RuleError
+from speedup.facts import affine
 from speedup.graph import Graph
 from speedup.infer import Facts, infer
 from speedup.masks import normalize_masks
@@ -126,6 +127,20 @@ def test_a_combination_that_turns_out_to_be_a_constant_is_shown_as_one() -> None
     assert shown.offset[0, 1] == 2 and shown.mask.tolist() == before.mask.tolist()
     for term, known in zip(shown.terms, before.terms, strict=True):
         assert np.array_equal(term, np.where(at, 0.0, known))
+
+
+def test_no_number_is_left_of_a_combination_that_does_not_count() -> None:
+    model = randomize(nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2)))
+    graph, _ = facts_of(model, torch.randn(4, 3), mask_indices(model, {"0.weight": [1]}))
+    (maker,) = (n for n in graph.nodes if n.path == "1")
+    (value,) = maker.outputs
+    line = np.arange(6.0)[None]
+    said = affine(1, line > 2, [line, np.where(line == 3, 2.0, 0.0)], line)
+    facts = Facts(graph, {}, {value: line == 3})
+    assert said is not None and facts.add_affine(maker, value, said)
+    known = facts.affine[value]
+    assert known.mask.tolist() == (line > 3).tolist()
+    assert known.stacked.tolist() == [np.where(line > 3, line, 0.0).tolist()] * 2, "the other unknown is none of theirs"
 
 
 def test_an_output_of_the_model_is_never_unused() -> None:

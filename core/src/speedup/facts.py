@@ -270,7 +270,7 @@ def without_constants(fact: Affine, known: Bools) -> Affine | None:
     """What is said of the entries that are no constants, in compact form.
 
     Args:
-        known: these entries.
+        known: these entries: all that are said, but for constants, whose terms are 0.
     """
     if not fact.is_finite or not _is_compact(known, fact.stacked):
         return compact_affine(fact.axis, known, fact.stacked, fact.one_hot)

@@ -228,7 +228,11 @@ class Facts:
         old = self.affine.get(value)
         if old is not None and (old.mask & ~(mask | self.mask(value))).any():
             return grown  # unknowns along two axes cannot be said at once: what is known stays
-        new = without_constants(fact, mask & ~constant)
+        entries = mask & ~constant
+        if held is fact.mask:
+            new = without_constants(fact, entries)
+        else:  # some of what is said does not count: numbers that are left of it say nothing
+            new = compact_affine(fact.axis, entries, fact.stacked, fact.one_hot)
         if new is None or (old is not None and _alike(old, new)):
             return grown
         self.affine[value] = new
