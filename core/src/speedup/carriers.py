@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.
 _MOST = 1e3
 _ROUNDING = 1e-10
-# Squares of lengths that differ by less are of about one size.
+# The square of a length is of about the size of another one if it is more than this of it.
 _ALIKE = 1e-2
 # So many times as many rows as there are unknowns mostly span them as well as all would; fewer would have to take more
 # of what goes each, and weights that stand out are hard to quantize. Where the longest are nearly alike they do not: a
@@ -39,7 +39,7 @@ class Rows:
 
     Attributes:
         groups, width: how many groups there are, and entries in each.
-        at: which entries these are, in any group.
+        at: which entries these are, in any group; those of ``before``, where its carriers serve.
         going_at: which of them go in any group.
         going: their rows, 0 in groups where they stay.
         all: every row, 0 where nothing is known: (groups, unknowns, entries), since NumPy adds up along an axis in
@@ -53,7 +53,7 @@ class Rows:
 
         Args:
             bias: whether the constant part goes into a bias.
-            before: what was found for this call when less was kept.
+            before: what was found for this call with other sets, mostly when less was kept.
         """
         layout = self.layout = node.layout
         assert gone.weight is not None
@@ -202,7 +202,10 @@ class Rows:
 
     @cached_property
     def lacking(self) -> Bools:
-        """The fewest further rows that must be kept so that the kept ones span those that go."""
+        """The fewest further rows that must be kept so that the kept ones span those that go.
+
+        With several unknowns ``span`` is found on the way, of the rows that are kept then.
+        """
         if self.all.shape[1] == 1:  # mostly: one number
             return self._lacking_one(self.all[:, 0])
         chosen, at = np.zeros_like(self.gone), self.going_at

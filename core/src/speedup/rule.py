@@ -508,7 +508,8 @@ class Rule:
             node: the call.
             arrays: float64 per operand, broadcasting to its shape; None where the operand is missing. Along an axis
                 whose indices the call treats alike they may be several cases next to each other, more than there are
-                indices: each is to come out as it would alone. (Where it does not, they are asked about one by one.)
+                indices: each is to come out as it would alone. (Where that is seen not to be so, the call is
+                asked about them one by one.)
 
         Returns:
             float64 per output, broadcasting to its shape; None when the outputs cannot be told.
