@@ -433,9 +433,10 @@ def test_what_goes_is_found_again_when_an_output_that_reads_it_is_kept_too() -> 
 
 
 def test_a_plan_holds_nothing_of_what_was_found_on_the_way() -> None:
-    model = randomize(nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)))
+    layers = nn.Conv2d(2, 6, 1), nn.GroupNorm(1, 6), nn.Conv2d(6, 3, 3, padding=1)
+    model = randomize(nn.Sequential(*layers))
     keeps = speedup.plan(model, torch.randn(1, 2, 5, 5), mask_indices(model, {"0.weight": [1, 2, 4]})).keeps
-    assert not (keeps.memo or keeps.made or keeps.tied)
+    assert keeps.facts.affine and not (keeps.memo or keeps.made or keeps.tied or keeps.facts._combined)
 
 
 def test_what_sets_grow_by_has_the_axes_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

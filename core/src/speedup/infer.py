@@ -124,8 +124,10 @@ class Facts:
         return numbers
 
     def forget(self) -> None:
-        """Give back the memory of the numbers of parameters, which are read again where somebody asks."""
+        """Give back the memory of the numbers of parameters, and of combinations beside constants, which are found
+        again where somebody asks."""
         self._numbers.clear()
+        self._combined.clear()
 
     def known_but_zero(self, value: Value) -> Bools:
         """Entries of which something is known that is not just 0."""
