@@ -149,6 +149,13 @@ def test_arrays_that_share_entries_are_made_read_only_without_a_warning():
     assert read_only(given) is given
 
 
+def test_what_is_compact_does_not_hold_the_arrays_it_was_made_of() -> None:
+    wide = np.broadcast_to(np.arange(1.0, 5.0)[None, :, None], (1, 4, 1000)).copy()
+    known = affine(1, wide > 1, [wide, wide + 1], wide)
+    assert known is not None and known.stacked.shape == (3, 1, 4, 1) and known.mask.shape == (1, 4, 1)
+    assert all(a.base is None or a.base.size <= 12 for a in (known.stacked, known.mask))
+
+
 @st.composite
 def combinations(draw: st.DrawFn) -> Affine:
     """What a rule may say: arrays of any of the shapes that broadcast to one, some numbers not finite."""

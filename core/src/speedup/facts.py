@@ -258,7 +258,8 @@ def compact_affine(axis: int, mask: Bools, numbers: Floats, one_hot: bool) -> Af
     numbers = np.where(mask, numbers, ZERO)
     if not _is_compact(mask, numbers):
         wide, numbers = compact_axes(mask[None], numbers, axes=range(1, numbers.ndim))
-        mask = wide[0]
+        # What is left of a larger array would hold all of that.
+        mask, numbers = np.ascontiguousarray(wide[0]), np.ascontiguousarray(numbers)
     used = np.logical_or.reduce(numbers, axis=tuple(range(1, numbers.ndim)))
     used[0] = True
     if not every(used):
