@@ -210,7 +210,7 @@ class Rows:
             return self._lacking_one(self.all[:, 0])
         chosen, at = np.zeros_like(self.gone), self.going_at
         self.span, rest, share = self._span(self.kept, self.gone[:, at])
-        for _ in range(self.all.shape[1]):
+        while True:  # each round keeps one more at least
             more = _independent(rest, self._least)
             if some(share > _MOST):  # those that are spanned, but by large multiples, come last
                 spanned = more.any(axis=1, keepdims=True) | (share <= _MOST)
