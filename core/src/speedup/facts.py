@@ -92,6 +92,7 @@ class Affine:
         one_hot: whether, of the unknowns that an entry has terms of, at most one is 1 and the others are 0. So it is
             with the constants under zero padding, where an unknown says how much of a window lies outside. Whatever is
             done to such an entry alone makes another one of it.
+        is_finite: whether the engine has seen that all numbers are finite.
     """
 
     axis: int
@@ -100,20 +101,16 @@ class Affine:
     offset: Floats
     derived: bool = False
     one_hot: bool = False
+    is_finite: bool = False
 
     @property
     def numbers(self) -> tuple[Floats, ...]:
         """What is said beside the mask."""
         return (self.offset, *self.terms)
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether all numbers were seen to be finite."""
-        return "finite" in self.__dict__
-
     @cached_property
     def stacked(self) -> Floats:
-        """The numbers in one array, the offset first: there may be dozens of terms."""
+        """The numbers in one array, (1 + unknowns, ...), the offset first: there may be dozens of terms."""
         return np.stack(alike_shaped(*self.numbers)).astype(np.float64, copy=False)
 
     @property
@@ -134,7 +131,7 @@ class Affine:
         numbers = np.empty((len(self.stacked), *offset.shape))
         numbers[0], numbers[1:] = offset, np.where(mask, ZERO, self.stacked[1:])
         finite = self.is_finite and bool(np.isfinite(offset).all())
-        return stacked(self.axis, np.asarray(self.mask | mask), numbers, self.derived, self.one_hot, finite)
+        return of_stacked(self.axis, np.asarray(self.mask | mask), numbers, self.derived, self.one_hot, finite)
 
     def beside(self, mask: Bools, value: Floats) -> Affine:
         """As ``with_constants``, of entries that are not known as combinations: so the terms are 0 there already."""
@@ -143,20 +140,18 @@ class Affine:
             return Affine(self.axis, mask, self.terms, offset, self.derived, self.one_hot)
         numbers = self.stacked.copy()
         numbers[0] = offset
-        return stacked(self.axis, mask, numbers, self.derived, self.one_hot)
+        return of_stacked(self.axis, mask, numbers, self.derived, self.one_hot)
 
 
 Fact = Constant | Unused | Affine
 
 
-def stacked(
-    axis: int, mask: Bools, numbers: Floats, derived: bool = False, one_hot: bool = False, finite: bool = False
+def of_stacked(
+    axis: int, mask: Bools, numbers: Floats, derived: bool = False, one_hot: bool = False, is_finite: bool = False
 ) -> Affine:
-    """An Affine whose numbers stand in one array: (1 + unknowns, ...), the offset first."""
-    fact = Affine(axis, mask, tuple(numbers[1:]), numbers[0], derived, one_hot)
-    fact.__dict__["stacked"] = numbers
-    if finite:
-        fact.__dict__["finite"] = True
+    """An Affine of numbers in one array, see ``Affine.stacked``."""
+    fact = Affine(axis, mask, tuple(numbers[1:]), numbers[0], derived, one_hot, is_finite)
+    fact.__dict__["stacked"] = numbers  # where a cached property keeps it
     return fact
 
 
@@ -181,7 +176,7 @@ def compact_axes(*arrays: Bools | Floats, axes: Collection[int] | None = None) -
         head, tail = (*before, slice(0, 1)), (*before, slice(-1, None))
         heads = [a[head] for a in out]
         # The last entry is mostly enough to tell that not all are the same.
-        if _same([a[tail] for a in out], heads) and _same(out, heads):
+        if same([a[tail] for a in out], heads) and same(out, heads):
             out = heads
     return tuple(out)
 
@@ -203,7 +198,7 @@ def _is_even(line: Bools | Floats) -> bool:
     return bool(line[-1] == first and (line == first).all())  # the last one is mostly enough to tell
 
 
-def _same(arrays: Sequence[Bools | Floats], heads: Sequence[Bools | Floats]) -> bool:
+def same(arrays: Sequence[Bools | Floats], heads: Sequence[Bools | Floats]) -> bool:
     """Whether all entries of each array are the same as its head; NaN is the same as NaN."""
     for array, head in zip(arrays, heads, strict=True):
         same = array == head
@@ -251,7 +246,7 @@ def affine(axis: int, mask: Bools, terms: Iterable[Floats], offset: Floats, one_
 
 
 def compact_affine(axis: int, mask: Bools, numbers: Floats, one_hot: bool) -> Affine | None:
-    """As ``affine``, of numbers in one array, see ``stacked``."""
+    """As ``affine``, of numbers in one array, see ``Affine.stacked``."""
     mask = mask & np.logical_and.reduce(np.isfinite(numbers))
     if not some(mask):
         return None
@@ -264,7 +259,7 @@ def compact_affine(axis: int, mask: Bools, numbers: Floats, one_hot: bool) -> Af
     used[0] = True
     if not every(used):
         numbers = numbers[used]
-    return stacked(axis, mask.astype(bool, copy=False), numbers, one_hot=one_hot, finite=True)
+    return of_stacked(axis, mask.astype(bool, copy=False), numbers, one_hot=one_hot, is_finite=True)
 
 
 def without_constants(fact: Affine, known: Bools) -> Affine | None:
@@ -275,7 +270,7 @@ def without_constants(fact: Affine, known: Bools) -> Affine | None:
     """
     if not fact.is_finite or not _is_compact(known, fact.stacked):
         return compact_affine(fact.axis, known, fact.stacked, fact.one_hot)
-    return stacked(fact.axis, known, fact.stacked, one_hot=fact.one_hot, finite=True) if some(known) else None
+    return of_stacked(fact.axis, known, fact.stacked, one_hot=fact.one_hot, is_finite=True)  # some are known
 
 
 def _is_compact(mask: Bools, numbers: Floats) -> bool:

@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import ZERO, Affine, Bools, Constant, Fact, Floats, alike_shaped, compact_affine, everything, some
+from speedup.facts import (
+    ZERO,
+    Affine,
+    Bools,
+    Constant,
+    Fact,
+    Floats,
+    alike_shaped,
+    compact_affine,
+    everything,
+    same,
+    some,
+)
 from speedup.graph import Node, Value
 
 if TYPE_CHECKING:
@@ -141,13 +153,12 @@ class _Trial:
                 made = self.run((value, beside.swapaxes(0, axis[0] + 1)[0]))[None]
             except Exception:  # a rule may count on the sizes that there are
                 made = offset[None]
-            if made.shape[axis[1] + 1] == len(beside):
-                made = made.swapaxes(0, axis[1] + 1)
-                # Where nothing is added the same comes out. Else it does not treat them alike, be it by a last digit of
-                # what a kernel computes in another way at the end, which would count as a number.
-                same = np.array_equal(made[0], offset, equal_nan=True)
-                if same and _are(np.where(self._reached(value, terms), offset, made[1:]), offset):
-                    return made
+            made = made.swapaxes(0, axis[1] + 1)
+            # Where nothing is added the same comes out. Else it does not treat them alike, be it by a last digit of
+            # what a kernel computes in another way at the end, which would count as a number.
+            fits = made.shape == (len(beside), *offset.shape)
+            if fits and same([np.where(self._reached(value, beside), offset, made)], [offset]):
+                return made
         return np.stack(alike_shaped(offset, *(self.run((value, term)) for term in terms)))
 
     def _reached(self, value: Value, terms: Floats) -> Bools:
@@ -178,11 +189,6 @@ class _Trial:
                 if dim and of_terms is not None:
                     return of_terms, axis
         return None
-
-
-def _are(rows: Floats, row: Floats) -> bool:
-    """Whether all rows are this one; NaN is the same as NaN."""
-    return bool(((rows == row) | ((rows != rows) & (row != row))).all())
 
 
 def _alike(node: Node, facts: NodeFacts, known: dict[int, Affine]) -> Affine | None:
