@@ -12,7 +12,8 @@ from torch import nn
 from speedup import Affine, Node, NodeFacts, Registry, Rule, default_registry
 from speedup.facts import everything
 from speedup.graph import Graph, Value
-from speedup.infer import Facts, infer
+from speedup.infer import infer
+from speedup.known import Facts
 from speedup.masks import normalize_masks
 from speedup.testing import mask_indices, randomize
 from speedup.trace import sandbox, trace

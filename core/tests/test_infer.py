@@ -16,7 +16,8 @@ from speedup import Constant, Node, NodeFacts, Registry, Rule, Unused, default_r
 from speedup.errors import CheckError, RuleError
 from speedup.facts import affine
 from speedup.graph import Graph
-from speedup.infer import Facts, infer
+from speedup.infer import infer
+from speedup.known import Facts
 from speedup.masks import normalize_masks
 from speedup.testing import check_equal, mask_indices, randomize
 from speedup.trace import sandbox, trace

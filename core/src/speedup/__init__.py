@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from speedup.groups.labels import Labels
     from speedup.groups.result import ChannelGroups, Group, Member
     from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
-    from speedup.infer import NodeFacts
     from speedup.instead import Instead
     from speedup.keep import NodeKeep
     from speedup.kinds import Kind
+    from speedup.known import NodeFacts
     from speedup.movement import Movement
     from speedup.names import op_name, variants
     from speedup.overlay import Overlay, overlaid
@@ -70,7 +70,7 @@ _HOMES = {
     "speedup.groups.labels": "Labels",
     "speedup.groups.result": "ChannelGroups Group Member",
     "speedup.hookspecs": "CONTRACT_VERSION hookimpl hookspec",
-    "speedup.infer": "NodeFacts",
+    "speedup.known": "NodeFacts",
     "speedup.instead": "Instead",
     "speedup.keep": "NodeKeep",
     "speedup.kinds": "Kind",

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import Affine, Bools, Floats
+from speedup.facts import Affine, Bools, Floats, same_affine
 from speedup.graph import Graph, Line, Node, Value
 
 if TYPE_CHECKING:
-    from speedup.infer import Facts
+    from speedup.known import Facts
 
 
 class Again:
@@ -185,9 +185,4 @@ def _equal(one: Sequence[Bools | Floats], other: Sequence[Bools | Floats]) -> bo
 
 
 def _same_affine(one: Affine | None, other: Affine | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    if one is other:
-        return True
-    kinds = [(a.axis, len(a.terms), a.derived, a.one_hot) for a in (one, other)]
-    return kinds[0] == kinds[1] and _equal((one.mask, one.offset, *one.terms), (other.mask, other.offset, *other.terms))
+    return one is other or (one is not None and other is not None and same_affine(one, other))

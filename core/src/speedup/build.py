@@ -16,9 +16,9 @@ from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
-from speedup.infer import Facts, NodeFacts
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import changes, kept_of
+from speedup.known import Facts, NodeFacts
 from speedup.new_sizes import new_size
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.regular import kept_shape

@@ -10,7 +10,7 @@ import numpy as np
 
 from speedup.facts import Affine, Bools, Floats, everything
 from speedup.graph import Value
-from speedup.infer import Facts
+from speedup.known import Facts
 
 _TINY = 1e-10  # of the largest number: what is less is rounding
 

@@ -262,6 +262,12 @@ def compact_affine(axis: int, mask: Bools, numbers: Floats, one_hot: bool) -> Af
     return of_stacked(axis, mask.astype(bool, copy=False), numbers, one_hot=one_hot, is_finite=True)
 
 
+def same_affine(one: Affine, other: Affine) -> bool:
+    """Whether two facts that the engine has put in compact form say the same."""
+    kinds = [(a.axis, a.derived, a.one_hot) for a in (one, other)]
+    return kinds[0] == kinds[1] and equal(one.mask, other.mask) and equal(one.stacked, other.stacked)
+
+
 def without_constants(fact: Affine, known: Bools) -> Affine | None:
     """What is said of the entries that are no constants, in compact form.
 

@@ -47,7 +47,7 @@ from speedup.named import Named
 from speedup.response import response
 
 if TYPE_CHECKING:
-    from speedup.infer import NodeFacts
+    from speedup.known import NodeFacts
     from speedup.rule import Rule
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from speedup.ask import ask
 from speedup.facts import any_of, everything, nothing, some, unfit
 from speedup.graph import Graph, Node, Value
-from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock, NodeKeep, Stage
 from speedup.kinds import Kind
+from speedup.known import Facts
 from speedup.regular import Lines
 from speedup.rule import Rule
 from speedup.sets import Product

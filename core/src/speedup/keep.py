@@ -21,8 +21,8 @@ from speedup.cached import cached_property
 from speedup.cutting import cut, cut_indices
 from speedup.facts import Bools, Floats, along, any_of, equal, every, everything, nothing, some
 from speedup.graph import Graph, Node, Value
-from speedup.infer import Facts, NodeFacts
 from speedup.kinds import Kind
+from speedup.known import Facts, NodeFacts
 from speedup.order import Orders, in_order
 from speedup.pattern import Pattern
 from speedup.pieces import is_own

@@ -36,7 +36,7 @@ from speedup.facts import (
 from speedup.graph import Node, Value
 
 if TYPE_CHECKING:
-    from speedup.infer import NodeFacts
+    from speedup.known import NodeFacts
     from speedup.rule import Rule
 
 _MOST = 8  # sets of indices that are alike, each of which needs a carrier

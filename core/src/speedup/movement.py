@@ -42,8 +42,8 @@ from speedup.shell import shell_of
 
 if TYPE_CHECKING:
     from speedup.build import Kept
-    from speedup.infer import NodeFacts
     from speedup.keep import NodeKeep
+    from speedup.known import NodeFacts
 
 _MANY = 2**16  # entries of keep sets above which an answer is not remembered
 

@@ -14,7 +14,7 @@ from speedup.graph import Node
 from speedup.layout import Layout
 
 if TYPE_CHECKING:
-    from speedup.infer import NodeFacts
+    from speedup.known import NodeFacts
 
 
 class _Lasting:

@@ -18,8 +18,8 @@ from speedup.coordinates import Origin
 from speedup.facts import Bools, Fact, Unused
 from speedup.graph import Node
 from speedup.groups.labels import Labels
-from speedup.infer import NodeFacts
 from speedup.keep import NodeKeep
+from speedup.known import NodeFacts
 from speedup.movement import Movement
 from speedup.order import Orders
 

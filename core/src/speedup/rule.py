@@ -45,9 +45,9 @@ from speedup.trial import run_on_constants
 
 if TYPE_CHECKING:
     from speedup.build import Kept
-    from speedup.infer import NodeFacts
     from speedup.instead import Instead
     from speedup.keep import NodeKeep
+    from speedup.known import NodeFacts
 
 _FIELDS = (
     "name",

@@ -29,8 +29,9 @@ from speedup.errors import RuleError
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
 from speedup.grow import keep_sets
-from speedup.infer import Facts, infer
+from speedup.infer import infer
 from speedup.keep import KeepSets
+from speedup.known import Facts
 from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of

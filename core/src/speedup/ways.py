@@ -30,9 +30,9 @@ from speedup.errors import SpeedupError
 from speedup.facts import Bools, everything
 from speedup.graph import Graph, Node, Value
 from speedup.grow import keep_sets
-from speedup.infer import Facts
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
+from speedup.known import Facts
 from speedup.regular import varied
 from speedup.trace.recorder import EndlessError
 from speedup.vary import Inputs

@@ -9,7 +9,7 @@ import torch
 
 from speedup.facts import Affine, Bools, Constant, Floats, affine, everything, nothing
 from speedup.graph import Node, Value, rows_of_one
-from speedup.infer import Facts
+from speedup.known import Facts
 
 
 class Given(Facts):

@@ -15,8 +15,9 @@ from speedup.errors import RuleError
 from speedup.facts import Affine, Bools, Constant, Fact, Unused, nothing
 from speedup.flow import placing
 from speedup.graph import Graph, Node, Value
-from speedup.infer import Facts, NodeFacts, _returned, infer
+from speedup.infer import _returned, infer
 from speedup.inputs import resolve_inputs
+from speedup.known import Facts, NodeFacts
 from speedup.masks import normalize_masks
 from speedup.registry import Registry, default_registry
 from speedup.testing.contents import in_float64

@@ -13,8 +13,9 @@ from speedup.errors import SignatureError
 from speedup.facts import Bools, Unused, along, nothing
 from speedup.flow import follows
 from speedup.graph import Node, Value
-from speedup.infer import Facts, NodeFacts, _returned, infer
+from speedup.infer import _returned, infer
 from speedup.inputs import resolve_inputs
+from speedup.known import Facts, NodeFacts
 from speedup.masks import normalize_masks
 from speedup.registry import Registry
 from speedup.rigid import rigid_axes

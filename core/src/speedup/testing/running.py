@@ -11,7 +11,7 @@ import torch
 
 from speedup.facts import Affine, Bools
 from speedup.graph import Node, Ref, Value, rows_of_one
-from speedup.infer import Facts
+from speedup.known import Facts
 from speedup.trace.making import new_or_changed
 from speedup.trace.outputs import tensors_in
 
