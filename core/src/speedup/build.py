@@ -88,10 +88,11 @@ class Piece:
 
 
 class Made:
-    """New tensors that were made for one way of the model, into which nothing was folded."""
+    """New tensors that were made for one way of the model, so that the others need not hold them a second time."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[KeepSets, Value, torch.Tensor]] = {}
+        self._folded: dict[int, list[torch.Tensor]] = {}
 
     def find(self, keeps: KeepSets, value: Value) -> torch.Tensor | None:
         """The one that was made of the same entries of a parameter or buffer."""
@@ -104,6 +105,15 @@ class Made:
         """Take one in, if its entries stand in their order."""
         if value not in keeps.orders:
             self._made[value.number] = keeps, value, made
+
+    def alike(self, value: Value, folded: torch.Tensor) -> torch.Tensor:
+        """New contents into which something was folded, or those of another way that are the same, entry for entry."""
+        known = self._folded.setdefault(value.number, [])
+        for other in known:
+            if other.shape == folded.shape and other.dtype == folded.dtype and torch.equal(other, folded):
+                return other
+        known.append(folded)
+        return folded
 
 
 def build(
@@ -119,7 +129,7 @@ def build(
         RuleError: a rule raised in ``replace`` or returned no module.
     """
     parts = Parts()
-    folded, gained = _folds(graph.nodes if piece is None else piece.nodes, keeps)
+    folded, gained = _folds(graph.nodes if piece is None else piece.nodes, keeps, known)
     fresh: dict[Value, torch.Tensor] = {}
     for value in graph.sources if piece is None else piece.values:
         if value in folded:
@@ -163,7 +173,7 @@ def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
 
 
 def _folds(
-    nodes: Sequence[Node], keeps: KeepSets
+    nodes: Sequence[Node], keeps: KeepSets, known: Made | None
 ) -> tuple[dict[Value, torch.Tensor], dict[Node, dict[str, torch.Tensor]]]:
     """New contents of parameters and buffers, cut; and biases that modules gain."""
     folded: dict[Value, torch.Tensor] = {}
@@ -180,7 +190,7 @@ def _folds(
             continue
         for target, tensor in fold.fold(node.rule, node, keep, keeps).items():
             if isinstance(target, Value) and target.is_source:
-                folded[target] = tensor
+                folded[target] = tensor if known is None else known.alike(target, tensor)
             elif isinstance(target, Value):
                 put_back(target, tensor, in_pieces)
             else:
@@ -199,7 +209,9 @@ def _folds(
         if node.rule is not None and type(node.rule).rescale is not Rule.rescale:
             for name, factor in ask(node, "rescale", NodeKeep(keeps, node)).items():
                 _rescale(node, name, factor, keeps, folded, in_pieces)
-    folded |= {value: kept_of(keeps, value, tensor) for value, tensor in in_pieces.items()}
+    for value, tensor in in_pieces.items():
+        kept = kept_of(keeps, value, tensor)
+        folded[value] = kept if known is None else known.alike(value, kept)
     keeps.forget()  # nobody asks again, and a plan lives on
     return folded, gained
 
