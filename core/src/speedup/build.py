@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from speedup import fold, walk
+from speedup import walk
 from speedup.ask import ask, culprit
 from speedup.cached import cached_property
 from speedup.cutting import laid_out_like
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools
+from speedup.folds import Folds
 from speedup.graph import Graph, Node, Value
-from speedup.keep import KeepSets, NodeKeep
+from speedup.keep import KeepSets
 from speedup.kept import changes, kept_of
 from speedup.known import Facts, NodeFacts
+from speedup.made import Made
 from speedup.new_sizes import new_size
-from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.regular import kept_shape
 from speedup.repair.parts import Repairs
-from speedup.rule import Rule, leaves_to_layout
+from speedup.rule import Rule
 from speedup.shell import relinked, shell_of
 
 
@@ -87,35 +88,6 @@ class Piece:
     nodes: Sequence[Node]
 
 
-class Made:
-    """New tensors that were made for one way of the model, so that the others need not hold them a second time."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[KeepSets, Value, torch.Tensor]] = {}
-        self._folded: dict[int, list[torch.Tensor]] = {}
-
-    def find(self, keeps: KeepSets, value: Value) -> torch.Tensor | None:
-        """The one that was made of the same entries of a parameter or buffer."""
-        if value.number not in self._made or value in keeps.orders:
-            return None
-        others, other, made = self._made[value.number]
-        return made if value.is_read == other.is_read and keeps.same(value, others, other) else None
-
-    def add(self, keeps: KeepSets, value: Value, made: torch.Tensor) -> None:
-        """Take one in, if its entries stand in their order."""
-        if value not in keeps.orders:
-            self._made[value.number] = keeps, value, made
-
-    def alike(self, value: Value, folded: torch.Tensor) -> torch.Tensor:
-        """New contents into which something was folded, or those of another way that are the same, entry for entry."""
-        known = self._folded.setdefault(value.number, [])
-        for other in known:
-            if other.shape == folded.shape and other.dtype == folded.dtype and torch.equal(other, folded):
-                return other
-        known.append(folded)
-        return folded
-
-
 def build(
     graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None = None, known: Made | None = None
 ) -> Parts:
@@ -129,12 +101,12 @@ def build(
         RuleError: a rule raised in ``replace`` or returned no module.
     """
     parts = Parts()
-    folded, gained = _folds(graph.nodes if piece is None else piece.nodes, keeps, known)
+    folds = Folds.of(graph.nodes if piece is None else piece.nodes, keeps, known)
     fresh: dict[Value, torch.Tensor] = {}
     for value in graph.sources if piece is None else piece.values:
-        if value in folded:
+        if value in folds.values:
             assert value.tensor is not None
-            made = _like(value.tensor, folded.pop(value))
+            made = _like(value.tensor, folds.values.pop(value))
         elif not changes(keeps, value):
             continue
         elif known is not None and (shared := known.find(keeps, value)) is not None:
@@ -150,117 +122,12 @@ def build(
                 parts.tensors[name] = made
     nodes = graph.nodes if piece is None else [n for n in piece.nodes if n.path in piece.paths]
     modules = dict(walk.all_paths(model))
-    _replace_modules(nodes, keeps, modules, fresh, gained, parts)
+    _replace_modules(nodes, keeps, modules, fresh, folds.gained, parts)
     _replace_owners(modules, parts)
     if piece is None:
         _replace_held(model, parts, fresh)
         settle_expanded(graph, keeps, model, parts)
     return parts
-
-
-def _may_fold(node: Node) -> bool:
-    """Whether ``folds`` of its rule says so; most rules leave that to the layout."""
-    if leaves_to_layout(node, "folds"):
-        return bool(node.layout.contracted)
-    return bool(ask(node, "folds"))
-
-
-def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
-    """What a call folds into: parameters or pieces of them, and attributes that its module gains."""
-    if keeps.drop or node.rule is None or not _may_fold(node):
-        return []
-    return fold.targets(node.rule, node, NodeKeep(keeps, node))
-
-
-def _folds(
-    nodes: Sequence[Node], keeps: KeepSets, known: Made | None
-) -> tuple[dict[Value, torch.Tensor], dict[Node, dict[str, torch.Tensor]]]:
-    """New contents of parameters and buffers, cut; and biases that modules gain."""
-    folded: dict[Value, torch.Tensor] = {}
-    in_pieces: dict[Value, torch.Tensor] = {}
-    gained: dict[Node, dict[str, torch.Tensor]] = {}
-    for node in nodes if not keeps.drop else ():
-        if node.rule is None or not _may_fold(node):
-            continue
-        keep = NodeKeep(keeps, node)
-        if not fold.removed(node, keep):
-            continue
-        if keeps.facts.blind and any(v.is_blank for v in weights_of(node)):
-            _blank_folds(node, keeps, folded, gained)
-            continue
-        for target, tensor in fold.fold(node.rule, node, keep, keeps).items():
-            if isinstance(target, Value) and target.is_source:
-                folded[target] = tensor if known is None else known.alike(target, tensor)
-            elif isinstance(target, Value):
-                put_back(target, tensor, in_pieces)
-            else:
-                chosen = torch.from_numpy(_kept_outputs(node, keep).copy())
-                new = tensor[chosen.to(tensor.device)]
-                for ranks in keeps.orders.get(node.outputs[0], {}).values():
-                    new = new[torch.from_numpy(ranks.flatten()).to(new.device)]
-                gained.setdefault(node, {})[target] = new
-    for node in nodes:
-        if node.rule is not None and type(node.rule).refit is not Rule.refit:
-            for name, tensor in ask(node, "refit", NodeKeep(keeps, node)).items():
-                value = node.operand(name)
-                if value is None or not value.is_of_one_call:
-                    raise RuleError(f"{node.rule.label}: refit gives {name!r}, no parameter of {node.label} alone")
-                folded[value] = kept_of(keeps, value, tensor)
-        if node.rule is not None and type(node.rule).rescale is not Rule.rescale:
-            for name, factor in ask(node, "rescale", NodeKeep(keeps, node)).items():
-                _rescale(node, name, factor, keeps, folded, in_pieces)
-    for value, tensor in in_pieces.items():
-        kept = kept_of(keeps, value, tensor)
-        folded[value] = kept if known is None else known.alike(value, kept)
-    keeps.forget()  # nobody asks again, and a plan lives on
-    return folded, gained
-
-
-def _rescale(
-    node: Node,
-    name: str,
-    factor: float,
-    keeps: KeepSets,
-    folded: dict[Value, torch.Tensor],
-    in_pieces: dict[Value, torch.Tensor],
-) -> None:
-    """Multiply a parameter, or a piece of one, that may have taken up constants already."""
-    value = node.operand(name)
-    if value is None or not is_own(node, node.operand_names.index(name)):
-        raise RuleError(f"{culprit(node)}: rescale gives {name!r}, no parameter of this call alone")
-    if value.is_source:
-        folded[value] = (folded[value] if value in folded else kept_of(keeps, value)) * factor
-        return
-    wholes = {source: in_pieces.get(source, contents(source)) for source in sources_of(value)}
-    put_back(value, contents(value, wholes) * factor, wholes)
-    in_pieces |= wholes
-
-
-def weights_of(node: Node) -> list[Value]:
-    """The parameters and buffers that a call reads, or reads pieces of."""
-    values = [v for v in node.operands if v is not None and (v.is_source or is_piece(v))]
-    return list(dict.fromkeys(source for v in values for source in sources_of(v)))
-
-
-def _blank_folds(
-    node: Node, keeps: KeepSets, folded: dict[Value, torch.Tensor], gained: dict[Node, dict[str, torch.Tensor]]
-) -> None:
-    """What a call folds, where contents are not at hand: the shapes alone."""
-    for target in fold_targets(node, keeps):
-        if isinstance(target, Value):
-            for source in sources_of(target):
-                assert source.tensor is not None
-                folded[source] = kept_of(keeps, source, source.tensor.detach().to("meta"))
-        else:
-            count = int(_kept_outputs(node, NodeKeep(keeps, node)).sum())
-            (like,) = [v.dtype for v in weights_of(node)][:1]
-            gained.setdefault(node, {})[target] = torch.empty(count, dtype=like, device="meta")
-
-
-def _kept_outputs(node: Node, keep: NodeKeep) -> Bools:
-    """Which entries of the bias of a call stay (flat)."""
-    out = node.layout.n_inputs
-    return fold.flat_output(node, node.layout.to_named(out, keep.sets[out]))
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

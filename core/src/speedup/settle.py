@@ -9,12 +9,13 @@ from dataclasses import replace
 from torch import nn
 
 from speedup import moved
-from speedup.build import Made, Parts, build
+from speedup.build import Parts, build
 from speedup.check import Mismatch
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
 from speedup.locking import lock_uneven
+from speedup.made import Made
 from speedup.order import arrange
 from speedup.registry import Registry
 from speedup.repair.mend import mend

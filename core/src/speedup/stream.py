@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 
-from speedup.build import Parts, Piece, build, fold_targets, weights_of
+from speedup.build import Parts, Piece, build
+from speedup.folds import fold_targets, weights_of
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
 from speedup.pieces import sources_of
