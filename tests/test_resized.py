@@ -194,6 +194,7 @@ def test_what_ways_fold_alike_is_in_memory_once():
     net = randomize(Watched()).double()
     masks = mask_indices(net, {name: GONE for name in ("a.weight", "a.bias")})
     MOST.clear()
+    gc.collect()
     plan = speedup.plan(net, torch.randn(2, 3, 8, 8).double(), masks)
     assert plan.apply().b.in_channels == 6
     assert set(MOST) == {1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,11 +16,12 @@ from speedup.cutting import laid_out_like
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools
-from speedup.folds import Folds
+from speedup.folds import Folds, Later
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
 from speedup.kept import changes, kept_of
 from speedup.known import Facts, NodeFacts
+from speedup.late import Late, may_fold_later, may_wait, stand_in
 from speedup.made import Made
 from speedup.new_sizes import new_size
 from speedup.regular import kept_shape
@@ -65,12 +67,14 @@ class Parts:
 
     Attributes:
         repairs: new attributes and rewritten calls of modules, by path, see ``speedup.repair``.
+        late: those of the tensors that have no numbers yet.
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     gained: dict[str, torch.Tensor] = field(default_factory=dict)
     repairs: Repairs = field(default_factory=dict)
+    late: Late = field(default_factory=Late)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,31 +93,45 @@ class Piece:
 
 
 def build(
-    graph: Graph, keeps: KeepSets, model: nn.Module, piece: Piece | None = None, known: Made | None = None
+    graph: Graph,
+    keeps: KeepSets,
+    model: nn.Module,
+    piece: Piece | None = None,
+    known: Made | None = None,
+    wait: bool = False,
 ) -> Parts:
     """Make the new tensors and modules.
 
     Args:
         piece: what is made, the whole model by default.
         known: what was made for other ways, to be shared; what is made now is added.
+        wait: whether large tensors may get their numbers later, see ``Parts.late``; until it is closed ``keeps`` should
+            remember what was found.
 
     Raises:
         RuleError: a rule raised in ``replace`` or returned no module.
     """
     parts = Parts()
-    folds = Folds.of(graph.nodes if piece is None else piece.nodes, keeps, known)
+    waits = partial(may_fold_later, shape=keeps.shape, graph=graph) if wait else None
+    folds = Folds.of(graph.nodes if piece is None else piece.nodes, keeps, known, waits)
     fresh: dict[Value, torch.Tensor] = {}
     for value in graph.sources if piece is None else piece.values:
         if value in folds.values:
             assert value.tensor is not None
-            made = _like(value.tensor, folds.values.pop(value))
+            new = folds.values.pop(value)
+            made = _as(value.tensor, new if value in folds.waiting else laid_out_like(value.tensor, new))
         elif not changes(keeps, value):
             continue
         elif known is not None and (shared := known.find(keeps, value)) is not None:
             made = shared
+        elif wait and may_wait(value, shape := keeps.shape(value), graph):
+            assert value.tensor is not None
+            made = _as(value.tensor, stand_in(value.tensor, shape))
+            parts.late.add([made], partial(_kept, value, keeps))
         else:
             assert value.tensor is not None
-            made = _like(value.tensor, kept_of(keeps, value))
+            (new,) = _kept(value, keeps)
+            made = _as(value.tensor, new)
             if known is not None:
                 known.add(keeps, value, made)
         fresh[value] = made
@@ -124,17 +142,36 @@ def build(
     modules = dict(walk.all_paths(model))
     _replace_modules(nodes, keeps, modules, fresh, folds.gained, parts)
     _replace_owners(modules, parts)
+    _let_wait(folds, fresh, parts)
     if piece is None:
         _replace_held(model, parts, fresh)
         settle_expanded(graph, keeps, model, parts)
+    if not wait:
+        keeps.forget()  # nobody asks again, and a plan lives on
     return parts
 
 
-def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The new tensor as a parameter like the old one, with its ``requires_grad`` and attributes; it lies in memory as
-    the old one does, with channels last, say."""
-    if old.ndim > 1:
-        new = laid_out_like(old, new)
+def _kept(value: Value, keeps: KeepSets) -> list[torch.Tensor]:
+    assert value.tensor is not None
+    return [laid_out_like(value.tensor, kept_of(keeps, value))]
+
+
+def _let_wait(folds: Folds, fresh: Mapping[Value, torch.Tensor], parts: Parts) -> None:
+    """See to it that what calls fold later gets into the tensors that stand in its place."""
+    for later in folds.later:
+        prefix = later.node.path + "." if later.node.path else ""
+        own = [fresh[t] if isinstance(t, Value) else parts.gained[prefix + t] for t in later.targets]
+        parts.late.add(own, partial(_folded, later))
+
+
+def _folded(later: Later) -> list[torch.Tensor]:
+    made = later.make()
+    olds = [t.tensor if isinstance(t, Value) else None for t in later.targets]
+    return [new if old is None else laid_out_like(old, new) for old, new in zip(olds, made.values(), strict=True)]
+
+
+def _as(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new tensor as a parameter like the old one, with its ``requires_grad`` and attributes."""
     if type(old) is torch.Tensor or not isinstance(old, nn.Parameter):
         return new
     made = nn.Parameter(new, requires_grad=old.requires_grad)

@@ -23,6 +23,7 @@ from speedup.errors import CheckError, SpeedupError
 from speedup.graph import Graph, Node, Value
 from speedup.instead import stands_for
 from speedup.keep import KeepSets, Lock
+from speedup.late import Late
 from speedup.locking import (
     changed_axes,
     lock_before,
@@ -108,6 +109,7 @@ def check(
     substitutes: Mapping[int, type[nn.Module]],
     decisions: Decisions | None = None,
     runs: list[Run] | None = None,
+    late: Late | None = None,
 ) -> Mismatch | None:
     """Run the changed model; where it differs from the plan, None when it agrees.
 
@@ -116,6 +118,7 @@ def check(
 
     Args:
         runs: filled with the run, if it comes to its end.
+        late: what gets its numbers on the way.
 
     Raises:
         AnswersError: the outputs differ.
@@ -130,6 +133,7 @@ def check(
             watch=decisions,
             answers=graph.answers,
             compared=graph,
+            late=late,
         )
     except SpeedupError:
         raise
@@ -170,11 +174,15 @@ def as_planned(
     keeps: KeepSets,
     registry: Registry,
     substitutes: Mapping[int, type[nn.Module]],
+    late: Late,
 ) -> Run | None:
     """A run of the changed model in which it makes the calls of the masked one, as the plan has them, on fewer indices,
     and gives its answers: then ``check`` finds nothing. None says nothing.
+
+    Args:
+        late: what gets its numbers on the way.
     """
-    replayed = replay(model, inputs, registry, graph, keeps.shape, substitutes)
+    replayed = replay(model, inputs, registry, graph, keeps.shape, substitutes, late)
     if replayed is None:
         return None
     returned = replayed.returned
@@ -256,7 +264,9 @@ def _methods_of(error: BaseException, model: nn.Module) -> list[tuple[str, str]]
     """The methods of the model's modules that an error came through, the innermost first."""
     paths = {id(m): path for path, m in model.named_modules()}
     found = []
-    at = error.__traceback__
+    # Without the frame that has caught it: once its variables are looked at, it holds the error, and that what the run
+    # has computed.
+    at = error.__traceback__.tb_next if error.__traceback__ is not None else None
     while at is not None:
         code = at.tb_frame.f_code
         first = at.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None

@@ -3,8 +3,10 @@ rules fit anew or multiply."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
 
 import torch
 
@@ -15,6 +17,7 @@ from speedup.facts import Bools
 from speedup.graph import Node, Value
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import kept_of
+from speedup.late import stand_in
 from speedup.made import Made
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.rule import Rule, leaves_to_layout
@@ -34,6 +37,25 @@ def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
     return fold.targets(node.rule, node, NodeKeep(keeps, node))
 
 
+Targets: TypeAlias = Sequence[Value | str]
+Fold: TypeAlias = dict[Value | str, torch.Tensor]
+Waits: TypeAlias = Callable[[Node, Targets], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Later:
+    """What a call is going to fold.
+
+    Attributes:
+        targets: parameters and buffers, and attributes that its module gains.
+        make: their new contents, cut.
+    """
+
+    node: Node
+    targets: Targets
+    make: Callable[[], Fold]
+
+
 @dataclass(eq=False)
 class Folds:
     """What some calls fold.
@@ -41,18 +63,23 @@ class Folds:
     Attributes:
         values: new contents of parameters and buffers, cut.
         gained: biases that modules gain, by the attribute's name, cut.
+        later: what waits; in ``values`` and ``gained`` something of its shape stands for it.
+        waiting: the parameters and buffers among that.
     """
 
     values: dict[Value, torch.Tensor] = field(default_factory=dict)
     gained: dict[Node, dict[str, torch.Tensor]] = field(default_factory=dict)
+    later: list[Later] = field(default_factory=list)
+    waiting: set[Value] = field(default_factory=set)
     _in_pieces: dict[Value, torch.Tensor] = field(default_factory=dict)  # in full size, until all pieces are there
 
     @staticmethod
-    def of(nodes: Sequence[Node], keeps: KeepSets, known: Made | None = None) -> Folds:
+    def of(nodes: Sequence[Node], keeps: KeepSets, known: Made | None = None, waits: Waits | None = None) -> Folds:
         """What these calls fold.
 
         Args:
             known: what was made for other ways, to be shared; what is made now is added.
+            waits: whether a call can wait with what it folds; by default none does.
 
         Raises:
             RuleError: a rule raised, or names what is no parameter of its call alone.
@@ -60,7 +87,7 @@ class Folds:
         folds = Folds()
         for node in nodes if not keeps.drop else ():
             if node.rule is not None and _may_fold(node):
-                folds._fold(node, keeps, known)
+                folds._fold(node, keeps, known, waits)
         for node in nodes:
             if node.rule is not None and type(node.rule).refit is not Rule.refit:
                 folds._refit(node, keeps)
@@ -70,10 +97,9 @@ class Folds:
         for value, tensor in folds._in_pieces.items():
             kept = kept_of(keeps, value, tensor)
             folds.values[value] = kept if known is None else known.alike(value, kept)
-        keeps.forget()  # nobody asks again, and a plan lives on
         return folds
 
-    def _fold(self, node: Node, keeps: KeepSets, known: Made | None) -> None:
+    def _fold(self, node: Node, keeps: KeepSets, known: Made | None, waits: Waits | None) -> None:
         assert node.rule is not None
         keep = NodeKeep(keeps, node)
         if not fold.removed(node, keep):
@@ -81,13 +107,20 @@ class Folds:
         if keeps.facts.blind and any(v.is_blank for v in weights_of(node)):
             self._fold_blank(node, keeps)
             return
-        for target, tensor in fold.fold(node.rule, node, keep, keeps).items():
+        make = partial(_folded, node, keep, keeps)
+        if waits is not None and waits(node, targets := fold.targets(node.rule, node, keep)):
+            self.later.append(Later(node, targets, make))
+            self.waiting.update(t for t in targets if isinstance(t, Value))
+            made = _stand_ins(node, keep, keeps, targets)
+        else:
+            made = make()
+        for target, tensor in made.items():
             if isinstance(target, Value) and target.is_source:
                 self.values[target] = tensor if known is None else known.alike(target, tensor)
             elif isinstance(target, Value):
                 put_back(target, tensor, self._in_pieces)
             else:
-                self.gained.setdefault(node, {})[target] = _kept_bias(node, keep, keeps, tensor)
+                self.gained.setdefault(node, {})[target] = tensor
 
     def _fold_blank(self, node: Node, keeps: KeepSets) -> None:
         """What a call folds, where contents are not at hand: the shapes alone."""
@@ -127,6 +160,27 @@ def weights_of(node: Node) -> list[Value]:
     """The parameters and buffers that a call reads, or reads pieces of."""
     values = [v for v in node.operands if v is not None and (v.is_source or is_piece(v))]
     return list(dict.fromkeys(source for v in values for source in sources_of(v)))
+
+
+def _folded(node: Node, keep: NodeKeep, keeps: KeepSets) -> Fold:
+    """What a call folds: new contents of parameters and buffers, cut, and of what it gains; of pieces in full size."""
+    assert node.rule is not None
+    made = fold.fold(node.rule, node, keep, keeps)
+    return {t: _kept_bias(node, keep, keeps, new) if isinstance(t, str) else new for t, new in made.items()}
+
+
+def _stand_ins(node: Node, keep: NodeKeep, keeps: KeepSets, targets: Targets) -> Fold:
+    """Tensors of the shapes of what a call is going to fold."""
+    found: Fold = {}
+    like = next(t.tensor for t in targets if isinstance(t, Value))
+    assert like is not None
+    for target in targets:
+        if isinstance(target, Value):
+            assert target.tensor is not None
+            found[target] = stand_in(target.tensor, keeps.shape(target))
+        else:
+            found[target] = stand_in(like, (int(_kept_outputs(node, keep).sum()),))
+    return found
 
 
 def _kept_bias(node: Node, keep: NodeKeep, keeps: KeepSets, whole: torch.Tensor) -> torch.Tensor:

@@ -51,9 +51,7 @@ def settle(
         if not any(more):
             more = _moved(ways, keeps)
         if not any(more):
-            known = Made() if len(ways) > 1 else None
-            made = [build(w.graph, k, model, known=known) for w, k in zip(ways, keeps, strict=True)]
-            parts = united(ways, keeps, made)
+            parts = united(ways, keeps, _made(model, ways, keeps))
             if isinstance(parts, Parts):
                 try:
                     more = _mended(model, inputs, ways, keeps, rules, parts)
@@ -78,6 +76,14 @@ def settle(
     raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {way.locks[-1].why}")
 
 
+def _made(model: nn.Module, ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[Parts]:
+    """What each way makes of the model: of several it is compared, of one alone large tensors may wait."""
+    if len(ways) == 1:
+        return [build(ways[0].graph, keeps[0], model, wait=True)]
+    known = Made()
+    return [build(w.graph, k, model, known=known) for w, k in zip(ways, keeps, strict=True)]
+
+
 def _moved(ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[list[Lock]]:
     """Locks for calls that move other entries at other sizes, and for those that nobody has seen there."""
     found, lines = [], set()
@@ -100,6 +106,7 @@ def _mended(
 
     def holds(repairs: Repairs) -> bool:
         assert tries.run is not None and ways[0].elsewhere is not None
+        parts.late.fill_all()
         return steady(ways[0].elsewhere, tries.keeps, replace(parts, repairs=repairs), tries.run)
 
     parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)

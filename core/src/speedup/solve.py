@@ -21,6 +21,7 @@ from speedup.drop import measure
 from speedup.errors import CheckError, TraceError
 from speedup.graph import Graph
 from speedup.keep import KeepSets
+from speedup.late import failures_as_they_are
 from speedup.masking import Masking
 from speedup.masks import Prepared
 from speedup.registry import Registry
@@ -49,7 +50,7 @@ def solve(
     """
     rule_log.listen()
     masking = Masking(model, prepared.masks.parameters)
-    with walk.remembered(model), sandbox(model) as stands:
+    with walk.remembered(model), sandbox(model) as stands, failures_as_they_are():
         first = first_trace(model, inputs, rules, masking)
         check_shared(first)
         rule_log.claims(first.nodes)
@@ -62,6 +63,8 @@ def solve(
             or _with_more(model, inputs, rules, find_detours(model, inputs, rules, first), known, drop)
             or _on_all_ways(model, inputs, rules, first, known, prepared.facts, drop)
         )
+        parts.late.close()
+        keeps.forget()  # nobody asks again, and a plan lives on
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
     if stands.originals:
         with_contents(graph, keeps, model, parts, stands)

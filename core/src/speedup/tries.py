@@ -72,10 +72,20 @@ class Tries:
         transaction.apply()
         runs: list[Run] = []
         made = self._model, self._inputs, self.graph, self.keeps, self._rules, transaction.substitutes
+        late = parts.late
         try:
-            if decisions is None and (found := as_planned(*made)) is not None:
-                runs = [found]
-                return None
+            if decisions is None:
+                late.empty()
+                if (found := as_planned(*made, late)) is not None:
+                    runs = [found]
+                    return None
+            late.empty()
+            try:
+                return check(*made, decisions, runs, late)
+            except CheckError as error:
+                if not late or (isinstance(error, AnswersError) and not _has_nan(error.again)):
+                    raise
+            late.fill_all()  # something may have read what waited
             return check(*made, decisions, runs)
         finally:
             transaction.undo()
@@ -117,3 +127,7 @@ class Tries:
         if not right or steps.problem:
             raise CheckError(wrong + (steps.problem or where)) from still
         return excused(self._model, self._inputs, self.graph, self.keeps, self._rules, still, decisions.largest, wrong)
+
+
+def _has_nan(graph: Graph) -> bool:
+    return any(bool(t.isnan().any()) for t in graph.reference)

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from speedup.errors import RuleError
+from speedup.late import Late
 from speedup.names import op_name
 from speedup.registry import Registry
 from speedup.rounding import difference
@@ -45,6 +46,7 @@ class Calls(TorchFunctionMode):
         scope: the paths of the modules that were entered, the innermost last.
         caches: what functions keep for their next call, see ``speedup.caches``.
         open_calls: how many calls are under way; nothing inside of one is a call.
+        late: what gets its numbers when a call of a module is made.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Calls(TorchFunctionMode):
         self.caches: Sequence[Any] = ()
         self.scope: list[str] = [""]
         self.open_calls = 0
+        self.late: Late | None = None
         self._entering: list[Any] = []
 
     @contextlib.contextmanager
@@ -122,6 +125,11 @@ class Calls(TorchFunctionMode):
             raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
         return held
 
+    def fill(self, late: Late, module: nn.Module) -> None:
+        """Give a module that is about to be called its numbers: its hooks may look at them."""
+        with self.unseen():
+            late.fill(module)
+
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call is given."""
         return args, kwargs
@@ -167,6 +175,8 @@ class Calls(TorchFunctionMode):
         if self.open_calls or transformed():
             return original(module, *args, **kwargs)
         base, rule = self.above[id(module)]
+        if self.late is not None:
+            self.fill(self.late, module)
         held = self.held(rule, module)
         return self.record(base, rule, args, kwargs, lambda: original(module, *args, **kwargs), module, held)
 
@@ -186,6 +196,8 @@ class Calls(TorchFunctionMode):
                 return original(module, *args, **kwargs)
             finally:
                 self.scope.pop()
+        if self.late is not None:
+            self.fill(self.late, module)
         forward = module.forward
         if not (module._forward_hooks or module._forward_pre_hooks):
             return self._record_forward(module, forward, stands_for, rule, args, kwargs)

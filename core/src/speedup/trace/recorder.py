@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from speedup import caches, walk
 from speedup.errors import RuleError
 from speedup.graph import Branch, Extent, Node, Ref, Value
+from speedup.late import Late
 from speedup.masking import Masking
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
@@ -220,6 +221,10 @@ class Recorder(Calls):
                 return gives_the_same(func, parts, args, kwargs)
         finally:
             self.masking.unmask(states)
+
+    @_unrecorded
+    def fill(self, late: Late, module: nn.Module) -> None:
+        late.fill(module)
 
     @_unrecorded
     def claim_by_structure(self, module: nn.Module) -> Rule | None:

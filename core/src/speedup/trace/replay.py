@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from speedup import caches, walk
 from speedup.expand import expand
 from speedup.graph import Graph, Node, Ref
+from speedup.late import Late
 from speedup.names import op_name
 from speedup.overwrite import Changed
 from speedup.registry import Registry
@@ -65,6 +66,7 @@ def replay(
     graph: Graph,
     shape_of: Callable[[Any], Shape],
     substitutes: Mapping[int, type[nn.Module]],
+    late: Late,
 ) -> Replayed | None:
     """Run the small model; None where it makes other calls than the graph has, or where nothing can be said.
 
@@ -73,6 +75,7 @@ def replay(
     Args:
         shape_of: the shape that a value of the graph is to have in the small model.
         substitutes: as for ``trace``.
+        late: tensors that get their numbers when a call is made that reads them.
     """
     if not _is_plain(graph) or on_meta(model) or now_told() is not None:
         return None
@@ -82,6 +85,7 @@ def replay(
         paths = {id(module): path for path, module in walk.named_modules(model)}
         player = _Player(registry, substitutes, paths, graph, shape_of)
         player.above, player.caches = called_above(model, registry), caches.of(walk.modules(model))
+        player.late = late
         try:
             with uncompiled(), listening(player):
                 result = model(*args, **kwargs)

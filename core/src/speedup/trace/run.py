@@ -16,6 +16,7 @@ from speedup import walk
 from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
 from speedup.graph import Graph, Node
+from speedup.late import Late
 from speedup.masking import Masking
 from speedup.registry import Registry
 from speedup.trace.above import called_above
@@ -94,6 +95,7 @@ def trace(
     until: Callable[[Node], bool] | None = None,
     stands: bool = False,
     resumed: Standing | None = None,
+    late: Late | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -114,6 +116,7 @@ def trace(
             are, and with parameters that are not masked.
         stands: whether to keep what stands at the first call that looks for places, for other runs on the same input.
         resumed: what such a run has kept: it is ``compared``.
+        late: tensors of a small model that get their numbers when a module is called that holds them.
         watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
@@ -135,7 +138,7 @@ def trace(
         expanded = expand(model, registry)
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
         recorder = Recorder(model, registry, substitutes, masking)
-        recorder.above = called_above(model, registry)
+        recorder.above, recorder.late = called_above(model, registry), late
         recorder.answers, recorder.until = answers, until
         recorder.standing, recorder.resumed = Standing() if stands else None, resumed
         recorder.maker.place, recorder.maker.shapes = made_there(model), shapes

@@ -1,0 +1,202 @@
+"""While the small model is tried, large parameters hold their numbers only from the call that reads them."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import math
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import speedup
+from speedup.testing import check_equal, mask_indices, randomize
+
+HALF = range(0, 8, 2)
+SEEN = []  # what the forwards below have seen
+
+
+def held(net):
+    """Bytes of its parameters; that they are asked for is not seen."""
+    with torch._C.DisableTorchFunction():
+        return sum(p.untyped_storage().nbytes() for p in net.parameters())
+
+
+class Net(nn.Module):
+    """A convolution, and behind it what weighs more."""
+
+    literal = 8
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.bn, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+        self.third, self.last = nn.Linear(8 * 36, 256), nn.Linear(256, 4)
+
+    def forward(self, x):
+        SEEN.append((self.first.out_channels, held(self)))
+        y = self.second(F.relu(self.bn(self.first(x))))
+        return self.last(F.relu(self.third(self.flat(y))))
+
+    def flat(self, y):
+        return y.flatten(1)
+
+
+class Literal(Net):
+    """Holds a size that has to be repaired, so that it is tried several times."""
+
+    def flat(self, y):
+        return y.reshape(-1, self.literal * 36)
+
+
+MASKS = {"first.weight": HALF, "first.bias": HALF, "second.weight": HALF, "second.bias": HALF}
+
+
+@pytest.mark.parametrize("kind", [Net, Literal])
+def test_a_run_begins_without_large_parameters(kind):
+    SEEN.clear()
+    result = check_equal(kind(), torch.randn(2, 3, 8, 8), mask_indices(kind(), MASKS), [torch.randn(3, 3, 8, 8)])
+    assert result.model.third.in_features == 4 * 36
+    tried = [size for channels, size in SEEN if channels < 8]
+    final = held(result.model)
+    assert min(tried) < final / 10
+    # Those of the plan, then what `check_equal` does with the model that came out.
+    assert tried[: 1 if kind is Net else 3] == [min(tried)] * (1 if kind is Net else 3)
+    assert max(tried) == final
+
+
+class Folding(nn.Module):
+    """Constants go onto carriers, and with these into a running mean, a bias, and one that a layer gains."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.bn_depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)
+        self.b, self.bn_b = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.c, self.d = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1, bias=False)
+        self.one, self.bn_one = nn.Conv2d(8, 1, 1, bias=False), nn.BatchNorm2d(1)
+        self.e, self.bn_e = nn.Conv2d(8, 8, 3, groups=2, padding=1), nn.BatchNorm2d(8)
+        self.f = nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = F.relu(self.bn_depthwise(self.depthwise(F.relu(self.bn(self.a(x))))))
+        one = F.relu(self.bn_one(self.one(y)))
+        y = F.relu(self.bn_b(self.b(y))) + F.gelu(self.c(y)) + F.gelu(self.d(y)) + one
+        return self.f(F.relu(self.bn_e(self.e(y))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_that_something_waits_changes_no_number(drop, channels_last, monkeypatch):
+    net = randomize(Folding()).double()
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    masks = mask_indices(net, {f"{name}.weight": HALF for name in "abcd"})
+    x, states, models = torch.randn(2, 3, 8, 8).double(), [], []
+    for large in (1, 1 << 60):
+        monkeypatch.setattr("speedup.late._LARGE", large)
+        plan = speedup.plan(copy.deepcopy(net), x, masks, constants="drop" if drop else "exact")
+        models.append(plan.apply())
+        states.append(models[-1].state_dict())
+    assert list(states[0]) == list(states[1]) and len(states[0]) > len(net.state_dict()) - drop
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]) and tensor.stride() == states[1][name].stride(), name
+    assert [p.requires_grad for p in models[0].parameters()] == [p.requires_grad for p in models[1].parameters()]
+    if not drop:
+        assert {"d.bias", "depthwise.bias"} <= set(states[0])
+        monkeypatch.setattr("speedup.late._LARGE", 1)
+        assert check_equal(net, x, masks, [torch.randn(1, 3, 11, 7)]).model.b.in_channels < 8
+
+
+class Head(Net):
+    """With a head that only training calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8 * 36, 3)
+
+    def forward(self, x):
+        SEEN.append((self.first.out_channels, held(self)))
+        y = self.flat(self.second(F.relu(self.bn(self.first(x)))))
+        z = self.last(F.relu(self.third(y)))
+        return (z, self.head(y)) if self.training else z
+
+
+@pytest.mark.parametrize("kind", [Net, Literal, Head])
+def test_what_is_read_while_it_waits_is_read_again(kind, monkeypatch):
+    """As if nobody had seen that a module is called."""
+    monkeypatch.setattr("speedup.late.Late.fill", lambda self, module: None)
+    net = kind()
+    result = check_equal(net, torch.randn(2, 3, 8, 8), mask_indices(net, MASKS))
+    assert result.model.third.in_features == 4 * 36
+    if kind is Head:
+        assert result.model.head.in_features == 4 * 36
+
+
+def test_a_head_that_only_training_calls():
+    SEEN.clear()
+    result = check_equal(Head(), torch.randn(2, 3, 8, 8), mask_indices(Head(), MASKS))
+    assert result.model.head.in_features == 4 * 36
+    tried = [size for channels, size in SEEN if channels < 8]
+    assert tried[:2] == [min(tried)] * 2 and min(tried) < held(result.model) / 10
+
+
+def _look(module, args):
+    with torch._C.DisableTorchFunction():
+        SEEN.append(math.isfinite(ctypes.c_double.from_address(module.weight.data_ptr()).value))
+
+
+def test_hooks_see_the_numbers():
+    net = randomize(Net()).double()
+    net.third.register_forward_pre_hook(_look)
+    SEEN.clear()
+    speedup.plan(net, torch.randn(2, 3, 8, 8).double(), mask_indices(net, MASKS)).apply()
+    assert net.third.in_features == 4 * 36
+    assert {item for item in SEEN if item is True or item is False} == {True}
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_error_in_the_middle_of_a_run_is_raised_and_leaves_the_model_alone(error, monkeypatch):
+    class Careful(Net):
+        def forward(self, x):
+            try:
+                return super().forward(x)
+            except Exception:
+                return x.sum() + self.last.bias
+
+    def fails(keeps, value, *new):
+        if value.names == ("third.weight",):
+            raise error("no room")
+        return own(keeps, value, *new)
+
+    own = speedup.build.kept_of
+    monkeypatch.setattr("speedup.build.kept_of", fails)
+    net = randomize(Net() if error is KeyboardInterrupt else Careful()).double()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(error, match="no room"):
+        speedup.plan(net, torch.randn(2, 3, 8, 8).double(), mask_indices(net, MASKS))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+class Remembered(Literal):
+    """Notes what it has computed, for as long as that lives."""
+
+    def flat(self, y):
+        SEEN.append(weakref.ref(y))
+        return super().flat(y)
+
+
+def test_what_a_failing_run_has_computed_is_let_go():
+    class Watching(Remembered):
+        def forward(self, x):
+            SEEN.append([ref for ref in SEEN if isinstance(ref, weakref.ref) and ref() is not None])
+            return super().forward(x)
+
+    net = randomize(Watching()).double()
+    SEEN.clear()
+    speedup.plan(net, torch.randn(3, 3, 8, 8).double(), mask_indices(net, MASKS)).apply()
+    assert net.third.in_features == 4 * 36
+    alive = [item for item in SEEN if isinstance(item, list)]
+    assert len(alive) >= 4 and not any(alive)
