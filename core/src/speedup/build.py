@@ -21,7 +21,7 @@ from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
 from speedup.kept import changes, kept_of
 from speedup.known import Facts, NodeFacts
-from speedup.late import Late, may_fold_later, may_wait, stand_in
+from speedup.late import Late, is_large, may_wait, stand_in
 from speedup.made import Made
 from speedup.new_sizes import new_size
 from speedup.regular import kept_shape
@@ -112,8 +112,7 @@ def build(
         RuleError: a rule raised in ``replace`` or returned no module.
     """
     parts = Parts()
-    waits = partial(may_fold_later, shape=keeps.shape, graph=graph) if wait else None
-    folds = Folds.of(graph.nodes if piece is None else piece.nodes, keeps, known, waits)
+    folds = Folds.of(graph.nodes if piece is None else piece.nodes, keeps, known, graph if wait else None)
     fresh: dict[Value, torch.Tensor] = {}
     for value in graph.sources if piece is None else piece.values:
         if value in folds.values:
@@ -124,9 +123,9 @@ def build(
             continue
         elif known is not None and (shared := known.find(keeps, value)) is not None:
             made = shared
-        elif wait and may_wait(value, shape := keeps.shape(value), graph):
+        elif wait and is_large(value, keeps.shape) and may_wait(value, graph):
             assert value.tensor is not None
-            made = _as(value.tensor, stand_in(value.tensor, shape))
+            made = _as(value.tensor, stand_in(value.tensor, keeps.shape(value)))
             parts.late.add([made], partial(_kept, value, keeps))
         else:
             assert value.tensor is not None
@@ -153,7 +152,8 @@ def build(
 
 def _kept(value: Value, keeps: KeepSets) -> list[torch.Tensor]:
     assert value.tensor is not None
-    return [laid_out_like(value.tensor, kept_of(keeps, value))]
+    new = kept_of(keeps, value)
+    return [new if value.ndim < 2 else laid_out_like(value.tensor, new)]
 
 
 def _let_wait(folds: Folds, fresh: Mapping[Value, torch.Tensor], parts: Parts) -> None:

@@ -115,7 +115,7 @@ def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
 
 def laid_out_like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """A tensor with its axes in the order in memory that they have in another one: with channels last, say."""
-    if old.ndim != new.ndim or old.ndim < 2 or old.layout is not torch.strided or old.is_contiguous():
+    if old.ndim != new.ndim or old.layout is not torch.strided or old.is_contiguous():
         return new
     order = outer_first(old)
     if not old.permute(order).is_contiguous():

@@ -14,10 +14,10 @@ from speedup import fold
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
 from speedup.facts import Bools
-from speedup.graph import Node, Value
+from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import kept_of
-from speedup.late import stand_in
+from speedup.late import is_large, may_fold_later, stand_in
 from speedup.made import Made
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.rule import Rule, leaves_to_layout
@@ -39,7 +39,6 @@ def fold_targets(node: Node, keeps: KeepSets) -> list[Value | str]:
 
 Targets: TypeAlias = Sequence[Value | str]
 Fold: TypeAlias = dict[Value | str, torch.Tensor]
-Waits: TypeAlias = Callable[[Node, Targets], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +73,12 @@ class Folds:
     _in_pieces: dict[Value, torch.Tensor] = field(default_factory=dict)  # in full size, until all pieces are there
 
     @staticmethod
-    def of(nodes: Sequence[Node], keeps: KeepSets, known: Made | None = None, waits: Waits | None = None) -> Folds:
+    def of(nodes: Sequence[Node], keeps: KeepSets, known: Made | None = None, graph: Graph | None = None) -> Folds:
         """What these calls fold.
 
         Args:
             known: what was made for other ways, to be shared; what is made now is added.
-            waits: whether a call can wait with what it folds; by default none does.
+            graph: of which the calls with large parameters may wait; by default none does.
 
         Raises:
             RuleError: a rule raised, or names what is no parameter of its call alone.
@@ -87,7 +86,7 @@ class Folds:
         folds = Folds()
         for node in nodes if not keeps.drop else ():
             if node.rule is not None and _may_fold(node):
-                folds._fold(node, keeps, known, waits)
+                folds._fold(node, keeps, known, graph)
         for node in nodes:
             if node.rule is not None and type(node.rule).refit is not Rule.refit:
                 folds._refit(node, keeps)
@@ -99,7 +98,7 @@ class Folds:
             folds.values[value] = kept if known is None else known.alike(value, kept)
         return folds
 
-    def _fold(self, node: Node, keeps: KeepSets, known: Made | None, waits: Waits | None) -> None:
+    def _fold(self, node: Node, keeps: KeepSets, known: Made | None, graph: Graph | None) -> None:
         assert node.rule is not None
         keep = NodeKeep(keeps, node)
         if not fold.removed(node, keep):
@@ -107,13 +106,13 @@ class Folds:
         if keeps.facts.blind and any(v.is_blank for v in weights_of(node)):
             self._fold_blank(node, keeps)
             return
-        make = partial(_folded, node, keep, keeps)
-        if waits is not None and waits(node, targets := fold.targets(node.rule, node, keep)):
-            self.later.append(Later(node, targets, make))
+        targets = _that_wait(node, keep, keeps, graph) if graph is not None else []
+        if targets:
+            self.later.append(Later(node, targets, partial(_folded, node, keep, keeps)))
             self.waiting.update(t for t in targets if isinstance(t, Value))
             made = _stand_ins(node, keep, keeps, targets)
         else:
-            made = make()
+            made = _folded(node, keep, keeps)
         for target, tensor in made.items():
             if isinstance(target, Value) and target.is_source:
                 self.values[target] = tensor if known is None else known.alike(target, tensor)
@@ -160,6 +159,15 @@ def weights_of(node: Node) -> list[Value]:
     """The parameters and buffers that a call reads, or reads pieces of."""
     values = [v for v in node.operands if v is not None and (v.is_source or is_piece(v))]
     return list(dict.fromkeys(source for v in values for source in sources_of(v)))
+
+
+def _that_wait(node: Node, keep: NodeKeep, keeps: KeepSets, graph: Graph) -> Targets:
+    """What a call folds into, if it can wait with it."""
+    if not any([v is not None and v.is_source and is_large(v, keeps.shape) for v in node.operands]):
+        return []
+    assert node.rule is not None
+    targets = fold.targets(node.rule, node, keep)
+    return targets if may_fold_later(targets, keeps.shape, graph) else []
 
 
 def _folded(node: Node, keep: NodeKeep, keeps: KeepSets) -> Fold:

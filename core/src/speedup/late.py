@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from speedup.graph import Graph, Node, Value, paths_around
 from speedup.rule import Rule
+
+Shape: TypeAlias = Callable[[Value], tuple[int, ...]]  # of what is kept of a tensor
 
 _LARGE = 1 << 16  # bytes: smaller ones are not worth it
 _DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
@@ -73,12 +76,19 @@ class Late:
         self._groups.append(group)
         self._waiting.update((id(t), group) for t in tensors)
 
-    def fill(self, module: nn.Module) -> None:
-        """Give the parameters of a module that is about to be called their numbers, those in its children aside."""
+    def is_awaited_by(self, module: nn.Module) -> bool:
+        """Whether a parameter of a module waits, those in its children aside."""
         if self._waiting:
             for parameter in module._parameters.values():
                 if id(parameter) in self._waiting:
-                    self._fill(self._waiting[id(parameter)])
+                    return True
+        return False
+
+    def fill(self, module: nn.Module) -> None:
+        """Give the parameters of a module that is about to be called their numbers, those in its children aside."""
+        for parameter in module._parameters.values():
+            if id(parameter) in self._waiting:
+                self._fill(self._waiting[id(parameter)])
 
     def fill_all(self) -> None:
         """Give every tensor that waits its numbers."""
@@ -126,24 +136,30 @@ def stand_in(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.full((), math.nan, dtype=like.dtype, device=like.device).expand(shape)
 
 
-def may_wait(value: Value, shape: tuple[int, ...], graph: Graph) -> bool:
-    """Whether a parameter that is cut to a shape is large, and can wait."""
-    if math.prod(shape) * value.dtype.itemsize < _LARGE or type(value.tensor) is not nn.Parameter:
+def is_large(value: Value, shape: Shape) -> bool:
+    """Whether a tensor is worth it, when it is cut: those with one axis are small."""
+    if value.ndim < 2:
         return False
+    size = value.dtype.itemsize
+    return math.prod(value.shape) * size >= _LARGE and math.prod(shape(value)) * size >= _LARGE
+
+
+def may_wait(value: Value, graph: Graph) -> bool:
+    """Whether a parameter can wait."""
     owner = value.names[0].rpartition(".")[0]
-    return _is_only_called(value, graph) and all([node.path == owner for node, _ in value.uses])
-
-
-def may_fold_later(
-    node: Node, targets: Sequence[Value | str], shape: Callable[[Value], tuple[int, ...]], graph: Graph
-) -> bool:
-    """Whether a call can wait with all that it folds, among it a large parameter."""
-    if not any([isinstance(t, Value) and may_wait(t, shape(t), graph) for t in targets]):
+    if type(value.tensor) is not nn.Parameter or not all([node.path == owner for node, _ in value.uses]):
         return False
+    return _is_only_called(value, graph)
+
+
+def may_fold_later(targets: Sequence[Value | str], shape: Shape, graph: Graph) -> bool:
+    """Whether a call can wait with all that it folds, among it a large parameter."""
     values = [t for t in targets if isinstance(t, Value)]
-    if any(math.prod(shape(v)) < 2 for v in values):
+    if not any([is_large(v, shape) and may_wait(v, graph) for v in values if v.is_source]):
+        return False
+    if any([math.prod(shape(v)) < 2 for v in values]):
         return False  # a stand-in of one entry looks like any buffer, which is put back after a run
-    return all([_is_only_called(v, graph) and not any(_gives_numbers(n) for n, _ in v.uses) for v in values])
+    return all([_is_only_called(v, graph) and not any([_gives_numbers(n) for n, _ in v.uses]) for v in values])
 
 
 def _is_only_called(value: Value, graph: Graph) -> bool:

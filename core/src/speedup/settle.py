@@ -51,22 +51,12 @@ def settle(
         if not any(more):
             more = _moved(ways, keeps)
         if not any(more):
-            parts = united(ways, keeps, _made(model, ways, keeps))
-            if isinstance(parts, Parts):
-                try:
-                    more = _mended(model, inputs, ways, keeps, rules, parts)
-                except CheckError as error:
-                    if len(ways) == 1:
-                        raise
-                    log.debug("not all ways can be checked: %s", error)
-                    return None
-                if not any(more):
-                    return way.graph, keeps[0], parts
-            else:
-                more = parts
-                if not any(more):
-                    log.debug("not all ways make the same of the model")
-                    return None
+            tried = _tried(model, inputs, ways, keeps, rules)
+            if isinstance(tried, Parts):
+                return way.graph, keeps[0], tried
+            if tried is None:
+                return None
+            more = tried
         for each, locks in zip(ways, more, strict=True):
             for lock in locks:
                 log.debug("lock %s axes %s: %s", each.graph.values[lock.value].label, lock.axes, lock.why)
@@ -74,6 +64,30 @@ def settle(
     if len(ways) > 1:
         return None
     raise CheckError(f"no valid plan after {_ROUNDS} rounds; the last lock was: {way.locks[-1].why}")
+
+
+def _tried(
+    model: nn.Module, inputs: Inputs, ways: Sequence[Way], keeps: Sequence[KeepSets], rules: Registry
+) -> Parts | list[list[Lock]] | None:
+    """What is made of the model, if it holds; else per way what is to be locked; None when several ways do not agree.
+
+    Raises:
+        CheckError: there is one way, and the numbers differ.
+    """
+    parts = united(ways, keeps, _made(model, ways, keeps))
+    if not isinstance(parts, Parts):
+        if not any(parts):
+            log.debug("not all ways make the same of the model")
+            return None
+        return parts
+    try:
+        more = _mended(model, inputs, ways, keeps, rules, parts)
+    except CheckError as error:
+        if len(ways) == 1:
+            raise
+        log.debug("not all ways can be checked: %s", error)
+        return None
+    return more if any(more) else parts
 
 
 def _made(model: nn.Module, ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[Parts]:

@@ -83,7 +83,7 @@ class Tries:
             try:
                 return check(*made, decisions, runs, late)
             except CheckError as error:
-                if not late or (isinstance(error, AnswersError) and not _has_nan(error.again)):
+                if not late or (isinstance(error, AnswersError) and not _may_hide_nan(error.again)):
                     raise
             late.fill_all()  # something may have read what waited
             return check(*made, decisions, runs)
@@ -129,5 +129,6 @@ class Tries:
         return excused(self._model, self._inputs, self.graph, self.keeps, self._rules, still, decisions.largest, wrong)
 
 
-def _has_nan(graph: Graph) -> bool:
-    return any(bool(t.isnan().any()) for t in graph.reference)
+def _may_hide_nan(graph: Graph) -> bool:
+    """Whether a run gives NaN, or what may be made of it: indices of the largest entries, say."""
+    return any(not t.is_floating_point() or bool(t.isnan().any()) for t in graph.reference)

@@ -175,7 +175,7 @@ class Calls(TorchFunctionMode):
         if self.open_calls or transformed():
             return original(module, *args, **kwargs)
         base, rule = self.above[id(module)]
-        if self.late is not None:
+        if self.late is not None and self.late.is_awaited_by(module):
             self.fill(self.late, module)
         held = self.held(rule, module)
         return self.record(base, rule, args, kwargs, lambda: original(module, *args, **kwargs), module, held)
@@ -196,7 +196,7 @@ class Calls(TorchFunctionMode):
                 return original(module, *args, **kwargs)
             finally:
                 self.scope.pop()
-        if self.late is not None:
+        if self.late is not None and self.late.is_awaited_by(module):
             self.fill(self.late, module)
         forward = module.forward
         if not (module._forward_hooks or module._forward_pre_hooks):
