@@ -6,6 +6,7 @@ import copy
 import ctypes
 import math
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ class Head(Net):
 @pytest.mark.parametrize("kind", [Net, Literal, Head])
 def test_what_is_read_while_it_waits_is_read_again(kind, monkeypatch):
     """As if nobody had seen that a module is called."""
-    monkeypatch.setattr("speedup.late.Late.fill", lambda self, module: None)
+    monkeypatch.setattr("speedup.late.Late.fill_these", lambda self, tensors: None)
     net = kind()
     result = check_equal(net, torch.randn(2, 3, 8, 8), mask_indices(net, MASKS))
     assert result.model.third.in_features == 4 * 36
@@ -155,6 +156,122 @@ def test_hooks_see_the_numbers():
     speedup.plan(net, torch.randn(2, 3, 8, 8).double(), mask_indices(net, MASKS)).apply()
     assert net.third.in_features == 4 * 36
     assert {item for item in SEEN if item is True or item is False} == {True}
+
+
+class Asking(nn.Module):
+    """Asks how a layer's weight lies in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(8, 256), nn.Linear(256, 256), nn.Linear(256, 4)
+
+    def forward(self, x):
+        return self.asking(F.relu(self.a(x)))
+
+
+class Reshaping(Asking):
+    def asking(self, y):
+        y = y.reshape(-1, 256 if self.b.weight.is_contiguous() else y.shape[1])
+        return self.out(F.relu(self.b(y)))
+
+
+class Choosing(Asking):
+    def asking(self, y):
+        return self.out(F.relu(self.b(y * (1.0 if self.b.weight.stride() == (y.shape[1], 1) else 0.5)))).argmax(1)
+
+
+class Asserting(Asking):
+    def asking(self, y):
+        assert self.b.weight.is_contiguous()
+        return self.out(F.relu(self.b(y)))
+
+
+@pytest.mark.parametrize("kind", [Reshaping, Choosing, Asserting])
+def test_questions_about_the_memory_of_what_waits(kind):
+    masks = mask_indices(kind(), {"a.weight": range(0, 256, 2), "a.bias": range(0, 256, 2)})
+    result = check_equal(kind(), torch.randn(4, 8), masks, [torch.randn(500, 8)])
+    assert result.model.b.in_features == 128
+    assert len(result.plan.report.repaired) == (kind is Reshaping)
+
+
+class Inferring(Asking):
+    """Infers in inference mode, and has a head that only training calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, x):
+        with torch.inference_mode(not self.training):
+            y = F.relu(self.a(x))
+            z = self.out(F.relu(self.b(y)))
+            return (z, self.head(y)) if self.training else z
+
+
+class Bare(Asking):
+    def forward(self, x):
+        with torch._C._InferenceMode(not self.training):
+            return self.out(F.relu(self.b(F.relu(self.a(x)))))
+
+
+@pytest.mark.parametrize("kind", [Inferring, Bare])
+def test_what_is_filled_in_inference_mode_can_be_trained(kind):
+    net = kind()
+    masks = mask_indices(net, {"a.weight": range(0, 256, 2), "a.bias": range(0, 256, 2)})
+    speedup.plan(net, torch.randn(2, 8), masks).apply()
+    assert net.b.in_features == 128 and not any(p.is_inference() for p in net.parameters())
+    made = net.train()(torch.randn(2, 8))
+    (made[0] if kind is Inferring else made).sum().backward()
+    assert net.b.weight.grad is not None
+
+
+class Peaked(nn.Module):
+    """Looks at its weight when it is told its width."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(256, 256))
+        self.width = 256
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "width":
+            super().__setattr__("peak", float(self.weight.detach().abs().amax()))
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+class Property(Peaked):
+    __setattr__ = nn.Module.__setattr__
+
+    @property
+    def width(self):
+        return self.kept
+
+    @width.setter
+    def width(self, value):
+        self.kept, self.peak = value, float(self.weight.detach().abs().amax())
+
+
+class PeakedRule(speedup.Rule):
+    name = "peaked"
+    modules = (Peaked, Property)
+    operands = ("input", "weight")
+    axes = "* i, o i -> * o"
+    sizes: ClassVar = {"width": "i"}
+
+
+@pytest.mark.parametrize("kind", [Peaked, Property])
+def test_a_module_that_looks_at_its_weight_when_it_is_made_smaller(kind):
+    net = Asking()
+    net.b = kind()
+    net = randomize(net).double()
+    registry = speedup.Registry.from_rules(*speedup.default_registry().rules, PeakedRule())
+    masks = mask_indices(net, {"a.weight": range(0, 256, 2), "a.bias": range(0, 256, 2)})
+    net.asking = lambda y: net.out(F.relu(net.b(y)))
+    speedup.plan(net, torch.randn(2, 8).double(), masks, registry=registry).apply()
+    assert net.b.width == 128 and net.b.peak == float(net.b.weight.detach().abs().amax())
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])

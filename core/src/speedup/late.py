@@ -2,22 +2,21 @@
 
 To be checked, the small model runs. Of a network for images the first calls make the largest tensors and the last ones
 read the largest parameters: one after the other takes less memory than both at once. So a large parameter gets its
-numbers when the module that holds it is called, in each run anew. Until then it has its shape, and NaN for entries, in
-the memory of one. What else reads it gets these, so that the answers are none; the run is made again then, with
-everything in its place (``speedup.tries``).
+numbers when the module that holds it is called, or a function with it, in each run anew. Until then it has its shape,
+and NaN for entries, in the memory of one. What reads it unseen gets these, so that the answers are none; the run is
+made again then, with everything in its place (``speedup.tries``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from speedup.graph import Graph, Node, Value, paths_around
 from speedup.rule import Rule
@@ -25,6 +24,7 @@ from speedup.rule import Rule
 Shape: TypeAlias = Callable[[Value], tuple[int, ...]]  # of what is kept of a tensor
 
 _LARGE = 1 << 16  # bytes: smaller ones are not worth it
+_KNOWN = frozenset(("size", "dim", "numel", "shape", "ndim", "dtype", "device", "requires_grad", "is_floating_point"))
 _DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
 
 
@@ -84,11 +84,24 @@ class Late:
                     return True
         return False
 
-    def fill(self, module: nn.Module) -> None:
-        """Give the parameters of a module that is about to be called their numbers, those in its children aside."""
-        for parameter in module._parameters.values():
-            if id(parameter) in self._waiting:
-                self._fill(self._waiting[id(parameter)])
+    def awaited(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """What waits of the tensors that a function is given, unless it asks no more than what is known already."""
+        if not self._waiting or _is_known(function):
+            return []
+        given = [*args, *kwargs.values()]
+        given += [t for some in given if isinstance(some, list | tuple) for t in some]
+        return [t for t in given if id(t) in self._waiting]
+
+    def fill_these(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Give some tensors that wait their numbers."""
+        for tensor in tensors:
+            if id(tensor) in self._waiting:
+                self._fill(self._waiting[id(tensor)])
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        """Those that are no parameters, whether they wait now or not."""
+        return [t for group in self._groups for t in group.tensors if not isinstance(t, nn.Parameter)]
 
     def fill_all(self) -> None:
         """Give every tensor that waits its numbers."""
@@ -108,27 +121,24 @@ class Late:
         self.fill_all()
         self._groups.clear()
 
-    @contextlib.contextmanager
-    def filled_by_calls(self) -> Iterator[None]:
-        """Inside of it every call of a module gives its parameters their numbers."""
-
-        def before(module: nn.Module, args: object) -> None:
-            self.fill(module)
-
-        hook = register_module_forward_pre_hook(before)
-        try:
-            yield
-        finally:
-            hook.remove()
-
     def _fill(self, group: _Group) -> None:
-        try:
-            made = group.make()
-        except BaseException as error:
-            raise Failed(error) from error
-        for tensor, new in zip(group.tensors, made, strict=True):
-            tensor.data = new
-            del self._waiting[id(tensor)]
+        # Whatever the model's code has entered. (Inside a run ``torch.inference_mode`` does nothing.)
+        with torch._C._InferenceMode(False), torch.no_grad(), torch._C.DisableTorchFunction():
+            try:
+                made = group.make()
+            except BaseException as error:
+                raise Failed(error) from error
+            for tensor, new in zip(group.tensors, made, strict=True):
+                tensor.data = new
+                del self._waiting[id(tensor)]
+
+
+def _is_known(function: Any) -> bool:
+    """Whether a method or attribute of a tensor says of a stand-in what it says of what comes."""
+    name = getattr(function, "__name__", "")
+    if name == "__get__":
+        name = getattr(getattr(function, "__self__", None), "__name__", "")
+    return name in _KNOWN
 
 
 def stand_in(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -157,8 +167,6 @@ def may_fold_later(targets: Sequence[Value | str], shape: Shape, graph: Graph) -
     values = [t for t in targets if isinstance(t, Value)]
     if not any([is_large(v, shape) and may_wait(v, graph) for v in values if v.is_source]):
         return False
-    if any([math.prod(shape(v)) < 2 for v in values]):
-        return False  # a stand-in of one entry looks like any buffer, which is put back after a run
     return all([_is_only_called(v, graph) and not any([_gives_numbers(n) for n, _ in v.uses]) for v in values])
 
 
@@ -166,6 +174,8 @@ def _is_only_called(value: Value, graph: Graph) -> bool:
     """Whether nothing but calls of modules that hold it reads a parameter or buffer: not even a rule that makes such a
     module, or settles one around it."""
     if type(value.tensor) not in (nn.Parameter, torch.Tensor) or value.is_blank or value.dtype not in _DTYPES:
+        return False
+    if value.tensor is None or value.tensor.is_inference():
         return False
     if len(value.names) != 1 or value.aliases or value.next is not None or not value.uses:
         return False
@@ -175,9 +185,12 @@ def _is_only_called(value: Value, graph: Graph) -> bool:
 
 
 def _only_holds(node: Node) -> bool:
-    """Whether the rule of a call puts new tensors into the new module as they are."""
-    own = getattr(node.rule, "replace", None)
-    return node.module is not None and getattr(own, "__func__", None) is Rule.replace
+    """Whether the rule of a call puts new tensors into the new module, no code of which looks at them meanwhile."""
+    own, rule = getattr(node.rule, "replace", None), node.rule
+    if node.module is None or rule is None or getattr(own, "__func__", None) is not Rule.replace:
+        return False
+    kind: Any = type(node.module)
+    return kind.__setattr__ is nn.Module.__setattr__ and not any([hasattr(kind, name) for name in rule.sizes])
 
 
 def _gives_numbers(node: Node) -> bool:

@@ -85,7 +85,7 @@ def _with_more(
         log.debug("with %s: %s", wider.label, error)
         return None
     assert settled is not None  # there is one way
-    return settled if wider.holds(model, inputs, settled[2], drop) else None
+    return settled if wider.holds(model, inputs, rules, settled[2], drop) else None
 
 
 def _on_all_ways(

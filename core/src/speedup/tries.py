@@ -74,19 +74,21 @@ class Tries:
         made = self._model, self._inputs, self.graph, self.keeps, self._rules, transaction.substitutes
         late = parts.late
         try:
-            if decisions is None:
-                late.empty()
-                if (found := as_planned(*made, late)) is not None:
-                    runs = [found]
-                    return None
+            if decisions is not None:  # they have all activations at hand
+                late.fill_all()
+                return check(*made, decisions, runs)
+            late.empty()
+            if (found := as_planned(*made, late)) is not None:
+                runs = [found]
+                return None
             late.empty()
             try:
-                return check(*made, decisions, runs, late)
+                return check(*made, None, runs, late)
             except CheckError as error:
                 if not late or (isinstance(error, AnswersError) and not _may_hide_nan(error.again)):
                     raise
             late.fill_all()  # something may have read what waited
-            return check(*made, decisions, runs)
+            return check(*made, None, runs)
         finally:
             transaction.undo()
             self.run = runs[0] if runs else self.run

@@ -16,8 +16,11 @@ from torch import nn
 from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.graph import Graph, Value
+from speedup.registry import Registry
 from speedup.rounding import difference
-from speedup.verification import Inputs, run
+from speedup.trace.filled import run_filled
+from speedup.trace.outputs import Returned
+from speedup.verification import Inputs
 
 log = logging.getLogger("speedup")
 
@@ -48,7 +51,7 @@ class Wider:
         """From now on the answers of the graph are those of the run on the dummy input."""
         self.graph.reference, self.graph.plain, self.graph.effects = self.first.reference, self.first.plain, effects
 
-    def holds(self, model: nn.Module, inputs: Inputs, parts: Parts, drop: bool) -> bool:
+    def holds(self, model: nn.Module, inputs: Inputs, rules: Registry, parts: Parts, drop: bool) -> bool:
         """Whether the small model is right on the dummy input too; if so, the graph is narrowed.
 
         Args:
@@ -59,20 +62,18 @@ class Wider:
         late = parts.late
         try:
             late.empty()
-            with late.filled_by_calls():
-                holds = self._is_right(model, inputs, drop)
+            holds = self._is_right(run_filled(model, inputs, rules, late), drop)
             if not holds and late:  # something may have read what waited
                 late.fill_all()
-                holds = self._is_right(model, inputs, drop)
+                holds = self._is_right(run_filled(model, inputs, rules, late), drop)
         finally:
             transaction.undo()
         if holds:
             self.narrow(self.effects())
         return holds
 
-    def _is_right(self, small: nn.Module, inputs: Inputs, drop: bool) -> bool:
-        """Whether the small model gives the answers of the run on the dummy input, or any where they may be others."""
-        again = run(small, {"dummy input": inputs})["dummy input"]
+    def _is_right(self, again: Returned | Exception, drop: bool) -> bool:
+        """Whether these are the answers of the run on the dummy input, or any where they may be others."""
         if isinstance(again, Exception):
             log.debug("with %s, the run on the dummy input fails: %r", self.label, again)
             return False

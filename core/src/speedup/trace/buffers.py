@@ -14,18 +14,16 @@ _SMALL = 2**14  # bytes
 
 class Buffers:
     """The contents of buffers. Models have hundreds of small ones: the lines of one type are noted, and compared, as
-    one tensor. Those whose entries share memory, which nothing can write to, are left out: ``speedup.late`` gives them
-    other contents while the model runs."""
+    one tensor."""
 
     def __init__(self, buffers: Iterable[torch.Tensor]) -> None:
         lines: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = defaultdict(list)
         with torch.no_grad():
             self._others: list[tuple[torch.Tensor, torch.Tensor]] = []
             for b in buffers:
-                is_strided = b.layout is torch.strided
-                if type(b) is torch.Tensor and b.ndim < 2 and is_strided and b.nbytes <= _SMALL and b.is_contiguous():
+                if type(b) is torch.Tensor and b.ndim < 2 and b.layout is torch.strided and b.nbytes <= _SMALL:
                     lines[b.dtype, b.device].append(b)
-                elif not (is_strided and _share_memory(b)):
+                else:
                     self._others.append((b, b.clone()))
             self._lines = [
                 (together, [b.shape for b in together], torch.hstack(together)) for together in lines.values()
@@ -40,10 +38,6 @@ class Buffers:
                     _restore(buffer, own.reshape(shape))
         for buffer, own in self._others:
             _restore(buffer, own)
-
-
-def _share_memory(buffer: torch.Tensor) -> bool:
-    return any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def _restore(buffer: torch.Tensor, saved: torch.Tensor) -> None:

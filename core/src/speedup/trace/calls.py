@@ -125,10 +125,10 @@ class Calls(TorchFunctionMode):
             raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
         return held
 
-    def fill(self, late: Late, module: nn.Module) -> None:
-        """Give a module that is about to be called its numbers: its hooks may look at them."""
+    def fill(self, late: Late, tensors: Sequence[Any]) -> None:
+        """Give tensors their numbers before a call: of a module they are there for its hooks too."""
         with self.unseen():
-            late.fill(module)
+            late.fill_these(tensors)
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call is given."""
@@ -146,6 +146,8 @@ class Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.open_calls:
             return func(*args, **kwargs)
+        if self.late is not None and (awaited := self.late.awaited(func, args, kwargs)):
+            self.fill(self.late, awaited)
         rule = self.registry.for_function(func) if not transformed() else None
         inside = enterable(func) if rule is None else _parts(rule, func, args, kwargs)
         if inside is not None and rule is not None and not self.enters(func, inside, args, kwargs):
@@ -176,7 +178,7 @@ class Calls(TorchFunctionMode):
             return original(module, *args, **kwargs)
         base, rule = self.above[id(module)]
         if self.late is not None and self.late.is_awaited_by(module):
-            self.fill(self.late, module)
+            self.fill(self.late, list(module._parameters.values()))
         held = self.held(rule, module)
         return self.record(base, rule, args, kwargs, lambda: original(module, *args, **kwargs), module, held)
 
@@ -197,7 +199,7 @@ class Calls(TorchFunctionMode):
             finally:
                 self.scope.pop()
         if self.late is not None and self.late.is_awaited_by(module):
-            self.fill(self.late, module)
+            self.fill(self.late, list(module._parameters.values()))
         forward = module.forward
         if not (module._forward_hooks or module._forward_pre_hooks):
             return self._record_forward(module, forward, stands_for, rule, args, kwargs)

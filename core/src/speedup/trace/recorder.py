@@ -223,8 +223,8 @@ class Recorder(Calls):
             self.masking.unmask(states)
 
     @_unrecorded
-    def fill(self, late: Late, module: nn.Module) -> None:
-        late.fill(module)
+    def fill(self, late: Late, tensors: Sequence[Any]) -> None:
+        late.fill_these(tensors)
 
     @_unrecorded
     def claim_by_structure(self, module: nn.Module) -> Rule | None:

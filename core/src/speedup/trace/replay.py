@@ -79,7 +79,7 @@ def replay(
     """
     if not _is_plain(graph) or on_meta(model) or now_told() is not None:
         return None
-    with versioned(model), undisturbed(model):
+    with versioned(model), undisturbed(model, late.buffers):
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
         expand(model, registry)
         paths = {id(module): path for path, module in walk.named_modules(model)}

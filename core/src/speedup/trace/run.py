@@ -126,7 +126,8 @@ def trace(
     masking = masking if masking is not None else Masking(model)
 
     def once() -> Graph:
-        with versioned(model), undisturbed(model), masking.run(), contextlib.ExitStack() as written:
+        but = late.buffers if late is not None else ()
+        with versioned(model), undisturbed(model, but), masking.run(), contextlib.ExitStack() as written:
             for _ in range(before):
                 called(written)
             # The calls before may have left other modules than the model had.
