@@ -13,15 +13,15 @@ from speedup import walk
 from speedup.ask import ask, culprit
 from speedup.cached import cached_property
 from speedup.cutting import laid_out_like
+from speedup.deferred import Deferred, is_large, may_defer, placeholder
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.facts import Bools
-from speedup.folds import Folds, Later
+from speedup.folds import DeferredFold, Folds
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets
 from speedup.kept import changes, kept_of
 from speedup.known import Facts, NodeFacts
-from speedup.late import Late, is_large, may_wait, stand_in
 from speedup.made import Made
 from speedup.new_sizes import new_size
 from speedup.regular import kept_shape
@@ -67,14 +67,14 @@ class Parts:
 
     Attributes:
         repairs: new attributes and rewritten calls of modules, by path, see ``speedup.repair``.
-        late: those of the tensors that have no numbers yet.
+        deferred: those of the tensors that have no numbers yet.
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     gained: dict[str, torch.Tensor] = field(default_factory=dict)
     repairs: Repairs = field(default_factory=dict)
-    late: Late = field(default_factory=Late)
+    deferred: Deferred = field(default_factory=Deferred)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,39 +98,39 @@ def build(
     model: nn.Module,
     piece: Piece | None = None,
     known: Made | None = None,
-    wait: bool = False,
+    defer: bool = False,
 ) -> Parts:
     """Make the new tensors and modules.
 
     Args:
         piece: what is made, the whole model by default.
         known: what was made for other ways, to be shared; what is made now is added.
-        wait: whether large tensors may get their numbers later, see ``Parts.late``; until it is closed ``keeps`` should
-            remember what was found.
+        defer: whether large tensors may get their numbers later, see ``Parts.deferred``; whoever closes that tells
+            ``keeps`` to forget what was found on the way.
 
     Raises:
         RuleError: a rule raised in ``replace`` or returned no module.
     """
     parts = Parts()
-    folds = Folds.of(graph.nodes if piece is None else piece.nodes, keeps, known, graph if wait else None)
+    folds = Folds.of(graph.nodes if piece is None else piece.nodes, keeps, known, graph if defer else None)
+    waiting = {target for each in folds.deferred for target in each.targets}
     fresh: dict[Value, torch.Tensor] = {}
     for value in graph.sources if piece is None else piece.values:
         if value in folds.values:
             assert value.tensor is not None
             new = folds.values.pop(value)
-            made = _as(value.tensor, new if value in folds.waiting else laid_out_like(value.tensor, new))
+            made = _as(value.tensor, new if value in waiting else laid_out_like(value.tensor, new))
         elif not changes(keeps, value):
             continue
         elif known is not None and (shared := known.find(keeps, value)) is not None:
             made = shared
-        elif wait and is_large(value, keeps.shape) and may_wait(value, graph):
+        elif defer and is_large(value, keeps.shape) and may_defer(value, graph):
             assert value.tensor is not None
-            made = _as(value.tensor, stand_in(value.tensor, keeps.shape(value)))
-            parts.late.add([made], partial(_kept, value, keeps))
+            made = _as(value.tensor, placeholder(value.tensor, keeps.shape(value)))
+            parts.deferred.add([made], partial(_kept_alone, value, keeps))
         else:
             assert value.tensor is not None
-            (new,) = _kept(value, keeps)
-            made = _as(value.tensor, new)
+            made = _as(value.tensor, _kept(value, keeps))
             if known is not None:
                 known.add(keeps, value, made)
         fresh[value] = made
@@ -141,33 +141,39 @@ def build(
     modules = dict(walk.all_paths(model))
     _replace_modules(nodes, keeps, modules, fresh, folds.gained, parts)
     _replace_owners(modules, parts)
-    _let_wait(folds, fresh, parts)
+    _defer_folds(folds, fresh, parts)
     if piece is None:
         _replace_held(model, parts, fresh)
         settle_expanded(graph, keeps, model, parts)
-    if not wait:
+    if not defer:
         keeps.forget()  # nobody asks again, and a plan lives on
     return parts
 
 
-def _kept(value: Value, keeps: KeepSets) -> list[torch.Tensor]:
+def _kept(value: Value, keeps: KeepSets) -> torch.Tensor:
     assert value.tensor is not None
     new = kept_of(keeps, value)
-    return [new if value.ndim < 2 else laid_out_like(value.tensor, new)]
+    return new if value.ndim < 2 else laid_out_like(value.tensor, new)
 
 
-def _let_wait(folds: Folds, fresh: Mapping[Value, torch.Tensor], parts: Parts) -> None:
-    """See to it that what calls fold later gets into the tensors that stand in its place."""
-    for later in folds.later:
-        prefix = later.node.path + "." if later.node.path else ""
-        own = [fresh[t] if isinstance(t, Value) else parts.gained[prefix + t] for t in later.targets]
-        parts.late.add(own, partial(_folded, later))
+def _kept_alone(value: Value, keeps: KeepSets) -> list[torch.Tensor]:
+    return [_kept(value, keeps)]
 
 
-def _folded(later: Later) -> list[torch.Tensor]:
-    made = later.make()
-    olds = [t.tensor if isinstance(t, Value) else None for t in later.targets]
-    return [new if old is None else laid_out_like(old, new) for old, new in zip(olds, made.values(), strict=True)]
+def _defer_folds(folds: Folds, fresh: Mapping[Value, torch.Tensor], parts: Parts) -> None:
+    """See to it that deferred folds get into the placeholders."""
+    for each in folds.deferred:
+        prefix = each.node.path + "." if each.node.path else ""
+        own = [fresh[t] if isinstance(t, Value) else parts.gained[prefix + t] for t in each.targets]
+        parts.deferred.add(own, partial(_folded, each))
+
+
+def _folded(deferred: DeferredFold) -> list[torch.Tensor]:
+    made = deferred.make()
+    return [
+        laid_out_like(t.tensor, made[t]) if isinstance(t, Value) and t.tensor is not None else made[t]
+        for t in deferred.targets
+    ]
 
 
 def _as(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

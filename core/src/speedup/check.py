@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 from speedup import walk
 from speedup.ask import ask
 from speedup.decisions import Decisions, is_decision
+from speedup.deferred import Deferred
 from speedup.errors import CheckError, SpeedupError
 from speedup.graph import Graph, Node, Value
 from speedup.instead import stands_for
 from speedup.keep import KeepSets, Lock
-from speedup.late import Late
 from speedup.locking import (
     changed_axes,
     lock_before,
@@ -109,7 +109,7 @@ def check(
     substitutes: Mapping[int, type[nn.Module]],
     decisions: Decisions | None = None,
     runs: list[Run] | None = None,
-    late: Late | None = None,
+    deferred: Deferred | None = None,
 ) -> Mismatch | None:
     """Run the changed model; where it differs from the plan, None when it agrees.
 
@@ -118,7 +118,7 @@ def check(
 
     Args:
         runs: filled with the run, if it comes to its end.
-        late: what gets its numbers on the way.
+        deferred: what gets its numbers on the way.
 
     Raises:
         AnswersError: the outputs differ.
@@ -133,7 +133,7 @@ def check(
             watch=decisions,
             answers=graph.answers,
             compared=graph,
-            late=late,
+            deferred=deferred,
         )
     except SpeedupError:
         raise
@@ -174,15 +174,15 @@ def as_planned(
     keeps: KeepSets,
     registry: Registry,
     substitutes: Mapping[int, type[nn.Module]],
-    late: Late,
+    deferred: Deferred,
 ) -> Run | None:
     """A run of the changed model in which it makes the calls of the masked one, as the plan has them, on fewer indices,
     and gives its answers: then ``check`` finds nothing. None says nothing.
 
     Args:
-        late: what gets its numbers on the way.
+        deferred: what gets its numbers on the way.
     """
-    replayed = replay(model, inputs, registry, graph, keeps.shape, substitutes, late)
+    replayed = replay(model, inputs, registry, graph, keeps.shape, substitutes, deferred)
     if replayed is None:
         return None
     returned = replayed.returned

@@ -12,12 +12,12 @@ import torch
 
 from speedup import fold
 from speedup.ask import ask, culprit
+from speedup.deferred import is_large, may_defer_fold, placeholder
 from speedup.errors import RuleError
 from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import kept_of
-from speedup.late import is_large, may_fold_later, stand_in
 from speedup.made import Made
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.rule import Rule, leaves_to_layout
@@ -42,12 +42,12 @@ Fold: TypeAlias = dict[Value | str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Later:
+class DeferredFold:
     """What a call is going to fold.
 
     Attributes:
         targets: parameters and buffers, and attributes that its module gains.
-        make: their new contents, cut.
+        make: their new contents by target, cut.
     """
 
     node: Node
@@ -62,14 +62,12 @@ class Folds:
     Attributes:
         values: new contents of parameters and buffers, cut.
         gained: biases that modules gain, by the attribute's name, cut.
-        later: what waits; in ``values`` and ``gained`` something of its shape stands for it.
-        waiting: the parameters and buffers among that.
+        deferred: what waits; in ``values`` and ``gained`` a placeholder stands for it.
     """
 
     values: dict[Value, torch.Tensor] = field(default_factory=dict)
     gained: dict[Node, dict[str, torch.Tensor]] = field(default_factory=dict)
-    later: list[Later] = field(default_factory=list)
-    waiting: set[Value] = field(default_factory=set)
+    deferred: list[DeferredFold] = field(default_factory=list)
     _in_pieces: dict[Value, torch.Tensor] = field(default_factory=dict)  # in full size, until all pieces are there
 
     @staticmethod
@@ -78,7 +76,7 @@ class Folds:
 
         Args:
             known: what was made for other ways, to be shared; what is made now is added.
-            graph: of which the calls with large parameters may wait; by default none does.
+            graph: of which the folds of calls with large parameters may be deferred; by default none is.
 
         Raises:
             RuleError: a rule raised, or names what is no parameter of its call alone.
@@ -106,11 +104,10 @@ class Folds:
         if keeps.facts.blind and any(v.is_blank for v in weights_of(node)):
             self._fold_blank(node, keeps)
             return
-        targets = _that_wait(node, keep, keeps, graph) if graph is not None else []
+        targets = _deferrable(node, keep, keeps, graph) if graph is not None else []
         if targets:
-            self.later.append(Later(node, targets, partial(_folded, node, keep, keeps)))
-            self.waiting.update(t for t in targets if isinstance(t, Value))
-            made = _stand_ins(node, keep, keeps, targets)
+            self.deferred.append(DeferredFold(node, targets, partial(_folded, node, keep, keeps)))
+            made = _placeholders(node, keep, keeps, targets)
         else:
             made = _folded(node, keep, keeps)
         for target, tensor in made.items():
@@ -129,7 +126,7 @@ class Folds:
                     assert source.tensor is not None
                     self.values[source] = kept_of(keeps, source, source.tensor.detach().to("meta"))
             else:
-                count = int(_kept_outputs(node, NodeKeep(keeps, node)).sum())
+                count = _kept_count(node, NodeKeep(keeps, node))
                 (like,) = [v.dtype for v in weights_of(node)][:1]
                 self.gained.setdefault(node, {})[target] = torch.empty(count, dtype=like, device="meta")
 
@@ -161,13 +158,13 @@ def weights_of(node: Node) -> list[Value]:
     return list(dict.fromkeys(source for v in values for source in sources_of(v)))
 
 
-def _that_wait(node: Node, keep: NodeKeep, keeps: KeepSets, graph: Graph) -> Targets:
-    """What a call folds into, if it can wait with it."""
+def _deferrable(node: Node, keep: NodeKeep, keeps: KeepSets, graph: Graph) -> Targets:
+    """What a call folds into, if that can be deferred."""
     if not any([v is not None and v.is_source and is_large(v, keeps.shape) for v in node.operands]):
         return []
     assert node.rule is not None
     targets = fold.targets(node.rule, node, keep)
-    return targets if may_fold_later(targets, keeps.shape, graph) else []
+    return targets if may_defer_fold(targets, keeps.shape, graph) else []
 
 
 def _folded(node: Node, keep: NodeKeep, keeps: KeepSets) -> Fold:
@@ -177,7 +174,7 @@ def _folded(node: Node, keep: NodeKeep, keeps: KeepSets) -> Fold:
     return {t: _kept_bias(node, keep, keeps, new) if isinstance(t, str) else new for t, new in made.items()}
 
 
-def _stand_ins(node: Node, keep: NodeKeep, keeps: KeepSets, targets: Targets) -> Fold:
+def _placeholders(node: Node, keep: NodeKeep, keeps: KeepSets, targets: Targets) -> Fold:
     """Tensors of the shapes of what a call is going to fold."""
     found: Fold = {}
     like = next(t.tensor for t in targets if isinstance(t, Value))
@@ -185,10 +182,15 @@ def _stand_ins(node: Node, keep: NodeKeep, keeps: KeepSets, targets: Targets) ->
     for target in targets:
         if isinstance(target, Value):
             assert target.tensor is not None
-            found[target] = stand_in(target.tensor, keeps.shape(target))
+            found[target] = placeholder(target.tensor, keeps.shape(target))
         else:
-            found[target] = stand_in(like, (int(_kept_outputs(node, keep).sum()),))
+            found[target] = placeholder(like, (_kept_count(node, keep),))
     return found
+
+
+def _kept_count(node: Node, keep: NodeKeep) -> int:
+    """How many entries a bias has that a call gains."""
+    return int(_kept_outputs(node, keep).sum())
 
 
 def _kept_bias(node: Node, keep: NodeKeep, keeps: KeepSets, whole: torch.Tensor) -> torch.Tensor:

@@ -91,9 +91,9 @@ def _tried(
 
 
 def _made(model: nn.Module, ways: Sequence[Way], keeps: Sequence[KeepSets]) -> list[Parts]:
-    """What each way makes of the model: of several it is compared, of one alone large tensors may wait."""
+    """What each way makes of the model: of several it is compared, of one alone large tensors are deferred."""
     if len(ways) == 1:
-        return [build(ways[0].graph, keeps[0], model, wait=True)]
+        return [build(ways[0].graph, keeps[0], model, defer=True)]
     known = Made()
     return [build(w.graph, k, model, known=known) for w, k in zip(ways, keeps, strict=True)]
 
@@ -120,7 +120,7 @@ def _mended(
 
     def holds(repairs: Repairs) -> bool:
         assert tries.run is not None and ways[0].elsewhere is not None
-        parts.late.fill_all()
+        parts.deferred.fill_all()  # the models are compared at other sizes by runs of their own
         return steady(ways[0].elsewhere, tries.keeps, replace(parts, repairs=repairs), tries.run)
 
     parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)

@@ -16,12 +16,12 @@ from torch import nn
 from speedup import rule_log, walk
 from speedup.auxiliary import find_auxiliary
 from speedup.build import Parts
+from speedup.deferred import fill_errors_unwrapped
 from speedup.detours import find_detours, note_detours
 from speedup.drop import measure
 from speedup.errors import CheckError, TraceError
 from speedup.graph import Graph
 from speedup.keep import KeepSets
-from speedup.late import failures_as_they_are
 from speedup.masking import Masking
 from speedup.masks import Prepared
 from speedup.registry import Registry
@@ -50,7 +50,7 @@ def solve(
     """
     rule_log.listen()
     masking = Masking(model, prepared.masks.parameters)
-    with walk.remembered(model), sandbox(model) as stands, failures_as_they_are():
+    with walk.remembered(model), sandbox(model) as stands, fill_errors_unwrapped():
         first = first_trace(model, inputs, rules, masking)
         check_shared(first)
         rule_log.claims(first.nodes)
@@ -63,7 +63,7 @@ def solve(
             or _with_more(model, inputs, rules, find_detours(model, inputs, rules, first), known, drop)
             or _on_all_ways(model, inputs, rules, first, known, prepared.facts, drop)
         )
-        parts.late.close()
+        parts.deferred.close()
         keeps.forget()  # nobody asks again, and a plan lives on
         changes = measure(model, inputs, graph, parts) if keeps.drop else []
     if stands.originals:

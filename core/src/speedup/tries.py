@@ -72,22 +72,22 @@ class Tries:
         transaction.apply()
         runs: list[Run] = []
         made = self._model, self._inputs, self.graph, self.keeps, self._rules, transaction.substitutes
-        late = parts.late
+        deferred = parts.deferred
         try:
             if decisions is not None:  # they have all activations at hand
-                late.fill_all()
+                deferred.fill_all()
                 return check(*made, decisions, runs)
-            late.empty()
-            if (found := as_planned(*made, late)) is not None:
+            deferred.empty()
+            if (found := as_planned(*made, deferred)) is not None:
                 runs = [found]
                 return None
-            late.empty()
+            deferred.empty()
             try:
-                return check(*made, None, runs, late)
+                return check(*made, None, runs, deferred)
             except CheckError as error:
-                if not late or (isinstance(error, AnswersError) and not _may_hide_nan(error.again)):
+                if not deferred or (isinstance(error, AnswersError) and not _may_hide_nan(error.again)):
                     raise
-            late.fill_all()  # something may have read what waited
+            deferred.fill_all()  # something may have read what waited
             return check(*made, None, runs)
         finally:
             transaction.undo()

@@ -18,8 +18,8 @@ from speedup.commit import Transaction
 from speedup.graph import Graph, Value
 from speedup.registry import Registry
 from speedup.rounding import difference
-from speedup.trace.filled import run_filled
 from speedup.trace.outputs import Returned
+from speedup.trace.quietly import run_quietly
 from speedup.verification import Inputs
 
 log = logging.getLogger("speedup")
@@ -59,13 +59,13 @@ class Wider:
         """
         transaction = Transaction(model, parts)
         transaction.apply()
-        late = parts.late
+        deferred = parts.deferred
         try:
-            late.empty()
-            holds = self._is_right(run_filled(model, inputs, rules, late), drop)
-            if not holds and late:  # something may have read what waited
-                late.fill_all()
-                holds = self._is_right(run_filled(model, inputs, rules, late), drop)
+            deferred.empty()
+            holds = self._is_right(run_quietly(model, inputs, rules, deferred), drop)
+            if not holds and deferred:  # something may have read what waited
+                deferred.fill_all()
+                holds = self._is_right(run_quietly(model, inputs, rules, deferred), drop)
         finally:
             transaction.undo()
         if holds:

@@ -6,7 +6,8 @@ Two layers see a call, from the outside in:
 2. the torch function mode: a function that a rule claims is one; another one written in Python is entered and its parts
    are calls; anything else is one without a rule, a *barrier*.
 
-What becomes of a call is up to subclasses: the recorder makes a node of it, a replay compares it with one.
+Here a call is made as it is. What else becomes of it is up to subclasses: the recorder makes a node of it, a replay
+compares it with one.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from speedup.deferred import Deferred
 from speedup.errors import RuleError
-from speedup.late import Late
 from speedup.names import op_name
 from speedup.registry import Registry
 from speedup.rounding import difference
@@ -46,7 +47,7 @@ class Calls(TorchFunctionMode):
         scope: the paths of the modules that were entered, the innermost last.
         caches: what functions keep for their next call, see ``speedup.caches``.
         open_calls: how many calls are under way; nothing inside of one is a call.
-        late: what gets its numbers when a call of a module is made.
+        deferred: what gets its numbers when a call of a module is made.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Calls(TorchFunctionMode):
         self.caches: Sequence[Any] = ()
         self.scope: list[str] = [""]
         self.open_calls = 0
-        self.late: Late | None = None
+        self.deferred: Deferred | None = None
         self._entering: list[Any] = []
 
     @contextlib.contextmanager
@@ -88,7 +89,7 @@ class Calls(TorchFunctionMode):
         if mode is not None:
             torch._C._push_on_torch_function_stack(mode)
 
-    # -- what subclasses say ----------------------------------------------------------------------------------------
+    # -- what subclasses may say otherwise ----------------------------------------------------------------------------
 
     def record(
         self,
@@ -106,15 +107,16 @@ class Calls(TorchFunctionMode):
             call: makes it.
             held: the tensors that the module holds and its rule speaks of, by name.
         """
-        raise NotImplementedError
+        with self.unseen():
+            return call()
 
     def enters(self, func: Any, parts: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the parts that a rule makes of a call are calls instead of it."""
-        raise NotImplementedError
+        return False
 
     def claim_by_structure(self, module: nn.Module) -> Rule | None:
         """The rule that claims a module of which no rule names the type."""
-        raise NotImplementedError
+        return None
 
     def held(self, rule: Any, module: nn.Module) -> dict[str, torch.Tensor]:
         """The tensors that a module holds and its rule speaks of, by name."""
@@ -125,10 +127,10 @@ class Calls(TorchFunctionMode):
             raise RuleError(f"{rule.label} raised in held at {place}: {error!r}") from error
         return held
 
-    def fill(self, late: Late, tensors: Sequence[Any]) -> None:
+    def fill(self, deferred: Deferred, tensors: Sequence[Any]) -> None:
         """Give tensors their numbers before a call: of a module they are there for its hooks too."""
         with self.unseen():
-            late.fill_these(tensors)
+            deferred.fill(tensors)
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call is given."""
@@ -146,8 +148,8 @@ class Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.open_calls:
             return func(*args, **kwargs)
-        if self.late is not None and (awaited := self.late.awaited(func, args, kwargs)):
-            self.fill(self.late, awaited)
+        if self.deferred is not None and (asked := self.deferred.asked_about(func, args, kwargs)):
+            self.fill(self.deferred, asked)
         rule = self.registry.for_function(func) if not transformed() else None
         inside = enterable(func) if rule is None else _parts(rule, func, args, kwargs)
         if inside is not None and rule is not None and not self.enters(func, inside, args, kwargs):
@@ -177,8 +179,8 @@ class Calls(TorchFunctionMode):
         if self.open_calls or transformed():
             return original(module, *args, **kwargs)
         base, rule = self.above[id(module)]
-        if self.late is not None and self.late.is_awaited_by(module):
-            self.fill(self.late, list(module._parameters.values()))
+        if self.deferred is not None and (own := self.deferred.awaited(module._parameters.values())):
+            self.fill(self.deferred, own)
         held = self.held(rule, module)
         return self.record(base, rule, args, kwargs, lambda: original(module, *args, **kwargs), module, held)
 
@@ -198,8 +200,8 @@ class Calls(TorchFunctionMode):
                 return original(module, *args, **kwargs)
             finally:
                 self.scope.pop()
-        if self.late is not None and self.late.is_awaited_by(module):
-            self.fill(self.late, list(module._parameters.values()))
+        if self.deferred is not None and (own := self.deferred.awaited(module._parameters.values())):
+            self.fill(self.deferred, own)
         forward = module.forward
         if not (module._forward_hooks or module._forward_pre_hooks):
             return self._record_forward(module, forward, stands_for, rule, args, kwargs)

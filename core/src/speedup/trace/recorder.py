@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from speedup import caches, walk
+from speedup.deferred import Deferred
 from speedup.errors import RuleError
 from speedup.graph import Branch, Extent, Node, Ref, Value
-from speedup.late import Late
 from speedup.masking import Masking
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
@@ -223,8 +223,8 @@ class Recorder(Calls):
             self.masking.unmask(states)
 
     @_unrecorded
-    def fill(self, late: Late, tensors: Sequence[Any]) -> None:
-        late.fill_these(tensors)
+    def fill(self, deferred: Deferred, tensors: Sequence[Any]) -> None:
+        deferred.fill(tensors)
 
     @_unrecorded
     def claim_by_structure(self, module: nn.Module) -> Rule | None:

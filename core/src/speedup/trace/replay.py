@@ -19,9 +19,9 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from speedup import caches, walk
+from speedup.deferred import Deferred
 from speedup.expand import expand
 from speedup.graph import Graph, Node, Ref
-from speedup.late import Late
 from speedup.names import op_name
 from speedup.overwrite import Changed
 from speedup.registry import Registry
@@ -66,7 +66,7 @@ def replay(
     graph: Graph,
     shape_of: Callable[[Any], Shape],
     substitutes: Mapping[int, type[nn.Module]],
-    late: Late,
+    deferred: Deferred,
 ) -> Replayed | None:
     """Run the small model; None where it makes other calls than the graph has, or where nothing can be said.
 
@@ -75,17 +75,17 @@ def replay(
     Args:
         shape_of: the shape that a value of the graph is to have in the small model.
         substitutes: as for ``trace``.
-        late: tensors that get their numbers when a call is made that reads them.
+        deferred: tensors that get their numbers when a call is made that reads them.
     """
     if not _is_plain(graph) or on_meta(model) or now_told() is not None:
         return None
-    with versioned(model), undisturbed(model, late.buffers):
+    with versioned(model), undisturbed(model, deferred.buffers):
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
         expand(model, registry)
         paths = {id(module): path for path, module in walk.named_modules(model)}
         player = _Player(registry, substitutes, paths, graph, shape_of)
         player.above, player.caches = called_above(model, registry), caches.of(walk.modules(model))
-        player.late = late
+        player.deferred = deferred
         try:
             with uncompiled(), listening(player):
                 result = model(*args, **kwargs)

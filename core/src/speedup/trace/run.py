@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from speedup import walk
+from speedup.deferred import Deferred
 from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
 from speedup.graph import Graph, Node
-from speedup.late import Late
 from speedup.masking import Masking
 from speedup.registry import Registry
 from speedup.trace.above import called_above
@@ -95,7 +95,7 @@ def trace(
     until: Callable[[Node], bool] | None = None,
     stands: bool = False,
     resumed: Standing | None = None,
-    late: Late | None = None,
+    deferred: Deferred | None = None,
 ) -> Graph:
     """Run the model once and record what it does. Call it inside ``sandbox``.
 
@@ -116,7 +116,7 @@ def trace(
             are, and with parameters that are not masked.
         stands: whether to keep what stands at the first call that looks for places, for other runs on the same input.
         resumed: what such a run has kept: it is ``compared``.
-        late: tensors of a small model that get their numbers when a module is called that holds them.
+        deferred: tensors of a small model that get their numbers when a module is called that holds them.
         watch: sees every call and says what it gives; its ``got``, if there, is filled as ``log`` is.
 
     Raises:
@@ -126,7 +126,7 @@ def trace(
     masking = masking if masking is not None else Masking(model)
 
     def once() -> Graph:
-        but = late.buffers if late is not None else ()
+        but = deferred.buffers if deferred is not None else ()
         with versioned(model), undisturbed(model, but), masking.run(), contextlib.ExitStack() as written:
             for _ in range(before):
                 called(written)
@@ -139,7 +139,7 @@ def trace(
         expanded = expand(model, registry)
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
         recorder = Recorder(model, registry, substitutes, masking)
-        recorder.above, recorder.late = called_above(model, registry), late
+        recorder.above, recorder.deferred = called_above(model, registry), deferred
         recorder.answers, recorder.until = answers, until
         recorder.standing, recorder.resumed = Standing() if stands else None, resumed
         recorder.maker.place, recorder.maker.shapes = made_there(model), shapes

@@ -73,21 +73,20 @@ def ordinary(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
 def undisturbed(model: nn.Module, but: Sequence[torch.Tensor] = ()) -> Iterator[None]:
     """Whatever a run of the model changes is put back on exit, so that every run starts from the same state.
 
-    Args:
-        but: buffers that keep what they are given meanwhile.
-
     Put back: module attributes and what they hold (see ``Holdings``), buffers that the forward writes to, training
     flags, and the random state of Python, NumPy, the CPU and the devices that the model is on. Caches of functions are
     emptied, before and after.
+
+    Args:
+        but: buffers that keep what they are given meanwhile.
     """
     modules = walk.modules(model)
     attributes = Snapshot(modules)
     parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
     own = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
     holdings = Holdings(attributes.own, (*parameters.values(), *own.values()))
-    for each in but:
-        own.pop(id(each), None)
-    buffers = Buffers(own.values())
+    kept = set(map(id, but))
+    buffers = Buffers([b for key, b in own.items() if key not in kept])
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     of_python, of_numpy = random.getstate(), np.random.get_state()
     caches.empty(modules)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,10 +25,9 @@ Shape: TypeAlias = Callable[[Value], tuple[int, ...]]  # of what is kept of a te
 
 _LARGE = 1 << 16  # bytes: smaller ones are not worth it
 _KNOWN = frozenset(("size", "dim", "numel", "shape", "ndim", "dtype", "device", "requires_grad", "is_floating_point"))
-_DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
 
 
-class Failed(BaseException):
+class FillError(BaseException):
     """To make the numbers of a tensor raised an error in the middle of a run: no model's code may catch it.
 
     Attributes:
@@ -41,12 +40,12 @@ class Failed(BaseException):
 
 
 @contextlib.contextmanager
-def failures_as_they_are() -> Iterator[None]:
+def fill_errors_unwrapped() -> Iterator[None]:
     """Outside of it, what makes numbers raises its own error."""
     error = None
     try:
         yield
-    except Failed as failed:
+    except FillError as failed:
         error = failed.error
     if error is not None:
         raise error
@@ -60,7 +59,7 @@ class _Group:
     make: Callable[[], Sequence[torch.Tensor]]
 
 
-class Late:
+class Deferred:
     """The new tensors that wait for their numbers."""
 
     def __init__(self) -> None:
@@ -71,28 +70,23 @@ class Late:
         return bool(self._groups)
 
     def add(self, tensors: Sequence[torch.Tensor], make: Callable[[], Sequence[torch.Tensor]]) -> None:
-        """Let tensors, each a ``stand_in``, be given what ``make`` gives when a parameter among them is needed."""
+        """Let tensors, each a ``placeholder``, be given what ``make`` gives when a parameter among them is needed."""
         group = _Group(tensors, make)
         self._groups.append(group)
         self._waiting.update((id(t), group) for t in tensors)
 
-    def is_awaited_by(self, module: nn.Module) -> bool:
-        """Whether a parameter of a module waits, those in its children aside."""
-        if self._waiting:
-            for parameter in module._parameters.values():
-                if id(parameter) in self._waiting:
-                    return True
-        return False
+    def awaited(self, tensors: Iterable[Any]) -> list[torch.Tensor]:
+        """Those that wait; what else is among them does not matter."""
+        return [t for t in tensors if id(t) in self._waiting] if self._waiting else []
 
-    def awaited(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-        """What waits of the tensors that a function is given, unless it asks no more than what is known already."""
+    def asked_about(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """What waits of the tensors that a function is given, unless it asks no more than a placeholder can say."""
         if not self._waiting or _is_known(function):
             return []
         given = [*args, *kwargs.values()]
-        given += [t for some in given if isinstance(some, list | tuple) for t in some]
-        return [t for t in given if id(t) in self._waiting]
+        return self.awaited([*given, *(t for some in given if isinstance(some, list | tuple) for t in some)])
 
-    def fill_these(self, tensors: Sequence[torch.Tensor]) -> None:
+    def fill(self, tensors: Sequence[torch.Tensor]) -> None:
         """Give some tensors that wait their numbers."""
         for tensor in tensors:
             if id(tensor) in self._waiting:
@@ -113,7 +107,7 @@ class Late:
         for group in self._groups:
             for tensor in group.tensors:
                 if id(tensor) not in self._waiting:
-                    tensor.data = stand_in(tensor, tensor.shape)
+                    tensor.data = placeholder(tensor, tensor.shape)
                     self._waiting[id(tensor)] = group
 
     def close(self) -> None:
@@ -127,7 +121,7 @@ class Late:
             try:
                 made = group.make()
             except BaseException as error:
-                raise Failed(error) from error
+                raise FillError(error) from error
             for tensor, new in zip(group.tensors, made, strict=True):
                 tensor.data = new
                 del self._waiting[id(tensor)]
@@ -141,7 +135,7 @@ def _is_known(function: Any) -> bool:
     return name in _KNOWN
 
 
-def stand_in(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def placeholder(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """What a tensor holds while it waits."""
     return torch.full((), math.nan, dtype=like.dtype, device=like.device).expand(shape)
 
@@ -154,7 +148,7 @@ def is_large(value: Value, shape: Shape) -> bool:
     return math.prod(value.shape) * size >= _LARGE and math.prod(shape(value)) * size >= _LARGE
 
 
-def may_wait(value: Value, graph: Graph) -> bool:
+def may_defer(value: Value, graph: Graph) -> bool:
     """Whether a parameter can wait."""
     owner = value.names[0].rpartition(".")[0]
     if type(value.tensor) is not nn.Parameter or not all([node.path == owner for node, _ in value.uses]):
@@ -162,10 +156,10 @@ def may_wait(value: Value, graph: Graph) -> bool:
     return _is_only_called(value, graph)
 
 
-def may_fold_later(targets: Sequence[Value | str], shape: Shape, graph: Graph) -> bool:
+def may_defer_fold(targets: Sequence[Value | str], shape: Shape, graph: Graph) -> bool:
     """Whether a call can wait with all that it folds, among it a large parameter."""
     values = [t for t in targets if isinstance(t, Value)]
-    if not any([is_large(v, shape) and may_wait(v, graph) for v in values if v.is_source]):
+    if not any([is_large(v, shape) and may_defer(v, graph) for v in values if v.is_source]):
         return False
     return all([_is_only_called(v, graph) and not any([_gives_numbers(n) for n, _ in v.uses]) for v in values])
 
@@ -173,9 +167,10 @@ def may_fold_later(targets: Sequence[Value | str], shape: Shape, graph: Graph) -
 def _is_only_called(value: Value, graph: Graph) -> bool:
     """Whether nothing but calls of modules that hold it reads a parameter or buffer: not even a rule that makes such a
     module, or settles one around it."""
-    if type(value.tensor) not in (nn.Parameter, torch.Tensor) or value.is_blank or value.dtype not in _DTYPES:
+    tensor, dtype = value.tensor, value.dtype
+    if tensor is None or type(tensor) not in (nn.Parameter, torch.Tensor) or tensor.is_meta or tensor.is_inference():
         return False
-    if value.tensor is None or value.tensor.is_inference():
+    if not dtype.is_floating_point or dtype.itemsize < 2:  # of which NaN is none, or not of all
         return False
     if len(value.names) != 1 or value.aliases or value.next is not None or not value.uses:
         return False
