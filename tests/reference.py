@@ -40,7 +40,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "Criteria": (speedup.Criterion, speedup.Scene, speedup.ChannelGroups, speedup.Group, speedup.Member),
     "Helpers": (
         speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.overlaid, speedup.rows_of_one,
-        speedup.says_nothing,
+        speedup.matmul, speedup.says_nothing,
     ),
     "Registries": (speedup.Registry, speedup.default_registry),
     "Testing": tuple(

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from speedup.overlay import Overlay, overlaid
     from speedup.overwrite import TiedMovement
     from speedup.planning import ModelSpeedup, Plan, plan
+    from speedup.products import matmul
     from speedup.pruning.criterion import Criterion
     from speedup.pruning.front import prune_masks
     from speedup.pruning.scene import Scene
@@ -79,6 +80,7 @@ _HOMES = {
     "speedup.overlay": "Overlay overlaid",
     "speedup.overwrite": "TiedMovement",
     "speedup.planning": "ModelSpeedup Plan plan",
+    "speedup.products": "matmul",
     "speedup.pruning.criterion": "Criterion",
     "speedup.pruning.front": "prune_masks",
     "speedup.pruning.scene": "Scene",
@@ -144,6 +146,7 @@ __all__ = [
     "hookspec",
     "kept_shape",
     "load",
+    "matmul",
     "op_name",
     "overlaid",
     "plan",

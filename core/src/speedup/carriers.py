@@ -11,6 +11,7 @@ from speedup.cached import cached_property
 from speedup.facts import ZERO, Bools, Floats, Indices, all_of, any_of, count, some, varies
 from speedup.graph import Node
 from speedup.layout import Layout
+from speedup.products import matmul
 
 if TYPE_CHECKING:
     from speedup.fold import Removed
@@ -184,8 +185,8 @@ class Rows:
         strong = sizes > np.maximum(np.maximum(self._least, 1e-3 * _ROUNDING * longest), _TINY)
         ways = ways * np.where(strong, 1 / np.where(strong, sizes, 1), 0)[:, :, None]
         left = np.where(kept[:, at, None], left, ZERO)  # of rows of zeros there may be anything
-        shares = ways @ self.going
-        rest = np.where(goes[:, None], self.going - (rows @ left) @ shares, ZERO)
+        shares = matmul(ways, self.going)
+        rest = np.where(goes[:, None], self.going - matmul(matmul(rows, left), shares), ZERO)
         share = np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
         return Span(self.at[at], left, shares, self.offset[:, at]), rest, share
 
@@ -324,7 +325,7 @@ def _independent(rest: Floats, least: Floats) -> Bools:
             break
         found[groups, at[longest]] |= apart
         way = rest[groups, :, longest] * np.where(apart, 1 / np.sqrt(np.where(apart, size, 1)), ZERO)[:, None]
-        rest = rest - way[:, :, None] * (way[:, None] @ rest)
+        rest = rest - way[:, :, None] * matmul(way[:, None], rest)
         squares = np.square(rest).sum(1)
     return found
 

@@ -22,6 +22,7 @@ from speedup.kept import kept_of
 from speedup.layout import Layout
 from speedup.order import in_order
 from speedup.pieces import contents
+from speedup.products import matmul
 from speedup.response import AT_ONCE, by_names, masked_part, spread
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     with np.errstate(invalid="ignore", over="ignore"):  # a weight may have anything
         for part, new in weight.parts(sources, max(len(sources), len(targets))):
             # By way of one column per unknown.
-            way = going @ weight.factored(part)
+            way = matmul(going, weight.factored(part))
             carriers = weight.factored(take(new, weight.axes.axis, at))
-            weight.put(carriers + shares @ way, at, new)
+            weight.put(carriers + matmul(shares, way), at, new)
             if bias:
                 ways.append(weight.by_unknown(way, part))
     made = weight.new.reshape(weight.shape)

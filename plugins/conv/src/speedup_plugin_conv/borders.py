@@ -16,7 +16,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from speedup import Affine, Bools, Floats, Node, NodeFacts
+from speedup import Affine, Bools, Floats, Node, NodeFacts, matmul
 from speedup_plugin_conv.geometry import geometry
 
 _MOST = 16  # kinds of places
@@ -49,7 +49,7 @@ def at_borders(node: Node, facts: NodeFacts) -> Affine | None:
     given = _per_group(constants, shape, groups).repeat(shape[0] // groups, 0)[reads]
     taps = np.einsum("oi,oi...->o...", given, filters)
     sums = np.zeros((len(places), len(reads)))
-    sums[:, reads] = places @ taps.reshape(len(taps), -1).T
+    sums[:, reads] = matmul(places, taps.reshape(len(taps), -1).T)
     if facts.present(2):
         sums[0, reads] += facts.value(2).reshape(-1)[reads]
     line = [-1 if a == channel else 1 for a in range(node.outputs[0].ndim)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speedup import Bools, Floats
+from speedup import Bools, Floats, matmul
 
 _MOST = 8  # unknowns, each of which needs a channel that stays
 _EXACT = 1e-10  # up to which a combination is one, relative to the largest channel
@@ -75,23 +75,15 @@ def combined(lines: Sequence[Floats], known: Bools) -> Combined:
     offset = constants[:, 0].copy()
     whole = np.hstack([*terms, constants - offset[:, None]])  # a constant at all positions is no unknown
     largest = float(np.linalg.norm(whole, axis=1).max(initial=0.0))
-    basis: list[int] = []
-    rest = whole
-    for _ in range(_MOST + 1):
-        more = np.linalg.norm(rest, axis=1) > _WEAK * largest
-        if not more.any():
-            break
-        basis.append(int(more.argmax()))  # the first ones, which are the same at other sizes of the input
-        directions = _directions(whole[basis], 0.0)
-        rest = whole - whole @ directions.T @ directions
+    basis = _first_independent(whole, _WEAK * largest)
     # Of as many numbers as there are unknowns anything is a combination: a table of which this size reads a few rows.
     few = whole.shape[1] > len(lines) and len(basis) > constants.shape[1] - 2
     known &= ~(few & whole.any(axis=1))
     basis = [] if few else basis[:_MOST]
     rows = np.zeros((len(known), len(basis)))
     if basis:
-        rows = whole @ np.linalg.pinv(whole[basis])
-        exact = np.linalg.norm(whole - rows @ whole[basis], axis=1) <= _EXACT * largest
+        rows = matmul(whole, np.linalg.pinv(whole[basis]))
+        exact = np.linalg.norm(whole - matmul(rows, whole[basis]), axis=1) <= _EXACT * largest
         rows[np.abs(rows) < _EXACT] = 0.0
         # What says nothing of another channel is none.
         useful = [k for k in range(len(basis)) if (rows[exact & known, k] != 0).sum() > 1]
@@ -100,6 +92,26 @@ def combined(lines: Sequence[Floats], known: Bools) -> Combined:
         rows = rows[:, useful] * known[:, None]
     # Of the channels of the basis the offset is their own: v[k] is what they are without it.
     return Combined(known, rows, np.where(known, offset, 0.0))
+
+
+def _first_independent(rows: Floats, least: float) -> list[int]:
+    """The first rows that are farther than ``least`` from all combinations of those before, one more than ``_MOST`` at
+    most: the same ones at other sizes of the input. Gram-Schmidt."""
+    found: list[int] = []
+    ways, rest, start = np.zeros((0, rows.shape[1])), rows, 0
+    while len(found) <= _MOST:
+        lengths = np.sqrt(np.einsum("cp,cp->c", rest, rest))
+        apart = np.flatnonzero(lengths > least)
+        if not len(apart):
+            break
+        first = apart[0]
+        found.append(start + int(first))
+        way = rest[first] / lengths[first]
+        way -= (ways @ way) @ ways  # what rounding has left of them
+        ways = np.vstack([ways, way / np.linalg.norm(way)])
+        rest, start = rest[first + 1 :], found[-1] + 1
+        rest = rest - matmul(rest, ways[-1:].T) * ways[-1]
+    return found
 
 
 def _directions(rows: Floats, largest: float) -> Floats:
