@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from speedup import default_registry, response
-from speedup.carriers import Rows
+from speedup.carriers import Carriers
 from speedup.graph import Node
 from speedup.response import response as respond
 from speedup.testing import check_equal, mask_indices, randomize
@@ -75,23 +75,18 @@ def test_a_column_that_nobody_asks_for_may_hold_anything() -> None:
     assert np.allclose(respond(node, 0, 1, named(node, 0, 1, values), wanted, weight).reshape(-1), right)
 
 
-def rows_of(numbers: np.ndarray, gone: np.ndarray, kept: np.ndarray) -> Rows:
-    """Rows with these numbers, (groups, unknowns, entries)."""
-    rows = Rows.__new__(Rows)
-    rows.all, rows.gone, rows.kept = numbers, gone, kept
-    rows.at, rows.offset = np.arange(numbers.shape[2]), np.zeros(gone.shape)
-    rows.going_at = gone.any(axis=0).nonzero()[0]
-    rows.going = np.where(gone[:, None], numbers, 0.0)[:, :, rows.going_at]
-    return rows
+def carriers_of(numbers: np.ndarray, gone: np.ndarray, kept: np.ndarray) -> Carriers:
+    """Those of rows with these numbers, (groups, unknowns, entries)."""
+    return Carriers(numbers, np.zeros(gone.shape), gone, kept)
 
 
-def is_spanned(rows: Rows, numbers: np.ndarray) -> bool:
+def is_spanned(found: Carriers, numbers: np.ndarray) -> bool:
     """Whether what goes is what the carriers give of it, and only kept ones carry."""
-    span = rows.span
+    span = found.span
     made = numbers[:, :, span.at] @ span.left @ span.shares
-    own = np.where(rows.kept[:, span.at, None], 0.0, span.left)
-    wanted = np.where(rows.gone[:, None], numbers, 0.0)[:, :, rows.sources]
-    made = np.where(rows.gone[:, None, rows.going_at], made, 0.0)
+    own = np.where(found.kept[:, span.at, None], 0.0, span.left)
+    wanted = np.where(found.gone[:, None], numbers, 0.0)[:, :, found.going_at]
+    made = np.where(found.gone[:, None, found.going_at], made, 0.0)
     return not own.any() and np.allclose(made, wanted, rtol=0, atol=1e-8 * np.abs(numbers).max(initial=1e-30))
 
 
@@ -103,16 +98,16 @@ def test_one_unknown_lacks_what_many_would(seed: int, groups: int, entries: int)
     kept = ~gone & (rng.random((groups, entries)) < 0.5)
     one = rng.choice([0.0, 1e-12, 1e-4, 0.5, -1.0, 2.0], (groups, 1, entries))
     two = np.concatenate([one, np.zeros_like(one)], axis=1)
-    assert np.array_equal(rows_of(one, gone, kept).lacking, rows_of(two, gone, kept).lacking)
+    assert np.array_equal(carriers_of(one, gone, kept).lacking, carriers_of(two, gone, kept).lacking)
 
 
 @pytest.mark.parametrize("unknowns", [1, 3])
 def test_few_of_many_kept_rows_carry(unknowns: int) -> None:
     rng = np.random.default_rng(unknowns)
     numbers, kept = rng.normal(size=(2, unknowns, 400)), rng.random((2, 400)) < 0.5
-    rows = rows_of(numbers, ~kept, kept)
-    assert not rows.lacking.any() and is_spanned(rows, numbers)
-    assert len(rows.span.at) <= 2 * 16 * unknowns, "a few in each group"
+    found = carriers_of(numbers, ~kept, kept)
+    assert not found.lacking.any() and is_spanned(found, numbers)
+    assert len(found.span.at) <= 2 * 16 * unknowns, "a few in each group"
 
 
 def test_where_the_longest_kept_rows_do_not_suffice_all_carry() -> None:
@@ -122,8 +117,8 @@ def test_where_the_longest_kept_rows_do_not_suffice_all_carry() -> None:
     numbers[0, 1, [7, 140, 150]] = 1.0
     numbers[0, 0, 7] = 0.0
     kept = np.arange(160)[None] < 80
-    rows = rows_of(numbers, ~kept, kept)
-    assert not rows.lacking.any() and is_spanned(rows, numbers) and 7 in rows.span.at
+    found = carriers_of(numbers, ~kept, kept)
+    assert not found.lacking.any() and is_spanned(found, numbers) and 7 in found.span.at
 
 
 def test_where_the_longest_kept_rows_are_nearly_alike_all_carry() -> None:
@@ -132,9 +127,9 @@ def test_where_the_longest_kept_rows_are_nearly_alike_all_carry() -> None:
     numbers = np.stack([rng.normal(size=160), np.ones(160)])[None]
     numbers[0, 0, :40] = 1000 * (1 + 1e-3 * rng.normal(size=40))
     kept = np.arange(160)[None] < 80
-    rows = rows_of(numbers, ~kept, kept)
-    assert not rows.lacking.any() and is_spanned(rows, numbers)
-    assert np.abs(rows.span.left @ rows.span.shares).max() < 1
+    found = carriers_of(numbers, ~kept, kept)
+    assert not found.lacking.any() and is_spanned(found, numbers)
+    assert np.abs(found.span.left @ found.span.shares).max() < 1
 
 
 def test_groups_of_fewer_entries_than_there_are_unknowns() -> None:
@@ -151,38 +146,36 @@ def test_carriers_that_were_found_serve_for_less_that_goes(seed: int, groups: in
     numbers = rng.choice([0.0, 0.5, -1.0, 2.0, 3.5], (groups, unknowns, entries))
     gone = rng.random((groups, entries)) < 0.6
     kept = ~gone & (rng.random((groups, entries)) < 0.3)
-    before = rows_of(numbers, gone, kept)
+    before = carriers_of(numbers, gone, kept)
     more = before.lacking | (gone & (rng.random(gone.shape) < 0.3))
-    now = Rows.__new__(Rows)
     still, carry = gone & ~more, kept | more
-    if now._narrow(before, still, carry):
-        assert not now.lacking.any() and np.array_equal(now.sources, still.any(axis=0).nonzero()[0])
+    now = before.narrowed(still, carry)
+    if now is not None:
+        assert not now.lacking.any() and np.array_equal(now.going_at, still.any(axis=0).nonzero()[0])
         assert is_spanned(now, numbers)
-    anew = rows_of(numbers, still, carry)
+    anew = carriers_of(numbers, still, carry)
     assert not anew.lacking.any() and is_spanned(anew, numbers)
-    assert not Rows.__new__(Rows)._narrow(before, still, kept) or not before.lacking.any(), "less is kept than it took"
+    assert before.narrowed(still, kept) is None or not before.lacking.any(), "less is kept than it took"
 
 
 def test_carriers_are_found_anew_where_what_still_goes_is_much_smaller() -> None:
     numbers = np.array([[[1.0, 0.0, 1e-9, 0.0], [0.0, 1.0, 0.0, 1e-9], [0.0, 0.0, 1e-14, 1e-14]]])
     gone, kept = np.ones((1, 4), bool), np.zeros((1, 4), bool)
-    before = rows_of(numbers, gone, kept)
+    before = carriers_of(numbers, gone, kept)
     assert before.lacking.tolist() == [[True, True, False, False]]
-    assert not Rows.__new__(Rows)._narrow(before, gone & ~before.lacking, before.lacking)
+    assert before.narrowed(gone & ~before.lacking, before.lacking) is None
 
 
 def test_carriers_are_found_anew_where_what_goes_became_much_smaller_little_by_little() -> None:
     sizes = 0.2 ** np.arange(16)
     numbers = np.array([[[*sizes, 1e-11], [*sizes, -1e-11]]])
     kept = np.arange(17)[None] < 1
-    rows = rows_of(numbers, ~kept, kept)
-    assert not rows.lacking.any(), "the last is rounding beside the others"
+    found = carriers_of(numbers, ~kept, kept)
+    assert not found.lacking.any(), "the last is rounding beside the others"
     for last in range(2, 17):
         kept = np.arange(17)[None] < last
-        before, rows = rows, Rows.__new__(Rows)
-        if not rows._narrow(before, ~kept, kept):
-            rows = rows_of(numbers, ~kept, kept)
-    assert rows.lacking[0, 16], "it is alone"
+        found = found.narrowed(~kept, kept) or carriers_of(numbers, ~kept, kept)
+    assert found.lacking[0, 16], "it is alone"
 
 
 @pytest.mark.parametrize("lost", ["alike", "by group", "uneven rows", "a whole group"])

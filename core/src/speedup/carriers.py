@@ -1,21 +1,14 @@
-"""Carriers: kept entries of an operand that stand for those that go, see ``speedup.fold``."""
+"""Carriers: rows of numbers that are kept and stand for those that go, see ``speedup.fold``. Linear algebra alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speedup.cached import cached_property
-from speedup.facts import ZERO, Bools, Floats, Indices, all_of, any_of, count, some, varies
-from speedup.graph import Node
-from speedup.layout import Layout
+from speedup.facts import ZERO, Bools, Floats, Indices, some
 from speedup.products import matmul
-
-if TYPE_CHECKING:
-    from speedup.fold import Removed
-    from speedup.keep import NodeKeep
 
 # A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.
 _MOST = 1e3
@@ -30,119 +23,50 @@ _MUCH = 10.0
 _TINY = np.finfo(np.float64).tiny
 
 
-def has_rows(layout: Layout, gone: Removed) -> bool:
-    """Whether what goes is summed along one name of the weight: then its entries are rows, see ``Rows``."""
-    return gone.weight is not None and len(layout.contracted & layout.names_of(gone.weight)) == 1
-
-
-class Rows:
-    """The known entries of an operand that go or are kept, as rows of numbers, per group of the weight.
+class Carriers:
+    """Which kept rows of numbers stand for those that go, in each group.
 
     Attributes:
-        groups, width: how many groups there are, and entries in each.
-        at: which entries these are, in any group; those of ``before``, where its carriers serve.
-        going_at: which of them go in any group.
-        going: their rows, 0 in groups where they stay.
-        all: every row, 0 where nothing is known: (groups, unknowns, entries), since NumPy adds up along an axis in
+        rows: every row, 0 where nothing is known: (groups, unknowns, entries), since NumPy adds up along an axis in
             front of others many times as fast as along a short last one.
+        offset: (groups, entries), what of each goes into a bias.
         gone, kept: bool (groups, entries): the rows to be represented, and those that can carry them.
-        offset: (groups, entries), the constant part where it goes into a bias.
+        going_at: the entries that go in any group.
+        going: their rows, 0 in groups where they stay.
     """
 
-    def __init__(self, node: Node, gone: Removed, keep: NodeKeep, bias: bool, before: Rows | None = None) -> None:
-        """Find the rows.
+    def __init__(self, rows: Floats, offset: Floats, gone: Bools, kept: Bools) -> None:
+        self.rows, self.offset, self.gone, self.kept = rows, offset, gone, kept
+        self.going_at = of_any(gone)
+        self.going = np.where(gone[:, None, self.going_at], rows[:, :, self.going_at], ZERO)
 
-        Args:
-            bias: whether the constant part goes into a bias.
-            before: what was found for this call with other sets, mostly when less was kept.
-        """
-        layout = self.layout = node.layout
-        assert gone.weight is not None
-        k, weight = gone.k, gone.weight
-        frame: _Frame = layout.once("rows", (k, weight), lambda: _Frame(layout, k, weight))
-        self._frame, self.contracted, self.outer, self.scope = frame, frame.contracted, frame.outer, frame.scope
-        whole = frame.grid(gone.mask)
-        self.groups, self.width = whole.shape
-        alike = self._alike(gone)
-        kept = layout.to_named(k, keep.sets[k])
-        unread = keep.facts.unused(k)
-        if some(unread):
-            # What nobody reads may hold anything; where no output matters that is no harm.
-            live = ~layout.to_named(layout.n_inputs, keep.facts.unused(layout.n_inputs))
-            kept = kept & ~(layout.to_named(k, unread) & any_of(live, frame.beside))
-        carry = frame.grid(all_of(kept, self.scope) & alike)
-        if before is not None and self._narrow(before, whole, carry):
-            return
-        at = self.at = _of_any(whole | carry)
-        self.gone, self.kept, where = whole[:, at], carry[:, at], frame.grid(alike)[:, at]
-        self.offset = np.where(where, frame.grid(gone.offset[frame.first])[:, at], ZERO)
-        unknowns = len(gone.terms)
-        numbers = np.empty((self.groups, unknowns if bias else unknowns + 1, len(at)))
-        if unknowns:
-            terms = frame.grids(gone.terms[(slice(None), *frame.first)])[:, :, at]
-            numbers[:, :unknowns] = np.where(where[:, None], terms.swapaxes(0, 1), ZERO)
-        if not bias:
-            numbers[:, unknowns] = self.offset
-        # Unknowns of different size weigh alike.
-        self.going_at = _of_any(self.gone)
-        going = np.where(self.gone[:, None, self.going_at], numbers[:, :, self.going_at], ZERO)
-        largest = np.abs(going).max(axis=(0, 2), keepdims=True, initial=0.0)
+    @staticmethod
+    def weighed(rows: Floats, offset: Floats, gone: Bools, kept: Bools) -> Carriers:
+        """Those of rows whose unknowns are of different size, and weigh alike."""
+        made = Carriers(rows, offset, gone, kept)
+        largest = np.abs(made.going).max(axis=(0, 2), keepdims=True, initial=0.0)
         largest = np.where(largest == 0, 1.0, largest)
-        self.all, self.going = numbers / largest, going / largest
+        made.rows, made.going = made.rows / largest, made.going / largest
+        return made
 
-    def _narrow(self, before: Rows, gone: Bools, kept: Bools) -> bool:
-        """Take what was found before, where what goes is some of what went, and what had to be kept for that is kept.
+    def narrowed(self, gone: Bools, kept: Bools) -> Carriers | None:
+        """The same carriers for some of what went, with what had to be kept for that; None where they may not serve.
 
         Args:
-            gone, kept: bool (groups, entries), of all entries.
+            gone, kept: bool (groups, entries).
         """
-        at = self.at = before.at
-        self.gone, self.kept = gone[:, at], kept[:, at]
-        fewer = count(gone) == count(self.gone) and not some(self.gone & ~before.gone)
-        if not fewer or some((before.kept | before.lacking) & ~self.kept):
-            return False
-        goes = self.gone[:, before.going_at]
-        going = np.where(goes[:, None], before.going, ZERO)
+        if some(gone & ~self.gone) or some((self.kept | self.lacking) & ~kept):
+            return None
+        made = Carriers(self.rows, self.offset, gone, kept)
         # What is rounding beside what went may be more beside what still goes, where that is much smaller.
-        if any([some(now < _ALIKE * then) for now, then in zip(_largest(going), before._found_for, strict=True)]):
-            return False
-        self._found_for = before._found_for
-        still = goes.any(axis=0)
-        self.all, self.offset = before.all, before.offset
-        self.going_at, self.going = before.going_at[still], going[:, :, still]
-        self.lacking = np.zeros_like(self.gone)
-        if before.all.shape[1] > 1:
-            span = before.span
-            shares = np.where(goes[:, None], span.shares, ZERO)[:, :, still]
-            self.span = Span(span.at, span.left, shares, span.offset)
-        return True
-
-    def _alike(self, gone: Removed) -> Bools:
-        """Known, and the same all along the axes that the weight does not have."""
-        alike = all_of(gone.known, self.scope)
-        for arrays in (gone.offset[None], gone.terms):
-            over = tuple([axis + 1 for axis in self.scope])
-            if len(arrays) and (varies(arrays, over) or varies(gone.known, self.scope)):
-                arrays = np.where(gone.known, arrays, ZERO)
-                same = arrays.max(axis=over, keepdims=True) == arrays.min(axis=over, keepdims=True)
-                alike = alike & same.all(axis=0)
-        return np.asarray(alike)
-
-    @property
-    def sources(self) -> Indices:
-        """The entries that go in any group."""
-        return self.at[self.going_at]
-
-    @property
-    def lacking_named(self) -> Bools:
-        """As ``lacking``, in named space."""
-        grid = np.zeros((self.groups, self.width), dtype=bool)
-        grid[:, self.at] = self.lacking
-        names, sizes = self.layout.names, self.layout.sizes
-        here = [*self.outer, self.contracted]
-        array = grid.reshape([sizes[n] for n in here])
-        array = array.transpose([here.index(n) for n in names if n in here])
-        return array.reshape([sizes[n] if n in here else 1 for n in names])
+        if any([some(now < _ALIKE * then) for now, then in zip(_largest(made.going), self._found_for, strict=True)]):
+            return None
+        made._found_for, made.lacking = self._found_for, np.zeros_like(gone)
+        if self.rows.shape[1] > 1:
+            goes = gone[:, self.going_at]
+            shares = np.where(goes[:, None], self.span.shares, ZERO)[:, :, goes.any(axis=0)]
+            made.span = Span(self.span.at, self.span.left, shares, self.span.offset)
+        return made
 
     @cached_property
     def span(self) -> Span:
@@ -159,8 +83,8 @@ class Rows:
             also what is not made of kept rows, (groups, unknowns, entries that go), and the most that an entry takes
             of any direction, (groups, entries that go).
         """
-        lengths = np.where(kept, np.square(self.all).sum(1), ZERO)
-        most = _FEW * self.all.shape[1]
+        lengths = np.where(kept, np.square(self.rows).sum(1), ZERO)
+        most = _FEW * self.rows.shape[1]
         if 0 < most < lengths.shape[1] and some(kept):
             few = kept & (lengths >= np.partition(lengths, -most, axis=1)[:, -most, None]) & (lengths > 0)
             span, rest, share = self._made_of(few, goes)
@@ -174,8 +98,8 @@ class Rows:
         By a singular value decomposition, without directions in which there is nothing but rounding. The inverse of
         the Gram matrix would be the same, and as far off as the square of what the rows are alike.
         """
-        at = _of_any(kept)
-        rows = np.where(kept[:, None, at], self.all[:, :, at], ZERO)
+        at = of_any(kept)
+        rows = np.where(kept[:, None, at], self.rows[:, :, at], ZERO)
         if rows.shape[1] == 1:  # mostly: one number
             sizes, ways = np.sqrt(np.square(rows).sum(2)), np.ones((len(rows), 1, 1))
             left = np.swapaxes(rows, 1, 2) / np.where(sizes == 0, 1.0, sizes)[:, None]
@@ -188,7 +112,7 @@ class Rows:
         shares = matmul(ways, self.going)
         rest = np.where(goes[:, None], self.going - matmul(matmul(rows, left), shares), ZERO)
         share = np.where(goes, np.abs(shares).max(axis=1, initial=0.0), ZERO)
-        return Span(self.at[at], left, shares, self.offset[:, at]), rest, share
+        return Span(at, left, shares, self.offset[:, at]), rest, share
 
     @cached_property
     def _least(self) -> Floats:
@@ -207,8 +131,8 @@ class Rows:
 
         With several unknowns ``span`` is found on the way, of the rows that are kept then.
         """
-        if self.all.shape[1] == 1:  # mostly: one number
-            return self._lacking_one(self.all[:, 0])
+        if self.rows.shape[1] == 1:  # mostly: one number
+            return self._lacking_one(self.rows[:, 0])
         chosen, at = np.zeros_like(self.gone), self.going_at
         self.span, rest, share = self._span(self.kept, self.gone[:, at])
         while True:  # each round keeps one more at least
@@ -251,49 +175,7 @@ class Span:
     offset: Floats
 
 
-class _Frame:
-    """Where rows stand in named space.
-
-    Attributes:
-        contracted: its name.
-        outer: the names of the groups.
-        scope, beside: the axes that the weight does not have, and the others.
-        first: what is taken of an array that is the same all along ``scope``.
-    """
-
-    def __init__(self, layout: Layout, k: int, weight: int) -> None:
-        (self.contracted,) = layout.contracted & layout.names_of(weight)
-        common = layout.names_of(k) & layout.names_of(weight) - {self.contracted}
-        self.outer = [n for n in layout.names if n in common]
-        self.scope = layout.axes(layout.names_of(k) - layout.names_of(weight))
-        axes = range(len(layout.names))
-        self.beside = tuple([p for p in axes if p not in self.scope])
-        self.first = tuple([slice(0, 1) if p in self.scope else slice(None) for p in axes])
-        here = [*self.outer, self.contracted]
-        order = [layout.names.index(n) for n in here]
-        # What is written out along the names of the rows, and how to transpose it to groups and entries.
-        self._wide = tuple([layout.sizes[n] if n in here else 1 for n in layout.names])
-        self._order = None if order == sorted(order) else [*order, *(p for p in axes if p not in order)]
-        self._width = layout.sizes[self.contracted]
-
-    def grid(self, array: Floats | Bools) -> Floats:
-        """A named array as (groups, entries)."""
-        if array.shape != self._wide:
-            narrow, array = array, np.empty(self._wide, array.dtype)
-            array[...] = narrow
-        return (array if self._order is None else array.transpose(self._order)).reshape(-1, self._width)
-
-    def grids(self, arrays: Floats) -> Floats:
-        """As ``grid``, of several arrays that are stacked along a first axis: (arrays, groups, entries)."""
-        wide = len(arrays), *self._wide
-        if arrays.shape != wide:
-            arrays = np.broadcast_to(arrays, wide)
-        if self._order is not None:
-            arrays = arrays.transpose(0, *(axis + 1 for axis in self._order))
-        return arrays.reshape(len(arrays), -1, self._width)
-
-
-def _of_any(groups: Bools) -> Indices:
+def of_any(groups: Bools) -> Indices:
     """The entries that any group has; of bool (groups, entries)."""
     return np.flatnonzero(np.logical_or.reduce(groups, axis=0))
 
@@ -315,7 +197,7 @@ def _independent(rest: Floats, least: Floats) -> Bools:
     """
     found, groups = np.zeros((len(rest), rest.shape[2]), dtype=bool), np.arange(len(rest))
     squares, enough = np.square(rest).sum(1), np.square(least)
-    at = _of_any(squares > enough)  # lengths only fall
+    at = of_any(squares > enough)  # lengths only fall
     rest, squares, enough = rest[:, :, at], squares[:, at], np.maximum(enough[:, 0], _TINY)
     for _ in range(rest.shape[1] if len(at) else 0):
         longest = squares.argmax(axis=1)

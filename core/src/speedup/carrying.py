@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from speedup.carriers import Rows
 from speedup.cutting import by_numpy, take
 from speedup.facts import Bools, Floats, Indices
 from speedup.graph import Node, Value
@@ -24,6 +23,7 @@ from speedup.order import in_order
 from speedup.pieces import contents
 from speedup.products import matmul
 from speedup.response import AT_ONCE, by_names, masked_part, spread
+from speedup.rows import Rows
 
 if TYPE_CHECKING:
     from speedup.fold import Removed
@@ -43,8 +43,8 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     assert gone.weight is not None
     value = node.values[gone.weight]
     assert value is not None
-    span = rows.span
-    sources, targets, leaving, staying = rows.sources, span.at, span.shares, span.left
+    span = rows.carriers.span
+    sources, targets, leaving, staying = rows.sources, rows.targets, span.shares, span.left
     if not bias:
         grouped = _Grouped.of(node, gone.weight, rows, keeps)
         if grouped is not None:

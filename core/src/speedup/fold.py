@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speedup.carriers import Rows, has_rows
 from speedup.carrying import carry
 from speedup.facts import ZERO, Bools, Floats, any_of, any_product, compact_axes, count, some, varies
 from speedup.graph import Node, Value
@@ -30,6 +29,7 @@ from speedup.kinds import Kind
 from speedup.layout import Layout
 from speedup.pieces import contents, is_own
 from speedup.response import response
+from speedup.rows import Rows, has_rows
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets, NodeKeep
@@ -220,8 +220,8 @@ def demand(rule: Rule, node: Node, keep: NodeKeep) -> None:
         if into_bias:
             continue
         rows = _rows(node, gone, keep, bias)
-        if some(rows.lacking):
-            mask, why = layout.from_named(gone.k, rows.lacking_named), "carries what was removed"
+        if some(rows.carriers.lacking):
+            mask, why = layout.from_named(gone.k, rows.lacking), "carries what was removed"
             keep.grow(gone.k, mask, why, gone.k, Kind.CARRIER)
 
 
