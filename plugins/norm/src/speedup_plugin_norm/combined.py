@@ -70,28 +70,31 @@ def combined(lines: Sequence[Floats], known: Bools) -> Combined:
         lines: (channels, positions): the factors of each unknown that is given, and last the constant part.
         known: bool (channels), where these say what a channel is.
     """
-    known = known.copy()
-    *terms, constants = (np.where(known[:, None], line, 0.0) for line in lines)
-    offset = constants[:, 0].copy()
+    at = np.flatnonzero(known)
+    *terms, constants = (line[at] for line in lines)
+    offset = constants[:, 0]
     whole = np.hstack([*terms, constants - offset[:, None]])  # a constant at all positions is no unknown
     largest = float(np.linalg.norm(whole, axis=1).max(initial=0.0))
     basis = _first_independent(whole, _WEAK * largest)
     # Of as many numbers as there are unknowns anything is a combination: a table of which this size reads a few rows.
     few = whole.shape[1] > len(lines) and len(basis) > constants.shape[1] - 2
-    known &= ~(few & whole.any(axis=1))
+    said = ~(few & whole.any(axis=1))
     basis = [] if few else basis[:_MOST]
-    rows = np.zeros((len(known), len(basis)))
+    rows = np.zeros((len(at), len(basis)))
     if basis:
         rows = matmul(whole, np.linalg.pinv(whole[basis]))
         exact = np.linalg.norm(whole - matmul(rows, whole[basis]), axis=1) <= _EXACT * largest
         rows[np.abs(rows) < _EXACT] = 0.0
         # What says nothing of another channel is none.
-        useful = [k for k in range(len(basis)) if (rows[exact & known, k] != 0).sum() > 1]
+        useful = [k for k in range(len(basis)) if (rows[exact & said, k] != 0).sum() > 1]
         lone = np.delete(rows, useful, axis=1).any(axis=1)
-        known &= exact & ~lone
-        rows = rows[:, useful] * known[:, None]
+        said &= exact & ~lone
+        rows = rows[:, useful]
     # Of the channels of the basis the offset is their own: v[k] is what they are without it.
-    return Combined(known, rows, np.where(known, offset, 0.0))
+    at = at[said]
+    found = Combined(np.zeros_like(known), np.zeros((len(known), rows.shape[1])), np.zeros(len(known)))
+    found.known[at], found.rows[at], found.offset[at] = True, rows[said], offset[said]
+    return found
 
 
 def _first_independent(rows: Floats, least: float) -> list[int]:
