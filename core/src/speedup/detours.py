@@ -39,7 +39,7 @@ from speedup.errors import SpeedupError
 from speedup.graph import Graph, Node, Value
 from speedup.registry import Registry
 from speedup.repeats import repeats
-from speedup.trace.recorder import EndlessError
+from speedup.trace.reading import EndlessError
 from speedup.trace.run import trace
 from speedup.trace.told import ALL, NONE, SOME, Asked, Every, Told, few, told
 from speedup.verification import Inputs

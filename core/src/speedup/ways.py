@@ -34,7 +34,7 @@ from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.known import Facts
 from speedup.regular import varied
-from speedup.trace.recorder import EndlessError
+from speedup.trace.reading import EndlessError
 from speedup.vary import Inputs
 
 _MOST = 8  # ways that come to their end

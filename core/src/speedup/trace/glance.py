@@ -30,7 +30,7 @@ from speedup.trace.calls import Calls, listening, may_seek
 from speedup.trace.making import Ops, is_closed, name_of, new_or_changed, transformed
 from speedup.trace.meta import on_meta
 from speedup.trace.outputs import later, tensors_in
-from speedup.trace.recorder import READS
+from speedup.trace.reading import READS
 from speedup.trace.run import uncompiled, versioned
 from speedup.trace.sandbox import undisturbed
 from speedup.trace.source import caller

@@ -7,7 +7,6 @@ What a call is, ``speedup.trace.calls`` says. The dispatch mode underneath sees 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from torch.utils import _pytree as pytree
 from speedup import caches, walk
 from speedup.deferred import Deferred
 from speedup.errors import RuleError
-from speedup.graph import Branch, Extent, Node, Ref, Value
+from speedup.graph import Extent, Node, Ref, Value
 from speedup.masking import Masking
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
@@ -27,32 +26,19 @@ from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.calls import Calls, gives_the_same, may_seek
 from speedup.trace.making import Maker, Ops, name_of, transformed
-from speedup.trace.number import Number, number_of
+from speedup.trace.number import number_of
 from speedup.trace.outputs import tensors_in
+from speedup.trace.reading import READS, Reading
+from speedup.trace.seeking import Seeking
 from speedup.trace.source import caller, caller_and_sites, ends_at
-from speedup.trace.standing import Standing
 from speedup.trace.tensors import Tensors
-from speedup.trace.told import Asked, now_told
+from speedup.trace.told import Telling
 from speedup.trees import PLAIN, replaced
 
 _HELD = frozenset(("parameter", "buffer", "attribute"))  # kinds of values that the model holds
-# Calls that hand the contents of a tensor to Python without running any op: they count as reads.
-READS = frozenset(
-    {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__"}
-)
-
-_KINDS = ("question", "call")  # of what a run may be told
-
-_WHY_SEEKING = "which layers are called hangs on what is found here, so with other data it may be another one"
 
 _WHY_ENDED = "what comes from here on is not recorded"
-
-_MOST_NUMBERS = 1000  # of which Python may compare each
-_MOST_READS = 100  # in a run that is told what the data do not say
-
-
-class EndlessError(Exception):
-    """A run that is told what the data do not say does not come to its end."""
+_WHY_TRANSFORMED = "a transform of torch.func runs here: what its calls read and make cannot be followed"
 
 
 def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,109 +93,55 @@ class Recorder(Calls):
         self.log: list[list[torch.Tensor]] | None = None
         self.watch: Watch | None = None
         self.underneath: Ops | None = None
-        self.branch: Branch | None = None
-        self.answers: Sequence[bool] | None = None
         self.until: Callable[[Node], bool] | None = None
-        self.standing: Standing | None = None  # kept for other runs
-        self.resumed: Standing | None = None  # kept by another run
         self.compared = False
         self.expected: Sequence[Node] = ()
-        self.asked: list[bool] = []
-        self.told = now_told()
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.seeking: Branch | None = None
-        self.least = 0
-        self.places: dict[Value, Asked] = {}  # where what is looked through was so first
-        self.said: dict[Asked, bool] = {}  # what was left out, where that makes a difference
-        self.looks = False  # whether the call that is made looks through data of the input
-        self.sized: dict[Value, Branch] = {}  # how many entries they have is for masks to say
-        self.masks = False
-        self.fewest = -1  # places that a call has found in the data as they are
-        self.from_places: set[Value] = set()  # what is made of such places, and of nothing else of the input
-        self.reads_data = False
-        self.lends = False
-        self.reads = 0
         self.from_input: set[Value] = set()
         self.of_model: set[Value] = set()  # what is made of something that the model holds
         self.asking: set[str] = set()
         self.asking_code: set[CodeType] = set()
         self.dtypes: set[torch.dtype] = set()
+        self.telling = Telling(self.scope)
+        self.reading = Reading(self.tensors, self.telling)
+        self.seeking = Seeking(self.tensors, self.nodes, self.from_input, self.reading, self.telling)
 
     # -- recording ------------------------------------------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.lends:
+        if self.reading.lends:
             args, kwargs = self.given(args, kwargs or {})
         if self.compared and not self.open_calls and self._is_correction(args):
             return self._corrected(func, args)
         return super().__torch_function__(func, types, args, kwargs)
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return pytree.tree_map(number_of, (args, kwargs)) if self.lends else (args, kwargs)
+        return pytree.tree_map(number_of, (args, kwargs)) if self.reading.lends else (args, kwargs)
 
     def sought(self, rule: Rule | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        self.looks = False
+        self.seeking.looks = False
         return self._sought(rule, args) if args and may_seek(rule) else args
 
     @_unrecorded
     def _sought(self, rule: Rule, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of a call that looks for places, as it is told where they are: the same wherever the same is
-        looked through."""
-
-        def found(through: torch.Tensor) -> torch.Tensor:
-            value = self.tensors.value_of(through)
-            if value not in self.from_input:
-                return through
-            self.looks = True
-            self._looks_first()
-            self.least = min(self.least or through.numel(), through.numel())
-            if value not in self.places:
-                self.places[value] = self._asks("call")
-            asked, count = self.places[value], int(through.count_nonzero())
-            if self.told is not None and (rule.seeks or self.told.masks):
-                if count or self.told.everything or (self.told.least and through.numel()):
-                    self.said[asked] = self.told.leaves_out(asked)
-                return self.told.found(asked, through)
-            self.fewest = count if self.fewest < 0 else min(self.fewest, count)
-            return through
-
-        return rule.seek(args, found)
-
-    def _looks_first(self) -> None:
-        """Keep what stands now for other runs, or take up from what another one has kept."""
-        standing = self.standing
-        if standing is not None and standing.is_open:
-            decides = self.reads or self.tensors.are_sources_changed  # more than what the next call is given
-            if decides or not standing.close(self.nodes, self.tensors.alive(), self.from_input):
-                self.standing = None
-        if self.resumed is not None:
-            resumed, self.resumed = self.resumed, None
-            resumed.take_up(self.nodes, self.tensors.alive(), self.from_input)
+        return rule.seek(args, functools.partial(self.seeking.found, rule))
 
     @property
     def extent(self) -> Extent:
         """What the run could be told."""
-        most = [max((n for (kind, _), n in self.counts.items() if kind == what), default=0) for what in _KINDS]
-        modules = [tuple(scope for kind, scope in self.counts if kind == what) for what in _KINDS]
+        telling, seeking = self.telling, self.seeking
         return Extent(
-            questions=most[0],
-            calls=most[1],
-            places=self.least,
-            asking=modules[0],
-            seeking=modules[1],
-            masks=self.masks,
-            found=self.fewest,
-            reads=self.reads_data,
-            said=self.said,
+            questions=telling.most("question"),
+            calls=telling.most("call"),
+            places=seeking.least,
+            asking=telling.modules("question"),
+            seeking=telling.modules("call"),
+            masks=seeking.masks,
+            found=seeking.fewest,
+            reads=self.reading.takes,
+            said=telling.said,
         )
-
-    def _asks(self, kind: str) -> Asked:
-        """One more of this kind in the forward of this module."""
-        key = kind, self.scope[-1]
-        self.counts[key] += 1
-        return Asked(kind, self.counts[key] - 1, self.scope[-1])
 
     @_unrecorded
     def enters(self, func: Any, parts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -278,10 +210,10 @@ class Recorder(Calls):
         for tensor in tensors:
             if tensor.is_nested:
                 rule = None  # no signature speaks of lists of tensors of several sizes
-        ready = self.resumed.result(len(self.nodes), node) if self.resumed is not None else None
+        seeking = self.seeking
+        ready = seeking.resumed.result(len(self.nodes), node) if seeking.resumed is not None else None
         result, outputs, changed = self.maker.make(node, rule, tensors, call, inside, ready)
-        standing = self.standing
-        stands = standing if self.maker.closed and not changed else None
+        stands = seeking.standing if self.maker.closed and not changed else None
         if stands is not None and stands.is_open and not self.from_input.isdisjoint(node.tensors):
             stands.note(len(self.nodes), node, tensors, result)
         for tensor in outputs:
@@ -301,7 +233,7 @@ class Recorder(Calls):
                 if type(result) in (int, torch.Size) and name_of(op) != "dim":
                     self.asking.add(self.scope[-1])
                     self.asking_code.update([code for code, _ in node.sites])
-                    self._count_chosen(node)
+                    seeking.note_count(node)
                 if module is not None and rule is not None and rule.scales and isinstance(result, torch.Tensor):
                     node.outputs = (self.tensors.value_of(result),)
                     self._claim(node, rule)
@@ -317,8 +249,7 @@ class Recorder(Calls):
     def _end(self, node: Node) -> None:
         """Record no more: what is called from now on is made as if it stood inside of a call."""
         self.open_calls += 1
-        if self.branch is None:
-            self.branch = Branch(node, self.tensors.existing(), _WHY_ENDED)
+        self.reading.branch_at(node, _WHY_ENDED)
 
     def _begun(
         self,
@@ -381,29 +312,17 @@ class Recorder(Calls):
         for value in node.tensors:
             if value.kind in _HELD or value in self.of_model:
                 self.of_model.update(node.outputs)
-                if inside and self.branch is None:
-                    why = "a transform of torch.func runs here: what its calls read and make cannot be followed"
-                    self.branch = Branch(node, self.tensors.existing(), why)
+                if inside:
+                    self.reading.branch_at(node, _WHY_TRANSFORMED)
                 break
         fresh = [v for v in node.tensors if v in self.from_input or v.kind == "unknown"]
         if fresh:
             self.from_input.update(node.outputs)
             self.dtypes |= self.maker.inside
             seeks = rule is not None and rule.seeks
-            if seeks and self.seeking is None:
-                self.seeking = Branch(node, self.tensors.existing(), _WHY_SEEKING)
-            if not node.writes:
-                sized = next((self.sized[v] for v in node.tensors if v in self.sized), None) if self.sized else None
-                if self.looks and not seeks:
-                    sized = Branch(node, self.tensors.existing(), _WHY_SEEKING)
-                if sized is not None:
-                    self.sized.update(dict.fromkeys(node.outputs, sized))
-            self.looks = False
-            of_places = seeks or bool(self.from_places and self.from_places.issuperset(fresh))
-            if of_places:
-                self.from_places.update(node.outputs)
-            if not outputs and not (of_places and self.told is not None):
-                result = self._read(node, result, of_places)
+            of_places = (seeks or self.seeking.has_begun) and self.seeking.note(node, seeks, fresh)
+            if not outputs and not (of_places and self.telling.told is not None):
+                result = self.reading.read(node, result, of_places)
         self._claim(node, rule)
         self._append(node)
         if self.log is not None:
@@ -411,59 +330,6 @@ class Recorder(Calls):
         for tensor, value in zip(outputs, node.outputs, strict=True):
             self.tensors.track(tensor, value)
         return result
-
-    def _read(self, node: Node, result: Any, of_places: bool) -> Any:
-        """What Python gets that takes data of the input.
-
-        A loop that waits for its data may never end when Python was told something else about them.
-        """
-        self.reads += 1
-        if (self.answers or self.told is not None) and self.reads > _MOST_READS:
-            raise EndlessError(f"more than {_MOST_READS} looks at data of the input")
-        op = name_of(node.op)
-        numbers = pytree.tree_leaves(result) if op == "tolist" else [result] if op == "item" else []
-        gives = 0 < len(numbers) <= _MOST_NUMBERS and all(type(n) in (bool, int, float) for n in numbers)
-        asks = self.answers is not None and (gives or isinstance(result, bool))
-        self.reads_data = self.reads_data or not (asks or of_places)
-        if self.branch is None and asks:
-            if gives and not isinstance(result, bool):
-                return self._lent(node, result, of_places)
-            return self._answer(result)
-        if self.branch is None:
-            self.branch = Branch(node, self.tensors.existing())
-        return result
-
-    def _count_chosen(self, node: Node) -> None:
-        """Note that Python asks how many entries a tensor has, which masks may say."""
-        for value in node.tensors:
-            if value in self.sized:
-                self.masks = True
-                chosen = self.sized[value]
-                if self.seeking is None or self.seeking.node.index > chosen.node.index:
-                    self.seeking = chosen
-
-    def _answer(self, real: bool) -> bool:
-        """The truth value that Python is told."""
-        assert self.answers is not None
-        number = len(self.asked)
-        if self.told is not None:
-            asked = self._asks("question")
-            self.said[asked] = self.told.leaves_out(asked)
-            real = self.told.answered(asked, real)
-        self.asked.append(self.answers[number] if number < len(self.answers) else real)
-        return self.asked[-1]
-
-    def _lent(self, node: Node, real: Any, of_places: bool) -> Any:
-        """What Python gets of a number, or of lists of them: it may compare each."""
-        self.lends = True
-        live = self.tensors.existing()
-
-        def taken() -> None:
-            self.reads_data = self.reads_data or not of_places
-            if self.branch is None or self.branch.node.index > node.index:
-                self.branch = Branch(node, live)
-
-        return pytree.tree_map(lambda number: Number(number, self._answer, taken), real)
 
     def _claim(self, node: Node, rule: Rule | None) -> None:
         if rule is not None and not self.compared:

@@ -26,7 +26,8 @@ from speedup.trace.making import Ops
 from speedup.trace.meta import made_there
 from speedup.trace.number import number_of
 from speedup.trace.outputs import later, plain_leaves, tensors_in
-from speedup.trace.recorder import EndlessError, Recorder, Watch
+from speedup.trace.reading import EndlessError
+from speedup.trace.recorder import Recorder, Watch
 from speedup.trace.sandbox import ordinary, undisturbed
 from speedup.trace.shapes import Shapes
 from speedup.trace.source import see_through
@@ -140,8 +141,8 @@ def trace(
         see_through({kind.forward.__code__.co_filename for r in expanded.values() for kind in r.forwards.values()})
         recorder = Recorder(model, registry, substitutes, masking)
         recorder.above, recorder.deferred = called_above(model, registry), deferred
-        recorder.answers, recorder.until = answers, until
-        recorder.standing, recorder.resumed = Standing() if stands else None, resumed
+        recorder.reading.answers, recorder.until = answers, until
+        recorder.seeking.standing, recorder.seeking.resumed = Standing() if stands else None, resumed
         recorder.maker.place, recorder.maker.shapes = made_there(model), shapes
         if compared is not None:
             recorder.compared, recorder.claims = True, dict(compared.claims)
@@ -181,6 +182,7 @@ def _run(
     expanded: Mapping[str, Expansion],
 ) -> Graph:
     inputs, tensors = [], recorder.tensors
+    reading, seeking = recorder.reading, recorder.seeking
     for tensor in tensors_in((args, kwargs)):
         value = tensors.new(tensor, "input")
         recorder.from_input.add(value)
@@ -194,10 +196,10 @@ def _run(
             listening(recorder),
         ):
             result = model(*args, **kwargs)
-        if recorder.lends:
+        if reading.lends:
             result = pytree.tree_map(number_of, result)
     except Exception as error:
-        if not isinstance(error, EndlessError) or recorder.told is None or recorder.branch is None:
+        if not isinstance(error, EndlessError) or recorder.telling.told is None or reading.branch is None:
             error.speedup_trace = (recorder.nodes, recorder.maker.current)  # type: ignore[attr-defined]
             raise
         result = None  # of what comes behind a branch nothing is known anyway
@@ -228,8 +230,8 @@ def _run(
         outputs,
         reference,
         frozenset(recorder.from_input),
-        recorder.branch,
-        tuple(recorder.asked) if recorder.answers is not None else None,
+        reading.branch,
+        tuple(reading.asked) if reading.answers is not None else None,
         expanded,
         plain_leaves(result),
         frozenset(recorder.asking),
@@ -238,7 +240,7 @@ def _run(
         recorder.masking,
         recorder.passed,
         claims=recorder.claims,
-        seeking=recorder.seeking,
+        seeking=seeking.first,
         extent=recorder.extent,
-        standing=recorder.standing if recorder.seeking is not None else None,
+        standing=seeking.standing if seeking.first is not None else None,
     )

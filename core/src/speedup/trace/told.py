@@ -11,7 +11,8 @@ found. What such runs are made for, a few show as well as all (``few``).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -118,3 +119,43 @@ def told(what: Told | None) -> Iterator[None]:
 def now_told() -> Told | None:
     """What runs are told here; None where they go by their data."""
     return _TOLD.get()
+
+
+class Telling:
+    """What one run is told; its questions and calls that look for places are counted in the forward of each module.
+
+    Attributes:
+        told: what it is told; None where it goes by its data.
+        said: what was left out, where that makes a difference.
+
+    Args:
+        scope: the modules that the run is in, the innermost last.
+    """
+
+    def __init__(self, scope: Sequence[str]) -> None:
+        self.told = now_told()
+        self.said: dict[Asked, bool] = {}
+        self._scope = scope
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def asks(self, kind: str) -> Asked:
+        """One more of this kind in the forward of this module."""
+        scope = self._scope[-1]
+        self._counts[kind, scope] += 1
+        return Asked(kind, self._counts[kind, scope] - 1, scope)
+
+    def answer(self, real: bool) -> bool:
+        """The answer to one more question."""
+        if self.told is None:
+            return real
+        asked = self.asks("question")
+        self.said[asked] = self.told.leaves_out(asked)
+        return self.told.answered(asked, real)
+
+    def most(self, kind: str) -> int:
+        """The most of this kind in one module."""
+        return max((n for (what, _), n in self._counts.items() if what == kind), default=0)
+
+    def modules(self, kind: str) -> tuple[str, ...]:
+        """The modules with some of this kind."""
+        return tuple(scope for what, scope in self._counts if what == kind)
