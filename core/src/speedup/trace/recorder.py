@@ -25,12 +25,13 @@ from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.calls import Calls, gives_the_same, may_seek
+from speedup.trace.factors import Factors
 from speedup.trace.making import Maker, Ops, name_of, transformed
 from speedup.trace.number import number_of
 from speedup.trace.outputs import tensors_in
 from speedup.trace.reading import READS, Reading
 from speedup.trace.seeking import Seeking
-from speedup.trace.source import caller, caller_and_sites, ends_at
+from speedup.trace.source import caller, caller_and_sites
 from speedup.trace.tensors import Tensors
 from speedup.trace.told import Telling
 from speedup.trees import PLAIN, replaced
@@ -95,7 +96,7 @@ class Recorder(Calls):
         self.underneath: Ops | None = None
         self.until: Callable[[Node], bool] | None = None
         self.compared = False
-        self.expected: Sequence[Node] = ()
+        self.factors = Factors(self.tensors, self.nodes)
         self.from_input: set[Value] = set()
         self.of_model: set[Value] = set()  # what is made of something that the model holds
         self.asking: set[str] = set()
@@ -112,8 +113,8 @@ class Recorder(Calls):
     ) -> Any:
         if self.reading.lends:
             args, kwargs = self.given(args, kwargs or {})
-        if self.compared and not self.open_calls and self._is_correction(args):
-            return self._corrected(func, args)
+        if self.compared and not self.open_calls and self.factors.is_one(args):
+            return self._multiplied(func, args)
         return super().__torch_function__(func, types, args, kwargs)
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -167,29 +168,11 @@ class Recorder(Calls):
             raise RuleError(f"{error}, at {place}") from error
         return found
 
-    def _is_correction(self, args: tuple[Any, ...]) -> bool:
-        """Whether an edit has put this call in, to multiply what the call before it gave by a number: it is made at
-        the very place of that call, where the plan has one call less."""
-        if len(args) != 2 or type(args[1]) is not float or not self.nodes or not isinstance(args[0], torch.Tensor):
-            return False
-        last = self.nodes[-1]
-        if self.tensors.made(args[0]) not in last.outputs or not last.sites:
-            return False
-        next_one = self.expected[len(self.nodes)] if len(self.nodes) < len(self.expected) else None
-        planned = next_one is not None and ends_at(next_one.sites) == ends_at(self.expected[len(self.nodes) - 1].sites)
-        return not planned and ends_at(caller_and_sites()[1]) == ends_at(last.sites)
-
     @_unrecorded
-    def _corrected(self, func: Any, args: tuple[Any, ...]) -> torch.Tensor:
-        """What an edit makes of the output of the last call, which it stands for from now on."""
-        tensor, factor = args
-        result: torch.Tensor = func(tensor, factor)
-        last = self.nodes[-1]
-        first = next(n for n in self.nodes if ends_at(n.sites) == ends_at(last.sites) and n.scope == last.scope)
-        first.factor *= factor
+    def _multiplied(self, func: Any, args: tuple[Any, ...]) -> torch.Tensor:
+        result = self.factors.multiplied(func, args)
         if self.log is not None:
             self.log[-1] = [result.detach().clone()]
-        self.tensors.track(result, last.outputs[0])
         return result
 
     @_unrecorded

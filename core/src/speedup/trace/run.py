@@ -146,7 +146,7 @@ def trace(
         recorder.maker.place, recorder.maker.shapes = made_there(model), shapes
         if compared is not None:
             recorder.compared, recorder.claims = True, dict(compared.claims)
-            recorder.expected = compared.nodes
+            recorder.factors.expected = compared.nodes
         recorder.watch, recorder.log = watch, log if watch is None else watch.got
         written.callback(recorder.maker.written.put_back)
         return _run(model, own_args, own_kwargs, recorder, expanded)
