@@ -216,6 +216,48 @@ class Gates(nn.Module):
         return self.two(y)
 
 
+class Cell(nn.Module):
+    """A recurrent cell of convolutions, which says itself what its first state is."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.conv = nn.Conv2d(inputs + size, 3 * size, 3, padding=1)
+
+    def start(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), self.size, *x.shape[-2:], dtype=x.dtype)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        gate, out, new = torch.split(self.conv(torch.cat([x, state], 1)), self.size, dim=1)
+        return torch.sigmoid(gate) * state + torch.sigmoid(out) * torch.tanh(new)
+
+
+class Cells(nn.Module):
+    """Cells of several sizes in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([Cell(3, 8), Cell(8, 6)])
+        self.out = nn.Conv2d(6, 2, 1)
+
+    def start(self, cell: Any, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), cell.size, *x.shape[-2:], dtype=x.dtype)
+
+    def forward(self, x: Tensor) -> Any:
+        frames = list(x.unbind(1))
+        for cell in self.cells:
+            state = self.start(cell, x)
+            for i, frame in enumerate(frames):
+                state = frames[i] = cell(frame, state)
+        return self.out(frames[-1])
+
+
+class StartingCells(Cells):
+    def start(self, cell: Any, x: Tensor) -> Tensor:
+        start: Tensor = cell.start(x)
+        return start
+
+
 class Zeros(Features):
     def forward(self, x: Tensor) -> Any:
         state = torch.zeros(x.shape[0], 16, dtype=x.dtype)

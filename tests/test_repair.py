@@ -361,6 +361,19 @@ def test_an_attribute_of_which_each_run_makes_its_own_number() -> None:
     assert repaired(plan) == ["size: 8 -> 6"]
 
 
+@pytest.mark.parametrize("second", [(0, 1, 2), (0,), ()], ids=["half", "one", "none"])
+@pytest.mark.parametrize("net", [nets.Cells, nets.StartingCells])
+def test_a_size_that_a_loop_reads_of_another_module_at_each_turn(net: type[nn.Module], second: tuple[int, ...]) -> None:
+    """The first states of recurrent cells: each module has an attribute of its own."""
+    gone = [tuple(i + k * n for k in range(3) for i in own) for n, own in ((8, (1, 4, 5, 7)), (6, second))]
+    dropped = {f"cells.{c}.conv.{p}": d for c, d in enumerate(gone) for p in ("weight", "bias")}
+    small, _, plan = shrink(net(), dropped, 2, 3, 3, 6, 6)
+    sizes = [4, 6 - len(second)]
+    assert [cell.size for cell in small.cells] == sizes
+    assert [cell.conv.weight.shape[:2] for cell in small.cells] == [(12, 7), (3 * sizes[1], 4 + sizes[1])]
+    assert repaired(plan)[0] == "size: 8 -> 4"
+
+
 # -- functions that a method calls ------------------------------------------------------------------------------------
 
 

@@ -62,10 +62,14 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
                     yield {node.scope: made}
             if rest is not None:
                 yield from _options([(node, place, module, [rest])], repairs, attributes=False)
+        if attributes and not found.numbers:
+            yield from _of_readers(job, node, stale, repairs)
         return
     for depth, place in enumerate(places_of(node, module)):
         calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale, depth)]
         yield from _options(calls, repairs, attributes and not found.numbers)
+    if attributes and not found.numbers:
+        yield from _of_readers(job, node, stale, repairs)
 
 
 def _options(calls: Sequence[Call], repairs: Repairs, attributes: bool) -> Iterator[Repairs]:
@@ -289,6 +293,54 @@ def _by_attributes(call: Call, repairs: Repairs, rest: bool) -> Repair | None:
         return _by_edits(call)
     edits = _by_edits((node, place, module, left)) if left and rest else Repair()
     return None if edits is None else replace(edits, attributes=found, before={n: held(module, n, {}) for n in found})
+
+
+def _of_readers(job: Job, node: Node, stale: list[Stale], repairs: Repairs) -> Iterator[Repairs]:
+    """Attributes that the code reads of other modules, those which are given what the runs of a call make: the first
+    state of each cell, made in a loop (``torch.zeros(b, cell.size)``) or by a method of the cell."""
+    found: Repairs = {}
+    paths = [s.path for s in stale]
+    for run in _runs(job, node):
+        now = dict(numbers(run.args, run.kwargs))
+        wanted = dict(zip(paths, _wanted(job, run, paths), strict=True))
+        changed = {(now.get(p), w) for p, w in wanted.items() if now.get(p) != w}
+        if len(changed) > 1 or any(type(n) is not int for sizes in changed for n in sizes):
+            return
+        for old, new in changed:
+            for scope in _readers(run):
+                known = repairs[scope].attributes if scope in repairs else {}
+                names = [n for n in _spelt(job, run, scope, stale) if n not in known]
+                same = [n for n in names if held(job.model.get_submodule(scope), n, {}) == old]
+                if len(same) == 1:
+                    found = joined(found, {scope: Repair({same[0]: new}, {same[0]: old})})
+    if found:
+        yield found
+
+
+def _readers(node: Node) -> list[str]:
+    """The modules that read what a call makes for them, as it is or after calls beside it."""
+    scopes: dict[str, None] = {}
+    near, seen = [node], {node}
+    for each in near:
+        for reader in dict.fromkeys(n for v in each.outputs for n, _ in v.uses):
+            if reader.scope != node.scope:
+                scopes[reader.scope] = None
+            elif reader not in seen:
+                seen.add(reader)
+                near.append(reader)
+    return list(scopes)
+
+
+def _spelt(job: Job, node: Node, scope: str, stale: list[Stale]) -> list[str]:
+    """The names of attributes, of whatever, that the code of a call reads in its arguments.
+
+    Args:
+        scope: a module that may have the method which makes the call.
+    """
+    places = [p for path in (node.scope, scope) for p in places_of(node, job.model.get_submodule(path))]
+    given = [g.expression for p in places for s in stale for g in _sources(p, s, node)]
+    trees = [n for tree in (*given, *(p.call for p in places)) for n in ast.walk(tree)]
+    return list(dict.fromkeys(n.attr for n in trees if isinstance(n, ast.Attribute)))
 
 
 def _guesses(job: Job, node: Node, path: str, method: str, repairs: Repairs) -> Iterator[Repairs]:
