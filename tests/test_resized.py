@@ -449,3 +449,22 @@ def test_constants_that_other_sizes_pad_in_front_of_a_norm(size):
     dummy, *others = (torch.randn(2, 3, h, w, dtype=torch.float64) for h, w in sizes)
     small = check_equal(net, dummy, masks, others).model
     assert small.a.out_channels == small.b.in_features == 7
+
+
+class Likelihood(nn.Module):
+    """A head whose scale is a constant, raised to a power by a function of torch that Python wraps."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x, y):
+        mean = self.b(F.relu(self.a(x)))
+        return torch.distributions.Normal(mean, torch.full_like(mean, 2), validate_args=False).log_prob(y)
+
+
+def test_a_power_in_a_function_of_torch():
+    net = randomize(Likelihood())
+    masks = mask_indices(net, {"a.weight": [0, 1]})
+    small = check_equal(net, (torch.randn(2, 4), torch.randn(2, 3)), masks, [(torch.randn(5, 4), torch.randn(5, 3))])
+    assert small.shape("a.weight") == (4, 4) and small.shape("b.weight") == (3, 4)

@@ -84,12 +84,21 @@ def expressions(place: Place, path: Path, node: Node) -> list[tuple[ast.expr, Pa
 
 def _spelt(node: Node, key: int | str) -> tuple[int, str]:
     """The place and the name of an argument of a recorded call, which knows one of them; -1 or "" where it has none."""
-    function = node.op
-    known = inspect.signature(function).parameters.values() if isinstance(function, types.FunctionType) else ()
-    names = [p.name for p in known if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    names = _names_of(node.op)
     if isinstance(key, str):
         return names.index(key) if key in names else -1, key
     return key, names[key] if key < len(names) else ""
+
+
+def _names_of(function: object) -> list[str]:
+    """The names of the arguments that may be given by place, where a function tells them."""
+    if not isinstance(function, types.FunctionType):
+        return []
+    try:
+        known = inspect.signature(function).parameters.values()
+    except ValueError:  # Python around a function of C, such as `torch.Tensor.__pow__`
+        return []
+    return [p.name for p in known if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
 
 def _of_module(function: ast.expr, place: Place) -> bool:
