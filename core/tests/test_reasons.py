@@ -114,6 +114,44 @@ def test_what_a_barrier_makes_whole_further_on_is_its_doing() -> None:
     assert {r.op for r in made.report.reasons} == {"torch.special.bessel_j0"}
 
 
+def test_rows_of_a_table_stay_since_any_may_be_read() -> None:
+    """Also where the table makes logits as well: no other mask would help."""
+    for tied in (False, True):
+        layers = {"table": nn.Embedding(7, 6), "a": linear(6, 6), "b": linear(6, 7)}
+        if tied:
+            layers["b"].weight = layers["table"].weight
+
+        def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+            ids = torch.zeros_like(x, dtype=torch.long)
+            result: torch.Tensor = m.get_submodule("b")(m.get_submodule("a")(m.get_submodule("table")(ids)))
+            return result
+
+        reason = only(plan(forward, {"table.weight": (1, 2)}, **layers))
+        assert reason.kind is Kind.RIGID and reason.op == "torch.nn.Embedding" and reason.indices == 2
+        assert "reads all of it" in reason.advice
+
+
+def test_a_gate_is_asked_for_beside_its_value_and_masking_both_helps() -> None:
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = m.get_submodule("b")(F.glu(m.get_submodule("a")(x)))
+        return result
+
+    layers = {"a": linear(4, 12), "b": linear(6, 2)}
+    reason = only(plan(forward, {"a.weight": (7,)}, **layers))
+    assert reason.kind is Kind.RULE and "together with another index" in reason.why
+    assert "Mask what it reads alike" in reason.advice
+    assert plan(forward, {"a.weight": (1, 7)}, **layers).report.reasons == []
+
+
+def test_a_softmax_reads_all_of_its_axis() -> None:
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = m.get_submodule("b")(m.get_submodule("a")(x).softmax(-1))
+        return result
+
+    reason = only(plan(forward, {"a.weight": (1,)}, a=linear(4, 6), b=linear(6, 2)))
+    assert reason.kind is Kind.RIGID and "reads all" in reason.why
+
+
 def test_a_pinned_output_says_so() -> None:
     reason = only(plan(lambda m, x: m.get_submodule("a")(x), {"a.weight": (0,)}, a=linear(4, 6)))
     assert reason.kind is Kind.OUTPUT and "Outputs keep their shape" in reason.advice

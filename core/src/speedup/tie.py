@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _WHY_LINKED = "joined with a tensor that keeps it"
 _WHY_EMPTY = "a tensor keeps at least one index"
 _WHY_REGULAR = "every group keeps the same count"
+WHY_ALL = "the call reads all of this axis"
+_WHY_BESIDE = "the call takes it together with another index of this axis, which stays"
 
 
 def rigid_outputs(node: Node, rigid: Sequence[Sequence[bool]]) -> list[list[bool]]:
@@ -157,9 +159,16 @@ class _Ties:
     def settle(self) -> None:
         for k in self.present:
             if self.sets[k] is not self.given[k]:
-                self._grow(k, self.sets[k], "the call reads all of this axis", k, Kind.RIGID)
+                why, kind = (_WHY_BESIDE, Kind.RULE) if self._is_beside(k) else (WHY_ALL, Kind.RIGID)
+                self._grow(k, self.sets[k], why, k, kind)
         while not self.pattern.hold([*self.sets.values()]) and self._step():
             pass
+
+    def _is_beside(self, k: int) -> bool:
+        """Whether what was asked for comes from beside, along a part of an axis: other parts of it may go."""
+        sizes = zip(self.layout.names, self.given[k].shape, strict=True)
+        asked = {name for name, size in sizes if size > 1 and name in self.fixed}
+        return not any(self.fixed.issuperset(d) for d in self.layout.operands[k] or () if not asked.isdisjoint(d))
 
     def _step(self) -> bool:
         return any([self._link(), self._join(), self._regular()])

@@ -21,6 +21,7 @@ from speedup.keep import Event, KeepSets
 from speedup.kinds import Kind
 from speedup.report.data import Kept
 from speedup.report.partners import at_other, partners, weighs
+from speedup.tie import WHY_ALL
 
 
 @dataclass(eq=False)
@@ -167,6 +168,9 @@ class _Question:
 
 def roots(weight: Value, stay: Bools, keeps: KeepSets, axis: int = 0) -> Iterator[Root]:
     """Split indices of a weight along an axis by the reason that they stay for, followed to where it starts."""
+    if (reader := _reads_all(weight, axis)) is not None:
+        yield Root(Event(stay, WHY_ALL, reader, None, 0, Kind.RIGID), weight, None, stay, None)
+        return
     start = stay.reshape([-1 if a == axis else 1 for a in range(weight.ndim)])
     out, named = _made_by(weight.uses[0][0], weight)
     queue = [_Question(out, named(start), stay) if out is not None else _Question(weight, start, stay)]
@@ -219,6 +223,19 @@ def _back(hit: Bools, at: Bools, part: Bools) -> Bools:
     if not lines:
         return part
     return along(np.broadcast_to(hit, np.broadcast_shapes(hit.shape, at.shape)), lines[0])
+
+
+def _reads_all(weight: Value, axis: int) -> Node | None:
+    """The call that may read any index along an axis that does not come out: rows of a table are chosen by data."""
+    node = weight.uses[0][0] if weight.uses else None
+    if node is None or node.rule is None or weight not in node.operands:
+        return None
+    try:
+        layout = node.layout
+    except SignatureError:
+        return None
+    names = set((layout.operands[node.operands.index(weight)] or ())[axis])
+    return node if names and names <= layout.mixed - layout.names_of(layout.n_inputs) else None
 
 
 def _made_by(node: Node, weight: Value) -> tuple[Value | None, Callable[[Bools], Bools]]:
