@@ -152,6 +152,20 @@ def test_a_softmax_reads_all_of_its_axis() -> None:
     assert reason.kind is Kind.RIGID and "reads all" in reason.why
 
 
+def test_a_transform_of_torch_is_no_lack_of_a_rule() -> None:
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        y = m.get_submodule("a")(x)
+        weight = m.get_submodule("b").get_parameter("weight")
+        result: torch.Tensor = torch.vmap(lambda row: F.linear(row, weight))(y)
+        return result
+
+    made = plan(forward, {"a.weight": (1,), "b.weight": (0,)}, a=linear(4, 6), b=linear(6, 2))
+    assert len(made.report.reasons) == 2
+    for reason in made.report.reasons:
+        assert reason.kind is Kind.BARRIER and "transform of torch.func" in reason.advice
+        assert "new-plugin" not in reason.advice and "data" not in reason.advice
+
+
 def test_a_pinned_output_says_so() -> None:
     reason = only(plan(lambda m, x: m.get_submodule("a")(x), {"a.weight": (0,)}, a=linear(4, 6)))
     assert reason.kind is Kind.OUTPUT and "Outputs keep their shape" in reason.advice

@@ -16,6 +16,7 @@ from torch import nn
 
 from speedup import walk
 from speedup.cached import cached_property
+from speedup.kinds import Kind
 from speedup.masking import Masking, masked
 from speedup.names import is_torchs_own
 from speedup.rounding import coarsest_of
@@ -324,11 +325,13 @@ class Branch:
         node: the call (``bool(x.sum() > 0)``, ``x.item()``, ``x.tolist()`` …).
         live: the values that existed at that moment.
         why: the reason for what stays, as it is told to people.
+        kind: what kind of reason it is.
     """
 
     node: Node
     live: frozenset[Value]
     why: str = "Python reads data of the input here, and may go another way with other data"
+    kind: Kind = Kind.DATA
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def _require_whole(keeps: KeepSets) -> None:
         elif made is not None and made.rule is None:
             stays(value, f"made by {made.op_name}, which no rule knows", made, Kind.BARRIER)
         if branch is not None and value in uncertain:
-            stays(value, branch.why, branch.node, Kind.DATA)
+            stays(value, branch.why, branch.node, branch.kind)
         if value in loose:
             stays(value, _WHY_LOOSE, made, Kind.DATA)
         for node, number in value.uses:

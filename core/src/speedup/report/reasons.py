@@ -84,7 +84,7 @@ def _needed(group: Sequence[Kept]) -> str:
 def _barrier(group: Sequence[Kept]) -> str:
     first = group[0]
     if first.note:
-        return f"A rule claims {first.op}, but not this call: {first.note}. Change the call, or write a rule for it."
+        return f"No rule takes this call of {first.op}: {first.note}. Change the call, or write a rule for it."
     begin = f" (begin with: {first.command})" if first.command else ""
     return f"Write a rule for {first.op}, about ten lines{begin}: docs/write-a-plugin.md"
 

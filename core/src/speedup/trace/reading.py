@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils import _pytree as pytree
 
 from speedup.graph import Branch, Node
+from speedup.kinds import Kind
 from speedup.trace.making import name_of
 from speedup.trace.number import Number
 from speedup.trace.tensors import Tensors
@@ -49,10 +50,10 @@ class Reading:
         self.lends = False
         self._tensors, self._telling = tensors, telling
 
-    def branch_at(self, node: Node, why: str = Branch.why) -> None:
+    def branch_at(self, node: Node, why: str = Branch.why, kind: Kind = Branch.kind) -> None:
         """Nothing is known after this call."""
         if self.branch is None:
-            self.branch = Branch(node, self._tensors.existing(), why)
+            self.branch = Branch(node, self._tensors.existing(), why, kind)
 
     def read(self, node: Node, result: Any, of_places: bool) -> Any:
         """What Python gets of a call that gives it data of the input.

@@ -19,6 +19,7 @@ from speedup import caches, walk
 from speedup.deferred import Deferred
 from speedup.errors import RuleError
 from speedup.graph import Extent, Node, Ref, Value
+from speedup.kinds import Kind
 from speedup.masking import Masking
 from speedup.names import op_name
 from speedup.overwrite import InPlaceChange
@@ -38,8 +39,10 @@ from speedup.trees import PLAIN, replaced
 
 _HELD = frozenset(("parameter", "buffer", "attribute"))  # kinds of values that the model holds
 
-_WHY_ENDED = "what comes from here on is not recorded"
+_TRANSFORMED = "it runs in a transform of torch.func (vmap, grad), where nothing can be followed"
 _WHY_TRANSFORMED = "a transform of torch.func runs here: what its calls read and make cannot be followed"
+
+_WHY_ENDED = "what comes from here on is not recorded"
 
 
 def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -292,11 +295,13 @@ class Recorder(Calls):
     def _noted(self, node: Node, rule: Rule | None, result: Any, outputs: list[torch.Tensor], inside: bool) -> Any:
         """Take a call that was made into the graph; what Python gets of it."""
         node.outputs = tuple([self.tensors.new(t, "activation", node) for t in outputs])
+        if inside:
+            node.note = _TRANSFORMED
         for value in node.tensors:
             if value.kind in _HELD or value in self.of_model:
                 self.of_model.update(node.outputs)
                 if inside:
-                    self.reading.branch_at(node, _WHY_TRANSFORMED)
+                    self.reading.branch_at(node, _WHY_TRANSFORMED, Kind.BARRIER)
                 break
         fresh = [v for v in node.tensors if v in self.from_input or v.kind == "unknown"]
         if fresh:
