@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 
 import numpy as np
 import torch
@@ -102,8 +103,9 @@ def constrain(call: Call, node: Node, keep: NodeKeep) -> None:
     _from_weights(call, keep, kept)
     if not keep.patient and not kept.input.any():
         kept.input[0] = True
+    linked = replaced(kept, h=kept.h.copy(), made=kept.made.copy())
     _even(call, kept, keep, alike)
-    _grow(call, keep, kept, needed, alike)
+    _grow(call, keep, (needed, linked, kept), alike)
 
 
 def _alike(facts: NodeFacts, k: int) -> bool:
@@ -169,7 +171,10 @@ def _fill(rows: Bools, count: int) -> None:
             row[order[~row[order]][:missing]] = True
 
 
-def _grow(call: Call, keep: NodeKeep, kept: Sets, needed: Sets, alike: set[int]) -> None:
+def _grow(call: Call, keep: NodeKeep, sets: tuple[Sets, Sets, Sets], alike: set[int]) -> None:
+    """Grow what is read, what states and shared weights keep with it, and what comes to equal counts, in this order."""
+    needed, linked, kept = sets
+
     def grow(k: int, mask: Bools, why: str, cause: int) -> None:
         if mask.any():
             keep.grow(k, mask, why, cause)
@@ -183,9 +188,11 @@ def _grow(call: Call, keep: NodeKeep, kept: Sets, needed: Sets, alike: set[int])
     grow(0, last(needed.input, 0), _WHY_READ, call.h)
     grow(0, last(kept.input, 0), _WHY_LINKED, call.h)
     state(call.h, needed.h, _WHY_READ, call.h)
+    state(call.h, linked.h, _WHY_LINKED, call.c if call.c is not None and not call.projected else call.h)
     state(call.h, kept.h, _WHY_COUNT, call.h)
     if call.c is not None:
         state(call.c, needed.made, _WHY_READ, call.c)
+        state(call.c, linked.made, _WHY_LINKED, call.h)
         state(call.c, kept.made, _WHY_COUNT, call.h)
     for k, rows in ((call.h0, kept.h), (call.c0, kept.made)):
         if k in alike:
