@@ -18,8 +18,8 @@ from speedup.locking import lock_uneven
 from speedup.made import Made
 from speedup.order import arrange
 from speedup.registry import Registry
+from speedup.repair.job import Job
 from speedup.repair.mend import mend
-from speedup.repair.options import Job
 from speedup.repair.parts import Repairs
 from speedup.repair.steady import steady
 from speedup.tries import Tries

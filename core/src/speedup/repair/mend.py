@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from speedup.check import Mismatch
 from speedup.errors import SpeedupError
-from speedup.repair.options import Job, options
+from speedup.repair.job import Job
+from speedup.repair.options import options
 from speedup.repair.parts import Repairs, joined
 
 log = logging.getLogger("speedup")
