@@ -9,7 +9,8 @@ is the multiple of an unknown that is 1 everywhere.
 2. *onto carriers*, for everything else (a layer norm's output, constants under zero padding): kept entries k whose rows
    span the removed ones, x[i] = sum over k of a[i, k] · x[k], take it: w[o, k] += sum over i of w[o, i] · a[i, k].
    Exact at every position and size, for as many channels as there are unknowns: mostly one;
-3. *nowhere*, where the weight is not the call's own (shared, or computed): the entries stay.
+3. *nowhere*, where the weight is not the call's own (computed, or shared): the entries stay. But for a layer that is
+   called several times: what is the same constant in all calls goes into its bias (``repeated``).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.layout import Layout
 from speedup.pieces import contents, is_own
+from speedup.repeated import constants as constants_of
+from speedup.repeated import repeated
 from speedup.response import response
 from speedup.rows import Rows, has_rows
 
@@ -74,6 +77,9 @@ def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
     """As ``removed``, found anew; and the operands on whose sets it hangs."""
     layout, facts = node.layout, keep.facts
     factors = layout.factors
+    layer = repeated(node)
+    if layer is not None and not (node.rule is not None and takes_bias(node.rule, node)):
+        layer = None
     weights_only = True  # whether parameters alone make all factors
     for k in factors:
         if facts.from_input(k):
@@ -92,17 +98,25 @@ def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
             known, offset = facts.mask(k), facts.value(k)
             # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
             counts = ~facts.zero(k) if weights_only else known & (offset != 0)
+        others = [j for j in factors if j != k]
+        agreed = None
+        if layer is not None and others == [layer.weight]:
+            agreed = constants_of(layer, facts, k, _beside(layout, k, layer.weight))
+        if agreed is not None:  # what is 0 here may be another number in the first call
+            counts = counts | (known & layout.from_named(k, agreed[1] != 0))
         gone = counts & ~keep.sets[k]
         if not some(gone):
             continue
         named = layout.to_named(k, gone)
-        others = [j for j in factors if j != k]
-        used = named & _read(node, keep, k, others, weights_only)
+        folds_for_all = agreed is not None and layer is not None and node is layer.first
+        used = named if folds_for_all else named & _read(node, keep, k, others, weights_only)
         number = count(used)
         all_read = all_read and used.shape == named.shape and number == count(named)
         if not number:
             continue
         weight = others[0] if others and is_own(node, others[0]) and not weights_only else None
+        if agreed is not None and combined is None and not weights_only:
+            weight = others[0]
         scope = _beside(layout, k, weight)
         known, offset = layout.to_named(k, known), layout.to_named(k, offset)
         constants = np.where(named, offset, ZERO)
@@ -120,6 +134,12 @@ def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
         if alike:
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
+        if agreed is not None and alike and not folds_for_all:
+            # The first call folds for this one too; here stays what is another number in that.
+            used = used & ~(agreed[0] & (agreed[1] == constants))
+            alike = False
+            if not some(used):
+                continue
         found.append(Removed(k, used, alike, weight, known, terms, offset))
     return found, live if all_read else [*live, layout.n_inputs]
 
@@ -163,9 +183,15 @@ def _takes_bias(rule: Rule, node: Node) -> bool:
     if node.values[k] is not None:
         # The share of what goes varies along the names that the weight brings to the output: so must the bias.
         layout = node.layout
-        own = {n for j in range(layout.n_inputs) if j != k and is_own(node, j) for n in layout.names_of(j)}
-        return is_own(node, k) and own & layout.names_of(layout.n_inputs) == layout.names_of(k)
+        own = {n for j in range(layout.n_inputs) if j != k and _takes(node, j) for n in layout.names_of(j)}
+        return _takes(node, k) and own & layout.names_of(layout.n_inputs) == layout.names_of(k)
     return _absorber(node) is not None or (node.module is not None and _called_once(node))
+
+
+def _takes(node: Node, k: int) -> bool:
+    """Whether operand ``k`` may get other contents: it is the call's own, or that of a layer that is called again."""
+    layer = repeated(node)
+    return is_own(node, k) or (layer is not None and k in (layer.weight, layer.bias))
 
 
 def _called_once(node: Node) -> bool:
@@ -319,7 +345,7 @@ def flat_output(node: Node, shift: Floats) -> Floats:
 def _bias_axes(node: Node) -> tuple[list[int], list[int]]:
     """The axes of the output's weight-born names, in the order of the output; and with the others behind them."""
     layout = node.layout
-    own = tuple([k for k in range(layout.n_inputs) if is_own(node, k)])
+    own = tuple([k for k in range(layout.n_inputs) if _takes(node, k)])
     found: tuple[list[int], list[int]] = layout.once("bias axes", own, lambda: _axes_of(layout, own))
     return found
 

@@ -1,0 +1,123 @@
+"""Layers that are called several times: their one bias takes what goes in all calls alike.
+
+A head that is shared over levels, the encoder of a siamese network: a constant in front of such a layer may go into its
+bias if it is the same in every call. All calls are compared with the first one, which folds for all: what is kept of
+the weight is kept in each.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from speedup.errors import SignatureError
+from speedup.facts import ZERO, Bools, Floats, compact_axes, varies
+from speedup.graph import Node, Value
+from speedup.known import Facts, NodeFacts
+
+if TYPE_CHECKING:
+    from speedup.elsewhere import Elsewhere
+    from speedup.vary import Case
+
+
+class Repeated(NamedTuple):
+    """A layer that is called several times.
+
+    Attributes:
+        first: the first of its calls.
+        weight, bias: the operands that they share, by number.
+    """
+
+    first: Node
+    weight: int
+    bias: int
+
+
+def repeated(node: Node) -> Repeated | None:
+    """The layer of a call, if it is called several times: by one rule, which reads the same weight and the same bias at
+    the same places, and at all positions alike; nothing else reads these."""
+    found: Repeated | None = node.once("repeated", partial(_repeated, node))
+    return found
+
+
+def _repeated(node: Node) -> Repeated | None:
+    rule = node.rule
+    if rule is None or rule.bias is None or rule.bias not in node.operand_names:
+        return None
+    weights = [k for k in node.layout.factors if _is_shared(node.operands[k])]
+    bias = node.operand_names.index(rule.bias)
+    if len(weights) != 1 or not _is_shared(node.operands[bias]):
+        return None
+    (weight,) = weights
+    calls = _calls(node, weight)
+    if len(calls) != len(set(calls)) or set(calls) != set(_calls(node, bias)) or node not in calls:
+        return None
+    for call in calls:
+        if call.rule is None or type(call.rule) is not type(rule) or len(call.operands) != len(node.operands):
+            return None
+        if any(call.operands[k] is not node.operands[k] for k in (weight, bias)):
+            return None
+        try:
+            layout = call.layout
+        except SignatureError:
+            return None
+        if layout.names != node.layout.names or layout.operands[weight] != node.layout.operands[weight]:
+            return None
+        if not call.rule.folds(call) or not call.rule.uniform(call):
+            return None
+    return Repeated(min(calls, key=lambda call: call.index), weight, bias)
+
+
+def _is_shared(value: Value | None) -> bool:
+    return value is not None and value.is_source and value.is_known and len(value.uses) > 1
+
+
+def _calls(node: Node, k: int) -> list[Node]:
+    value = node.operands[k]
+    assert value is not None
+    return [call for call, _ in value.uses]
+
+
+def constants(layer: Repeated, facts: NodeFacts, k: int, scope: tuple[int, ...]) -> tuple[Bools, Floats] | None:
+    """Which entries of operand ``k`` are constant in the first call, and what they are, in named space; None where they
+    are not the same all along ``scope``, or where there may be further calls at other sizes of the input."""
+    there, layout = facts.at(layer.first), layer.first.layout
+    if not there.recurs(layer.weight) or not there.present(k) or there.affine(k) is not None:
+        return None
+    known = layout.to_named(k, there.mask(k))
+    value = np.where(known, layout.to_named(k, there.value(k)), ZERO)
+    known, value = [compact_axes(a, axes=scope)[0] if varies(a, scope) else a for a in (known, value)]
+    return None if varies(known, scope) or varies(value, scope) else (known, value)
+
+
+def recurring(elsewhere: Elsewhere, facts: Facts) -> frozenset[Value]:
+    """The weights of layers that are called several times and lose constants, and as often at other sizes of the input
+    (a loop over the steps of a sequence calls more of them)."""
+    graph = elsewhere.graph
+    if graph.branch is not None or graph.answers or graph.seeking is not None:
+        return frozenset()
+    layers = {r.first: r.weight for n in graph.nodes if n.rule is not None and (r := repeated(n)) and r.first is n}
+    weights = {
+        weight
+        for node, k in layers.items()
+        if (weight := node.operands[k]) is not None
+        and any(facts.known_but_zero(v).any() for j in node.layout.factors if j != k and (v := node.operands[j]))
+    }
+    if not weights:
+        return frozenset()
+    often = {v.names: sum(v in n.tensors for n in graph.nodes) for v in weights}
+    others: list[bool] = []
+
+    def takes(case: Case) -> bool:
+        other = elsewhere.run(case)
+        if other is None:
+            return False
+        found = {v.names: sum(v in n.tensors for n in other.nodes) for v in other.sources if v.names in often}
+        weights.difference_update([v for v in weights if found.get(v.names) != often[v.names]])
+        others.append(True)
+        return True
+
+    elsewhere.at_sizes(takes)
+    return frozenset(weights if others else ())
