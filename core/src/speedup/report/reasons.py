@@ -123,8 +123,9 @@ def _carrier(group: Sequence[Kept]) -> str:
 
 def _constant(group: Sequence[Kept]) -> str:
     return (
-        "The masked indices give constants that are not 0, and the layer that reads them has no weight of its own to "
-        "take them up. Mask the bias, or the shift of the norm, that makes them."
+        "The masked indices give constants that are not 0, and the layer that reads them cannot take them up: its "
+        "weight is computed, or read elsewhere too, where other constants go. Mask the bias, or the shift of the norm, "
+        "that makes them."
     )
 
 
