@@ -29,13 +29,14 @@ from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.layout import Layout
 from speedup.pieces import contents, is_own
+from speedup.repeated import Repeated, repeated
 from speedup.repeated import constants as constants_of
-from speedup.repeated import repeated
 from speedup.response import response
 from speedup.rows import Rows, has_rows
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets, NodeKeep
+    from speedup.known import NodeFacts
     from speedup.rule import Rule
 
 
@@ -77,9 +78,6 @@ def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
     """As ``removed``, found anew; and the operands on whose sets it hangs."""
     layout, facts = node.layout, keep.facts
     factors = layout.factors
-    layer = repeated(node)
-    if layer is not None and not (node.rule is not None and takes_bias(node.rule, node)):
-        layer = None
     weights_only = True  # whether parameters alone make all factors
     for k in factors:
         if facts.from_input(k):
@@ -99,16 +97,15 @@ def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
             # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
             counts = ~facts.zero(k) if weights_only else known & (offset != 0)
         others = [j for j in factors if j != k]
-        agreed = None
-        if layer is not None and others == [layer.weight]:
-            agreed = constants_of(layer, facts, k, _beside(layout, k, layer.weight))
+        layer = _recurring(node, facts, others)
+        agreed = constants_of(layer, facts, k, _beside(layout, k, layer.weight)) if layer is not None else None
         if agreed is not None:  # what is 0 here may be another number in the first call
             counts = counts | (known & layout.from_named(k, agreed[1] != 0))
         gone = counts & ~keep.sets[k]
         if not some(gone):
             continue
         named = layout.to_named(k, gone)
-        folds_for_all = agreed is not None and layer is not None and node is layer.first
+        folds_for_all = agreed is not None and layer is not None and layer.first is node
         used = named if folds_for_all else named & _read(node, keep, k, others, weights_only)
         number = count(used)
         all_read = all_read and used.shape == named.shape and number == count(named)
@@ -190,8 +187,18 @@ def _takes_bias(rule: Rule, node: Node) -> bool:
 
 def _takes(node: Node, k: int) -> bool:
     """Whether operand ``k`` may get other contents: it is the call's own, or that of a layer that is called again."""
+    if is_own(node, k):
+        return True
     layer = repeated(node)
-    return is_own(node, k) or (layer is not None and k in (layer.weight, layer.bias))
+    return layer is not None and k in (layer.weight, layer.bias)
+
+
+def _recurring(node: Node, facts: NodeFacts, factors: list[int]) -> Repeated | None:
+    """The layer whose weight is the one factor, if it is called several times and may take constants into its bias."""
+    if len(factors) != 1 or not facts.recurs(factors[0]) or node.rule is None or not takes_bias(node.rule, node):
+        return None
+    layer = repeated(node)
+    return layer if layer is not None and layer.weight == factors[0] else None
 
 
 def _called_once(node: Node) -> bool:

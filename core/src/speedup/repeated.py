@@ -98,7 +98,8 @@ def recurring(elsewhere: Elsewhere, facts: Facts) -> frozenset[Value]:
     graph = elsewhere.graph
     if graph.branch is not None or graph.answers or graph.seeking is not None:
         return frozenset()
-    layers = {r.first: r.weight for n in graph.nodes if n.rule is not None and (r := repeated(n)) and r.first is n}
+    readers = {n for v in graph.values if len(v.uses) > 1 and v.is_source for n, _ in v.uses if n.rule}
+    layers = {r.first: r.weight for n in readers if (r := repeated(n)) and r.first is n}
     weights = {
         weight
         for node, k in layers.items()
