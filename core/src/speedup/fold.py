@@ -36,7 +36,6 @@ from speedup.rows import Rows, has_rows
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets, NodeKeep
-    from speedup.known import NodeFacts
     from speedup.rule import Rule
 
 
@@ -97,16 +96,18 @@ def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
             # Constant as it is, no mask asked for the end of what is made of parameters alone: only its zeros may go.
             counts = ~facts.zero(k) if weights_only else known & (offset != 0)
         others = [j for j in factors if j != k]
-        layer = _recurring(node, facts, others)
-        agreed = constants_of(layer, facts, k, _beside(layout, k, layer.weight)) if layer is not None else None
+        layer = _recurring(node, keep, others)
+        agreed, is_first = None, False
+        if layer is not None:
+            agreed = constants_of(layer, keep.facts_at(layer.first), k, _beside(layout, k, layer.weight))
+            is_first = agreed is not None and layer.first is node
         if agreed is not None:  # what is 0 here may be another number in the first call
-            counts = counts | (known & layout.from_named(k, agreed[1] != 0))
+            counts = counts | (known & layout.from_named(k, agreed.value != 0))
         gone = counts & ~keep.sets[k]
         if not some(gone):
             continue
         named = layout.to_named(k, gone)
-        folds_for_all = agreed is not None and layer is not None and layer.first is node
-        used = named if folds_for_all else named & _read(node, keep, k, others, weights_only)
+        used = named if is_first else named & _read(node, keep, k, others, weights_only)
         number = count(used)
         all_read = all_read and used.shape == named.shape and number == count(named)
         if not number:
@@ -131,9 +132,9 @@ def _removed(node: Node, keep: NodeKeep) -> tuple[list[Removed], Sequence[int]]:
         if alike:
             # An entry that matters at one position is folded at all of them.
             used = any_of(used, scope)
-        if agreed is not None and alike and not folds_for_all:
+        if agreed is not None and alike and not is_first:
             # The first call folds for this one too; here stays what is another number in that.
-            used = used & ~(agreed[0] & (agreed[1] == constants))
+            used = used & ~(agreed.known & (agreed.value == constants))
             alike = False
             if not some(used):
                 continue
@@ -193,9 +194,9 @@ def _takes(node: Node, k: int) -> bool:
     return layer is not None and k in (layer.weight, layer.bias)
 
 
-def _recurring(node: Node, facts: NodeFacts, factors: list[int]) -> Repeated | None:
+def _recurring(node: Node, keep: NodeKeep, factors: list[int]) -> Repeated | None:
     """The layer whose weight is the one factor, if it is called several times and may take constants into its bias."""
-    if len(factors) != 1 or not facts.recurs(factors[0]) or node.rule is None or not takes_bias(node.rule, node):
+    if len(factors) != 1 or not keep.recurs(factors[0]) or node.rule is None or not takes_bias(node.rule, node):
         return None
     layer = repeated(node)
     return layer if layer is not None and layer.weight == factors[0] else None

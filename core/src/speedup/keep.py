@@ -301,6 +301,14 @@ class NodeKeep:
         """The facts at the node."""
         return NodeFacts(self._keeps.facts, self.node)
 
+    def facts_at(self, node: Node) -> NodeFacts:
+        """The facts at another node: these stand fast while keep sets grow."""
+        return NodeFacts(self._keeps.facts, node)
+
+    def recurs(self, k: int) -> bool:
+        """Whether operand ``k`` is the weight of a layer that is called several times, and at other sizes as often."""
+        return self._values[k] in self._keeps.graph.recurring
+
     @cached_property
     def derived(self) -> set[int]:
         """Operand numbers of weights that this call alone reads: their sets follow from the others."""

@@ -262,14 +262,6 @@ class NodeFacts:
         assert value is not None
         return value
 
-    def at(self, node: Node) -> NodeFacts:
-        """The facts at another node."""
-        return NodeFacts(self._facts, node)
-
-    def recurs(self, k: int) -> bool:
-        """Whether operand ``k`` is the weight of a layer that is called several times, and at other sizes as often."""
-        return self._at(k) in self._facts.graph.recurring
-
     def present(self, k: int) -> bool:
         """Whether operand ``k`` is there."""
         return self._values[k] is not None

@@ -80,16 +80,31 @@ def _calls(node: Node, k: int) -> list[Node]:
     return [call for call, _ in value.uses]
 
 
-def constants(layer: Repeated, facts: NodeFacts, k: int, scope: tuple[int, ...]) -> tuple[Bools, Floats] | None:
-    """Which entries of operand ``k`` are constant in the first call, and what they are, in named space; None where they
-    are not the same all along ``scope``, or where there may be further calls at other sizes of the input."""
-    there, layout = facts.at(layer.first), layer.first.layout
-    if not there.recurs(layer.weight) or not there.present(k) or there.affine(k) is not None:
+class Agreed(NamedTuple):
+    """What one operand of the first call is, in named space: what others have to be for it to go.
+
+    Attributes:
+        known: the entries that are constant.
+        value: these constants, 0 elsewhere.
+    """
+
+    known: Bools
+    value: Floats
+
+
+def constants(layer: Repeated, facts: NodeFacts, k: int, scope: tuple[int, ...]) -> Agreed | None:
+    """What operand ``k`` of the first call is; None where that is not the same all along ``scope``.
+
+    Args:
+        facts: those at the first call.
+    """
+    layout = layer.first.layout
+    if facts.affine(k) is not None:
         return None
-    known = layout.to_named(k, there.mask(k))
-    value = np.where(known, layout.to_named(k, there.value(k)), ZERO)
+    known = layout.to_named(k, facts.mask(k))
+    value = np.where(known, layout.to_named(k, facts.value(k)), ZERO)
     known, value = [compact_axes(a, axes=scope)[0] if varies(a, scope) else a for a in (known, value)]
-    return None if varies(known, scope) or varies(value, scope) else (known, value)
+    return None if varies(known, scope) or varies(value, scope) else Agreed(known, value)
 
 
 def recurring(elsewhere: Elsewhere, facts: Facts) -> frozenset[Value]:

@@ -52,12 +52,10 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
                     yield {node.scope: made}
             if rest is not None:
                 yield from _options([(node, place, module, [rest])], repairs, attributes=False)
-        if attributes and not found.numbers:
-            yield from of_readers(job, node, stale, repairs)
-        return
-    for depth, place in enumerate(places_of(node, module)):
-        calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale, depth)]
-        yield from _options(calls, repairs, attributes and not found.numbers)
+    else:
+        for depth, place in enumerate(places_of(node, module)):
+            calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale, depth)]
+            yield from _options(calls, repairs, attributes and not found.numbers)
     if attributes and not found.numbers:
         yield from of_readers(job, node, stale, repairs)
 
