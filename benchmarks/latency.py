@@ -56,8 +56,8 @@ def measure(
     plan = speedup.plan(copy.deepcopy(model), inputs, masks)
     tried: dict[str, nn.Module] = {"masked": masked_copy(model, masks), "small": plan.apply(copy.deepcopy(model))}
     tried["ideal"] = ideal_of(tried["small"], model)
+    tried["fused"] = plan.apply(copy.deepcopy(model), fuse=True)
     if images:
-        tried["fused"] = plan.apply(copy.deepcopy(model), fuse=True)
         tried["last"] = plan.apply(copy.deepcopy(model), fuse=True, channels_last=True)
         tried["ideal last"] = copy.deepcopy(tried["ideal"]).to(memory_format=torch.channels_last)
     ready = {n: m.to(dtype) for n, m in tried.items()}

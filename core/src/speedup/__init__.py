@@ -63,6 +63,7 @@ _HOMES = {
     "speedup.errors": "CheckError InputError MaskError PluginConflictError PluginError RuleError SignatureError "
     "SpeedupError StorageError TraceError",
     "speedup.expand": "Call Expanded Expansion",
+    "speedup.fast.plain": "Plain",
     "speedup.facts": "Affine Bools Constant Fact Floats Unused along",
     "speedup.flow": "unused_operands",
     "speedup.graph": "Node Ref Value rows_of_one",
@@ -122,6 +123,7 @@ __all__ = [
     "NodeFacts",
     "NodeKeep",
     "Overlay",
+    "Plain",
     "Plan",
     "PluginConflictError",
     "PluginError",

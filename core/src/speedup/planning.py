@@ -109,7 +109,8 @@ class Plan:
                 the copy as ``.module``, as ``torch.optim.swa_utils.AveragedModel`` does), a dict ``{name: tensor}`` or
                 a list of tensors in the order of ``model.parameters()``.
             fuse: for a model that only infers: batch norms in eval mode go into the weights of their neighbours, and
-                what does nothing then (dropout) goes too. ``report.fusing`` says what went, and why the rest stays.
+                what does nothing then (dropout) goes too. Layer norms that count what was removed become plain ones,
+                where the layers around them can do it. ``report.fusing`` says what went, and why the rest stays.
             channels_last: bring the weights of convolutions of images into the memory format of that name. The numbers
                 and the shapes stay; ``report.channels_last`` names the weights.
 

@@ -45,6 +45,7 @@ from speedup.trial import run_on_constants
 
 if TYPE_CHECKING:
     from speedup.build import Kept
+    from speedup.fast.plain import Plain
     from speedup.instead import Instead
     from speedup.keep import NodeKeep
     from speedup.known import NodeFacts
@@ -574,6 +575,27 @@ class Rule:
                 return nn.Identity()
         """
         return None
+
+    def plain(self, node: Node, facts: NodeFacts) -> Sequence[Plain]:
+        """A call as a plainer one, which the layers in front of it and behind it make right (override for norms).
+
+        Called for models that only infer.
+
+        Args:
+            node: the call, of a module that is called once.
+            facts: what is known of the operands; what a parameter holds as 0 counts as masked.
+
+        Returns:
+            what it can be, one for each channel that may become the carrier; by default none: the module stays.
+
+        Example, of a norm that needs the sum of the channels, of which the last one is 0::
+
+            def plain(self, node, facts):
+                last = node.operands[0].shape[1] - 1
+                sums = np.arange(last + 1) < last
+                return [Plain(WithSum(node.module), 1, last, sums.astype(float), np.zeros(last + 1))]
+        """
+        return ()
 
     def fixed(self, node: Node, module: nn.Module) -> nn.Module | None:
         """What can stand in the place of a module whose weights are all 0 (override for contractions with a bias).

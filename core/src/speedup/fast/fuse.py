@@ -2,7 +2,8 @@
 
 1. *into the layer in front*: a batch norm that alone reads a convolution or linear layer;
 2. *into the layers behind*: one that only such layers read, where none of them pads with zeros;
-3. *away*: what leaves everything as it is (dropout, slopes of 1), or what nobody reads.
+3. *away*: what leaves everything as it is (dropout, slopes of 1), or what nobody reads;
+4. *plain*: a norm that counts what was removed, where the layers around it can do that (``speedup.fast.restate``).
 
 Layers that give the same for every input give it without computing it (``speedup.fast.idle``).
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,7 +26,9 @@ from speedup.ask import ask, culprit
 from speedup.commit import Transaction
 from speedup.errors import RuleError
 from speedup.facts import Floats
+from speedup.fast.hooks import has_hooks
 from speedup.fast.idle import constants, idle_calls
+from speedup.fast.restate import may_restate, restated
 from speedup.fast.scaling import Scaling, behind, in_front, scaling_of
 from speedup.fast.told import Fused, Fusing, NotFused
 from speedup.graph import Graph, Node
@@ -37,11 +41,11 @@ from speedup.verification import Inputs, run
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """New modules by path, of which that of ``done.module`` does nothing."""
+    """New modules by path, and what is done with them: what the modules of ``done`` did is done by others."""
 
-    done: Fused
+    done: Sequence[Fused]
     modules: Mapping[str, nn.Module]
-    fixes: bool = False
+    kind: Literal["fused", "plain", "fixed"] = "fused"
 
 
 def fused(
@@ -72,10 +76,10 @@ def fused(
             return report
         trial = _Trial(model, inputs, transaction, wanted, graph.coarsest, effects, refused)
         for step in trial.taken(steps):
-            if step.fixes:
-                report.fixed.append(step.done.module)
+            if step.kind == "fixed":
+                report.fixed += [each.module for each in step.done]
             else:
-                report.fused.append(step.done)
+                (report.plain if step.kind == "plain" else report.fused).extend(step.done)
 
 
 @dataclass(eq=False)
@@ -99,7 +103,7 @@ class _Trial:
             return list(steps)
         self.transaction.undo(before)
         if len(steps) == 1:
-            self.refused[steps[0].done.module] = f"the model needs it: {why}"
+            self.refused.update({each.module: f"the model needs it: {why}" for each in steps[0].done})
             return []
         half = len(steps) // 2
         return self.taken(steps[:half]) + self.taken(steps[half:])
@@ -150,7 +154,27 @@ class _Search:
             elif step is not None:
                 self.touched.update(step.modules)
                 found.append(step)
-        return found or self._fixes()
+        return found or self._plain() or self._fixes()
+
+    def _plain(self) -> list[_Step]:
+        """Layers that can be plainer ones."""
+        able, found = [], []
+        for node in self.graph.nodes:
+            if node.module is None or not may_restate(node):
+                continue
+            why = f"it is called {node.calls} times" if node.calls > 1 else self._keeps(node)
+            if why is None:
+                able.append(node)
+            else:
+                self.stays.setdefault(node.path, why)
+        for nodes, result in restated(self.graph, self.model, able):
+            if isinstance(result, str):
+                self.stays.update({node.path: result for node in nodes})
+            elif self.touched.isdisjoint(result.modules):
+                self.touched.update(result.modules)
+                done = [Fused(node.path, into) for node, into in result.calls.items()]
+                found.append(_Step(done, result.modules, "plain"))
+        return found
 
     def _fixes(self) -> list[_Step]:
         """Layers that give the same for every input, once they have taken up all that they can."""
@@ -158,7 +182,7 @@ class _Search:
         for node, shift in constants(self.graph):
             made = None if self._keeps(node) is not None else self._fixed(node, shift)
             if made is not None:
-                found.append(_Step(Fused(node.path), {node.path: made}, fixes=True))
+                found.append(_Step([Fused(node.path)], {node.path: made}, "fixed"))
         return found
 
     def _step(self, node: Node, by: Scaling) -> _Step | str | None:
@@ -176,17 +200,17 @@ class _Search:
         calls = [n for n in (*self.graph.passed, *self.graph.nodes) if n.module is node.module]
         if by.is_nothing or self.idle.issuperset(calls):
             taken = all(self._can_be_dropped(n) for n in calls)
-            return _Step(Fused(node.path), {node.path: made}) if taken else "others read what goes into it too"
+            return _Step([Fused(node.path)], {node.path: made}) if taken else "others read what goes into it too"
         if node.calls > 1:
             return f"it is called {node.calls} times"
         if any(len(v.uses) > 1 or v.next is not None for v in node.operands[1:] if v is not None):
             return "its parameters have other readers"
         first = self._into_front(node, by)
         if not isinstance(first, str):
-            return _Step(Fused(node.path, tuple(first)), {node.path: made, **first})
+            return _Step([Fused(node.path, tuple(first))], {node.path: made, **first})
         second = self._into_readers(node, by)
         if not isinstance(second, str):
-            return _Step(Fused(node.path, tuple(second)), {node.path: made, **second})
+            return _Step([Fused(node.path, tuple(second))], {node.path: made, **second})
         return f"{first}, in front of it or behind it" if first == second else f"in front: {first}; behind: {second}"
 
     def _fixed(self, node: Node, shift: Floats) -> nn.Module | None:
@@ -209,7 +233,7 @@ class _Search:
             return "it is the whole model"
         if id(node.module) in self.training:
             return "it is in training mode: call eval() first"
-        if _has_hooks(node.module):
+        if has_hooks(node.module):
             return f"{node.path} has hooks"
         if self.graph.branch is not None:
             return "Python reads data of the input, and may go another way with other data"
@@ -269,7 +293,7 @@ class _Search:
         """Whether a hook sees what comes between two calls: on the one, or on a module around one of them alone."""
         assert changed.module is None or changed.module is not self.model
         for path in {*_around(changed.path), *_around(node.path)} - (_around(changed.path) & _around(node.path)):
-            if path != node.path and _has_hooks(self.model.get_submodule(path)):
+            if path != node.path and has_hooks(self.model.get_submodule(path)):
                 return path
         return None
 
@@ -283,8 +307,3 @@ def _prefixes(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name, None) for name in names)

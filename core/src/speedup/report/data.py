@@ -233,6 +233,7 @@ class Report:
             "repaired": [vars(r) for r in self.repaired],
             "uncalled": self.uncalled,
             "fused": [{"module": f.module, "into": list(f.into)} for f in self.fusing.fused] if self.fusing else [],
+            "plain": [{"module": f.module, "into": list(f.into)} for f in self.fusing.plain] if self.fusing else [],
             "fixed": self.fusing.fixed if self.fusing else [],
             "channels last": self.channels_last,
             "not fused": [vars(s) for s in self.fusing.stays] if self.fusing else [],

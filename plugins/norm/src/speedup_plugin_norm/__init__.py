@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Bools, Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Rule, SignatureError, hookimpl
+from speedup import Bools, Fact, Floats, Kept, Node, NodeFacts, NodeKeep, Plain, Rule, SignatureError, hookimpl
 from speedup_plugin_norm import calls
 from speedup_plugin_norm.combined import Gone
 from speedup_plugin_norm.compensated import (
@@ -33,6 +33,7 @@ from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.custom import NAMES, Form, eps_of, form_of
 from speedup_plugin_norm.deviation import DeviationNorm
 from speedup_plugin_norm.local import LocalResponseNorm
+from speedup_plugin_norm.plain import plain
 from speedup_plugin_norm.response import ResponseNorm
 from speedup_plugin_norm.spectral import SpectralNorm
 from speedup_plugin_norm.weight import WeightNorm
@@ -384,6 +385,9 @@ class _CompensatedChannels(_Compensated):
 class CompensatedLayerNorm(_CompensatedChannels, LayerNorm):
     name = "compensated layer_norm"
     forward = LayerNormForward
+
+    def plain(self, node: Node, facts: NodeFacts) -> list[Plain]:
+        return plain(self, node, facts, self.eps(node))
 
     def carriers(self, node: Node) -> Bools:
         found = super().carriers(node)
