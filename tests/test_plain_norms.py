@@ -231,6 +231,7 @@ def test_constants_that_differ_stay_counted() -> None:
     model = ready(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)))
     plan = fused(model, mask_indices(model, {"0.weight": (0, 1, 2, 3)}), torch.randn(3, 4, dtype=torch.float64))
     assert norms(plan.model) != {nn.LayerNorm}
+    assert why(plan) == {"no channel is left that is the constant which the others were"}
 
 
 def stays(model: nn.Module, reason: str, *others: torch.Tensor) -> None:

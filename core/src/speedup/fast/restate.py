@@ -30,6 +30,9 @@ from speedup.known import NodeFacts
 from speedup.rule import Rule
 
 
+_NO_CARRIER = "no channel is left that is the constant which the others were"
+
+
 @dataclass(frozen=True, eq=False)
 class Restated:
     """Calls that become plainer together.
@@ -55,6 +58,9 @@ def restated(graph: Graph, model: nn.Module, able: Sequence[Node]) -> Iterator[t
         able: those that may change.
     """
     answers = _asked(graph, able)
+    for node in [n for n, found in answers.items() if not found]:
+        del answers[node]
+        yield [node], _NO_CARRIER
     unseen = _unseen(graph, model) if answers else None
     while answers:
         node, found = next(iter(answers.items()))
@@ -86,14 +92,13 @@ def _unseen(graph: Graph, model: nn.Module) -> str | None:
 
 
 def _asked(graph: Graph, able: Sequence[Node]) -> dict[Node, Sequence[Plain]]:
-    """What the rules say of each call; those that can be nothing else are left out."""
+    """What the rules say of each call."""
     if not able:
         return {}
     # What holds 0 was masked, or is as good as that: such a model does not train on.
     masks = {v.names[0]: v.contents() != 0 for v in graph.sources if v.is_known and v.names}
     facts = infer(graph, masks, backwards=False)
-    answers = {n: ask(n, "plain", NodeFacts(facts, n)) for n in able}
-    return {n: found for n, found in answers.items() if found}
+    return {n: ask(n, "plain", NodeFacts(facts, n)) for n in able}
 
 
 def _agreed(stream: Stream, answers: Mapping[Node, Sequence[Plain]]) -> dict[Node, Plain]:
