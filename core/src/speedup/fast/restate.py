@@ -29,7 +29,6 @@ from speedup.infer import infer
 from speedup.known import NodeFacts
 from speedup.rule import Rule
 
-
 _NO_CARRIER = "no channel is left that is the constant which the others were"
 
 
