@@ -15,11 +15,11 @@ from torch import nn
 import speedup
 from speedup import NodeKeep, Registry, Rule, default_registry, tie
 from speedup.facts import nothing
-from speedup.fold import removed
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Stage
 from speedup.known import Facts
 from speedup.pattern import Pattern
+from speedup.removed import removed
 from speedup.sets import Product
 from speedup.testing import Result, check_equal, mask_indices, randomize
 

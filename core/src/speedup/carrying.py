@@ -26,8 +26,8 @@ from speedup.response import AT_ONCE, by_names, masked_part, spread
 from speedup.rows import Rows
 
 if TYPE_CHECKING:
-    from speedup.fold import Removed
     from speedup.keep import KeepSets
+    from speedup.removed import Removed
 
 
 def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) -> tuple[torch.Tensor, Floats | None]:

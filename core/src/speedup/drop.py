@@ -15,9 +15,9 @@ from torch import nn
 from speedup.ask import ask
 from speedup.build import Parts
 from speedup.commit import Transaction
-from speedup.fold import removed
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, NodeKeep
+from speedup.removed import removed
 from speedup.rounding import distance
 from speedup.trace.outputs import tensors_in
 from speedup.trace.sandbox import undisturbed

@@ -12,6 +12,7 @@ import torch
 
 from speedup import fold
 from speedup.ask import ask, culprit
+from speedup.bias import flat_output
 from speedup.deferred import is_large, may_defer_fold, placeholder
 from speedup.errors import RuleError
 from speedup.facts import Bools
@@ -20,6 +21,7 @@ from speedup.keep import KeepSets, NodeKeep
 from speedup.kept import kept_of
 from speedup.made import Made
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
+from speedup.removed import removed
 from speedup.rule import Rule, leaves_to_layout
 
 
@@ -99,7 +101,7 @@ class Folds:
     def _fold(self, node: Node, keeps: KeepSets, known: Made | None, graph: Graph | None) -> None:
         assert node.rule is not None
         keep = NodeKeep(keeps, node)
-        if not fold.removed(node, keep):
+        if not removed(node, keep):
             return
         if keeps.facts.blind and any(v.is_blank for v in weights_of(node)):
             self._fold_blank(node, keeps)
@@ -205,4 +207,4 @@ def _kept_bias(node: Node, keep: NodeKeep, keeps: KeepSets, whole: torch.Tensor)
 def _kept_outputs(node: Node, keep: NodeKeep) -> Bools:
     """Which entries of the bias of a call stay (flat)."""
     out = node.layout.n_inputs
-    return fold.flat_output(node, node.layout.to_named(out, keep.sets[out]))
+    return flat_output(node, node.layout.to_named(out, keep.sets[out]))

@@ -387,7 +387,7 @@ class Graph:
         extent: what the run could be told.
         loose: values that calls read which are made with other data alone, or instead of which calls read what those
             give: they stay whole, and nothing is known of them.
-        recurring: the weights of layers that are called several times, and as often at other sizes of the input.
+        reused_alike: the weights of layers that are called several times, and as often at other sizes of the input.
         standing: what stood when the first call looked for places, for other runs on the same input; None where nobody
             needs it any more.
         few_will_do: whether a run that finds few places, or none, returns as many tensors.
@@ -418,7 +418,7 @@ class Graph:
     lasts: bool = True
     few_will_do: bool = False
     standing: Standing | None = None
-    recurring: frozenset[Value] = frozenset()
+    reused_alike: frozenset[Value] = frozenset()
 
     @cached_property
     def together(self) -> dict[Value, list[Value]]:

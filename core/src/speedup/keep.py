@@ -305,9 +305,9 @@ class NodeKeep:
         """The facts at another node: these stand fast while keep sets grow."""
         return NodeFacts(self._keeps.facts, node)
 
-    def recurs(self, k: int) -> bool:
+    def is_reused_alike(self, k: int) -> bool:
         """Whether operand ``k`` is the weight of a layer that is called several times, and at other sizes as often."""
-        return self._values[k] in self._keeps.graph.recurring
+        return self._values[k] in self._keeps.graph.reused_alike
 
     @cached_property
     def derived(self) -> set[int]:

@@ -12,8 +12,8 @@ from speedup.graph import Node
 from speedup.layout import Layout
 
 if TYPE_CHECKING:
-    from speedup.fold import Removed
     from speedup.keep import NodeKeep
+    from speedup.removed import Removed
 
 
 def has_rows(layout: Layout, gone: Removed) -> bool:

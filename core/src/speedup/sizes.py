@@ -36,8 +36,8 @@ from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of
 from speedup.repair.rewrite import is_literal
-from speedup.repeated import recurring
 from speedup.resized import Resized
+from speedup.reused import reused_alike
 from speedup.vary import Case, Inputs, further, has_loose
 from speedup.ways import Place, Way
 
@@ -59,7 +59,7 @@ def lasting(
 
     elsewhere = Elsewhere(model, inputs, graph, rules)
     found = infer(graph, masks)
-    graph.recurring = recurring(elsewhere, found)
+    graph.reused_alike = reused_alike(elsewhere, found)
     doubtful = _doubtful(model, graph, found, has_loose(inputs))
     if not doubtful:
         return Way(graph, found, inputs, elsewhere)

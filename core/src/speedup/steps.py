@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from speedup.bias import is_shifted
 from speedup.decisions import Decisions, out_of_reach, place_of
-from speedup.fold import is_shifted
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets
 from speedup.masking import memory_of

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from speedup.ask import ask
+from speedup.bias import flat_output
 from speedup.facts import Floats
-from speedup.fold import flat_output
 from speedup.graph import Graph, Node, Value
 from speedup.pieces import contents
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from speedup.ask import ask
+from speedup.bias import flat_output
 from speedup.facts import Floats, compact_axes
-from speedup.fold import flat_output
 from speedup.graph import Node, Value
 from speedup.pieces import contents
 from speedup.response import response

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from speedup.vary import Case
 
 
-class Repeated(NamedTuple):
+class Reused(NamedTuple):
     """A layer that is called several times.
 
     Attributes:
@@ -35,14 +35,14 @@ class Repeated(NamedTuple):
     bias: int
 
 
-def repeated(node: Node) -> Repeated | None:
+def reused(node: Node) -> Reused | None:
     """The layer of a call, if it is called several times: by one rule, which reads the same weight and the same bias at
     the same places, and at all positions alike; nothing else reads these."""
-    found: Repeated | None = node.once("repeated", partial(_repeated, node))
+    found: Reused | None = node.once("reused", partial(_reused, node))
     return found
 
 
-def _repeated(node: Node) -> Repeated | None:
+def _reused(node: Node) -> Reused | None:
     rule = node.rule
     if rule is None or rule.bias is None or rule.bias not in node.operand_names:
         return None
@@ -67,7 +67,7 @@ def _repeated(node: Node) -> Repeated | None:
             return None
         if not call.rule.folds(call) or not call.rule.uniform(call):
             return None
-    return Repeated(min(calls, key=lambda call: call.index), weight, bias)
+    return Reused(min(calls, key=lambda call: call.index), weight, bias)
 
 
 def _is_shared(value: Value | None) -> bool:
@@ -92,7 +92,7 @@ class Agreed(NamedTuple):
     value: Floats
 
 
-def constants(layer: Repeated, facts: NodeFacts, k: int, scope: tuple[int, ...]) -> Agreed | None:
+def constants(layer: Reused, facts: NodeFacts, k: int, scope: tuple[int, ...]) -> Agreed | None:
     """What operand ``k`` of the first call is; None where that is not the same all along ``scope``.
 
     Args:
@@ -107,14 +107,14 @@ def constants(layer: Repeated, facts: NodeFacts, k: int, scope: tuple[int, ...])
     return None if varies(known, scope) or varies(value, scope) else Agreed(known, value)
 
 
-def recurring(elsewhere: Elsewhere, facts: Facts) -> frozenset[Value]:
+def reused_alike(elsewhere: Elsewhere, facts: Facts) -> frozenset[Value]:
     """The weights of layers that are called several times and lose constants, and as often at other sizes of the input
     (a loop over the steps of a sequence calls more of them)."""
     graph = elsewhere.graph
     if graph.branch is not None or graph.answers or graph.seeking is not None:
         return frozenset()
     readers = {n for v in graph.values if len(v.uses) > 1 and v.is_source for n, _ in v.uses if n.rule}
-    layers = {r.first: r.weight for n in readers if (r := repeated(n)) and r.first is n}
+    layers = {r.first: r.weight for n in readers if (r := reused(n)) and r.first is n}
     weights = {
         weight
         for node, k in layers.items()
