@@ -411,3 +411,14 @@ def test_what_is_planned_in_inference_mode_can_be_trained() -> None:
         small = speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"0.weight": [0, 3]})).apply()
     assert small[0].out_features == 4 and not any(p.is_inference() for p in small.parameters())
     small(torch.randn(2, 4)).sum().backward()
+
+
+def test_outputs_that_are_no_numbers_are_told() -> None:
+    """A masked row of a weight that is divided by its norm gives 0 / 0: what is compared there says nothing."""
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2)).eval()
+    name = "0.parametrizations.weight.original1"
+    mask = torch.ones(4, 3)
+    mask[1] = 0
+    with pytest.warns(UserWarning, match=r"output 0 of the masked model has NaN on the dummy input") as told:
+        speedup.plan(model, torch.randn(1, 3), {name: mask})
+    assert told[0].filename == __file__

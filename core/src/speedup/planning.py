@@ -317,7 +317,7 @@ def plan(
         keep = prepared.masks.parameters
         for name in fully_masked(keep):
             warnings.warn(
-                f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=2
+                f"{name} is masked whole: its layer gives a constant, of which at least one index stays", stacklevel=3
             )
         log.info("masks: %d parameters", len(keep))
         drop = constants == "drop"
@@ -328,6 +328,15 @@ def plan(
             graph, keeps, parts, changes = solve(model, inputs, prepared, rules, drop)
     finally:
         prepared.undo()
+
+    nowhere = [i for i, t in enumerate(graph.reference) if not t.is_meta and t.isnan().any()]
+    if nowhere:
+        warnings.warn(
+            f"output {', '.join(map(str, nowhere))} of the masked model has NaN on the dummy input, where nothing can be "
+            "checked: masks may leave 0 / 0 (a whole row of a weight that is divided by its norm), or weights or input "
+            "have NaN",
+            stacklevel=3,
+        )
 
     def again(other: nn.Module) -> Plan:
         return plan(other, dummy_input, prepared.masks, registry=rules, constants=constants)
