@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Patches or words, blocks, a norm, and a head that reads the first position or the mean of all."""
+    """Patches or words, blocks, a norm, and a head that reads one position or the mean of all."""
 
     def __init__(
         self,
@@ -65,7 +65,11 @@ class Net(nn.Module):
         return x + self.positions[:, : x.shape[1]]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.blocks(self.embedded(x)))
+        entries, x = x.flatten(1)[:, :16], self.norm(self.blocks(self.embedded(x)))
+        if self.pool == "largest":
+            return self.head(x[torch.arange(len(x)), entries.argmax(1)])
+        if self.pool == "pool":
+            return self.head(F.adaptive_avg_pool1d(x.mT, 1).flatten(1))
         return self.head(x[:, 0] if self.pool == "first" else x.mean(1))
 
 
@@ -124,6 +128,8 @@ def why(plan: speedup.Plan) -> set[str]:
     [
         {},
         {"pool": "mean"},
+        {"pool": "pool"},
+        {"pool": "largest"},
         {"layer_scale": True},
         {"bias": False},
         {"table": "buffer"},

@@ -224,8 +224,8 @@ def _line(ndim: int, axis: int, size: int) -> Indices:
 
 
 def _averaged(node: Node, axis: int) -> dict[int, int]:
-    """As ``_handed``, of a call that takes means over positions."""
-    if node.rule is None or not node.rule.averages or len(node.outputs) != 1 or not ask(node, "averaging"):
+    """As ``_handed``, of a call that takes means over positions, or chooses some of them."""
+    if node.rule is None or len(node.outputs) != 1 or not ask(node, "averaging"):
         return {}
     layout = node.layout
     name = name_of(node, layout.n_inputs, axis)
