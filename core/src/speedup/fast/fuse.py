@@ -34,7 +34,7 @@ from speedup.fast.scaling import Scaling, behind, in_front, scaling_of
 from speedup.fast.told import Fused, Fusing, NotFused
 from speedup.graph import Graph, Node
 from speedup.registry import Registry
-from speedup.resized import Resized, other_ways
+from speedup.resized import other_ways
 from speedup.rounding import difference
 from speedup.shell import shell_of
 from speedup.trace import sandbox, trace
@@ -66,21 +66,20 @@ def fused(
     """
     report = Fusing()
     cases = [_Case(inputs, reference if reference is not None else _answers(model, inputs), effects)]
+    elsewhere: list[_Case] | None = None
     training = {id(module) for module in model.modules() if getattr(module, "training", False)}
     refused: dict[str, str] = {}
-    ways: list[Resized] | None = None
     while True:
         with sandbox(model):
             graph = trace(model, *inputs, rules)
             search = _Search(model, graph, training, refused)
             steps = search.steps()
-            first = bool(steps) and ways is None
-            ways = other_ways(Elsewhere(model, inputs, graph, rules)) if first else ways
         if not steps:
             report.stays = [NotFused(path, why) for path, why in search.stays.items()]
             return report
-        if first and ways:
-            cases += [_Case(way.inputs, _answers(model, way.inputs)) for way in ways]
+        if elsewhere is None:
+            elsewhere = _elsewhere(model, inputs, graph, rules)
+            cases += elsewhere
         trial = _Trial(model, cases, transaction, graph.coarsest, refused)
         for step in trial.taken(steps):
             if step.kind == "fixed":
@@ -100,6 +99,15 @@ class _Case:
     inputs: Inputs
     wanted: Sequence[torch.Tensor]
     effects: Sequence[float] = ()
+
+
+def _elsewhere(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry) -> list[_Case]:
+    """What the model answers where code goes another way. What it answers with an error there may be anything else."""
+    with sandbox(model):
+        ways = other_ways(Elsewhere(model, inputs, graph, rules))
+    answers = run(model, {str(number): way.inputs for number, way in enumerate(ways)}).values()
+    both = zip(ways, answers, strict=True)
+    return [_Case(way.inputs, answer.tensors) for way, answer in both if not isinstance(answer, Exception)]
 
 
 @dataclass(eq=False)
