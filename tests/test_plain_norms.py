@@ -325,12 +325,13 @@ def test_code_may_read_them_on_another_way() -> None:
     stays(Rectifying(), "at another size of the input, output 0 differs", image(3))
 
 
-def test_a_module_in_training_mode_may_do_something_else() -> None:
+@pytest.mark.parametrize("path", ["3", ""])
+def test_a_module_in_training_mode_may_do_something_else(path: str) -> None:
     model = ready(nn.Sequential(nn.Conv2d(3, 12, 16), nn.Flatten(), nn.LayerNorm(12), nn.Dropout(), nn.Linear(12, 3)))
-    model[3].train()
+    model.get_submodule(path).training = True
     plan = speedup.plan(model, image(), mask_indices(model, {"0.weight": DROP, "0.bias": DROP}))
     assert norms(plan.apply(fuse=True)) != {nn.LayerNorm}
-    assert "3 is in training mode: call eval() first" in why(plan)
+    assert f"{path or 'the model'} is in training mode: call eval() first" in why(plan)
 
 
 @pytest.mark.parametrize("early", [nn.LayerNorm(12), nn.Identity()], ids=["norm", "layer"])

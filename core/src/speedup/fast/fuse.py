@@ -272,8 +272,8 @@ class _Search:
     def _trains(self) -> str | None:
         """Which module may do something else than it did here, between two calls."""
         for path, module in self.model.named_modules():
-            if path and id(module) in self.training:
-                return f"{path} is in training mode: call eval() first"
+            if id(module) in self.training:
+                return f"{path or 'the model'} is in training mode: call eval() first"
         return None
 
     def _can_be_dropped(self, node: Node) -> bool:
