@@ -281,6 +281,28 @@ def test_one_that_is_needed_does_not_keep_the_others() -> None:
     assert went(plan) == {"last": ("more",)} and list(why(plan)) == ["norm"]
 
 
+def test_code_that_goes_another_way_at_another_size_answers_the_same() -> None:
+    class Joining(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm, self.last = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made = self.layer(x)
+            normed = self.norm(made)
+            if x.shape[0] > 2:
+                normed = normed + made
+            return self.last(normed)
+
+    model = randomize(Joining(), 0).eval()
+    small, large = torch.randn(2, 4), torch.randn(3, 4)
+    masks = {"layer.weight": torch.ones(6, 4).index_fill_(0, torch.tensor([1, 2]), 0)}
+    wanted = masked_copy(model, masks)(large)
+    plan = speedup.plan(model, small, masks)
+    assert torch.allclose(plan.apply(fuse=True)(large), wanted, atol=1e-5)
+    assert "at another size of the input" in plan.explain("norm")
+
+
 @pytest.mark.parametrize("where", ["norm", "stem.0", "stem"])
 def test_hooks_see_what_they_saw(where: str) -> None:
     model = exact(Net())

@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Patches or words, blocks, a norm, and a head that reads the first position or the mean of all."""
+    """Patches or words, blocks, a norm, and a head that reads one position or the mean of all."""
 
     def __init__(
         self,
@@ -60,9 +60,16 @@ class Net(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, 8, **fields) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def embedded(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x) if self.words else self.stem(x).flatten(2).transpose(1, 2)
-        x = self.norm(self.blocks(x + self.positions[:, : x.shape[1]]))
+        return x + self.positions[:, : x.shape[1]]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        entries, x = x.flatten(1)[:, :16], self.norm(self.blocks(self.embedded(x)))
+        if self.pool == "largest":
+            return self.head(x[torch.arange(len(x)), entries.argmax(1)])
+        if self.pool == "pool":
+            return self.head(F.adaptive_avg_pool1d(x.mT, 1).flatten(1))
         return self.head(x[:, 0] if self.pool == "first" else x.mean(1))
 
 
@@ -121,6 +128,8 @@ def why(plan: speedup.Plan) -> set[str]:
     [
         {},
         {"pool": "mean"},
+        {"pool": "pool"},
+        {"pool": "largest"},
         {"layer_scale": True},
         {"bias": False},
         {"table": "buffer"},
@@ -247,7 +256,7 @@ def test_what_else_reads_the_channels_holds_all() -> None:
             self.other = nn.Linear(12, 5)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.blocks(self.stem(x).flatten(2).transpose(1, 2))
+            x = self.blocks(self.embedded(x))
             return self.head(self.norm(x)).sum(1) + self.other(torch.relu(x)).sum(1)
 
     stays(Looking(), "reads what goes into it too")
@@ -260,7 +269,7 @@ def test_what_else_reads_the_norm_holds_it() -> None:
             self.gate = nn.Parameter(torch.rand(12))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.norm(self.blocks(self.stem(x).flatten(2).transpose(1, 2)))
+            x = self.norm(self.blocks(self.embedded(x)))
             return self.head(x * self.gate).mean(1)
 
     stays(Gated(), "reads it, which is no layer with a weight of its own")
@@ -280,10 +289,79 @@ def test_a_layer_that_this_input_does_not_call_may_read_them() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             large = x.shape[0] > 3
-            x = self.norm(self.blocks(self.stem(x).flatten(2).transpose(1, 2)))
+            x = self.norm(self.blocks(self.embedded(x)))
             return (self.other if large else self.head)(x.mean(1))
 
     stays(Choosing(), "other is not called with this input", image(1), image(5))
+
+
+def test_a_parameter_that_this_input_does_not_need_may_make_them() -> None:
+    class Shifting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.head = nn.Linear(4, 12), nn.LayerNorm(12), nn.Linear(12, 3)
+            self.shift = nn.Parameter(torch.rand(12))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            large = x.shape[0] > 2
+            x = self.stem(x)
+            return self.head(self.norm(x + self.shift if large else x))
+
+    model = ready(Shifting())
+    small, large = (torch.randn(n, 4, dtype=torch.float64) for n in (2, 3))
+    plan = fused(model, mask_indices(model, dict.fromkeys(("stem.weight", "stem.bias", "shift"), DROP)), small, large)
+    assert why(plan) == {"shift is not read with this input"}
+
+
+def test_code_may_read_them_on_another_way() -> None:
+    class Rectifying(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            large = x.shape[0] > 2
+            x = self.blocks(self.embedded(x))
+            if large:
+                x = x.relu()
+            return self.head(self.norm(x)).mean(1)
+
+    stays(Rectifying(), "at another size of the input, output 0 differs", image(3))
+
+
+@pytest.mark.parametrize("path", ["3", ""])
+def test_a_module_in_training_mode_may_do_something_else(path: str) -> None:
+    model = ready(nn.Sequential(nn.Conv2d(3, 12, 16), nn.Flatten(), nn.LayerNorm(12), nn.Dropout(), nn.Linear(12, 3)))
+    model.get_submodule(path).training = True
+    plan = speedup.plan(model, image(), mask_indices(model, {"0.weight": DROP, "0.bias": DROP}))
+    assert norms(plan.apply(fuse=True)) != {nn.LayerNorm}
+    assert f"{path or 'the model'} is in training mode: call eval() first" in why(plan)
+
+
+@pytest.mark.parametrize("early", [nn.LayerNorm(12), nn.Identity()], ids=["norm", "layer"])
+def test_what_reads_the_channels_in_front_of_a_layer_scale_sees_others(early: nn.Module) -> None:
+    class Early(Net):
+        def __init__(self) -> None:
+            super().__init__(depth=1)
+            self.early, self.down = early, nn.Linear(12, 12)
+            self.scale = nn.Parameter(torch.rand(12))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embedded(x)
+            x = self.blocks(x * self.scale) + self.down(self.early(x))
+            return self.head(self.norm(x)).mean(1)
+
+    stays(Early(), "reads what goes into it too")
+
+
+@pytest.mark.parametrize("table", [lambda p, other: p.tanh() * other, torch.mul], ids=["function", "product"])
+def test_what_is_made_of_parameters_otherwise(table: Any) -> None:
+    class Table(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Parameter(torch.rand(12))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).flatten(2).transpose(1, 2) + table(self.positions, self.other)
+            return self.head(self.norm(self.blocks(x))).mean(1)
+
+    stays(Table(), "is no layer with a weight of its own")
 
 
 def test_padding_that_this_size_does_not_need() -> None:
@@ -291,7 +369,7 @@ def test_padding_that_this_size_does_not_need() -> None:
 
     class Padding(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.stem(x).flatten(2).transpose(1, 2)
+            x = self.embedded(x)
             x = F.pad(x, (0, 0, 0, 16 - x.shape[1]))
             return self.head(self.norm(self.blocks(x)).mean(1))
 
@@ -302,7 +380,7 @@ def test_padding_that_this_size_does_not_need() -> None:
 def test_a_norm_that_is_called_twice_stays() -> None:
     class Twice(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.stem(x).flatten(2).transpose(1, 2)
+            x = self.embedded(x)
             return self.head(self.norm(x) + self.norm(self.blocks(x))).mean(1)
 
     stays(Twice(), "it is called 2 times")

@@ -164,6 +164,22 @@ def test_a_layer_of_another_size_that_is_not_masked_keeps_what_it_makes():
     )
 
 
+def test_a_masked_parameter_that_another_size_alone_reads_is_told_of():
+    class Shifted(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(4, 8), nn.Linear(8, 3))
+            self.shift = nn.Parameter(torch.rand(8))
+
+        def forward(self, x):
+            many = x.shape[0] > 2
+            x = self[0](x)
+            return self[1](x + self.shift if many else x)
+
+    model = randomize(Shifted(), seed=0)
+    plan = speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"shift": GONE}))
+    assert "3 masked indices stay" in plan.explain("shift")
+
+
 def test_what_ways_keep_alike_is_cut_once(monkeypatch):
     cut = []
     own = speedup.build.kept_of

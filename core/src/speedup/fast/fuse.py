@@ -9,8 +9,8 @@ Layers that give the same for every input give it without computing it (``speedu
 
 What is left of the layer is a module that hands its input through. Everything else stays and is told with the reason:
 layers that are called more than once or have hooks, whose input others read, that are in training mode, functions. The
-model is traced again after each round, for one layer that goes makes others neighbours, and each round is tried: what
-does not give the same answers is taken back.
+model is traced again after each round, for one layer that goes makes others neighbours, and each round is tried, also
+at other sizes of the input at which code goes another way: what does not give the same answers is taken back.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import nn
 
 from speedup.ask import ask, culprit
 from speedup.commit import Transaction
+from speedup.elsewhere import Elsewhere
 from speedup.errors import RuleError
 from speedup.facts import Floats
 from speedup.fast.hooks import has_hooks
@@ -33,6 +34,7 @@ from speedup.fast.scaling import Scaling, behind, in_front, scaling_of
 from speedup.fast.told import Fused, Fusing, NotFused
 from speedup.graph import Graph, Node
 from speedup.registry import Registry
+from speedup.resized import other_ways
 from speedup.rounding import difference
 from speedup.shell import shell_of
 from speedup.trace import sandbox, trace
@@ -63,7 +65,8 @@ def fused(
         effects: how far rounding alone moves that, as for ``speedup.rounding.difference``.
     """
     report = Fusing()
-    wanted = reference if reference is not None else _answers(model, inputs)
+    cases = [_Case(inputs, reference if reference is not None else _answers(model, inputs), effects)]
+    elsewhere: list[_Case] | None = None
     training = {id(module) for module in model.modules() if getattr(module, "training", False)}
     refused: dict[str, str] = {}
     while True:
@@ -74,7 +77,10 @@ def fused(
         if not steps:
             report.stays = [NotFused(path, why) for path, why in search.stays.items()]
             return report
-        trial = _Trial(model, inputs, transaction, wanted, graph.coarsest, effects, refused)
+        if elsewhere is None:
+            elsewhere = _elsewhere(model, inputs, graph, rules)
+            cases += elsewhere
+        trial = _Trial(model, cases, transaction, graph.coarsest, refused)
         for step in trial.taken(steps):
             if step.kind == "fixed":
                 report.fixed += [each.module for each in step.done]
@@ -82,16 +88,36 @@ def fused(
                 (report.plain if step.kind == "plain" else report.fused).extend(step.done)
 
 
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """What the model has to answer to inputs: the dummy input, and those of other sizes at which code goes another way.
+
+    Attributes:
+        effects: as in ``fused``.
+    """
+
+    inputs: Inputs
+    wanted: Sequence[torch.Tensor]
+    effects: Sequence[float] = ()
+
+
+def _elsewhere(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry) -> list[_Case]:
+    """What the model answers where code goes another way. What it answers with an error there may be anything else."""
+    with sandbox(model):
+        ways = other_ways(Elsewhere(model, inputs, graph, rules))
+    answers = run(model, {str(number): way.inputs for number, way in enumerate(ways)}).values()
+    both = zip(ways, answers, strict=True)
+    return [_Case(way.inputs, answer.tensors) for way, answer in both if not isinstance(answer, Exception)]
+
+
 @dataclass(eq=False)
 class _Trial:
     """Putting steps in, and taking back those with which the model answers otherwise."""
 
     model: nn.Module
-    inputs: Inputs
+    cases: Sequence[_Case]
     transaction: Transaction
-    wanted: Sequence[torch.Tensor]
     coarsest: torch.dtype | None
-    effects: Sequence[float]
     refused: dict[str, str]
 
     def taken(self, steps: Sequence[_Step]) -> list[_Step]:
@@ -109,11 +135,15 @@ class _Trial:
         return self.taken(steps[:half]) + self.taken(steps[half:])
 
     def _differs(self) -> str | None:
-        try:
-            answers = _answers(self.model, self.inputs)
-        except Exception as error:  # whatever the code of the model raises
-            return f"without it, it raises {error!r}"
-        return difference(self.wanted, answers, coarsest=self.coarsest, effects=self.effects)
+        for case in self.cases:
+            try:
+                answers = _answers(self.model, case.inputs)
+            except Exception as error:  # whatever the code of the model raises
+                return f"without it, it raises {error!r}"
+            why = difference(case.wanted, answers, coarsest=self.coarsest, effects=case.effects)
+            if why is not None:
+                return why if case is self.cases[0] else f"at another size of the input, {why}"
+        return None
 
 
 def _answers(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
@@ -162,7 +192,7 @@ class _Search:
         for node in self.graph.nodes:
             if node.module is None or not may_restate(node):
                 continue
-            why = f"it is called {node.calls} times" if node.calls > 1 else self._keeps(node)
+            why = f"it is called {node.calls} times" if node.calls > 1 else self._keeps(node) or self._trains()
             if why is None:
                 able.append(node)
             else:
@@ -237,6 +267,13 @@ class _Search:
             return f"{node.path} has hooks"
         if self.graph.branch is not None:
             return "Python reads data of the input, and may go another way with other data"
+        return None
+
+    def _trains(self) -> str | None:
+        """Which module may do something else than it did here, between two calls."""
+        for path, module in self.model.named_modules():
+            if id(module) in self.training:
+                return f"{path or 'the model'} is in training mode: call eval() first"
         return None
 
     def _can_be_dropped(self, node: Node) -> bool:

@@ -80,13 +80,15 @@ def restated(graph: Graph, model: nn.Module, able: Sequence[Node]) -> Iterator[t
 
 
 def _unseen(graph: Graph, model: nn.Module) -> str | None:
-    """What may read channels that this run does not show: hooks, and layers that are not called with this input."""
-    read = {name.rpartition(".")[0] for v in graph.sources if v.is_read for name in v.names}
+    """What may read or make channels that this run does not show: hooks, and what is not read with this input."""
+    for path in graph.uncalled:
+        return f"{path} is not called with this input"
+    for value in graph.sources:
+        if value.kind == "parameter" and not value.is_read:
+            return f"{value.label} is not read with this input"
     for path, module in model.named_modules():
         if path and has_hooks(module):
             return f"{path} has hooks"
-        if path not in read and not module._modules and any(p is not None for p in module._parameters.values()):
-            return f"{path} is not called with this input"
     return None
 
 

@@ -81,15 +81,23 @@ def _follow(value: Value, axis: int, backwards: bool) -> Stream:
         if backwards:
             todo += _sources(value, axis, factors, stream)
         for node, number in value.uses:
-            if factors and node.outputs[0] in stream.axes:
-                continue  # it multiplies
             onward = list(_onward(node, number, axis))
+            if not onward and factors:
+                if _multiplies(node, stream):
+                    continue
+                raise Unfit(f"{_told(node)} reads what goes into it too, before it is multiplied")
             if not onward:
                 stream.readers.append((node, number))
             todo += [(out, a, factors) for out, a in onward]
             if not backwards and any(len(_handed(node, node.outputs.index(out), a)) > 1 for out, a in onward):
                 raise Unfit(f"{_told(node)} joins it with other tensors")
     return stream
+
+
+def _multiplies(node: Node, stream: Stream) -> bool:
+    """Whether a call makes a tensor of a stream of another one, by a factor."""
+    out = node.outputs[0] if node.outputs else None
+    return out in stream.axes and _scaled(node, stream.axes[out]) is not None
 
 
 def _told(node: Node) -> str:
@@ -128,16 +136,16 @@ def own(value: Value) -> Value:
 
 
 def _made_by(node: Node, axis: int) -> list[tuple[Value, int]]:
-    """The parameters of a call, in which it is linear, that alone make the channels of its only output."""
+    """The parameters of a call that alone make the channels of its only output: a weight and what is added, a table."""
     no_maker = Unfit(f"{_told(node)}, which makes its channels, is no layer with a weight of its own")
     try:
         layout = node.layout
     except SignatureError:
         raise no_maker from None
     name = name_of(node, layout.n_inputs, axis) if layout.n_outputs == 1 else None
-    if name is None:
+    if name is None or node.rule is None:
         raise no_maker
-    found, rest = [], layout.names_of(layout.n_inputs) - {name}
+    found, rest = {}, layout.names_of(layout.n_inputs) - {name}
     for k in layout.inputs:
         value = node.operands[k]
         assert value is not None
@@ -145,16 +153,17 @@ def _made_by(node: Node, axis: int) -> list[tuple[Value, int]]:
             axes = [a for a in range(value.ndim) if name_of(node, k, a) == name]
             if len(axes) != 1 or not value.is_source:
                 raise no_maker
-            found.append((value, axes[0]))
+            found[k] = value, axes[0]
         elif layout.contracted:
             if k not in layout.factors:
                 raise no_maker
         # A row of a table for each whole number.
         elif value.dtype.is_floating_point or not rest <= layout.names_of(k):
             raise no_maker
-    if not found:
-        raise no_maker
-    return found
+    factors = found.keys() & set(layout.factors)
+    if not ((len(factors), len(layout.factors)) == (1, 2) if layout.contracted else node.rule.indices):
+        raise no_maker  # it need not be linear in them
+    return list(found.values())
 
 
 def name_of(node: Node, k: int, axis: int) -> str | None:
@@ -215,8 +224,8 @@ def _line(ndim: int, axis: int, size: int) -> Indices:
 
 
 def _averaged(node: Node, axis: int) -> dict[int, int]:
-    """As ``_handed``, of a call that takes means over positions."""
-    if node.rule is None or not node.rule.averages or len(node.outputs) != 1 or not ask(node, "averaging"):
+    """As ``_handed``, of a call that takes means over positions, or chooses some of them."""
+    if node.rule is None or len(node.outputs) != 1 or not ask(node, "averaging"):
         return {}
     layout = node.layout
     name = name_of(node, layout.n_inputs, axis)

@@ -172,8 +172,10 @@ def roots(weight: Value, stay: Bools, keeps: KeepSets, axis: int = 0) -> Iterato
         yield Root(Event(stay, WHY_ALL, reader, None, 0, Kind.RIGID), weight, None, stay, None)
         return
     start = stay.reshape([-1 if a == axis else 1 for a in range(weight.ndim)])
-    out, named = _made_by(weight.uses[0][0], weight)
-    queue = [_Question(out, named(start), stay) if out is not None else _Question(weight, start, stay)]
+    queue = [_Question(weight, start, stay)]
+    if weight.uses:  # of this run
+        out, named = _made_by(weight.uses[0][0], weight)
+        queue = [_Question(out, named(start), stay)] if out is not None else queue
     while queue:
         question = queue.pop()
         value, at, part, asked = question.value, question.at, question.part, question.asked
