@@ -31,7 +31,7 @@ from speedup_plugin_norm.counting import Counting
 
 _MOST = 4  # channels that are offered: mostly one is a constant
 _NEAR = 1e-12  # relative
-_LEAST = 1e-3  # of the largest weight, for that of the carrier, by which the others are divided
+_LEAST = 0.03  # of the largest weight, for that of the carrier, by which the others are divided
 
 
 def plain(rule: Counting, node: Node, facts: NodeFacts, eps: float) -> list[Plain]:
