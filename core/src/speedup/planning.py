@@ -332,9 +332,9 @@ def plan(
     nowhere = [i for i, t in enumerate(graph.reference) if not t.is_meta and t.isnan().any()]
     if nowhere:
         warnings.warn(
-            f"output {', '.join(map(str, nowhere))} of the masked model has NaN on the dummy input, where nothing can be "
-            "checked: masks may leave 0 / 0 (a whole row of a weight that is divided by its norm), or weights or input "
-            "have NaN",
+            f"output {', '.join(map(str, nowhere))} of the masked model has NaN on the dummy input, where nothing can "
+            "be checked: masks may leave 0 / 0 (a whole row of a weight that is divided by its norm), or weights or "
+            "input have NaN",
             stacklevel=3,
         )
 
