@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 import speedup
+from speedup import Registry
 from speedup.testing import mask_indices, masked_copy, randomize
 
 DROP = (0, 3, 4, 5, 9)
@@ -384,3 +385,25 @@ def test_a_norm_that_is_called_twice_stays() -> None:
             return self.head(self.norm(x) + self.norm(self.blocks(x))).mean(1)
 
     stays(Twice(), "it is called 2 times")
+    stays(Twice(), "norm reads what goes into it too, and stays as it is")
+
+
+def test_a_rule_that_answers_something_else_is_named() -> None:
+    class Wrong(speedup.Rule):
+        def plain(self, node: speedup.Node, facts: speedup.NodeFacts) -> Any:
+            return [nn.Identity()]
+
+    class Doubled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x
+
+    model = ready(nn.Sequential(nn.Linear(3, 4), Doubled(), nn.Linear(4, 2)))
+    rules = Registry.from_rules(
+        *speedup.default_registry().rules, Wrong(name="doubled", modules=(Doubled,), axes="n c -> n c")
+    )
+    x = torch.randn(2, 3, dtype=torch.float64)
+    plan = speedup.plan(model, x, mask_indices(model, {"0.weight": (0,), "0.bias": (0,)}), registry=rules)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(speedup.RuleError, match=r"rule 'doubled' at 1 .* plain returned \[Identity"):
+        plan.apply(fuse=True)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())

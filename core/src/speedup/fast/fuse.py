@@ -16,15 +16,12 @@ at other sizes of the input at which code goes another way: what does not give t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from speedup.ask import ask, culprit
 from speedup.commit import Transaction
-from speedup.elsewhere import Elsewhere
 from speedup.errors import RuleError
 from speedup.facts import Floats
 from speedup.fast.hooks import has_hooks
@@ -32,22 +29,12 @@ from speedup.fast.idle import constants, idle_calls
 from speedup.fast.restate import may_restate, restated
 from speedup.fast.scaling import Scaling, behind, in_front, scaling_of
 from speedup.fast.told import Fused, Fusing, NotFused
+from speedup.fast.tried import Case, Step, Trial, answers_of, elsewhere_of
 from speedup.graph import Graph, Node
 from speedup.registry import Registry
-from speedup.resized import other_ways
-from speedup.rounding import difference
 from speedup.shell import shell_of
 from speedup.trace import sandbox, trace
-from speedup.verification import Inputs, run
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """New modules by path, and what is done with them: what the modules of ``done`` did is done by others."""
-
-    done: Sequence[Fused]
-    modules: Mapping[str, nn.Module]
-    kind: Literal["fused", "plain", "fixed"] = "fused"
+from speedup.verification import Inputs
 
 
 def fused(
@@ -65,8 +52,8 @@ def fused(
         effects: how far rounding alone moves that, as for ``speedup.rounding.difference``.
     """
     report = Fusing()
-    cases = [_Case(inputs, reference if reference is not None else _answers(model, inputs), effects)]
-    elsewhere: list[_Case] | None = None
+    cases = [Case(inputs, reference if reference is not None else answers_of(model, inputs), effects)]
+    elsewhere: list[Case] | None = None
     training = {id(module) for module in model.modules() if getattr(module, "training", False)}
     refused: dict[str, str] = {}
     while True:
@@ -78,79 +65,14 @@ def fused(
             report.stays = [NotFused(path, why) for path, why in search.stays.items()]
             return report
         if elsewhere is None:
-            elsewhere = _elsewhere(model, inputs, graph, rules)
+            elsewhere = elsewhere_of(model, inputs, graph, rules)
             cases += elsewhere
-        trial = _Trial(model, cases, transaction, graph.coarsest, refused)
+        trial = Trial(model, cases, transaction, graph.coarsest, refused)
         for step in trial.taken(steps):
             if step.kind == "fixed":
                 report.fixed += [each.module for each in step.done]
             else:
                 (report.plain if step.kind == "plain" else report.fused).extend(step.done)
-
-
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """What the model has to answer to inputs: the dummy input, and those of other sizes at which code goes another way.
-
-    Attributes:
-        effects: as in ``fused``.
-    """
-
-    inputs: Inputs
-    wanted: Sequence[torch.Tensor]
-    effects: Sequence[float] = ()
-
-
-def _elsewhere(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry) -> list[_Case]:
-    """What the model answers where code goes another way. What it answers with an error there may be anything else."""
-    with sandbox(model):
-        ways = other_ways(Elsewhere(model, inputs, graph, rules))
-    answers = run(model, {str(number): way.inputs for number, way in enumerate(ways)}).values()
-    both = zip(ways, answers, strict=True)
-    return [_Case(way.inputs, answer.tensors) for way, answer in both if not isinstance(answer, Exception)]
-
-
-@dataclass(eq=False)
-class _Trial:
-    """Putting steps in, and taking back those with which the model answers otherwise."""
-
-    model: nn.Module
-    cases: Sequence[_Case]
-    transaction: Transaction
-    coarsest: torch.dtype | None
-    refused: dict[str, str]
-
-    def taken(self, steps: Sequence[_Step]) -> list[_Step]:
-        """Those of the steps that are in the model now."""
-        before = self.transaction.mark()
-        self.transaction.put({path: made for step in steps for path, made in step.modules.items()})
-        why = self._differs()
-        if why is None:
-            return list(steps)
-        self.transaction.undo(before)
-        if len(steps) == 1:
-            self.refused.update({each.module: f"the model needs it: {why}" for each in steps[0].done})
-            return []
-        half = len(steps) // 2
-        return self.taken(steps[:half]) + self.taken(steps[half:])
-
-    def _differs(self) -> str | None:
-        for case in self.cases:
-            try:
-                answers = _answers(self.model, case.inputs)
-            except Exception as error:  # whatever the code of the model raises
-                return f"without it, it raises {error!r}"
-            why = difference(case.wanted, answers, coarsest=self.coarsest, effects=case.effects)
-            if why is not None:
-                return why if case is self.cases[0] else f"at another size of the input, {why}"
-        return None
-
-
-def _answers(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    result = run(model, {"": inputs})[""]
-    if isinstance(result, Exception):
-        raise result
-    return result.tensors
 
 
 class _Search:
@@ -169,7 +91,7 @@ class _Search:
         self.touched: set[str] = set()
         self.idle = idle_calls(graph)
 
-    def steps(self) -> list[_Step]:
+    def steps(self) -> list[Step]:
         """What can be done at once; no module is in two steps. Call it in eval mode."""
         found = []
         for node in [*self.graph.passed, *self.graph.nodes]:
@@ -186,7 +108,7 @@ class _Search:
                 found.append(step)
         return found or self._plain() or self._fixes()
 
-    def _plain(self) -> list[_Step]:
+    def _plain(self) -> list[Step]:
         """Layers that can be plainer ones."""
         able, found = [], []
         for node in self.graph.nodes:
@@ -203,19 +125,19 @@ class _Search:
             elif self.touched.isdisjoint(result.modules):
                 self.touched.update(result.modules)
                 done = [Fused(node.path, into) for node, into in result.calls.items()]
-                found.append(_Step(done, result.modules, "plain"))
+                found.append(Step(done, result.modules, "plain"))
         return found
 
-    def _fixes(self) -> list[_Step]:
+    def _fixes(self) -> list[Step]:
         """Layers that give the same for every input, once they have taken up all that they can."""
         found = []
         for node, shift in constants(self.graph):
             made = None if self._keeps(node) is not None else self._fixed(node, shift)
             if made is not None:
-                found.append(_Step([Fused(node.path)], {node.path: made}, "fixed"))
+                found.append(Step([Fused(node.path)], {node.path: made}, "fixed"))
         return found
 
-    def _step(self, node: Node, by: Scaling) -> _Step | str | None:
+    def _step(self, node: Node, by: Scaling) -> Step | str | None:
         """How a call can go, or why it cannot; None for a module that does nothing already."""
         if node.module is None:
             return f"a function, which the code calls ({node.where})"
@@ -230,17 +152,17 @@ class _Search:
         calls = [n for n in (*self.graph.passed, *self.graph.nodes) if n.module is node.module]
         if by.is_nothing or self.idle.issuperset(calls):
             taken = all(self._can_be_dropped(n) for n in calls)
-            return _Step([Fused(node.path)], {node.path: made}) if taken else "others read what goes into it too"
+            return Step([Fused(node.path)], {node.path: made}) if taken else "others read what goes into it too"
         if node.calls > 1:
             return f"it is called {node.calls} times"
         if any(len(v.uses) > 1 or v.next is not None for v in node.operands[1:] if v is not None):
             return "its parameters have other readers"
         first = self._into_front(node, by)
         if not isinstance(first, str):
-            return _Step([Fused(node.path, tuple(first))], {node.path: made, **first})
+            return Step([Fused(node.path, tuple(first))], {node.path: made, **first})
         second = self._into_readers(node, by)
         if not isinstance(second, str):
-            return _Step([Fused(node.path, tuple(second))], {node.path: made, **second})
+            return Step([Fused(node.path, tuple(second))], {node.path: made, **second})
         return f"{first}, in front of it or behind it" if first == second else f"in front: {first}; behind: {second}"
 
     def _fixed(self, node: Node, shift: Floats) -> nn.Module | None:

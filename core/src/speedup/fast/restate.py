@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from speedup.ask import ask
-from speedup.errors import SignatureError
+from speedup.ask import ask, culprit
+from speedup.errors import RuleError, SignatureError
 from speedup.facts import Floats
 from speedup.fast.edits import Edits
 from speedup.fast.hooks import has_hooks
@@ -99,12 +99,18 @@ def _asked(graph: Graph, able: Sequence[Node]) -> dict[Node, Sequence[Plain]]:
     # What holds 0 was masked, or is as good as that: such a model does not train on.
     masks = {v.names[0]: v.contents() != 0 for v in graph.sources if v.is_known and v.names}
     facts = infer(graph, masks, backwards=False)
-    return {n: ask(n, "plain", NodeFacts(facts, n)) for n in able}
+    answers = {n: ask(n, "plain", NodeFacts(facts, n)) for n in able}
+    for node, found in answers.items():
+        if not all(isinstance(each, Plain) for each in found):
+            raise RuleError(f"{culprit(node)}: plain returned {found!r}, not a list of speedup.Plain")
+    return answers
 
 
 def _agreed(stream: Stream, answers: Mapping[Node, Sequence[Plain]]) -> dict[Node, Plain]:
     """What the readers of a stream become: all of them, with the same channel."""
     for node, number in stream.readers:
+        if node not in answers and may_restate(node):
+            raise Unfit(f"{node.path} reads what goes into it too, and stays as it is")
         if node not in answers or number != 0:
             raise Unfit(f"{node.op_name} ({node.where}) reads what goes into it too")
     nodes = [node for node, _ in stream.readers]
