@@ -36,11 +36,11 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
         speedup.Node, speedup.Value, speedup.Ref, speedup.NodeFacts, speedup.NodeKeep, speedup.Kept, speedup.Call,
         speedup.Kind,
     ),
-    "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine, speedup.Instead),
+    "What a rule returns": (speedup.Constant, speedup.Unused, speedup.Affine, speedup.Instead, speedup.Plain),
     "Criteria": (speedup.Criterion, speedup.Scene, speedup.ChannelGroups, speedup.Group, speedup.Member),
     "Helpers": (
-        speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.overlaid, speedup.rows_of_one,
-        speedup.matmul, speedup.says_nothing,
+        speedup.variants, speedup.op_name, speedup.kept_shape, speedup.along, speedup.overlaid, speedup.plain_class,
+        speedup.rows_of_one, speedup.matmul, speedup.says_nothing,
     ),
     "Registries": (speedup.Registry, speedup.default_registry),
     "Testing": tuple(

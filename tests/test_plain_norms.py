@@ -186,7 +186,10 @@ def test_constants_that_are_all_alike_are_counted(seed: int) -> None:
     assert norms(plan.model) == {nn.LayerNorm}
 
 
-def test_a_layer_that_reads_and_makes_the_channels() -> None:
+@pytest.mark.parametrize("constants", [None, (0.7, -1.6)], ids=["zeros", "others"])
+def test_a_layer_that_reads_and_makes_the_channels(constants: tuple[float, float] | None) -> None:
+    """What was removed is another constant in front of the second norm than in front of the first."""
+
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -198,7 +201,11 @@ def test_a_layer_that_reads_and_makes_the_channels() -> None:
             return self.head(self.last(x + self.mix(self.norm(x))))
 
     model = ready(Residual())
-    drop = {f"{n}.{p}": (1, 2, 7) for n in ("stem", "mix") for p in ("weight", "bias")}
+    kinds = ("weight", "bias") if constants is None else ("weight",)
+    drop = {f"{n}.{p}": (1, 2, 7) for n in ("stem", "mix") for p in kinds}
+    with torch.no_grad():
+        for layer, constant in zip((model.stem, model.mix), constants or (), strict=False):
+            layer.bias[[1, 2, 7]] = constant
     x = torch.randn(3, 4, dtype=torch.float64)
     plain_and_equal(model, mask_indices(model, drop), x, 10 * x)
 

@@ -27,7 +27,7 @@ from speedup.new_sizes import new_size
 from speedup.regular import kept_shape
 from speedup.repair.parts import Repairs
 from speedup.rule import Rule
-from speedup.shell import relinked, shell_of
+from speedup.shell import like, relinked, shell_of
 
 
 @dataclass(eq=False)  # not frozen, since that takes longer to make, and each module has one
@@ -119,18 +119,18 @@ def build(
         if value in folds.values:
             assert value.tensor is not None
             new = folds.values.pop(value)
-            made = _as(value.tensor, new if value in waiting else laid_out_like(value.tensor, new))
+            made = like(value.tensor, new if value in waiting else laid_out_like(value.tensor, new))
         elif not changes(keeps, value):
             continue
         elif known is not None and (shared := known.find(keeps, value)) is not None:
             made = shared
         elif defer and is_large(value, keeps.shape) and may_defer(value, graph):
             assert value.tensor is not None
-            made = _as(value.tensor, placeholder(value.tensor, keeps.shape(value)))
+            made = like(value.tensor, placeholder(value.tensor, keeps.shape(value)))
             parts.deferred.add([made], partial(_kept_alone, value, keeps))
         else:
             assert value.tensor is not None
-            made = _as(value.tensor, _kept(value, keeps))
+            made = like(value.tensor, _kept(value, keeps))
             if known is not None:
                 known.add(keeps, value, made)
         fresh[value] = made
@@ -174,16 +174,6 @@ def _folded(deferred: DeferredFold) -> list[torch.Tensor]:
         laid_out_like(t.tensor, made[t]) if isinstance(t, Value) and t.tensor is not None else made[t]
         for t in deferred.targets
     ]
-
-
-def _as(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The new tensor as a parameter like the old one, with its ``requires_grad`` and attributes."""
-    if type(old) is torch.Tensor or not isinstance(old, nn.Parameter):
-        return new
-    made = nn.Parameter(new, requires_grad=old.requires_grad)
-    if old.__dict__:
-        made.__dict__.update(old.__dict__)
-    return made
 
 
 def _replace_modules(

@@ -80,7 +80,12 @@ def above(cls: type) -> type[nn.Module] | None:
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """The user's class of a module: without overlay, and without the methods that were rewritten."""
+    """The user's class of a module: without overlay, and without the methods that were rewritten.
+
+    Example:
+        >>> plain_class(small.norm)
+        <class 'torch.nn.modules.normalization.LayerNorm'>
+    """
     return plain(type(module))
 
 

@@ -329,10 +329,10 @@ def plan(
     finally:
         prepared.undo()
 
-    nowhere = [i for i, t in enumerate(graph.reference) if not t.is_meta and t.isnan().any()]
-    if nowhere:
+    unknown = [i for i, t in enumerate(graph.reference) if not t.is_meta and t.isnan().any()]
+    if unknown:
         warnings.warn(
-            f"output {', '.join(map(str, nowhere))} of the masked model has NaN on the dummy input, where nothing can "
+            f"output {', '.join(map(str, unknown))} of the masked model has NaN on the dummy input, where nothing can "
             "be checked: masks may leave 0 / 0 (a whole row of a weight that is divided by its norm), or weights or "
             "input have NaN",
             stacklevel=3,

@@ -43,6 +43,16 @@ def shell_of(module: Module, instead: Mapping[str, torch.Tensor] | None = None) 
     return shell
 
 
+def like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """A new tensor as a parameter where the old one is, with its ``requires_grad`` and attributes."""
+    if type(old) is torch.Tensor or not isinstance(old, nn.Parameter):
+        return new
+    made = nn.Parameter(new, requires_grad=old.requires_grad)
+    if old.__dict__:
+        made.__dict__.update(old.__dict__)
+    return made
+
+
 def put(module: nn.Module, name: str, value: object) -> None:
     """Set an attribute of a module, as ``setattr``, which looks through its tensors and children first."""
     kind = type(module)

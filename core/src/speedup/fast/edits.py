@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from speedup.graph import Value
-from speedup.shell import shell_of
+from speedup.shell import like, shell_of
 
 
 class Edits:
@@ -16,32 +17,24 @@ class Edits:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._changes: dict[tuple[str, str], list[Callable[[torch.Tensor], torch.Tensor]]] = {}
+        self._changes: dict[str, dict[str, list[Callable[[torch.Tensor], torch.Tensor]]]] = defaultdict(dict)
 
     def change(self, value: Value, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Note a change of what has one name in the model."""
         path, _, name = value.names[0].rpartition(".")
-        self._changes.setdefault((path, name), []).append(change)
+        self._changes[path].setdefault(name, []).append(change)
 
-    def modules(self, others: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """New modules by path, each behind those that it is in.
+    def modules(self) -> dict[str, nn.Module]:
+        """New modules by path."""
+        made = {}
+        for path, by_name in self._changes.items():
+            module = self._model.get_submodule(path)
+            made[path] = shell_of(module, {n: _changed(getattr(module, n), steps) for n, steps in by_name.items()})
+        return made
 
-        Args:
-            others: those that change otherwise; none of which has its tensors changed.
-        """
-        made: dict[str, nn.Module] = {}
-        for (path, name), changes in self._changes.items():
-            if path not in made:
-                made[path] = shell_of(self._model.get_submodule(path))
-            old = getattr(made[path], name)
-            wide = old.detach().to(torch.float64)
-            for change in changes:
-                wide = change(wide)
-            new = wide.to(old.dtype)
-            if isinstance(old, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=old.requires_grad)
-                new.__dict__.update(old.__dict__)
-            held = made[path].__dict__
-            held["_parameters" if name in held["_parameters"] else "_buffers"][name] = new
-        assert made.keys().isdisjoint(others)
-        return dict(sorted({**made, **others}.items()))
+
+def _changed(old: torch.Tensor, changes: list[Callable[[torch.Tensor], torch.Tensor]]) -> torch.Tensor:
+    wide = old.detach().to(torch.float64)
+    for change in changes:
+        wide = change(wide)
+    return like(old, wide.to(old.dtype))

@@ -52,8 +52,7 @@ def fused(
         effects: how far rounding alone moves that, as for ``speedup.rounding.difference``.
     """
     report = Fusing()
-    cases = [Case(inputs, reference if reference is not None else answers_of(model, inputs), effects)]
-    elsewhere: list[Case] | None = None
+    cases: list[Case] = []
     training = {id(module) for module in model.modules() if getattr(module, "training", False)}
     refused: dict[str, str] = {}
     while True:
@@ -64,9 +63,9 @@ def fused(
         if not steps:
             report.stays = [NotFused(path, why) for path, why in search.stays.items()]
             return report
-        if elsewhere is None:
-            elsewhere = elsewhere_of(model, inputs, graph, rules)
-            cases += elsewhere
+        if not cases:  # nothing has changed yet
+            wanted = reference if reference is not None else answers_of(model, inputs)
+            cases = [Case(inputs, wanted, effects), *elsewhere_of(model, inputs, graph, rules)]
         trial = Trial(model, cases, transaction, graph.coarsest, refused)
         for step in trial.taken(steps):
             if step.kind == "fixed":

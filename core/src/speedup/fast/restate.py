@@ -23,7 +23,7 @@ from speedup.facts import Floats
 from speedup.fast.edits import Edits
 from speedup.fast.hooks import has_hooks
 from speedup.fast.plain import Plain
-from speedup.fast.streams import Stream, Unfit, name_of, own
+from speedup.fast.streams import Stream, Unfit, alone, name_of
 from speedup.graph import Graph, Node, Value
 from speedup.infer import infer
 from speedup.known import NodeFacts
@@ -136,11 +136,12 @@ def _restated(model: nn.Module, stream: Stream, chosen: Mapping[Node, Plain]) ->
     for factor in {f for factors in stream.factors.values() for f in factors}:
         edits.change(factor, partial(_with_one, carrier=plain.carrier))
     for maker, (axis, factors) in stream.makers.items():
-        edits.change(maker, partial(_with_sum, sums=_scaled(plain.sums, factors), carrier=plain.carrier, axis=axis))
-    return Restated(calls, edits.modules({node.path: plain.module for node, plain in chosen.items()}))
+        edits.change(maker, partial(_with_sum, sums=_in_front(plain.sums, factors), carrier=plain.carrier, axis=axis))
+    modules = {**edits.modules(), **{node.path: plain.module for node, plain in chosen.items()}}
+    return Restated(calls, dict(sorted(modules.items())))
 
 
-def _scaled(sums: Floats, factors: Sequence[Value]) -> Floats:
+def _in_front(sums: Floats, factors: Sequence[Value]) -> Floats:
     """What each channel counts before it is multiplied."""
     for factor in factors:
         sums = sums * factor.contents().to("cpu", torch.float64).numpy().reshape(-1)
@@ -182,7 +183,7 @@ def _weight_of(reader: Node, number: int, axes: Mapping[Value, int]) -> tuple[Va
     found = [a for a in range(weight.ndim) if name_of(reader, others[0], a) == name]
     if len(found) != 1 or not weight.is_source:
         raise unfit
-    return own(weight), found[0]
+    return alone(weight), found[0]
 
 
 def _with_more(weight: torch.Tensor, onto: Floats, carrier: int, axis: int) -> torch.Tensor:

@@ -116,7 +116,7 @@ class _Place:
             return "no layer with a weight and a bias"
         weight, bias = node.operands[factors[0]], node.operands[number]
         for value in (weight, bias):
-            if value is not None and not _is_alone(value):
+            if value is not None and not is_alone(value):
                 return f"{value.label} has other readers, or is no plain parameter"
         assert weight is not None and weight.tensor is not None
         made = layout.names_of(factors[0]) & layout.names_of(layout.n_inputs)
@@ -142,7 +142,7 @@ def _only_along(node: Node, k: int, *arrays: Floats) -> bool:
     return all(a.shape[axis] == 1 for a in arrays for axis in others)
 
 
-def _is_alone(value: Value) -> bool:
+def is_alone(value: Value) -> bool:
     """Whether a value is a plain parameter that one call reads, under one name."""
     return value.is_of_one_call and len(value.names) == 1
 

@@ -18,6 +18,7 @@ import numpy as np
 from speedup.ask import ask
 from speedup.errors import SignatureError
 from speedup.facts import Indices
+from speedup.fast.scaling import is_alone
 from speedup.graph import Node, Value
 from speedup.movement import Movement
 
@@ -107,7 +108,7 @@ def _told(node: Node) -> str:
 def _sources(value: Value, axis: int, factors: tuple[Value, ...], stream: Stream) -> list[_Found]:
     """What a tensor of a stream has its channels from: other tensors of it; makers are noted."""
     if value.is_source:
-        stream.makers[own(value)] = axis, factors
+        stream.makers[alone(value)] = axis, factors
         return []
     node = value.producer
     if node is None or node.rule is None or node.writes:
@@ -118,19 +119,19 @@ def _sources(value: Value, axis: int, factors: tuple[Value, ...], stream: Stream
     scaled = _scaled(node, axis)
     if scaled is not None:
         operand, a, factor = scaled
-        return [(operand, a, (*factors, own(factor)))]
+        return [(operand, a, (*factors, alone(factor)))]
     for maker, a in _made_by(node, axis):
-        stream.makers[own(maker)] = a, factors
+        stream.makers[alone(maker)] = a, factors
     return []
 
 
-def own(value: Value) -> Value:
+def alone(value: Value) -> Value:
     """A parameter or buffer that one call alone reads, under one name.
 
     Raises:
         Unfit: it is none.
     """
-    if not value.is_of_one_call or len(value.names) != 1 or not value.dtype.is_floating_point:
+    if not is_alone(value) or not value.dtype.is_floating_point:
         raise Unfit(f"{value.label} has other readers, or is no plain parameter")
     return value
 

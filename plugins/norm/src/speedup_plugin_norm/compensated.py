@@ -17,13 +17,14 @@ per position. They are of a subclass of the class that they replace, with the sa
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speedup import Overlay, overlaid
+from speedup import Overlay, overlaid, plain_class
 
 PLAIN = ("weight", "bias")
 REMOVED = ("removed", "removed_mean", "removed_spread")
@@ -262,6 +263,16 @@ def divisor(squares: Any, total: Any, eps: float, spread: str = "var") -> Any:
     """
     var = squares / (total - 1 if spread.endswith("1") else total)
     return (var + eps) ** 0.5 if spread.startswith("var") else var**0.5 + eps
+
+
+def uncompensated(module: nn.Module, kind: type[Compensated]) -> Any:
+    """A copy of a compensated module that counts nothing: one of the user's class, with the same parameters."""
+    made: Any = copy.deepcopy(module)
+    made.__class__ = plain_class(module)
+    for each in (Compensated, kind):
+        for name in vars(each)["__annotations__"].keys() - PLAIN:
+            made.__dict__.pop(name, None)
+    return made
 
 
 def compensate(module: nn.Module, kind: type[Compensated], **numbers: Any) -> nn.Module:

@@ -24,9 +24,7 @@ import torch
 from torch import nn
 
 from speedup import Floats, Node, NodeFacts, Plain
-from speedup.overlay import plain_class
-from speedup.shell import shell_of
-from speedup_plugin_norm.compensated import LayerNormForward
+from speedup_plugin_norm.compensated import LayerNormForward, uncompensated
 from speedup_plugin_norm.counting import Counting
 
 _MOST = 4  # channels that are offered: mostly one is a constant
@@ -41,7 +39,7 @@ def plain(rule: Counting, node: Node, facts: NodeFacts, eps: float) -> list[Plai
         eps: that of the original.
     """
     module, size = node.module, node.layout.sizes["c"]
-    if not isinstance(module, nn.LayerNorm) or not isinstance(module, LayerNormForward) or size < 2:
+    if not isinstance(module, nn.LayerNorm) or size < 2:
         return []
     if rule.tail(node) or rule.added(node) or rule.spread(node) != "var" or rule.carriers(node).any():
         return []
@@ -73,10 +71,7 @@ def _line(tensor: torch.Tensor | None, size: int) -> Floats:
 
 def _made(module: nn.LayerNorm, eps: float, weight: Floats, bias: Floats) -> nn.LayerNorm:
     """The module as one of the user's class."""
-    made = shell_of(module)
-    made.__class__ = plain_class(module)  # type: ignore[assignment]
-    for name in [n for n in vars(made) if n.startswith(("stat_", "removed"))]:
-        del made.__dict__[name]
+    made: nn.LayerNorm = uncompensated(module, LayerNormForward)
     made.eps = eps
     for name, line in (("weight", weight), ("bias", bias)):
         old = getattr(module, name)
