@@ -156,7 +156,8 @@ def corrected(
 ) -> torch.Tensor:
     """The kernel over the last axis, corrected for what was removed. It gives no gradients of its statistics.
 
-    With w = whole: y = kernel(x) · w / inverse + weight · w · q · away + bias, in few passes and few small calls.
+    With u = (mean_kept - m) / kernel's deviation, of which the eps is such that p times its square is eps + s / N more
+    than p · var_kept: y = (kernel(x) + weight · q · u) / sqrt(p + p · q · u²) + bias, in few passes and small calls.
 
     Args:
         gone, gone_mean, gone_spread: how many were removed, their mean and sum of squared deviations.
@@ -177,19 +178,19 @@ def corrected(
         dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
         x = x.float()
         weight, bias = (None if t is None else t.float() for t in (weight, bias))
+    if not gone:
+        return F.layer_norm(x, (left,), weight, bias, eps).to(dtype)
     total = left + gone
     p, q = left / total, gone / total
-    y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, eps)
-    away = mean - gone_mean if gone_mean else mean
-    # The kernel's eps is in 1 / inverse² already, p times of it.
-    rest = (q * eps + gone_spread / total) / p
-    whole = inverse.pow(-2).add_(rest).addcmul_(away, away, value=q).rsqrt_()
-    shift, whole = whole * away, whole.div_(inverse)
+    y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, (eps + gone_spread / total) / p)
+    u = (mean - gone_mean if gone_mean else mean).mul_(inverse)
+    whole, unit = u.square().add_(1 / q).rsqrt_(), (p * q) ** -0.5
+    shift = u.mul_(whole)
     if bias is None:
-        y = y.mul_(whole).add_(shift if weight is None else shift * weight, alpha=q).mul_(p**-0.5)
+        y = y.mul_(whole).add_(shift if weight is None else shift * weight, alpha=q).mul_(unit)
     else:
         ones = bias.new_ones(()) if weight is None else weight
-        y = torch.addcmul(bias, shift, ones, value=q * p**-0.5).addcmul_(y, whole, value=p**-0.5)
+        y = torch.addcmul(bias, shift, ones, value=q * unit).addcmul_(y, whole, value=unit)
     return y if y.dtype == dtype else y.to(dtype)
 
 
@@ -202,7 +203,7 @@ class LayerNormForward(Compensated):
         axis = along(self.stat_axis, x.ndim)
         last = self.stat_eps > 0 and axis in (-1, x.ndim - 1) and self.stat_spread == "var"
         if last and not self.is_carried and is_plain():
-            weight, bias = (None if t is None else t.reshape(-1) for t in _scale_of(self))
+            weight, bias = (t if t is None or t.ndim == 1 else t.reshape(-1) for t in _scale_of(self))
             gone = self.gone(x.shape[-1])
             return self.behind(corrected(x, weight, bias, self.stat_eps, gone, self.removed_mean, self.removed_spread))
         wide = x.float() if x.dtype in HALF else x
