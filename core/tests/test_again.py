@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup import Affine, Node, NodeFacts, Registry, Rule, default_registry
-from speedup.facts import everything
+from speedup.arrays import everything
 from speedup.graph import Graph, Value
 from speedup.infer import infer
 from speedup.known import Facts

@@ -9,18 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedup.facts import (
-    Affine,
-    affine,
-    any_product,
-    compact_affine,
-    compact_axes,
-    constant,
-    read_only,
-    sum_product,
-    unused,
-    without_constants,
-)
+from speedup.arrays import any_product, compact_axes, read_only, sum_product
+from speedup.facts import Affine, affine, compact_affine, constant, unused, without_constants
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 

@@ -1,5 +1,7 @@
 """``import speedup`` loads nothing else; the names come from their modules when they are asked for."""
 
+import ast
+import inspect
 import subprocess
 import sys
 from types import ModuleType
@@ -27,6 +29,12 @@ def test_all_public_names_can_be_had_and_none_hides_a_module() -> None:
     for name in speedup.__all__:
         assert not isinstance(getattr(speedup, name), ModuleType), name
     assert set(speedup.__all__) <= set(dir(speedup))
+
+
+def test_type_checkers_see_the_names_where_they_are() -> None:
+    checked = next(n for n in ast.parse(inspect.getsource(speedup)).body if isinstance(n, ast.If))
+    seen = {a.name: n.module for n in checked.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert seen == speedup._HOME_OF
 
 
 def test_a_wrong_name_is_told_as_python_does() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import speedup
 from speedup import NodeKeep, Registry, Rule, default_registry, tie
-from speedup.facts import nothing
+from speedup.arrays import nothing
 from speedup.graph import Graph, Node
 from speedup.keep import KeepSets, Stage
 from speedup.known import Facts

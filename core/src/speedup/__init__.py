@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from speedup.arrays import Bools, Floats, along
     from speedup.build import Kept
     from speedup.errors import (
         CheckError,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
         TraceError,
     )
     from speedup.expand import Call, Expanded, Expansion
-    from speedup.facts import Affine, Bools, Constant, Fact, Floats, Unused, along
+    from speedup.facts import Affine, Constant, Fact, Unused
+    from speedup.fast.plain import Plain
     from speedup.flow import unused_operands
     from speedup.graph import Node, Ref, Value, rows_of_one
     from speedup.groups.align import align
@@ -38,12 +40,12 @@ if TYPE_CHECKING:
     from speedup.groups.result import ChannelGroups, Group, Member
     from speedup.hookspecs import CONTRACT_VERSION, hookimpl, hookspec
     from speedup.instead import Instead
-    from speedup.keep import NodeKeep
     from speedup.kinds import Kind
     from speedup.known import NodeFacts
     from speedup.movement import Movement
     from speedup.names import op_name, variants
-    from speedup.overlay import Overlay, overlaid
+    from speedup.node_keep import NodeKeep
+    from speedup.overlay import Overlay, overlaid, plain_class
     from speedup.overwrite import TiedMovement
     from speedup.planning import ModelSpeedup, Plan, plan
     from speedup.products import matmul
@@ -59,12 +61,13 @@ if TYPE_CHECKING:
 
 # Where each name is; what type checkers read above says the same.
 _HOMES = {
+    "speedup.arrays": "Bools Floats along",
     "speedup.build": "Kept",
     "speedup.errors": "CheckError InputError MaskError PluginConflictError PluginError RuleError SignatureError "
     "SpeedupError StorageError TraceError",
     "speedup.expand": "Call Expanded Expansion",
+    "speedup.facts": "Affine Constant Fact Unused",
     "speedup.fast.plain": "Plain",
-    "speedup.facts": "Affine Bools Constant Fact Floats Unused along",
     "speedup.flow": "unused_operands",
     "speedup.graph": "Node Ref Value rows_of_one",
     "speedup.groups.align": "align",
@@ -72,12 +75,12 @@ _HOMES = {
     "speedup.groups.labels": "Labels",
     "speedup.groups.result": "ChannelGroups Group Member",
     "speedup.hookspecs": "CONTRACT_VERSION hookimpl hookspec",
-    "speedup.known": "NodeFacts",
     "speedup.instead": "Instead",
-    "speedup.keep": "NodeKeep",
     "speedup.kinds": "Kind",
+    "speedup.known": "NodeFacts",
     "speedup.movement": "Movement",
     "speedup.names": "op_name variants",
+    "speedup.node_keep": "NodeKeep",
     "speedup.overlay": "Overlay overlaid plain_class",
     "speedup.overwrite": "TiedMovement",
     "speedup.planning": "ModelSpeedup Plan plan",

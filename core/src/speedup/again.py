@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import Affine, Bools, Floats, same_affine
+from speedup.arrays import Bools, Floats
+from speedup.facts import Affine, same_affine
 from speedup.graph import Graph, Line, Node, Value
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speedup.facts import Floats
+from speedup.arrays import Floats
 from speedup.graph import Node, Value
 from speedup.pieces import contents, is_own
 from speedup.reused import reused

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from speedup import walk
+from speedup.arrays import Bools
 from speedup.ask import ask, culprit
 from speedup.cached import cached_property
 from speedup.cutting import laid_out_like
 from speedup.deferred import Deferred, is_large, may_defer, placeholder
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
-from speedup.facts import Bools
 from speedup.folds import DeferredFold, Folds
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from speedup.arrays import ZERO, Bools, Floats, Indices, some
 from speedup.cached import cached_property
-from speedup.facts import ZERO, Bools, Floats, Indices, some
 from speedup.products import matmul
 
 # A row that takes more than this of what is kept is not spanned: the weights would grow by it, and rounding with them.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from speedup.arrays import Bools, Floats, Indices
 from speedup.cutting import by_numpy, take
-from speedup.facts import Bools, Floats, Indices
 from speedup.graph import Node, Value
 from speedup.kept import kept_of
 from speedup.layout import Layout

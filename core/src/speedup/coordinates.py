@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from speedup.arrays import Bools, Floats, alike_shaped, along, compact_axes, every, nothing, some
 from speedup.errors import SignatureError
-from speedup.facts import Bools, Floats, alike_shaped, along, compact_axes, every, nothing, some
 from speedup.graph import Node, Ref, Value
 from speedup.recall import Recall, call_key
 from speedup.rule import Rule

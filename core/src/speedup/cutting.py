@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from speedup.facts import Bools, Indices, along, any_of
+from speedup.arrays import Bools, Indices, along, any_of
 from speedup.regular import kept_shape, ragged_axes, varied
 
 Line: TypeAlias = tuple[int, Indices]  # an axis, and what is kept of it

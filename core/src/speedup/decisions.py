@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from speedup.arrays import nothing
 from speedup.bias import is_shifted
-from speedup.facts import nothing
 from speedup.graph import Graph, Node, Value
 from speedup.instead import stands_for
 from speedup.keep import KeepSets

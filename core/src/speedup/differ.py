@@ -8,7 +8,8 @@ from math import prod
 
 import numpy as np
 
-from speedup.facts import Affine, Bools, Floats, everything
+from speedup.arrays import Bools, Floats, everything
+from speedup.facts import Affine
 from speedup.graph import Value
 from speedup.known import Facts
 

@@ -16,7 +16,8 @@ from speedup.ask import ask
 from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.graph import Graph, Node, Value
-from speedup.keep import KeepSets, NodeKeep
+from speedup.keep import KeepSets
+from speedup.node_keep import NodeKeep
 from speedup.removed import removed
 from speedup.rounding import distance
 from speedup.trace.outputs import tensors_in

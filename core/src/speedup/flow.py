@@ -24,22 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.utils._pytree import tree_leaves
 
-from speedup.facts import (
-    Affine,
-    Bools,
-    Constant,
-    Fact,
-    Floats,
-    Unused,
-    affine,
-    any_of,
-    any_product,
-    constant,
-    everything,
-    some,
-    sum_product,
-    unused,
-)
+from speedup.arrays import Bools, Floats, any_of, any_product, everything, some, sum_product
+from speedup.facts import Affine, Constant, Fact, Unused, affine, constant, unused
 from speedup.graph import Node, Ref, Value
 from speedup.layout import Layout
 from speedup.linearity import through

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from speedup.arrays import ZERO, compact_axes, some, varies
 from speedup.bias import absorber, into_bias, takes_bias
 from speedup.carrying import carry
-from speedup.facts import ZERO, compact_axes, some, varies
 from speedup.graph import Node, Value
 from speedup.kinds import Kind
 from speedup.pieces import contents
@@ -31,7 +31,8 @@ from speedup.response import response
 from speedup.rows import Rows, has_rows
 
 if TYPE_CHECKING:
-    from speedup.keep import KeepSets, NodeKeep
+    from speedup.keep import KeepSets
+    from speedup.node_keep import NodeKeep
     from speedup.rule import Rule
 
 

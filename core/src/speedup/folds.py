@@ -11,15 +11,16 @@ from typing import TypeAlias
 import torch
 
 from speedup import fold
+from speedup.arrays import Bools
 from speedup.ask import ask, culprit
 from speedup.bias import flat_output
 from speedup.deferred import is_large, may_defer_fold, placeholder
 from speedup.errors import RuleError
-from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
-from speedup.keep import KeepSets, NodeKeep
+from speedup.keep import KeepSets
 from speedup.kept import kept_of
 from speedup.made import Made
+from speedup.node_keep import NodeKeep
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.removed import removed
 from speedup.rule import Rule, leaves_to_layout

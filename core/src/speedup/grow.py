@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from speedup.arrays import any_of, everything, nothing, some, unfit
 from speedup.ask import ask
-from speedup.facts import any_of, everything, nothing, some, unfit
 from speedup.graph import Graph, Node, Value
-from speedup.keep import KeepSets, Lock, NodeKeep, Stage
+from speedup.keep import KeepSets, Lock, Stage
 from speedup.kinds import Kind
 from speedup.known import Facts
+from speedup.node_keep import NodeKeep
 from speedup.regular import Lines
 from speedup.rule import Rule
 from speedup.sets import Product

@@ -15,20 +15,10 @@ import numpy as np
 import torch
 
 from speedup.again import Again
+from speedup.arrays import Bools, Floats, everything, nothing, unfit, zeros
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
-from speedup.facts import (
-    Affine,
-    Bools,
-    Constant,
-    Fact,
-    Floats,
-    Unused,
-    everything,
-    nothing,
-    unfit,
-    zeros,
-)
+from speedup.facts import Affine, Constant, Fact, Unused
 from speedup.graph import Graph, Node, Value
 from speedup.known import Facts, NodeFacts
 from speedup.rule import Rule, says_nothing

@@ -9,8 +9,9 @@ from typing import Any
 from speedup.ask import ask
 from speedup.errors import RuleError
 from speedup.graph import Node
-from speedup.keep import KeepSets, NodeKeep
+from speedup.keep import KeepSets
 from speedup.names import op_name
+from speedup.node_keep import NodeKeep
 from speedup.rule import Rule
 
 

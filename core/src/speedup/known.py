@@ -12,26 +12,10 @@ from typing import cast
 import numpy as np
 import torch
 
+from speedup.arrays import Bools, Floats, all_of, compact_axes, everything, nothing, read_only, some, unfit, zeros
 from speedup.ask import culprit
 from speedup.errors import RuleError
-from speedup.facts import (
-    Affine,
-    Bools,
-    Constant,
-    Floats,
-    Unused,
-    all_of,
-    compact_affine,
-    compact_axes,
-    everything,
-    nothing,
-    read_only,
-    same_affine,
-    some,
-    unfit,
-    without_constants,
-    zeros,
-)
+from speedup.facts import Affine, Constant, Unused, compact_affine, same_affine, without_constants
 from speedup.graph import Graph, Node, Value
 from speedup.lines import is_line, read_lines
 from speedup.masks import compact

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from speedup.arrays import all_of, any_of
 from speedup.cached import cached_property
-from speedup.facts import all_of, any_of
 
 Shape = tuple[int, ...]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]

@@ -20,19 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speedup.facts import (
-    ZERO,
-    Affine,
-    Bools,
-    Constant,
-    Fact,
-    Floats,
-    alike_shaped,
-    compact_affine,
-    everything,
-    same,
-    some,
-)
+from speedup.arrays import ZERO, Bools, Floats, alike_shaped, everything, same, some
+from speedup.facts import Affine, Constant, Fact, compact_affine
 from speedup.graph import Node, Value
 
 if TYPE_CHECKING:

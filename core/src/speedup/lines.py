@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from speedup.facts import Floats, read_only
+from speedup.arrays import Floats, read_only
 from speedup.graph import Value
 
 _SHORT = 1 << 14  # entries

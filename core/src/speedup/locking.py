@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from speedup.arrays import along
 from speedup.errors import CheckError
-from speedup.facts import along
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from speedup import walk
+from speedup.arrays import Bools, Indices, equal
 from speedup.cutting import taken
-from speedup.facts import Bools, Indices, equal
 from speedup.masks import compact
 
 # Below, slices cost more time than they save memory; and so many of them that the largest does not count.

@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
+from speedup.arrays import Bools, compact_axes
 from speedup.ask import ask
 from speedup.elsewhere import Elsewhere
-from speedup.facts import Bools, compact_axes
 from speedup.graph import Graph, Node, Value
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind

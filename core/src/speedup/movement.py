@@ -14,23 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup.arrays import Bools, Floats, along, any_of, every, everything, some
 from speedup.coordinates import CoordinateRule, Origin, without_repeats, writable
 from speedup.cutting import cut
 from speedup.errors import SignatureError
-from speedup.facts import (
-    Affine,
-    Bools,
-    Fact,
-    Floats,
-    Unused,
-    affine,
-    along,
-    any_of,
-    constant,
-    every,
-    everything,
-    some,
-)
+from speedup.facts import Affine, Fact, Unused, affine, constant
 from speedup.graph import Node, Value, rows_of_one
 from speedup.groups.labels import Labels, by_movement
 from speedup.kinds import Kind
@@ -42,8 +30,8 @@ from speedup.shell import shell_of
 
 if TYPE_CHECKING:
     from speedup.build import Kept
-    from speedup.keep import NodeKeep
     from speedup.known import NodeFacts
+    from speedup.node_keep import NodeKeep
 
 _MANY = 2**16  # entries of keep sets above which an answer is not remembered
 

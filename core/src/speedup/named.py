@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from speedup.arrays import ZERO, Bools, Floats, any_of, everything, nothing, zeros
 from speedup.cached import cached_property
-from speedup.facts import ZERO, Bools, Floats, any_of, everything, nothing, zeros
 from speedup.graph import Node
 from speedup.layout import Layout
 

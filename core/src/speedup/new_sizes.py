@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from speedup.arrays import Bools, along, count, some
 from speedup.errors import RuleError
-from speedup.facts import Bools, along, count, some
 from speedup.graph import Node
 from speedup.layout import Layout
 from speedup.regular import ragged_axis

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from speedup.arrays import Bools, any_of
 from speedup.ask import ask
 from speedup.cutting import gather
-from speedup.facts import Bools, any_of
 from speedup.graph import Graph, Node, Value
 from speedup.kinds import Kind
 from speedup.regular import varied

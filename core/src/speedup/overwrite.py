@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from speedup.arrays import Bools
 from speedup.coordinates import Origin
-from speedup.facts import Bools, Fact, Unused
+from speedup.facts import Fact, Unused
 from speedup.graph import Node
 from speedup.groups.labels import Labels
-from speedup.keep import NodeKeep
 from speedup.known import NodeFacts
 from speedup.movement import Movement
+from speedup.node_keep import NodeKeep
 from speedup.order import Orders
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from speedup.facts import Bools, equal, some
+from speedup.arrays import Bools, equal, some
 from speedup.layout import Layout
 
 Flags = Sequence[Sequence[bool]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from speedup.facts import Floats
+from speedup.arrays import Floats
 
 # From so many products of two numbers on OpenBLAS, which NumPy brings along, uses threads: of matrices, of a vector.
 _MANY, _MANY_OF_VECTOR = 1 << 18, 1 << 13

@@ -15,8 +15,8 @@ from math import prod
 import numpy as np
 import torch
 
+from speedup.arrays import Bools, Indices, along, any_of, count
 from speedup.cached import cached_property
-from speedup.facts import Bools, Indices, along, any_of, count
 
 
 def varied(keep: Bools) -> list[int]:

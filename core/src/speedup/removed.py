@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speedup.arrays import ZERO, Bools, Floats, any_of, any_product, compact_axes, count, some, varies
 from speedup.bias import takes_bias
-from speedup.facts import ZERO, Affine, Bools, Floats, any_of, any_product, compact_axes, count, some, varies
+from speedup.facts import Affine
 from speedup.graph import Node
 from speedup.layout import Layout
 from speedup.pieces import is_own
 from speedup.reused import Agreed, Reused, constants, reused
 
 if TYPE_CHECKING:
-    from speedup.keep import NodeKeep
+    from speedup.node_keep import NodeKeep
 
 # The terms of what is constant: of no unknown.
 _NONE = np.zeros(0)

@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 import torch
 
+from speedup.arrays import Bools, Floats, Indices, along, every, some
 from speedup.cutting import by_numpy, cut_indices
-from speedup.facts import Bools, Floats, Indices, along, every, some
 from speedup.graph import Node
 from speedup.layout import Layout
 from speedup.masking import masked

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from speedup.arrays import ZERO, Bools, Floats, compact_axes, varies
 from speedup.errors import SignatureError
-from speedup.facts import ZERO, Bools, Floats, compact_axes, varies
 from speedup.graph import Node, Value
 from speedup.known import Facts, NodeFacts
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speedup.arrays import ZERO, Bools, Floats, Indices, all_of, any_of, count, some, varies
 from speedup.carriers import Carriers, of_any
-from speedup.facts import ZERO, Bools, Floats, Indices, all_of, any_of, count, some, varies
 from speedup.graph import Node
 from speedup.layout import Layout
 
 if TYPE_CHECKING:
-    from speedup.keep import NodeKeep
+    from speedup.node_keep import NodeKeep
     from speedup.removed import Removed
 
 

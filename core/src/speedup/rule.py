@@ -31,9 +31,10 @@ import torch
 from torch import nn
 
 from speedup import flow, tie, walk
+from speedup.arrays import Bools, Floats
 from speedup.axes import parse
 from speedup.errors import RuleError, SignatureError, SpeedupError
-from speedup.facts import Bools, Fact, Floats
+from speedup.facts import Fact
 from speedup.graph import Node, Ref, Value
 from speedup.groups.labels import Labels, by_signature
 from speedup.layout import Layout
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     from speedup.build import Kept
     from speedup.fast.plain import Plain
     from speedup.instead import Instead
-    from speedup.keep import NodeKeep
     from speedup.known import NodeFacts
+    from speedup.node_keep import NodeKeep
 
 _FIELDS = (
     "name",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speedup.facts import Affine, Bools, Constant, along
+from speedup.arrays import Bools, along
+from speedup.facts import Affine, Constant
 
 if TYPE_CHECKING:
     from speedup.graph import Node

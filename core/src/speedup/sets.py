@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import overload
 
-from speedup.facts import Bools, every, everything, nothing, some
+from speedup.arrays import Bools, every, everything, nothing, some
 from speedup.graph import Value
 from speedup.regular import Lines, varied
 

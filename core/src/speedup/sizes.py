@@ -23,10 +23,10 @@ from math import prod
 import torch
 from torch import nn
 
+from speedup.arrays import Bools
 from speedup.differ import differ
 from speedup.elsewhere import Elsewhere
 from speedup.errors import RuleError
-from speedup.facts import Bools
 from speedup.graph import Graph, Node, Value
 from speedup.grow import keep_sets
 from speedup.infer import infer

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speedup import fold
-from speedup.facts import Bools, any_of, compact_axes, equal, everything, some
+from speedup.arrays import Bools, any_of, compact_axes, equal, everything, some
 from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.layout import Layout
@@ -26,7 +26,7 @@ from speedup.pattern import Pattern, along_one, pattern_of, rigid_flags
 from speedup.regular import Lines, can_be_cut, regularize, varied
 
 if TYPE_CHECKING:
-    from speedup.keep import NodeKeep
+    from speedup.node_keep import NodeKeep
     from speedup.rule import Rule
 
 _WHY_LINKED = "joined with a tensor that keeps it"

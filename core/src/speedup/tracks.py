@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from speedup.facts import Bools, every, everything
+from speedup.arrays import Bools, every, everything
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from speedup.facts import Floats
+from speedup.arrays import Floats
 from speedup.graph import Node
 from speedup.layout import Layout, Shape
 

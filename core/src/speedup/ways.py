@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup.arrays import Bools, everything
 from speedup.build import Parts
 from speedup.differ import combine_alike
 from speedup.elsewhere import Elsewhere
 from speedup.errors import SpeedupError
-from speedup.facts import Bools, everything
 from speedup.graph import Graph, Node, Value
 from speedup.grow import keep_sets
 from speedup.keep import KeepSets, Lock

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from speedup.arrays import Floats
 from speedup.ask import ask, culprit
 from speedup.commit import Transaction
 from speedup.errors import RuleError
-from speedup.facts import Floats
 from speedup.fast.hooks import has_hooks
 from speedup.fast.idle import constants, idle_calls
 from speedup.fast.restate import may_restate, restated

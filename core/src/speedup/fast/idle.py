@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from speedup.arrays import Floats
 from speedup.ask import ask
 from speedup.bias import flat_output
-from speedup.facts import Floats
 from speedup.graph import Graph, Node, Value
 from speedup.pieces import contents
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from speedup.facts import Floats
+from speedup.arrays import Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup.arrays import Floats
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError, SignatureError
-from speedup.facts import Floats
 from speedup.fast.edits import Edits
 from speedup.fast.hooks import has_hooks
 from speedup.fast.plain import Plain

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from speedup.arrays import Floats, compact_axes
 from speedup.ask import ask
 from speedup.bias import flat_output
-from speedup.facts import Floats, compact_axes
 from speedup.graph import Node, Value
 from speedup.pieces import contents
 from speedup.response import response

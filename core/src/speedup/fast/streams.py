@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from speedup.arrays import Indices
 from speedup.ask import ask
 from speedup.errors import SignatureError
-from speedup.facts import Indices
 from speedup.fast.scaling import is_alone
 from speedup.graph import Node, Value
 from speedup.movement import Movement

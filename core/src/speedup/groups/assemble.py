@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from speedup.facts import Bools
+from speedup.arrays import Bools
 from speedup.graph import Graph, Value
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import Labels, Numbers, varied

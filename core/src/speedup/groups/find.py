@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from speedup.arrays import Bools
 from speedup.ask import ask
 from speedup.auxiliary import widest_trace
 from speedup.errors import InputError
-from speedup.facts import Bools
 from speedup.graph import Graph, Value
 from speedup.groups.assemble import assemble
 from speedup.groups.blocks import Blocks

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from speedup.facts import Bools, Floats, everything
+from speedup.arrays import Bools, Floats, everything
 from speedup.graph import Graph, Node, Value
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import Grid, Labels, Numbers, varied

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from speedup.facts import Floats
+from speedup.arrays import Floats
 from speedup.groups.result import ChannelGroups, Group, Indices
 from speedup.pruning.widths import Widths
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from speedup.facts import Bools
+from speedup.arrays import Bools
 from speedup.graph import Node, Value
 from speedup.keep import KeepSets
 

@@ -12,9 +12,9 @@ from math import prod
 
 import numpy as np
 
+from speedup.arrays import Bools, all_of, along, any_of
 from speedup.barriers import command_for
 from speedup.errors import SignatureError
-from speedup.facts import Bools, all_of, along, any_of
 from speedup.graph import Graph, Node, Value
 from speedup.infer import unseen
 from speedup.keep import Event, KeepSets

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speedup.facts import Bools, all_of, along, nothing
+from speedup.arrays import Bools, all_of, along, nothing
 from speedup.graph import Value
 from speedup.keep import KeepSets
 from speedup.kinds import Kind

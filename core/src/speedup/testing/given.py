@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from speedup.facts import Affine, Bools, Constant, Floats, affine, everything, nothing
+from speedup.arrays import Bools, Floats, everything, nothing
+from speedup.facts import Affine, Constant, affine
 from speedup.graph import Node, Value, rows_of_one
 from speedup.known import Facts
 

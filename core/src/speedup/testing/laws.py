@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from speedup.arrays import Bools, nothing
 from speedup.errors import RuleError
-from speedup.facts import Affine, Bools, Constant, Fact, Unused, nothing
+from speedup.facts import Affine, Constant, Fact, Unused
 from speedup.flow import placing
 from speedup.graph import Graph, Node, Value
 from speedup.infer import _returned, infer

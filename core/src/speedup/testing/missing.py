@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from speedup.arrays import Bools, along, nothing
 from speedup.errors import SignatureError
-from speedup.facts import Bools, Unused, along, nothing
+from speedup.facts import Unused
 from speedup.flow import follows
 from speedup.graph import Node, Value
 from speedup.infer import _returned, infer

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from speedup.facts import Affine, Bools
+from speedup.arrays import Bools
+from speedup.facts import Affine
 from speedup.graph import Node, Ref, Value, rows_of_one
 from speedup.known import Facts
 from speedup.trace.making import new_or_changed

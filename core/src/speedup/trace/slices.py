@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from speedup.arrays import Indices
 from speedup.axes import Axis, parse
 from speedup.cutting import outer_first, take_into
-from speedup.facts import Indices
 from speedup.graph import Node
 from speedup.masking import Masking
 from speedup.rule import Rule
