@@ -355,7 +355,7 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     model = exact(Net())
     before = {n: (id(m), dict(vars(m))) for n, m in model.named_modules()}
     tensors = {n: t.clone() for n, t in model.state_dict().items()}
-    monkeypatch.setattr(sys.modules["speedup.planning"], "note", lambda *args: 1 / 0)
+    monkeypatch.setattr(sys.modules["speedup.planned"], "note", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         speedup.plan(model, sized(*X), nothing(model)).apply(fuse=True)
     assert {n: (id(m), dict(vars(m))) for n, m in model.named_modules()} == before

@@ -523,7 +523,7 @@ def test_a_failed_verification_takes_the_repairs_back(monkeypatch: pytest.Monkey
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("speedup.planning.compare", fail)
+    monkeypatch.setattr("speedup.planned.compare", fail)
     with pytest.raises(MemoryError):
         plan.apply(verify=True)
     assert type(model) is nets.View and model.conv.weight.shape[0] == 8

@@ -278,7 +278,7 @@ def test_a_failure_leaves_a_carrying_model_as_it_was(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(sys.modules["speedup.planning"], "compare", fail)
+    monkeypatch.setattr(sys.modules["speedup.planned"], "compare", fail)
     with pytest.raises(RuntimeError, match="no"):
         plan.apply(verify=True)
     assert state(model) == before

@@ -256,8 +256,8 @@ def test_a_wrong_fact_is_refused() -> None:
     "target",
     [
         "solve.first_trace", "sizes.infer", "ways.keep_sets", "settle.arrange", "settle.build", "settle.mend",
-        "tries.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_indices", "planning.summarize",
-        "commit.Transaction._move_into", "planning.run", "planning.compare",
+        "tries.check", "check.difference", "fold.fold", "fold.demand", "keep.cut_indices", "planned.summarize",
+        "commit.Transaction._move_into", "planned.run", "planned.compare",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])

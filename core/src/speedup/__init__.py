@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from speedup.node_keep import NodeKeep
     from speedup.overlay import Overlay, overlaid, plain_class
     from speedup.overwrite import TiedMovement
-    from speedup.planning import ModelSpeedup, Plan, plan
+    from speedup.planned import Plan
+    from speedup.planning import ModelSpeedup, plan
     from speedup.products import matmul
     from speedup.pruning.criterion import Criterion
     from speedup.pruning.front import prune_masks
@@ -83,7 +84,8 @@ _HOMES = {
     "speedup.node_keep": "NodeKeep",
     "speedup.overlay": "Overlay overlaid plain_class",
     "speedup.overwrite": "TiedMovement",
-    "speedup.planning": "ModelSpeedup Plan plan",
+    "speedup.planned": "Plan",
+    "speedup.planning": "ModelSpeedup plan",
     "speedup.products": "matmul",
     "speedup.pruning.criterion": "Criterion",
     "speedup.pruning.front": "prune_masks",

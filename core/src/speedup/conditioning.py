@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from speedup.check import AnswersError, Mismatch, answers_mismatch
+from speedup.check import AnswersError, answers_mismatch
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets
+from speedup.mismatch import Mismatch
 from speedup.registry import Registry
 from speedup.rounding import gaps, is_explained
 from speedup.shaking import Shaken, effects

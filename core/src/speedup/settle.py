@@ -10,12 +10,12 @@ from torch import nn
 
 from speedup import moved
 from speedup.build import Parts, build
-from speedup.check import Mismatch
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
 from speedup.locking import lock_uneven
 from speedup.made import Made
+from speedup.mismatch import Mismatch
 from speedup.order import arrange
 from speedup.registry import Registry
 from speedup.repair.job import Job

@@ -21,7 +21,7 @@ from speedup.store.record import note
 from speedup.stream import Stream
 
 if TYPE_CHECKING:
-    from speedup.planning import Plan
+    from speedup.planned import Plan
 
 _LIMIT = 5
 

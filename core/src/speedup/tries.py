@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from speedup.build import Parts
-from speedup.check import AnswersError, Mismatch, Run, as_planned, check
+from speedup.check import AnswersError, Run, as_planned, check
 from speedup.commit import Transaction
 from speedup.conditioning import excused
 from speedup.decisions import Decisions
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets
+from speedup.mismatch import Mismatch
 from speedup.registry import Registry
 from speedup.repair.parts import Repairs
 from speedup.steps import Steps

@@ -16,7 +16,7 @@ from speedup.cli.target import add_input, add_model, load_input, load_model, mak
 from speedup.errors import InputError
 from speedup.inputs import resolve_inputs
 from speedup.masks import apply_masks, load
-from speedup.planning import Plan
+from speedup.planned import Plan
 from speedup.verification import Inputs
 
 

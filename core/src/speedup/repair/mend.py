@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from speedup.check import Mismatch
 from speedup.errors import SpeedupError
+from speedup.mismatch import Mismatch
 from speedup.repair.job import Job
 from speedup.repair.options import options
 from speedup.repair.parts import Repairs, joined

@@ -17,7 +17,7 @@ from speedup.store.record import note
 from speedup.store.writing import provenance_of
 
 if TYPE_CHECKING:
-    from speedup.planning import Plan
+    from speedup.planned import Plan
 
 log = logging.getLogger("speedup")
 

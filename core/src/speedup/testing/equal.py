@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from speedup.errors import SpeedupError
 from speedup.inputs import resolve_inputs
-from speedup.planning import ModelSpeedup, Plan, plan
+from speedup.planned import Plan
+from speedup.planning import ModelSpeedup, plan
 from speedup.registry import Registry
 from speedup.testing.contents import in_float64
 from speedup.testing.masks import masked_copy
