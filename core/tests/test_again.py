@@ -11,10 +11,11 @@ from torch import nn
 
 from speedup import Affine, Node, NodeFacts, Registry, Rule, default_registry
 from speedup.arrays import everything
-from speedup.graph import Graph, Value
+from speedup.graph import Graph
 from speedup.infer import infer
 from speedup.known import Facts
 from speedup.masks import normalize_masks
+from speedup.node import Value
 from speedup.testing import mask_indices, randomize
 from speedup.trace import sandbox, trace
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from speedup import default_registry, response
 from speedup.carriers import Carriers
-from speedup.graph import Node
+from speedup.node import Node
 from speedup.response import response as respond
 from speedup.testing import check_equal, mask_indices, randomize
 from speedup.trace import sandbox, trace

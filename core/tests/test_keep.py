@@ -15,9 +15,10 @@ from torch import nn
 import speedup
 from speedup import NodeKeep, Registry, Rule, default_registry, tie
 from speedup.arrays import nothing
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.keep import KeepSets, Stage
 from speedup.known import Facts
+from speedup.node import Node
 from speedup.pattern import Pattern
 from speedup.removed import removed
 from speedup.sets import Product

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from speedup.graph import Ref
+from speedup.node import Ref
 from speedup.trace.shapes import Shapes
 from speedup.vary import Case, at_other_sizes
 

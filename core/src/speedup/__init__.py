@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from speedup.facts import Affine, Constant, Fact, Unused
     from speedup.fast.plain import Plain
     from speedup.flow import unused_operands
-    from speedup.graph import Node, Ref, Value, rows_of_one
     from speedup.groups.align import align
     from speedup.groups.find import channel_groups
     from speedup.groups.labels import Labels
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from speedup.known import NodeFacts
     from speedup.movement import Movement
     from speedup.names import op_name, variants
+    from speedup.node import Node, Ref, Value, rows_of_one
     from speedup.node_keep import NodeKeep
     from speedup.overlay import Overlay, overlaid, plain_class
     from speedup.overwrite import TiedMovement
@@ -70,7 +70,6 @@ _HOMES = {
     "speedup.facts": "Affine Constant Fact Unused",
     "speedup.fast.plain": "Plain",
     "speedup.flow": "unused_operands",
-    "speedup.graph": "Node Ref Value rows_of_one",
     "speedup.groups.align": "align",
     "speedup.groups.find": "channel_groups",
     "speedup.groups.labels": "Labels",
@@ -81,6 +80,7 @@ _HOMES = {
     "speedup.known": "NodeFacts",
     "speedup.movement": "Movement",
     "speedup.names": "op_name variants",
+    "speedup.node": "Node Ref Value rows_of_one",
     "speedup.node_keep": "NodeKeep",
     "speedup.overlay": "Overlay overlaid plain_class",
     "speedup.overwrite": "TiedMovement",

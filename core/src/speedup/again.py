@@ -19,7 +19,8 @@ import numpy as np
 
 from speedup.arrays import Bools, Floats
 from speedup.facts import Affine, same_affine
-from speedup.graph import Graph, Line, Node, Value
+from speedup.graph import Graph
+from speedup.node import Line, Node, Value
 
 if TYPE_CHECKING:
     from speedup.known import Facts

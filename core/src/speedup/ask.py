@@ -7,7 +7,7 @@ from typing import Any
 
 from speedup import rule_log, walk
 from speedup.errors import RuleError, SignatureError, SpeedupError
-from speedup.graph import Node
+from speedup.node import Node
 
 _PURE = frozenset(("infer_from_weight", "infer_from_input", "infer_from_output", "replace"))
 

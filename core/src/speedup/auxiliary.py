@@ -20,7 +20,8 @@ from torch import nn
 
 from speedup import walk
 from speedup.detours import find_detours
-from speedup.graph import Graph, Node, Value, paths_around
+from speedup.graph import Graph
+from speedup.node import Node, Value, paths_around
 from speedup.registry import Registry
 from speedup.trace.first import first_trace
 from speedup.trace.run import trace

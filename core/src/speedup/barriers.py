@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from speedup.errors import InputError
-from speedup.graph import Node
+from speedup.node import Node
 from speedup.registry import Registry
 from speedup.stub import find_op, registered_by
 

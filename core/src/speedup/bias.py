@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from speedup.arrays import Floats
-from speedup.graph import Node, Value
+from speedup.node import Node, Value
 from speedup.pieces import contents, is_own
 from speedup.reused import reused
 

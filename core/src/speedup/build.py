@@ -18,12 +18,13 @@ from speedup.deferred import Deferred, is_large, may_defer, placeholder
 from speedup.errors import RuleError
 from speedup.expand import Call, settle
 from speedup.folds import DeferredFold, Folds
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets
 from speedup.kept import changes, kept_of
 from speedup.known import Facts, NodeFacts
 from speedup.made import Made
 from speedup.new_sizes import new_size
+from speedup.node import Node, Value
 from speedup.regular import kept_shape
 from speedup.repair.parts import Repairs
 from speedup.rule import Rule

@@ -16,9 +16,9 @@ import torch
 
 from speedup.arrays import Bools, Floats, Indices
 from speedup.cutting import by_numpy, take
-from speedup.graph import Node, Value
 from speedup.kept import kept_of
 from speedup.layout import Layout
+from speedup.node import Node, Value
 from speedup.order import in_order
 from speedup.pieces import contents
 from speedup.products import matmul

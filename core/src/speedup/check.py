@@ -18,13 +18,14 @@ from speedup import walk
 from speedup.decisions import Decisions
 from speedup.deferred import Deferred
 from speedup.errors import CheckError, SpeedupError
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets
 from speedup.locking import (
     changed_axes,
     lock_call,
 )
 from speedup.mismatch import Mismatch, argument_mismatch, returned_mismatch, size_mismatch
+from speedup.node import Node, Value
 from speedup.registry import Registry
 from speedup.rounding import difference, plain_differences
 from speedup.trace.replay import Given, replay

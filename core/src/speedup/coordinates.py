@@ -7,107 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from speedup.arrays import Bools, Floats, alike_shaped, along, compact_axes, every, nothing, some
+from speedup.arrays import Bools, Floats, compact_axes, nothing, some
 from speedup.errors import SignatureError
-from speedup.graph import Node, Ref, Value
+from speedup.node import Node, Ref
+from speedup.origin import FILLED, Origin, groups_of, with_index, written
 from speedup.recall import Recall, call_key
 from speedup.rule import Rule
-from speedup.tracks import Track, track_of
+from speedup.tracks import Track
 
-Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-_FILLED = -1
 _EXACT = 2**24  # whole numbers up to here are exact in float32
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """Where the entries of one output come from; every array broadcasts to the output.
-
-    Attributes:
-        source: number of the operand, or -1 for entries that the op fills in.
-        by_operand: per axis the index in the operand, for all operands together; or for each by itself, with any index
-            of it where the entry is of another one, where that takes smaller arrays.
-        fill: the value of filled entries.
-        groups, tracks, rigid: what ``_groups``, ``_track`` and ``Movement.rigid`` have found, for the calls of a model
-            that move entries alike.
-    """
-
-    source: Indices
-    by_operand: Sequence[Sequence[Indices]]
-    fill: Floats
-    groups: dict[Any, tuple[list[int], Bools]] = field(default_factory=dict)
-    tracks: dict[int, list[Track | None]] = field(default_factory=dict)
-    rigid: dict[tuple[tuple[bool, ...], ...], list[bool]] = field(default_factory=dict)
-
-    @cached_property
-    def coordinates(self) -> Sequence[Indices]:
-        """Per axis the index in the operand, whichever it is."""
-        first, *others = self.by_operand
-        for number, its in enumerate(others, 1):
-            here = self.source == number
-            first = [compact_axes(np.where(here, b, a))[0] for a, b in zip(first, its, strict=True)]
-        return first
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether the index is known for each operand by itself."""
-        return len(self.by_operand) > 1
-
-    def of(self, number: int) -> Sequence[Indices]:
-        """Per axis the index in one operand, where the entry is of it."""
-        return self.by_operand[number] if self.is_apart else self.by_operand[0]
-
-    def tracks_along(self, axis: int, operands: Sequence[Value | None]) -> list[Track | None]:
-        """By operand, which axis of it an axis of the output comes from; None where that is not just one, independent
-        of all others."""
-        if axis not in self.tracks:
-            shapes = [_filled(v.shape) for v in operands if v is not None]
-            self.tracks[axis] = [self._track(axis, number, shape) for number, shape in enumerate(shapes)]
-        return self.tracks[axis]
-
-    def _track(self, axis: int, number: int, shape: tuple[int, ...]) -> Track | None:
-        coordinates = self.of(number)
-        found = track_of(self.source, number, axis, coordinates, shape)
-        if found is None:
-            return None
-        _, rest = _groups([a == axis for a in range(self.source.ndim)], coordinates, shape)
-        return found if every(rest) else replace(found, rest=rest)
-
-    @cached_property
-    def joined(self) -> int | None:
-        """The only axis along which it varies which operand an entry is of; None where there are more, or fillers."""
-        size, shape = self.source.size, self.source.shape
-        return shape.index(size) if size > 1 and size in shape and self.source.min() >= 0 else None
-
-    @cached_property
-    def only(self) -> int | None:
-        """The operand that all entries come from; None where there are several, or fillers."""
-        return int(self.source.item()) if self.source.size == 1 and self.source.item() != _FILLED else None
-
-    @cached_property
-    def along(self) -> tuple[frozenset[int], ...]:
-        """Per axis of the operands the axes of the output, counted from the last one, along which the index varies."""
-        filled = self.source == _FILLED
-        return tuple([frozenset(_varying(c, filled)) for c in self.coordinates])
-
-
-def _varying(index: np.ndarray[Any, Any], filled: Bools) -> Iterator[int]:
-    """The axes, counted from the last one, along which an index varies; what is filled in has none."""
-    long = [a for a, size in enumerate(index.shape) if size > 1]
-    if long and filled.any():
-        index, filled = np.broadcast_arrays(index, filled)
-        least, most = np.where(filled, index.max(), index), np.where(filled, index.min(), index)
-        long = [a for a in range(index.ndim) if (least.min(a) < most.max(a)).any()]
-    yield from (a - index.ndim for a in long)
 
 
 class CoordinateRule(Rule):
@@ -245,10 +159,10 @@ class CoordinateRule(Rule):
         index instead of none, if the call takes these and gives one too."""
         shapes = [v.shape for v in node.operands if v is not None]
         if all(0 in v.shape for v in node.outputs):
-            filled = [_filled(s) for s in shapes]
+            filled = [with_index(s) for s in shapes]
             with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
                 outs = self._run(node, writable(node, [torch.zeros(()).expand(s) for s in filled]))
-                if [tuple(t.shape) for t in outs] == [_filled(v.shape) for v in node.outputs]:
+                if [tuple(t.shape) for t in outs] == [with_index(v.shape) for v in node.outputs]:
                     return filled
         return shapes
 
@@ -275,7 +189,7 @@ class CoordinateRule(Rule):
                 if other is not None:
                     array, negative = np.broadcast_arrays(array, other[number])
                     filled = array == negative
-                    source, index = np.where(filled, _FILLED, source), np.where(filled, 0, index)
+                    source, index = np.where(filled, FILLED, source), np.where(filled, 0, index)
                     fill = np.where(filled, array, 0.0)
                 coordinates[number].append(compact_axes(index.astype(np.int64))[0])
                 if axis == 0:
@@ -334,7 +248,7 @@ class CoordinateRule(Rule):
                     continue
                 chosen = array if origin.only is not None else (origin.source == number) & array
                 if chosen.any():
-                    back = _scattered(chosen, origin, number, _filled(value.shape))
+                    back = _scattered(chosen, origin, number, with_index(value.shape))
                     results[number] = back if results[number] is nothing(value.ndim) else results[number] | back
         return results
 
@@ -356,7 +270,7 @@ def _moved(
 ) -> np.ndarray[Any, Any]:
     """The entries at these coordinates of an array that broadcasts to an operand; what is not ``here`` may be any."""
     if not array.size:
-        array = np.zeros(_filled(array.shape), array.dtype)
+        array = np.zeros(with_index(array.shape), array.dtype)
     at: list[Any] = [0] * array.ndim
     for axis in [a for a, size in enumerate(array.shape) if size > 1]:
         at[axis] = coordinates[axis] if here is None else np.where(here, coordinates[axis], 0)
@@ -374,71 +288,12 @@ def _scattered(chosen: Bools, origin: Origin, number: int, shape: tuple[int, ...
     key = varies, shape, number if origin.is_apart else None
     known = origin.groups.get(key)
     if known is None:
-        known = origin.groups[key] = _groups(varies, coordinates, shape)
+        known = origin.groups[key] = groups_of(varies, coordinates, shape)
     axes, back = known
     if axes:
-        part = _written(chosen, axes, coordinates, shape)
+        part = written(chosen, axes, coordinates, shape)
         back = back if part.all() else back & part
     return back
-
-
-def _groups(
-    first: Sequence[bool], coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]
-) -> tuple[list[int], Bools]:
-    """The axes of an operand whose coordinates depend on what is chosen, and what all others write, whatever is.
-
-    Args:
-        first: along which axes of the output the chosen entries vary.
-    """
-    groups: list[tuple[set[int], list[int], bool]] = [({a for a, varies in enumerate(first) if varies}, [], True)]
-    for axis, c in zip(range(len(shape)), coordinates, strict=False):
-        varies = {a for a, s in enumerate(c.shape) if s > 1}
-        near = [g for g in groups if g[0] & varies]
-        joined = varies.union(*(g[0] for g in near)), [*(a for g in near for a in g[1]), axis], any(g[2] for g in near)
-        groups = [joined, *(g for g in groups if not g[0] & varies)]
-    back = np.ones((1,) * len(shape), dtype=bool)
-    for _, axes, depends in groups:
-        if axes and not depends:
-            part = _written(np.True_, axes, coordinates, shape)
-            back = back if part.all() else back & part
-    return next((axes for _, axes, depends in groups if depends), []), back
-
-
-def _written(
-    chosen: Any, axes: Sequence[int], coordinates: Sequence[np.ndarray[Any, Any]], shape: tuple[int, ...]
-) -> Bools:
-    """True where the chosen entries have these coordinates along ``axes``, of size 1 along all others."""
-    sizes = [s if a in axes else 1 for a, s in enumerate(shape)]
-    if (lines := _lines_written(np.asarray(chosen), axes, coordinates, sizes)) is not None:
-        return lines
-    part = np.zeros(sizes, dtype=bool)
-    here, *index = alike_shaped(np.asarray(chosen), *[coordinates[a] for a in axes])
-    at: list[Any] = [0] * len(shape)
-    for axis, i in zip(axes, index, strict=True):
-        at[axis] = i[here]
-    part[tuple(at)] = True
-    return part
-
-
-def _lines_written(
-    chosen: Bools, axes: Sequence[int], coordinates: Sequence[Indices], shape: Sequence[int]
-) -> Bools | None:
-    """As ``_written``, line by line in place of entry by entry, into a tensor of this shape: where each axis comes out
-    along one axis of the output, in the same order, no index of it twice. None where that is not so."""
-    axes = sorted(axes)
-    order, *own = (
-        [b - a.ndim for b, n in enumerate(a.shape) if n > 1] for a in (chosen, *(coordinates[a] for a in axes))
-    )
-    if own != [[b] for b in order]:
-        return None
-    block = chosen.reshape([chosen.shape[b] for b in order])
-    near = [np.flatnonzero(along(block, k)) for k in range(block.ndim)]
-    index = [coordinates[a].reshape(-1)[n] for a, n in zip(axes, near, strict=True)]
-    if any(len(np.unique(i)) < len(i) for i in index):
-        return None
-    part = np.zeros([shape[a] for a in axes], dtype=bool)
-    part[np.ix_(*index)] = block[np.ix_(*near)]
-    return part.reshape(shape)
 
 
 def writable(node: Node, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -465,11 +320,6 @@ def _shrunk(tensor: torch.Tensor) -> Floats:
 def _is_flat(shapes: Sequence[tuple[int, ...]], axis: int) -> bool:
     """Whether no operand has more than one index along an axis."""
     return all(axis >= len(s) or s[axis] == 1 for s in shapes)
-
-
-def _filled(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a tensor with one index where there is none."""
-    return tuple([size or 1 for size in shape])
 
 
 def _zeros(ndim: int) -> np.ndarray[Any, np.dtype[np.int64]]:

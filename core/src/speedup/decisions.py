@@ -14,9 +14,10 @@ import torch
 
 from speedup.arrays import nothing
 from speedup.bias import is_shifted
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.instead import stands_for
 from speedup.keep import KeepSets
+from speedup.node import Node, Value
 from speedup.rounding import difference, distance, largest_entry
 
 

@@ -18,7 +18,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from speedup.graph import Graph, Node, Value, paths_around
+from speedup.graph import Graph
+from speedup.node import Node, Value, paths_around
 from speedup.rule import Rule
 
 Shape: TypeAlias = Callable[[Value], tuple[int, ...]]  # of what is kept of a tensor

@@ -36,7 +36,8 @@ from typing import Any
 from torch import nn
 
 from speedup.errors import SpeedupError
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
+from speedup.node import Node, Value
 from speedup.registry import Registry
 from speedup.repeats import repeats
 from speedup.trace.reading import EndlessError

@@ -10,8 +10,8 @@ import numpy as np
 
 from speedup.arrays import Bools, Floats, everything
 from speedup.facts import Affine
-from speedup.graph import Value
 from speedup.known import Facts
+from speedup.node import Value
 
 _TINY = 1e-10  # of the largest number: what is less is rounding
 

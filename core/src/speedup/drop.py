@@ -15,8 +15,9 @@ from torch import nn
 from speedup.ask import ask
 from speedup.build import Parts
 from speedup.commit import Transaction
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets
+from speedup.node import Node, Value
 from speedup.node_keep import NodeKeep
 from speedup.removed import removed
 from speedup.rounding import distance

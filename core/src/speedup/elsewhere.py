@@ -15,7 +15,8 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
+from speedup.node import Node, Value
 from speedup.registry import Registry
 from speedup.report.counts import macs_of
 from speedup.trace.calls import may_seek

@@ -15,7 +15,7 @@ from torch import nn
 
 from speedup import walk
 from speedup.errors import RuleError, SpeedupError
-from speedup.graph import Node
+from speedup.node import Node
 from speedup.overlay import Overlay, overlaid, plain, plain_class
 from speedup.rule import Rule
 

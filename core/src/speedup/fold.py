@@ -23,8 +23,8 @@ import torch
 from speedup.arrays import ZERO, compact_axes, some, varies
 from speedup.bias import absorber, into_bias, takes_bias
 from speedup.carrying import carry
-from speedup.graph import Node, Value
 from speedup.kinds import Kind
+from speedup.node import Node, Value
 from speedup.pieces import contents
 from speedup.removed import Removed, beside, removed
 from speedup.response import response

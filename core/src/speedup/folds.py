@@ -16,10 +16,11 @@ from speedup.ask import ask, culprit
 from speedup.bias import flat_output
 from speedup.deferred import is_large, may_defer_fold, placeholder
 from speedup.errors import RuleError
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets
 from speedup.kept import kept_of
 from speedup.made import Made
+from speedup.node import Node, Value
 from speedup.node_keep import NodeKeep
 from speedup.pieces import contents, is_own, is_piece, put_back, sources_of
 from speedup.removed import removed

@@ -14,10 +14,11 @@ import numpy as np
 
 from speedup.arrays import any_of, everything, nothing, some, unfit
 from speedup.ask import ask
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock, Stage
 from speedup.kinds import Kind
 from speedup.known import Facts
+from speedup.node import Node, Value
 from speedup.node_keep import NodeKeep
 from speedup.regular import Lines
 from speedup.rule import Rule

@@ -19,8 +19,9 @@ from speedup.arrays import Bools, Floats, everything, nothing, unfit, zeros
 from speedup.ask import ask, culprit
 from speedup.errors import RuleError
 from speedup.facts import Affine, Constant, Fact, Unused
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.known import Facts, NodeFacts
+from speedup.node import Node, Value
 from speedup.rule import Rule, says_nothing
 
 _BOOL, _FLOAT = np.dtype(bool), np.dtype(np.float64)

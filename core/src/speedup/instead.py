@@ -8,9 +8,9 @@ from typing import Any
 
 from speedup.ask import ask
 from speedup.errors import RuleError
-from speedup.graph import Node
 from speedup.keep import KeepSets
 from speedup.names import op_name
+from speedup.node import Node
 from speedup.node_keep import NodeKeep
 from speedup.rule import Rule
 

@@ -18,9 +18,10 @@ import torch
 from speedup.arrays import Bools, along, any_of, equal, every, everything, nothing, some
 from speedup.ask import ask
 from speedup.cutting import cut, cut_indices
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.kinds import Kind
 from speedup.known import Facts
+from speedup.node import Node, Value
 from speedup.order import Orders, in_order
 from speedup.regular import Lines, kept_shape, varied
 from speedup.rigid import rigid_axes

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from speedup.graph import Value
 from speedup.masking import masked, memory_of
+from speedup.node import Value
 
 if TYPE_CHECKING:
     from speedup.keep import KeepSets

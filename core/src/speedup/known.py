@@ -16,9 +16,10 @@ from speedup.arrays import Bools, Floats, all_of, compact_axes, everything, noth
 from speedup.ask import culprit
 from speedup.errors import RuleError
 from speedup.facts import Affine, Constant, Unused, compact_affine, same_affine, without_constants
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.lines import is_line, read_lines
 from speedup.masks import compact
+from speedup.node import Node, Value
 
 
 class Facts:

@@ -22,7 +22,7 @@ import numpy as np
 
 from speedup.arrays import ZERO, Bools, Floats, alike_shaped, everything, same, some
 from speedup.facts import Affine, Constant, Fact, compact_affine
-from speedup.graph import Node, Value
+from speedup.node import Node, Value
 
 if TYPE_CHECKING:
     from speedup.known import NodeFacts

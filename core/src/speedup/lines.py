@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from speedup.arrays import Floats, read_only
-from speedup.graph import Value
+from speedup.node import Value
 
 _SHORT = 1 << 14  # entries
 _PLAIN = (torch.Tensor, nn.Parameter)

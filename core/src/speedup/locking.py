@@ -10,9 +10,10 @@ from torch import nn
 
 from speedup.arrays import along
 from speedup.errors import CheckError
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
+from speedup.node import Node, Value
 from speedup.repair.arguments import numbers
 from speedup.repair.locate import runs_of
 from speedup.repair.stale import counted_axes, missing

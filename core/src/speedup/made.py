@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from speedup.graph import Value
 from speedup.keep import KeepSets
+from speedup.node import Value
 
 
 class Made:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from speedup.ask import ask
 from speedup.decisions import is_decision
 from speedup.errors import CheckError
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.instead import stands_for
 from speedup.keep import KeepSets, Lock
 from speedup.locking import (
@@ -26,6 +26,7 @@ from speedup.locking import (
     stale_axes,
     why_stale,
 )
+from speedup.node import Node
 from speedup.order import same_orders
 from speedup.repair.stale import same_number, stale_function, stale_numbers, wanted_factor
 from speedup.rounding import plain_differences

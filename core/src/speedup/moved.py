@@ -15,10 +15,11 @@ from typing import cast
 from speedup.arrays import Bools, compact_axes
 from speedup.ask import ask
 from speedup.elsewhere import Elsewhere
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.movement import Movement
+from speedup.node import Node, Value
 from speedup.order import same_orders
 from speedup.regular import is_regular, varied
 from speedup.vary import Case

@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 from speedup.arrays import Bools, Floats, along, any_of, every, everything, some
-from speedup.coordinates import CoordinateRule, Origin, without_repeats, writable
+from speedup.coordinates import CoordinateRule, without_repeats, writable
 from speedup.cutting import cut
 from speedup.errors import SignatureError
 from speedup.facts import Affine, Fact, Unused, affine, constant
-from speedup.graph import Node, Value, rows_of_one
-from speedup.groups.labels import Labels, by_movement
+from speedup.groups.labels import Labels
+from speedup.groups.tying import by_movement
 from speedup.kinds import Kind
+from speedup.node import Node, Value, rows_of_one
 from speedup.order import Orders, in_order, reordering
+from speedup.origin import Origin
 from speedup.recall import call_key
 from speedup.regular import is_box, regularize, varied
 from speedup.rule import says_nothing

@@ -10,8 +10,8 @@ import torch
 
 from speedup.arrays import ZERO, Bools, Floats, any_of, everything, nothing, zeros
 from speedup.cached import cached_property
-from speedup.graph import Node
 from speedup.layout import Layout
+from speedup.node import Node
 
 if TYPE_CHECKING:
     from speedup.known import NodeFacts

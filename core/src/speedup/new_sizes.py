@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from speedup.arrays import Bools, along, count, some
 from speedup.errors import RuleError
-from speedup.graph import Node
 from speedup.layout import Layout
+from speedup.node import Node
 from speedup.regular import ragged_axis
 
 

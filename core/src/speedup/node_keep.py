@@ -10,10 +10,10 @@ import numpy as np
 
 from speedup.arrays import Bools, Floats, equal, nothing
 from speedup.cached import cached_property
-from speedup.graph import Node, Value
 from speedup.keep import KeepSets, Stage
 from speedup.kinds import Kind
 from speedup.known import NodeFacts
+from speedup.node import Node, Value
 from speedup.pattern import Pattern
 from speedup.pieces import is_own
 from speedup.regular import Lines

@@ -18,8 +18,9 @@ import torch
 from speedup.arrays import Bools, any_of
 from speedup.ask import ask
 from speedup.cutting import gather
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.kinds import Kind
+from speedup.node import Node, Value
 from speedup.regular import varied
 
 if TYPE_CHECKING:

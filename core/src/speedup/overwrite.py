@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from speedup.arrays import Bools
-from speedup.coordinates import Origin
 from speedup.facts import Fact, Unused
-from speedup.graph import Node
 from speedup.groups.labels import Labels
 from speedup.known import NodeFacts
 from speedup.movement import Movement
+from speedup.node import Node
 from speedup.node_keep import NodeKeep
 from speedup.order import Orders
+from speedup.origin import Origin
 
 
 class TiedMovement(Movement):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from speedup.graph import Node, Value
+from speedup.node import Node, Value
 
 _STEPS = 4  # that parameters are moved in
 

@@ -27,7 +27,7 @@ from speedup.masking import Masking, memory_of
 from speedup.masks import LoadedMasks, Prepared
 from speedup.registry import Registry
 from speedup.report import Report, explain, summarize
-from speedup.store.compact import Compaction
+from speedup.store.compaction import Compaction
 from speedup.store.record import note
 from speedup.store.through import apply_checkpoint
 from speedup.trace.meta import on_meta

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from speedup.graph import Node, Ref
+from speedup.node import Node, Ref
 
 _PLAIN = frozenset((int, float, bool, str, type(None), type(...), torch.dtype, torch.device))
 

@@ -15,12 +15,13 @@ import difflib
 import fnmatch
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from speedup.behaviour import behaves_like, calls_super
 from speedup.errors import InputError, PluginConflictError, RuleError
 from speedup.names import op_name, operator_name
 from speedup.plugins import (
@@ -34,35 +35,6 @@ from speedup.plugins import (
 )
 from speedup.pruning.criterion import Criterion
 from speedup.rule import Rule
-
-# A class body may define these without changing what the module computes.
-_HARMLESS = frozenset(
-    [
-        "__init__",
-        "__repr__",
-        "extra_repr",
-        "reset_parameters",
-        "__constants__",
-        "_version",
-        "__doc__",
-        "__module__",
-        "__qualname__",
-        "__annotations__",
-        "__annotate__",
-        "__annotate_func__",
-        "__annotations_cache__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__parameters__",
-        "__type_params__",
-        "__orig_bases__",
-        "__slots__",
-        "__dict__",
-        "__weakref__",
-    ]
-)
-# These decide what a call of the module does, wherever they are defined.
-_DECISIVE = frozenset(("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__"))
 
 _ByNames: TypeAlias = dict[frozenset[str], list[Rule]]
 
@@ -246,15 +218,15 @@ class Registry:
         for position, base in enumerate(kind.__mro__):
             if base in self._modules:
                 between = kind.__mro__[:position]
-                calls = all(_calls_super(vars(each)["forward"]) for each in between if "forward" in vars(each))
-                alike = _behaves_like(between, base, ("forward",))
+                calls = all(calls_super(vars(each)["forward"]) for each in between if "forward" in vars(each))
+                alike = behaves_like(between, base, ("forward",))
                 return self._modules[base] if calls and alike else None
         return None
 
     def _claim_by_type(self, kind: type[nn.Module]) -> Rule | None:
         for position, base in enumerate(kind.__mro__):
             if base in self._modules:
-                return self._modules[base] if _behaves_like(kind.__mro__[:position], base) else None
+                return self._modules[base] if behaves_like(kind.__mro__[:position], base) else None
         return None
 
     def _claim_by_structure(self, module: nn.Module) -> Rule | None:
@@ -329,34 +301,3 @@ def default_registry() -> Registry:
         PluginConflictError: two plugins claim the same op; build a registry with ``Registry.load(prefer=...)`` then.
     """
     return Registry.load()
-
-
-def _behaves_like(derived: Iterable[type], base: type, apart: Sequence[str] = ()) -> bool:
-    """Tell whether the classes between a type and a claimed base leave the behaviour of the base alone, but for some
-    names."""
-    given = ((name, value) for between in derived for name, value in vars(between).items() if name not in apart)
-    return all(_leaves_alone(name, value, base) for name, value in given)
-
-
-def _calls_super(forward: Any) -> bool:
-    code = getattr(forward, "__code__", None)
-    return code is not None and "super" in code.co_names and "forward" in code.co_names
-
-
-def _leaves_alone(name: str, value: object, base: type) -> bool:
-    if name in _DECISIVE:
-        return False
-    if name in _HARMLESS:
-        return True
-    if isinstance(value, property):
-        return False  # it may stand in for a parameter, as in torch.nn.utils.parametrize
-    overridden = [vars(each)[name] for each in _below_module(base) if name in vars(each)]
-    unbound = (classmethod, staticmethod)
-    return not overridden or (isinstance(value, unbound) and isinstance(overridden[0], unbound))
-
-
-def _below_module(base: type) -> Iterator[type]:
-    for each in base.__mro__:
-        if each is nn.Module:
-            return
-        yield each

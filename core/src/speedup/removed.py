@@ -11,8 +11,8 @@ import numpy as np
 from speedup.arrays import ZERO, Bools, Floats, any_of, any_product, compact_axes, count, some, varies
 from speedup.bias import takes_bias
 from speedup.facts import Affine
-from speedup.graph import Node
 from speedup.layout import Layout
+from speedup.node import Node
 from speedup.pieces import is_own
 from speedup.reused import Agreed, Reused, constants, reused
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from speedup.graph import Node
+from speedup.node import Node
 from speedup.trees import alike, equal
 
 

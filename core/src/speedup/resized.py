@@ -20,7 +20,8 @@ from torch import nn
 
 from speedup.conditions import LARGEST
 from speedup.elsewhere import Elsewhere
-from speedup.graph import Branch, Graph, Line, Node, Value
+from speedup.graph import Branch, Graph
+from speedup.node import Line, Node, Value
 from speedup.questions import code_of, questions
 from speedup.trace.glance import Glance, Passages
 from speedup.trace.outputs import tensors_in

@@ -10,9 +10,9 @@ import torch
 
 from speedup.arrays import Bools, Floats, Indices, along, every, some
 from speedup.cutting import by_numpy, cut_indices
-from speedup.graph import Node
 from speedup.layout import Layout
 from speedup.masking import masked
+from speedup.node import Node
 
 # Entries of a weight that are read at a time in float64.
 AT_ONCE = 1 << 17

@@ -14,8 +14,8 @@ import numpy as np
 
 from speedup.arrays import ZERO, Bools, Floats, compact_axes, varies
 from speedup.errors import SignatureError
-from speedup.graph import Node, Value
 from speedup.known import Facts, NodeFacts
+from speedup.node import Node, Value
 
 if TYPE_CHECKING:
     from speedup.elsewhere import Elsewhere

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from speedup.ask import ask
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
+from speedup.node import Node, Value
 from speedup.pattern import rigid_flags
 from speedup.rule import leaves_to_layout
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from speedup.arrays import ZERO, Bools, Floats, Indices, all_of, any_of, count, some, varies
 from speedup.carriers import Carriers, of_any
-from speedup.graph import Node
 from speedup.layout import Layout
+from speedup.node import Node
 
 if TYPE_CHECKING:
     from speedup.node_keep import NodeKeep

@@ -33,12 +33,14 @@ from torch import nn
 from speedup import flow, tie, walk
 from speedup.arrays import Bools, Floats
 from speedup.axes import parse
+from speedup.cost import multiply_accumulates
 from speedup.errors import RuleError, SignatureError, SpeedupError
 from speedup.facts import Fact
-from speedup.graph import Node, Ref, Value
-from speedup.groups.labels import Labels, by_signature
+from speedup.groups.labels import Labels
+from speedup.groups.tying import by_signature
 from speedup.layout import Layout
 from speedup.new_sizes import new_size
+from speedup.node import Node, Ref, Value
 from speedup.order import Orders, along_names
 from speedup.parameters import Parameters
 from speedup.shell import put, shell_of
@@ -824,7 +826,7 @@ class Rule:
         Returns:
             by default one per output entry and term of a contraction of two operands, else 0.
         """
-        return flow.multiply_accumulates(node, shapes)
+        return multiply_accumulates(node, shapes)
 
     # -- replacement ----------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from speedup.arrays import Bools, along
 from speedup.facts import Affine, Constant
 
 if TYPE_CHECKING:
-    from speedup.graph import Node
+    from speedup.node import Node
 
 TRACE_VARIABLE = "SPEEDUP_TRACE"
 

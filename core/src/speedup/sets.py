@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import overload
 
 from speedup.arrays import Bools, every, everything, nothing, some
-from speedup.graph import Value
+from speedup.node import Value
 from speedup.regular import Lines, varied
 
 

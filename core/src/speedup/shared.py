@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 
 from speedup.errors import InputError
-from speedup.graph import Graph, Value
+from speedup.graph import Graph
 from speedup.masking import memory_of
+from speedup.node import Value
 
 
 def check_shared(graph: Graph) -> None:

@@ -27,11 +27,12 @@ from speedup.arrays import Bools
 from speedup.differ import differ
 from speedup.elsewhere import Elsewhere
 from speedup.errors import RuleError
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.grow import keep_sets
 from speedup.infer import infer
 from speedup.keep import KeepSets
 from speedup.known import Facts
+from speedup.node import Node, Value
 from speedup.registry import Registry
 from speedup.repair.arguments import expressions, numbers
 from speedup.repair.locate import places_of

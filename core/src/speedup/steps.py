@@ -12,9 +12,10 @@ import torch
 
 from speedup.bias import is_shifted
 from speedup.decisions import Decisions, out_of_reach, place_of
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.keep import KeepSets
 from speedup.masking import memory_of
+from speedup.node import Node
 from speedup.rounding import step_tolerance
 
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from speedup.build import Parts, Piece, build
 from speedup.folds import fold_targets, weights_of
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets
+from speedup.node import Node, Value
 from speedup.pieces import sources_of
 from speedup.rule import Rule
 from speedup.shell import relinked

@@ -19,9 +19,9 @@ import numpy as np
 
 from speedup import fold
 from speedup.arrays import Bools, any_of, compact_axes, equal, everything, some
-from speedup.graph import Node
 from speedup.kinds import Kind
 from speedup.layout import Layout
+from speedup.node import Node
 from speedup.pattern import Pattern, along_one, pattern_of, rigid_flags
 from speedup.regular import Lines, can_be_cut, regularize, varied
 

@@ -15,7 +15,7 @@ from speedup.build import Parts, settle_expanded
 from speedup.commit import Transaction
 from speedup.distributed import refuse_fsdp, spread_like, whole
 from speedup.errors import InputError
-from speedup.graph import Value
+from speedup.node import Value
 from speedup.shell import relinked, shell_of
 from speedup.store.record import note
 from speedup.stream import Stream

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from speedup.arrays import Floats
-from speedup.graph import Node
 from speedup.layout import Layout, Shape
+from speedup.node import Node
 
 
 def run_on_constants(node: Node, arrays: Sequence[Floats | None]) -> Sequence[Floats] | None:

@@ -28,11 +28,12 @@ from speedup.build import Parts
 from speedup.differ import combine_alike
 from speedup.elsewhere import Elsewhere
 from speedup.errors import SpeedupError
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.grow import keep_sets
 from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.known import Facts
+from speedup.node import Node, Value
 from speedup.regular import varied
 from speedup.trace.reading import EndlessError
 from speedup.vary import Inputs

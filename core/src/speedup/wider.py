@@ -15,7 +15,8 @@ from torch import nn
 
 from speedup.build import Parts
 from speedup.commit import Transaction
-from speedup.graph import Graph, Value
+from speedup.graph import Graph
+from speedup.node import Value
 from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.trace.outputs import Returned

@@ -14,7 +14,7 @@ from torch import nn
 from speedup.ask import ask
 from speedup.commit import Transaction
 from speedup.errors import CheckError
-from speedup.graph import Node, Value
+from speedup.node import Node, Value
 from speedup.registry import Registry
 from speedup.rounding import difference
 from speedup.trace import sandbox, trace

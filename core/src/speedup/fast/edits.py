@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from speedup.graph import Value
+from speedup.node import Value
 from speedup.shell import like, shell_of
 
 

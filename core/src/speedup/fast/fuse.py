@@ -30,7 +30,8 @@ from speedup.fast.restate import may_restate, restated
 from speedup.fast.scaling import Scaling, behind, in_front, scaling_of
 from speedup.fast.told import Fused, Fusing, NotFused
 from speedup.fast.tried import Case, Step, Trial, answers_of, elsewhere_of
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
+from speedup.node import Node
 from speedup.registry import Registry
 from speedup.shell import shell_of
 from speedup.trace import sandbox, trace

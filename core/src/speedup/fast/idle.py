@@ -14,7 +14,8 @@ import torch
 from speedup.arrays import Floats
 from speedup.ask import ask
 from speedup.bias import flat_output
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
+from speedup.node import Node, Value
 from speedup.pieces import contents
 
 

@@ -24,9 +24,10 @@ from speedup.fast.edits import Edits
 from speedup.fast.hooks import has_hooks
 from speedup.fast.plain import Plain
 from speedup.fast.streams import Stream, Unfit, alone, name_of
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.infer import infer
 from speedup.known import NodeFacts
+from speedup.node import Node, Value
 from speedup.rule import Rule
 
 _NO_CARRIER = "no channel is left that is the constant which the others were"

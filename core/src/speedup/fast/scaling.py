@@ -18,7 +18,7 @@ import torch
 from speedup.arrays import Floats, compact_axes
 from speedup.ask import ask
 from speedup.bias import flat_output
-from speedup.graph import Node, Value
+from speedup.node import Node, Value
 from speedup.pieces import contents
 from speedup.response import response
 

@@ -19,8 +19,8 @@ from speedup.arrays import Indices
 from speedup.ask import ask
 from speedup.errors import SignatureError
 from speedup.fast.scaling import is_alone
-from speedup.graph import Node, Value
 from speedup.movement import Movement
+from speedup.node import Node, Value
 
 _Found: TypeAlias = tuple[Value, int, tuple[Value, ...]]  # with the axis of its channels, and its factors
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from speedup.arrays import Bools
-from speedup.graph import Graph, Value
+from speedup.graph import Graph
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import Labels, Numbers, varied
 from speedup.groups.mixing import Mixing
 from speedup.groups.result import Activation, ChannelGroups, Group, Indices, Member
+from speedup.node import Value
 
 
 def assemble(graph: Graph, labels: Labels, blocks: Blocks, usable: Bools, mixed: Mapping[int, Mixing]) -> ChannelGroups:

@@ -12,7 +12,7 @@ from speedup.arrays import Bools
 from speedup.ask import ask
 from speedup.auxiliary import widest_trace
 from speedup.errors import InputError
-from speedup.graph import Graph, Value
+from speedup.graph import Graph
 from speedup.groups.assemble import assemble
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import STAYS, Labels, Numbers, varied
@@ -21,6 +21,7 @@ from speedup.groups.result import ChannelGroups
 from speedup.grow import bare_keep_sets
 from speedup.inputs import check_made, resolve_inputs
 from speedup.movement import Movement
+from speedup.node import Value
 from speedup.registry import Registry, default_registry
 from speedup.rigid import rigid_axes
 from speedup.trace import sandbox

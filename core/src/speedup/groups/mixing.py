@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from speedup.arrays import Bools, Floats, everything
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.groups.blocks import Blocks
 from speedup.groups.labels import Grid, Labels, Numbers, varied
 from speedup.movement import Movement
+from speedup.node import Node, Value
 from speedup.regular import is_regular, kept_shape, ragged_axis
 
 _TRIES = 20

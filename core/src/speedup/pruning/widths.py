@@ -21,8 +21,9 @@ import torch
 
 from speedup.ask import ask
 from speedup.errors import InputError
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.groups.result import ChannelGroups, Group
+from speedup.node import Node
 
 RoundTo: TypeAlias = "int | str | Widths"
 Clock: TypeAlias = Callable[[Sequence[Callable[[], Any]]], Sequence[float]]

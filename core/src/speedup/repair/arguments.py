@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from speedup.graph import Node
+from speedup.node import Node
 from speedup.repair.locate import Place
 
 Path = tuple[Any, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from speedup.graph import Node
+from speedup.node import Node
 from speedup.repair.arguments import Given, behind, expressions, literals, others, passed
 from speedup.repair.locate import Place
 from speedup.repair.method import named

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.instead import instead_of
 from speedup.keep import KeepSets
+from speedup.node import Node
 from speedup.repair.arguments import Path, numbers
 from speedup.repair.locate import runs_of
 from speedup.repair.stale import CALLEE, RESULT, Stale, missing, wanted_factor, wanted_numbers

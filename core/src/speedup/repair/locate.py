@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
+from speedup.node import Node
 from speedup.repair.method import (
     called_function,
     first_parameter,

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from speedup.graph import Node
 from speedup.mismatch import Mismatch
+from speedup.node import Node
 from speedup.repair.arguments import Given, numbers
 from speedup.repair.attributes import held, repaired
 from speedup.repair.expressed import given_by, sources

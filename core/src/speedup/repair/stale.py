@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from speedup.ask import ask
-from speedup.graph import Node, Value
 from speedup.instead import instead_of
 from speedup.keep import KeepSets
 from speedup.new_sizes import new_size
+from speedup.node import Node, Value
 from speedup.repair.arguments import Path, numbers
 
 RESULT: Path = ("",)  # the way to a factor of what comes out

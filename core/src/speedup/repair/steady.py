@@ -21,9 +21,10 @@ from speedup.check import Run
 from speedup.commit import Transaction
 from speedup.elsewhere import Elsewhere
 from speedup.errors import CheckError
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.instead import instead_of
 from speedup.keep import KeepSets
+from speedup.node import Node
 from speedup.registry import Registry
 from speedup.repair.arguments import numbers
 from speedup.repair.stale import same_number

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from speedup.graph import Node
+from speedup.node import Node
 from speedup.repair.arguments import numbers
 from speedup.repair.attributes import held, mentioned
 from speedup.repair.expressed import sources

@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import prod
 
 from speedup.ask import ask
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.keep import KeepSets
 from speedup.layout import Shape
+from speedup.node import Node
 from speedup.rule import leaves_to_layout
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from speedup.arrays import Bools
-from speedup.graph import Node, Value
 from speedup.keep import KeepSets
+from speedup.node import Node, Value
 
 _MOST = 50
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets
+from speedup.node import Node, Value
 from speedup.report.counts import count_macs
 from speedup.report.strips import Strips
 

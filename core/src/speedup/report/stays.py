@@ -15,10 +15,11 @@ import numpy as np
 from speedup.arrays import Bools, all_of, along, any_of
 from speedup.barriers import command_for
 from speedup.errors import SignatureError
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.infer import unseen
 from speedup.keep import Event, KeepSets
 from speedup.kinds import Kind
+from speedup.node import Node, Value
 from speedup.report.data import Kept
 from speedup.report.partners import at_other, partners, weighs
 from speedup.tie import WHY_ALL

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speedup.arrays import Bools, all_of, along, nothing
-from speedup.graph import Value
 from speedup.keep import KeepSets
 from speedup.kinds import Kind
+from speedup.node import Value
 
 if TYPE_CHECKING:
     from speedup.report.data import Report

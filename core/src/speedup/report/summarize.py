@@ -11,9 +11,10 @@ from torch import nn
 
 from speedup import walk
 from speedup.build import Parts
-from speedup.graph import Graph, Value
+from speedup.graph import Graph
 from speedup.keep import KeepSets
 from speedup.layout import Shape
+from speedup.node import Value
 from speedup.report.counts import count_macs
 from speedup.report.data import Layer, Module, Pair, Repaired, Report
 from speedup.report.picture import picture

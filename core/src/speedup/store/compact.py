@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from speedup.atomic import replacing
 from speedup.errors import StorageError
-from speedup.graph import Value
 from speedup.keep import KeepSets
+from speedup.node import Value
 from speedup.store.checkpoint import Checkpoint
+from speedup.store.compaction import Compaction, shape_text
 from speedup.store.format import STRUCTURE, Structure, dumps
 from speedup.store.outcome import Final, Outcome
 from speedup.store.progress import PROGRESS, Progress
@@ -33,46 +32,6 @@ from speedup.stream import Stream
 BUFFERS = "speedup-buffers.safetensors"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
 _LIMIT = 10
-
-
-@dataclass(frozen=True)
-class Compaction:
-    """What ``plan.apply_checkpoint`` did; as text it says which sizes changed.
-
-    Attributes:
-        folder: where the small checkpoint is.
-        written: the shards that were written.
-        skipped: the shards that an earlier run had written, and that are as they should be.
-        changed: the shapes of parameters and buffers before and after (None where there is none).
-        bytes: of all tensors, before and after.
-    """
-
-    folder: Path
-    written: tuple[str, ...]
-    skipped: tuple[str, ...]
-    changed: Mapping[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]]
-    bytes: tuple[int, int]
-
-    def __str__(self) -> str:
-        kinds: dict[tuple[str, Any], int] = {}
-        for name, shapes in self.changed.items():
-            kind = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name), shapes
-            kinds[kind] = kinds.get(kind, 0) + 1
-        width = max((len(name) for name, _ in kinds), default=0)
-        lines = [
-            f"  {name:<{width}}  {_text(before)} -> {_text(after)}" + (f"  ({count} times)" if count > 1 else "")
-            for (name, (before, after)), count in kinds.items()
-        ]
-        done = (
-            f"{len(self.written)} written, {len(self.skipped)} were there" if self.skipped else f"{len(self.written)}"
-        )
-        before, after = (f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.2f} MB" for n in self.bytes)
-        title = f"{self.folder}: {before} -> {after}, files: {done}. Sizes that changed (a config is to say so too):"
-        return "\n".join([title, *lines])
-
-
-def _text(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else "x".join(map(str, shape)) or "scalar"
 
 
 @dataclass
@@ -136,7 +95,7 @@ class Compactor:
             for name in value.names:
                 entry = self.checkpoint.entries.get(name)
                 if entry is not None and entry.shape != value.shape:
-                    yield f"{name} is {_text(entry.shape)}, and {_text(value.shape)} in the model"
+                    yield f"{name} is {shape_text(entry.shape)}, and {shape_text(value.shape)} in the model"
             if self._entry(value) is None and not value.is_known and not set(value.names) <= self._hidden:
                 yield f"{value.names[0]} is missing"
         changing = {final.names[0].rpartition(".")[0] for final in self.outcome.finals if final.made}

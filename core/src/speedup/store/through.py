@@ -10,7 +10,8 @@ from speedup.commit import Transaction
 from speedup.errors import InputError
 from speedup.masks import Prepared
 from speedup.store.checkpoint import open_checkpoint
-from speedup.store.compact import Compaction, Compactor
+from speedup.store.compact import Compactor
+from speedup.store.compaction import Compaction
 from speedup.store.format import Structure
 from speedup.store.outcome import outcome_of
 from speedup.store.record import note

@@ -9,8 +9,8 @@ import torch
 
 from speedup.arrays import Bools, Floats, everything, nothing
 from speedup.facts import Affine, Constant, affine
-from speedup.graph import Node, Value, rows_of_one
 from speedup.known import Facts
+from speedup.node import Node, Value, rows_of_one
 
 
 class Given(Facts):

@@ -15,11 +15,12 @@ from speedup.arrays import Bools, nothing
 from speedup.errors import RuleError
 from speedup.facts import Affine, Constant, Fact, Unused
 from speedup.flow import placing
-from speedup.graph import Graph, Node, Value
+from speedup.graph import Graph
 from speedup.infer import _returned, infer
 from speedup.inputs import resolve_inputs
 from speedup.known import Facts, NodeFacts
 from speedup.masks import normalize_masks
+from speedup.node import Node, Value
 from speedup.registry import Registry, default_registry
 from speedup.testing.contents import in_float64
 from speedup.testing.given import Given, Maker

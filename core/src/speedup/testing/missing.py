@@ -13,11 +13,11 @@ from speedup.arrays import Bools, along, nothing
 from speedup.errors import SignatureError
 from speedup.facts import Unused
 from speedup.flow import follows
-from speedup.graph import Node, Value
 from speedup.infer import _returned, infer
 from speedup.inputs import resolve_inputs
 from speedup.known import Facts, NodeFacts
 from speedup.masks import normalize_masks
+from speedup.node import Node, Value
 from speedup.registry import Registry
 from speedup.rigid import rigid_axes
 from speedup.rule import Rule

@@ -11,8 +11,8 @@ import torch
 
 from speedup.arrays import Bools
 from speedup.facts import Affine
-from speedup.graph import Node, Ref, Value, rows_of_one
 from speedup.known import Facts
+from speedup.node import Node, Ref, Value, rows_of_one
 from speedup.trace.making import new_or_changed
 from speedup.trace.outputs import tensors_in
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from speedup.fast.scaling import scaling_of
-from speedup.graph import Node, Value
+from speedup.node import Node, Value
 from speedup.testing.running import differs, run
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from speedup.graph import Node
+from speedup.node import Node
 from speedup.trace.source import caller_and_sites, ends_at
 from speedup.trace.tensors import Tensors
 

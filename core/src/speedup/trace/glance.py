@@ -20,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from speedup import caches, walk
 from speedup.expand import expand
-from speedup.graph import Graph, Line
+from speedup.graph import Graph
 from speedup.masking import are_apart, memory_of
 from speedup.names import op_name
+from speedup.node import Line
 from speedup.registry import Registry
 from speedup.rule import Rule
 from speedup.trace.above import called_above

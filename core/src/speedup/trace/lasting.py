@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from speedup.graph import Graph, Value
+from speedup.graph import Graph
+from speedup.node import Value
 from speedup.repeats import repeats
 from speedup.trace.tensors import Tensors
 

@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils import _python_dispatch as dispatch
 
 from speedup import walk
-from speedup.graph import Node, Ref
 from speedup.masking import Masking, are_apart, memory_of
 from speedup.names import is_torchs_own
+from speedup.node import Node, Ref
 from speedup.trace.meta import HERE
 from speedup.trace.outputs import tensors_in
 from speedup.trace.shapes import Shapes

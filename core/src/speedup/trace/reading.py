@@ -8,8 +8,9 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from speedup.graph import Branch, Node
+from speedup.graph import Branch
 from speedup.kinds import Kind
+from speedup.node import Node
 from speedup.trace.making import name_of
 from speedup.trace.number import Number
 from speedup.trace.tensors import Tensors

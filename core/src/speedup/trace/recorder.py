@@ -18,10 +18,11 @@ from torch.utils import _pytree as pytree
 from speedup import caches, walk
 from speedup.deferred import Deferred
 from speedup.errors import RuleError
-from speedup.graph import Extent, Node, Ref, Value
+from speedup.graph import Extent
 from speedup.kinds import Kind
 from speedup.masking import Masking
 from speedup.names import op_name
+from speedup.node import Node, Ref, Value
 from speedup.overwrite import InPlaceChange
 from speedup.registry import Registry
 from speedup.rule import Rule

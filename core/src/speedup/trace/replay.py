@@ -21,8 +21,9 @@ from torch.utils import _pytree as pytree
 from speedup import caches, walk
 from speedup.deferred import Deferred
 from speedup.expand import expand
-from speedup.graph import Graph, Node, Ref
+from speedup.graph import Graph
 from speedup.names import op_name
+from speedup.node import Node, Ref
 from speedup.overwrite import Changed
 from speedup.registry import Registry
 from speedup.rule import Rule

@@ -16,8 +16,9 @@ from speedup import walk
 from speedup.deferred import Deferred
 from speedup.errors import TraceError
 from speedup.expand import Expansion, expand
-from speedup.graph import Graph, Node
+from speedup.graph import Graph
 from speedup.masking import Masking
+from speedup.node import Node
 from speedup.registry import Registry
 from speedup.trace.above import called_above
 from speedup.trace.calls import listening

@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from speedup.graph import Branch, Node, Value
+from speedup.graph import Branch
+from speedup.node import Node, Value
 from speedup.rule import Rule
 from speedup.trace.reading import Reading
 from speedup.trace.standing import Standing

@@ -18,8 +18,8 @@ import torch
 from speedup.arrays import Indices
 from speedup.axes import Axis, parse
 from speedup.cutting import outer_first, take_into
-from speedup.graph import Node
 from speedup.masking import Masking
+from speedup.node import Node
 from speedup.rule import Rule
 
 

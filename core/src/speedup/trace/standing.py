@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from speedup.graph import Node, Value
 from speedup.masking import memory_of
+from speedup.node import Node, Value
 
 _LEAST = 2**14  # bytes; to make less takes no longer than zeros
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from speedup import walk
 from speedup.attributes import INTERNAL
-from speedup.graph import Node, Value
 from speedup.masking import Masking, are_apart, memory_of
+from speedup.node import Node, Value
 from speedup.trace.outputs import is_empty_of_tensors, tensors_in
 from speedup.trees import PLAIN
 

@@ -11,8 +11,8 @@ from torch import nn
 from speedup import walk
 from speedup.cutting import laid_out_like
 from speedup.errors import InputError
-from speedup.graph import Value
 from speedup.keep import KeepSets
+from speedup.node import Value
 
 
 class Transition:
