@@ -13,7 +13,7 @@ from torch import nn
 
 import speedup
 from speedup import CheckError, Floats, Node, Registry, Rule, default_registry, tries
-from speedup.testing import mask_indices, randomize
+from speedup.testing import mask_indices, masked_copy, randomize
 from speedup.trace import sandbox
 
 
@@ -129,3 +129,55 @@ def test_a_refusal_says_where_the_masked_model_first_computes_nan() -> None:
     with pytest.raises(CheckError, match=r"the model computes NaN, first at out \(torch\.nn\.Linear\)"):
         speedup.plan(model, torch.randn(3, 4), masks).apply()
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+class OneSize(nn.Module):
+    """An attribute is a size twice: of values that lose some, and of keys that do not. Of no other size of the input
+    can be seen which of them a repair breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.dim = 2, 8
+        self.k, self.v = nn.Linear(4, 16), nn.Linear(4, 16, bias=False)
+
+    def taken(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape != X.shape:
+            raise ValueError("inputs of one size only")
+        return x
+
+
+class Rolled(OneSize):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.taken(x)
+        v = self.v(x).view(len(x), self.heads, self.dim)
+        result: torch.Tensor = self.out(torch.cat([v.flatten(1), self.k(x).roll(self.dim // 2, -1)], -1))
+        return result
+
+
+class Compared(OneSize):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.taken(x)
+        x = x * (x.mean(0) > 0)
+        k = self.k(x).view(len(x), -1, self.heads, self.dim)
+        v = self.v(x).view(len(x), -1, self.heads, self.dim)
+        result: torch.Tensor = self.out((k @ k.transpose(2, 3) @ v).flatten(1))
+        return result
+
+
+@pytest.mark.parametrize("kind", [Rolled, Compared])
+def test_no_result_is_taken_of_a_call_that_a_repair_gave_another_size(kind: type[OneSize]) -> None:
+    net = randomize(kind()).double().eval()
+    masks = mask_indices(net, {"v.weight": range(1, 16, 2)})
+    masked = masked_copy(net, masks)
+    small: Any = speedup.plan(net, X, masks).apply()
+    assert small.v.weight.shape == (8, 4)
+    with torch.no_grad():
+        assert (small(X) - masked(X)).abs().max() < 1e-12

@@ -24,7 +24,7 @@ from speedup.locking import (
     changed_axes,
     lock_call,
 )
-from speedup.mismatch import Mismatch, argument_mismatch, returned_mismatch, size_mismatch
+from speedup.mismatch import Mismatch, argument_mismatch, returned_mismatch, size_mismatch, taken_mismatch
 from speedup.node import Node, Value
 from speedup.registry import Registry
 from speedup.rounding import difference, plain_differences
@@ -119,6 +119,8 @@ def check(
     if runs is not None:
         runs[:] = [Run(again.nodes, again.plain)]
     found = size_mismatch(graph, keeps, again.nodes) or argument_mismatch(graph, keeps, again.nodes)
+    if found is None and decisions is not None:
+        found = taken_mismatch(graph, keeps, again.nodes, decisions.taken)
     if found is not None:
         return found
     return answers_mismatch(graph, keeps, again, decisions.largest if decisions is not None else 0.0)

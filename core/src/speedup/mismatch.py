@@ -137,6 +137,19 @@ def argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> M
     return replace(found[0], locks=lambda: [lock for each in found for lock in each.locks()])
 
 
+def taken_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node], taken: Sequence[Node]) -> Mismatch | None:
+    """The first call whose results were taken from the masked run (``speedup.decisions``) though the small model gives
+    it other numbers: a size that is stale makes it differ then, and no rounding. Its tensors may all be whole."""
+    for old in taken:
+        new = nodes[old.index]
+        if stale_numbers(old, keeps, new.args, new.kwargs, new):
+            why = "the code of the call holds a size that is another one now"
+            return Mismatch(
+                old, 1, new.args, new.kwargs, False, nodes, partial(lock_call, old, graph, keeps, None, why)
+            )
+    return None
+
+
 def returned_mismatch(graph: Graph, keeps: KeepSets, again: Graph, effects: Sequence[float]) -> Mismatch | None:
     """A number that the model returns beside its tensors, and that is made of a size that is smaller now."""
     if set(graph.plain) != set(again.plain):
