@@ -258,6 +258,18 @@ def test_reads_that_leave_torch_functions_are_not_missed(step: Callable[[Base, t
     check(between(step)(), torch.randn(2, 4))
 
 
+@pytest.mark.filterwarnings("ignore")  # it asks to be compiled
+def test_a_function_of_functions_runs_and_keeps_what_it_reads() -> None:
+    from torch.nn.attention.flex_attention import flex_attention  # loads the compiler
+
+    def attended(_: Base, y: torch.Tensor) -> torch.Tensor:
+        t = y[None, None]
+        result: torch.Tensor = flex_attention(t, t, t, score_mod=lambda s, b, h, i, j: s - y[j, 0])[0, 0]  # type: ignore[assignment]
+        return result
+
+    assert check(between(attended)(), torch.randn(2, 4)).shape("one.weight") == (8, 4)
+
+
 def test_a_scripted_helper_keeps_what_it_reads_and_says_so() -> None:
     model = randomize(between(by_script)())
     plan = speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"one.weight": (1,), "one.bias": (1,)}))

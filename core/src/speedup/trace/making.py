@@ -237,6 +237,8 @@ def _state(tensor: torch.Tensor) -> Any:
 class Ops(dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A mode that sees every ATen op."""
 
+    supports_higher_order_operators = True  # of a function of functions, as ``flex_attention`` is one
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # skipping it would import the whole compiler
