@@ -77,3 +77,12 @@ def test_half_precision_counts_in_float32() -> None:
     with torch.no_grad():
         assert norm.float()(x).dtype == torch.float32, "as under autocast, where parameters stay in float32"
     assert torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_another_type_are_brought_to_that_of_the_input(dtype: torch.dtype) -> None:
+    """As a forward of the user's does, which torch's own kernel would refuse."""
+    norm = made(KINDS["constants"]).to(dtype)
+    a, b = both(norm, torch.randn(3, 6))
+    assert a.dtype == b.dtype == torch.float32
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)

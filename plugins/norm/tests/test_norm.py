@@ -57,6 +57,17 @@ class OffsetRMSNorm(LanguageRMSNorm):
         return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class BiasedRMSNorm(LanguageRMSNorm):
+    """As autoencoders of images have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.bias
+
+
 class PlainRMSNorm(nn.Module):
     """Without parameters, and so without a word of how many channels there are."""
 
@@ -165,6 +176,7 @@ STREAMS: dict[str, tuple[Callable[[int], nn.Module], int, int]] = {
     "RMS norm with eps": (lambda d: nn.RMSNorm(d, eps=1e-2), 7, 8),
     "RMS norm of a language model": (LanguageRMSNorm, 7, 8),
     "RMS norm that scales by one more": (OffsetRMSNorm, 7, 8),
+    "RMS norm with bias": (BiasedRMSNorm, 7, 8),
     "RMS norm with a gate that is not given": (GatedRMSNorm, 7, 12),  # its mean is behind `super()`, and counts zeros
     "RMS norm without weight": (lambda d: nn.RMSNorm(d, elementwise_affine=False), 7, 8),
     "RMS norm without weight in code": (PlainRMSNorm, 7, 8),

@@ -177,7 +177,8 @@ def corrected(
     if dtype in HALF:
         dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
         x = x.float()
-        weight, bias = (None if t is None else t.float() for t in (weight, bias))
+    # The kernel takes one type. An original with a forward of its own may bring weights to that of the input.
+    weight, bias = (t if t is None or t.dtype == x.dtype else t.to(x.dtype) for t in (weight, bias))
     if not gone:
         return F.layer_norm(x, (left,), weight, bias, eps).to(dtype)
     total = left + gone
@@ -209,7 +210,8 @@ class LayerNormForward(Compensated):
         wide = x.float() if x.dtype in HALF else x
         y = self.normalize(wide, (axis,)).to(x.dtype)
         shape = [-1 if a == axis % x.ndim else 1 for a in range(x.ndim)]
-        return self.finish(y, shape)
+        result = self.finish(y, shape)
+        return result if x.dtype in HALF else result.to(x.dtype)
 
 
 class RMSNormForward(Compensated):
@@ -225,7 +227,8 @@ class RMSNormForward(Compensated):
         axis = along(self.stat_axis, x.ndim)
         total = x.shape[axis] + self.gone(x.shape[axis])
         squares = wide.square().sum(axis, keepdim=True) + self.removed_spread
-        return self.behind((wide * torch.rsqrt(squares / total + self.stat_eps)).to(x.dtype))
+        y = (wide * torch.rsqrt(squares / total + self.stat_eps)).to(x.dtype)
+        return self.finish(y, [-1 if a == axis % x.ndim else 1 for a in range(x.ndim)])
 
 
 class GroupNormForward(Compensated):

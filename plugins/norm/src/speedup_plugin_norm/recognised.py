@@ -84,8 +84,11 @@ class OffsetLayerNorm(OtherLayerNorm):
 
 
 class OtherRMSNorm(_Recognised, RMSNorm):
+    """Torch's own has no bias, others may have one."""
+
     name = "other rms_norm"
     kind = "rms"
+    operands = ("input", *PLAIN)
 
     def signature(self, node: Node) -> str:
         return over(node, self.channel(node))

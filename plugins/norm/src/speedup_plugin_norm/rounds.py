@@ -11,6 +11,7 @@ from speedup import Bools, Floats, Node, NodeFacts, Plain, SignatureError
 from speedup_plugin_norm.combined import Gone
 from speedup_plugin_norm.compensated import (
     CARRIED,
+    PLAIN,
     REMOVED,
     Compensated,
     GroupNormForward,
@@ -94,6 +95,7 @@ class CompensatedLayerNorm(_CompensatedChannels, LayerNorm):
 class CompensatedRMSNorm(_CompensatedChannels, RMSNorm):
     name = "compensated rms_norm"
     forward = RMSNormForward
+    operands = ("input", *PLAIN)
 
 
 class CompensatedGroupNorm(_Compensated, GroupNorm):
