@@ -1,6 +1,7 @@
 """Small models as files: they come back bit for bit, in another process too, and bad files change nothing."""
 
 import copy
+import hashlib
 import json
 import os
 import pickle
@@ -190,6 +191,53 @@ def in_edit(name: str, value: Any) -> Callable[[Any], None]:
     return lambda d: d["modules"]["attention"]["becomes"][0]["edits"][0].update({name: value})
 
 
+class Lazy(nn.Module):
+    """A table that the first call makes, and a longer input a longer one; no checkpoint has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "table") or len(self.table) < x.shape[1]:
+            self.register_buffer("table", torch.arange(x.shape[1], dtype=x.dtype), persistent=False)
+        result: torch.Tensor = self.b(self.a(x).relu()) + self.table[: x.shape[1], None]
+        return result
+
+
+@pytest.mark.parametrize("called_with", [None, 3, 9])
+def test_a_buffer_that_calls_make_is_as_it_was(tmp_path: Path, called_with: int | None) -> None:
+    model, x = Lazy(), torch.randn(2, 5, 4)
+    model(x)
+    mask = torch.ones(8)
+    mask[1::2] = 0
+    small = speedup.plan(model, x, {"a": {"weight": mask[:, None].expand(8, 4), "bias": mask}}).apply()
+    new = Lazy()
+    if called_with is not None:
+        new(torch.randn(2, called_with, 4))
+    loaded: Any = speedup.load(new, speedup.save(small, tmp_path))
+    assert loaded.a.weight.shape == (4, 4) and loaded.table.tolist() == [0, 1, 2, 3, 4]
+    assert "table" not in loaded.state_dict()
+    for length in (2, 5, 7):
+        y = torch.randn(2, length, 4)
+        assert torch.equal(loaded(y), small(y))
+
+
+def test_a_buffer_takes_the_name_of_nothing_else(tmp_path: Path) -> None:
+    model, x = Lazy(), torch.randn(2, 5, 4)
+    model(x)
+    small = speedup.plan(model, x, {"a": {"weight": torch.ones(8, 4)}}).apply()
+    speedup.save(small, tmp_path)
+    weights, text = tmp_path / "model.safetensors", tmp_path / "speedup.json"
+    tensors, told = load_file(weights), json.loads(text.read_text())
+    for name in ("forward", "a", "training", "a.forward", "nothing.table", "no name"):
+        save_file({**{n: t for n, t in tensors.items() if n != "table"}, name: tensors["table"]}, weights)
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        told["weights"].update(sha256=digest, hidden=[name, "not there"])
+        text.write_text(json.dumps(told))
+        refuse(tmp_path, f"the file has {name}, and the model has not", Lazy())
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -255,8 +303,6 @@ def test_damaged_files_are_refused(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_of_other_tensors_is_refused(saved: Path) -> None:
-    import hashlib
-
     path = saved / "model.safetensors"
     tensors = load_file(path)
     tensors["more"] = tensors.pop("back.bias")

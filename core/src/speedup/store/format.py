@@ -66,6 +66,8 @@ class Structure:
         files: version 2: the files of a checkpoint, with the sha256 of each. Buffers that are not in the state dict may
             be missing in them: the code of the model makes them.
         besides: version 2: tensors in these files that the model has not.
+        hidden: version 1: buffers in the file that are outside of the state dict. The code of the model may make them
+            in its first call, or larger ones later.
     """
 
     sha256: str
@@ -74,6 +76,7 @@ class Structure:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     besides: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 def dumps(structure: Structure) -> str:
@@ -100,7 +103,7 @@ def dumps(structure: Structure) -> str:
         "provenance": dict(structure.provenance),
         "weights": {"files": dict(structure.files), "besides": list(structure.besides)}
         if structure.files
-        else {"file": WEIGHTS, "sha256": structure.sha256},
+        else {"file": WEIGHTS, "sha256": structure.sha256, **_if_any(hidden=list(structure.hidden))},
         "tied": dict(structure.tied),
         "modules": modules,
     }
@@ -108,6 +111,10 @@ def dumps(structure: Structure) -> str:
     for short in _SHORT:
         text = short.sub(_in_one_line, text)
     return text + "\n"
+
+
+def _if_any(**entries: list[str]) -> dict[str, list[str]]:
+    return {name: entry for name, entry in entries.items() if entry}
 
 
 def _in_one_line(found: re.Match[str]) -> str:
@@ -142,6 +149,7 @@ def loads(text: str, where: str) -> Structure:
             _provenance(data.get("provenance", {})),
             _files(data["weights"]["files"]) if version == 2 else {},
             tuple(_of(n, str) for n in _of(data["weights"]["besides"], list)) if version == 2 else (),
+            tuple(_of(n, str) for n in _of(data["weights"].get("hidden", []), list)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -93,6 +93,7 @@ class Replay:
 
     Attributes:
         parts: to be put into the model.
+        made_later: buffers that the code of the model makes when it is called, and that a new one has not.
 
     Raises:
         StorageError: the model is another one.
@@ -112,6 +113,7 @@ class Replay:
         self.stored = {**stored, **{n: stored[t] for n, t in self.tied.items() if t in stored}}
         self.parts = Parts()
         modules = dict(model.named_modules())
+        self.made_later = [n for n in structure.hidden if n in self.stored and _is_free(n, modules, self.changes)]
         self._check(modules)
         made: dict[str, torch.Tensor] = {}
         renewed: dict[int, torch.Tensor] = {}
@@ -166,6 +168,14 @@ class Replay:
             _put(shell, name, made[stored], gained.get(name))
             if old is not None:
                 renewed[id(old)] = made[stored]
+        for full in self.made_later:
+            owner, _, name = full.rpartition(".")
+            if owner == path:
+                stored = self.tied.get(full, full)
+                if stored not in made:
+                    made[stored] = _made(self.stored[full], None, None, self._device(module))
+                shell._buffers[name] = made[stored]
+                shell._non_persistent_buffers_set.add(name)
         for name in lost:
             for held in (shell._parameters, shell._buffers):
                 if name in held:
@@ -200,14 +210,16 @@ class Replay:
             if change is not None:
                 wrong += _differences(path, module, change)
             expected.update(_expected(path, module, change))
-        besides = set(self.structure.besides)
+        besides = {*self.structure.besides, *self.made_later}
         missing = [n for n in expected if n not in self.stored]
         wrong += list(self._missing(modules, missing) if self.structure.files else map(_ABSENT.format, missing))
         wrong += [
             f"the file has {n}, and the model has not" for n in self.stored if n not in expected and n not in besides
         ]
+        changed = {_join(path, name) for path, change in self.changes.items() for name in change.tensors}
+        grown = set(self.structure.hidden) - changed  # in calls
         for name, shape in expected.items():
-            if name in self.stored and self.stored[name].shape != shape:
+            if name in self.stored and self.stored[name].shape != shape and name not in grown:
                 wrong.append(f"{name} should be {_text(shape)}, and is {_text(self.stored[name].shape)} in the file")
         if wrong:
             more = [f"  ... and {len(wrong) - _LIMIT} more"] if len(wrong) > _LIMIT else []
@@ -226,6 +238,14 @@ class Replay:
                 yield _ABSENT.format(full)
             elif modules[path]._buffers[name].is_meta:  # type: ignore[union-attr]
                 yield f"{full} is in no file, and on the meta device: build the module that makes it outside of that"
+
+
+def _is_free(full: str, modules: Mapping[str, nn.Module], changes: Mapping[str, Change]) -> bool:
+    """Whether a module has no attribute of a buffer's name, nor gets one."""
+    path, _, name = full.rpartition(".")
+    change = changes.get(path)
+    known = change is not None and (name in change.tensors or name in change.attributes)
+    return path in modules and name.isidentifier() and not known and not hasattr(modules[path], name)
 
 
 def _differences(path: str, module: nn.Module, change: Change) -> Iterable[str]:

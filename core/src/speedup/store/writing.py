@@ -51,6 +51,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
     model = _bare(model)
     changes = changes_of(model, registry if registry is not None else default_registry())
     tensors, tied = _tensors(model)
+    hidden = tuple(name for name, _, is_hidden in named_tensors(model) if is_hidden)
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     # The description comes last: it names the weights that it belongs to.
@@ -58,7 +59,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, registry: Regis
         library.save_file(tensors, weights, metadata={"format": "pt"})
         with weights.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        text.write_text(dumps(Structure(digest, changes, tied, provenance_of(model))), encoding="utf-8")
+        text.write_text(dumps(Structure(digest, changes, tied, provenance_of(model), hidden=hidden)), encoding="utf-8")
     return target
 
 
