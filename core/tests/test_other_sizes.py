@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import speedup
 from speedup.node import Ref
+from speedup.testing import mask_indices
 from speedup.trace.shapes import Shapes
 from speedup.vary import Case, at_other_sizes
 
@@ -127,3 +129,25 @@ def test_of_tensors_that_do_not_count_their_changes_nothing_is_known():
         for _ in range(2):
             assert run(shapes, torch.relu, given, calls=calls).shape == (2, 3)
     assert len(calls) == 2
+
+
+class Scaled(nn.Module):
+    """Of one entry there is no deviation, of which torch warns; the user gives sixteen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(1, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] > 4:
+            x = x * 2
+        x = x / x.std(1, keepdim=True)
+        result: torch.Tensor = self.b(self.a(x[..., None]).relu()).mean(1)
+        return result
+
+
+def test_nobody_is_warned_of_sizes_that_nobody_gave(recwarn: pytest.WarningsRecorder) -> None:
+    net = Scaled().eval()
+    masks = mask_indices(net, {"a.weight": (1, 3), "a.bias": (1, 3)})
+    assert speedup.plan(net, torch.randn(2, 16), masks).apply(fuse=True).a.weight.shape == (6, 1)  # type: ignore[union-attr]
+    assert [str(w.message) for w in recwarn] == []

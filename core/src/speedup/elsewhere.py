@@ -23,7 +23,7 @@ from speedup.trace.calls import may_seek
 from speedup.trace.glance import Glance, UnclearError, glance
 from speedup.trace.meta import all_on_meta, to_meta
 from speedup.trace.run import trace
-from speedup.trace.sandbox import undisturbed
+from speedup.trace.sandbox import undisturbed, unwarned
 from speedup.trace.shapes import Shapes
 from speedup.trace.told import Told, few, now_told, told
 from speedup.vary import Case, Inputs, Takes, at_other_sizes
@@ -103,7 +103,7 @@ class Elsewhere:
         assert masking is not None  # it is the graph of a run
         for what in each:
             try:
-                with told(what), undisturbed(self.model), masking.sparing():
+                with told(what), undisturbed(self.model), masking.sparing(), unwarned():
                     torch.manual_seed(0)  # as in ``verification.run``
                     made = trace(
                         self.model,
@@ -147,7 +147,8 @@ class Elsewhere:
         if known is not None or self._needs_recording:
             return self.run(case, claimed=True)
         try:
-            seen = glance(self.model, case.inputs, self.rules, self.graph)
+            with unwarned():
+                seen = glance(self.model, case.inputs, self.rules, self.graph)
         except UnclearError:
             self._needs_recording = True
             return self.run(case, claimed=True)
@@ -188,7 +189,8 @@ class Elsewhere:
 
     def _without(self, case: Case, shapes: Shapes) -> Graph | None:
         try:
-            made = trace(self.model, *case.inputs, self.rules, compared=self.graph, shapes=shapes)
+            with unwarned():
+                made = trace(self.model, *case.inputs, self.rules, compared=self.graph, shapes=shapes)
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta" in str(error):
                 raise

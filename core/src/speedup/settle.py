@@ -22,6 +22,7 @@ from speedup.repair.job import Job
 from speedup.repair.mend import mend
 from speedup.repair.parts import Repairs
 from speedup.repair.steady import steady
+from speedup.trace.sandbox import unwarned
 from speedup.tries import Tries
 from speedup.verification import Inputs
 from speedup.ways import Way, disagreements, united
@@ -126,7 +127,8 @@ def _mended(
     parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)
     locks = [_locks(model, found, ways[0], keeps[0])]
     for way, kept in zip(ways[1:], keeps[1:], strict=True):
-        other = None if any(locks) else Tries(model, way.inputs, way.graph, kept, rules, parts)(parts.repairs)
+        with unwarned():
+            other = None if any(locks) else Tries(model, way.inputs, way.graph, kept, rules, parts)(parts.repairs)
         locks.append(_locks(model, other, way, kept))
     return locks
 

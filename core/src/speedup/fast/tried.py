@@ -17,6 +17,7 @@ from speedup.registry import Registry
 from speedup.resized import other_ways
 from speedup.rounding import difference
 from speedup.trace import sandbox
+from speedup.trace.sandbox import unwarned
 from speedup.verification import Inputs, run
 
 
@@ -42,6 +43,7 @@ class Case:
     effects: Sequence[float] = ()
 
 
+@unwarned()
 def elsewhere_of(model: nn.Module, inputs: Inputs, graph: Graph, rules: Registry) -> list[Case]:
     """What the model answers where code goes another way. What it answers with an error there may be anything else."""
     with sandbox(model):
@@ -75,6 +77,7 @@ class Trial:
         half = len(steps) // 2
         return self.taken(steps[:half]) + self.taken(steps[half:])
 
+    @unwarned()
     def _differs(self) -> str | None:
         for case in self.cases:
             try:

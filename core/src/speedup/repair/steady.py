@@ -31,6 +31,7 @@ from speedup.repair.stale import same_number
 from speedup.trace.meta import all_on_meta, on_meta
 from speedup.trace.outputs import Returned
 from speedup.trace.run import trace
+from speedup.trace.sandbox import unwarned
 from speedup.vary import Case, Inputs
 from speedup.verification import compare, effects_on, run
 
@@ -137,6 +138,7 @@ def _same(a: Any, b: Any) -> bool:
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
+@unwarned()
 def _answers_the_same(elsewhere: Elsewhere, keeps: KeepSets, parts: Parts) -> bool:
     """Whether both models return the same at other sizes."""
     model, graph, rules = elsewhere.model, elsewhere.graph, elsewhere.rules

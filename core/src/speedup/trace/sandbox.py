@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -20,6 +21,14 @@ from speedup.trace.holdings import Holdings
 from speedup.trace.meta import StandIns, all_on_meta
 
 _TRAINING: ContextVar[frozenset[nn.Module]] = ContextVar("modules that train", default=frozenset())
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Runs at sizes that the user never gave: nobody hears what they warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

@@ -74,7 +74,8 @@ class Counting(Rule):
         mean = (constants.sum(axis=axes, keepdims=True) + gone * gone_mean) / total
         spread = np.square(constants - mean).sum(axis=axes, keepdims=True)
         spread = spread + gone_spread + gone * (gone_mean - mean) ** 2
-        return np.asarray((constants - mean) / divisor(spread, total, eps, self.spread(node)))
+        with np.errstate(invalid="ignore", divide="ignore"):  # without eps, what is all the same is divided by 0
+            return np.asarray((constants - mean) / divisor(spread, total, eps, self.spread(node)))
 
     def channel(self, node: Node) -> int:
         """The axis of the channels."""
