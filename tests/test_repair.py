@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup import Plan, tries
+from speedup import Plan, settle, tries
 from speedup.repair import steady
 from speedup.testing import mask_indices, masked_copy, randomize
 from tests import repair_nets as nets
@@ -217,19 +217,57 @@ def test_heads_that_cannot_be_repaired_keep_nothing_else() -> None:
     assert "every run of the line keeps as many" in plan.explain("2.q")
 
 
-def test_depth_costs_no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = []
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One item for each run of a small model that does not make the calls that the plan has."""
+    made: list[None] = []
     original = tries.check
 
     def counted(*args: Any) -> Any:
-        counts[-1] += 1
+        made.append(None)
         return original(*args)
 
     monkeypatch.setattr(tries, "check", counted)
+    return made
+
+
+def test_depth_costs_no_more_trials(trials: list[None]) -> None:
+    counts = []
     for depth in (1, 6):
-        counts.append(0)
+        trials.clear()
         shrink(nets.Blocks(nets.OldAttention, depth), fused(HEADS, depth), 2, 5, 16)
+        counts.append(len(trials))
     assert counts[0] == counts[1]
+
+
+def test_stale_sizes_at_many_lines_cost_no_more_trials(trials: list[None]) -> None:
+    """Nor do stale numbers."""
+    counts = []
+    for lines in ("a", "ab", "abc"):
+        trials.clear()
+        gone = {f"{n}.{p}": (0, 3, *range(5, 5 + k)) for k, n in enumerate(lines) for p in ("weight", "bias")}
+        small, _, plan = shrink(nets.Stations(), gone, 2, 8)
+        assert small.d.weight.shape == (8, 8 if len(lines) < 3 else 4)
+        assert len(repaired(plan)) == 2 * len(lines)
+        counts.append(len(trials))
+    assert counts[1] == counts[2]
+
+
+def test_uneven_runs_of_a_line_are_found_in_all_modules_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = []
+    original = settle.build
+
+    def counted(*args: Any, **options: Any) -> Any:
+        rounds[-1] += 1
+        return original(*args, **options)
+
+    monkeypatch.setattr(settle, "build", counted)
+    for depth in (1, 5):
+        rounds.append(0)
+        net = nn.Sequential(*(nets.OpenSplitAttention() for _ in range(depth)))
+        small, _, _ = shrink(net, {f"{i}.{n}": d for i in range(depth) for n, d in QK.items()}, 2, 5, 8)
+        assert all(block.q.weight.shape == block.v.weight.shape for block in small)
+    assert rounds[0] == rounds[1]
 
 
 # -- what a repaired module still is ----------------------------------------------------------------------------------
