@@ -253,21 +253,44 @@ def test_stale_sizes_at_many_lines_cost_no_more_trials(trials: list[None]) -> No
     assert counts[1] == counts[2]
 
 
-def test_uneven_runs_of_a_line_are_found_in_all_modules_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds = []
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One item for each round of planning."""
+    made: list[None] = []
     original = settle.build
 
     def counted(*args: Any, **options: Any) -> Any:
-        rounds[-1] += 1
+        made.append(None)
         return original(*args, **options)
 
     monkeypatch.setattr(settle, "build", counted)
+    return made
+
+
+def test_uneven_runs_of_a_line_are_found_in_all_modules_at_once(rounds: list[None]) -> None:
+    counts = []
     for depth in (1, 5):
-        rounds.append(0)
+        rounds.clear()
         net = nn.Sequential(*(nets.OpenSplitAttention() for _ in range(depth)))
         small, _, _ = shrink(net, {f"{i}.{n}": d for i in range(depth) for n, d in QK.items()}, 2, 5, 8)
         assert all(block.q.weight.shape == block.v.weight.shape for block in small)
-    assert rounds[0] == rounds[1]
+        counts.append(len(rounds))
+    assert counts[0] == counts[1]
+
+
+def test_lines_that_cannot_be_repaired_are_found_at_once(rounds: list[None]) -> None:
+    counts = []
+    for lines in (1, 5):
+        rounds.clear()
+        space: dict[str, Any] = {"nn": nn}
+        source = "def forward(self, x):\n"
+        source += "".join(f"    x = self[{i}](x).view(-1, 8).relu()\n" for i in range(lines))
+        exec(source + f"    return self[{lines}](x)\n", space)
+        net = type("Net", (nn.Sequential,), space)(*(nn.Linear(8, 8) for _ in range(lines + 1)))
+        small, _, _ = shrink(net, {f"{i}.{p}": (0, 3) for i in range(lines) for p in ("weight", "bias")}, 2, 8)
+        assert all(layer.weight.shape == (8, 8) for layer in small)
+        counts.append(len(rounds))
+    assert counts[0] == counts[1]
 
 
 # -- what a repaired module still is ----------------------------------------------------------------------------------

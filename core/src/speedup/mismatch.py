@@ -46,7 +46,7 @@ class Mismatch:
         locks: what to keep whole when nothing else helps.
         tipped: whether it may come of a decision that rounding tips.
         raised: where Python code raised: modules and the names of their methods, the innermost first.
-        others: further calls of the same run that differ, where it came to its end.
+        others: further calls that differ: of the same run, where it came to its end; else some that cannot be repaired.
     """
 
     node: Node

@@ -135,4 +135,5 @@ def _locks(model: nn.Module, found: Mismatch | None, way: Way, keeps: KeepSets) 
     """What is to stay for a call that differs from the plan: at first so much that all runs of its line are alike."""
     if found is None:
         return []
-    return lock_all_uneven(found.node, way.graph, keeps, model) or found.locks()
+    alike = (found, *found.others) if found.stage == 0 else (found,)
+    return [lock for each in alike for lock in lock_all_uneven(each.node, way.graph, keeps, model) or each.locks()]

@@ -74,7 +74,7 @@ class Tries:
         """Calls that hold stale sizes in the small model with these repairs, as far as one run tells."""
         transaction = Transaction(self._model, replace(self._parts, repairs=repairs))
         transaction.apply()
-        deferred, mended = self._parts.deferred, Ahead(self.keeps)
+        deferred, mended = self._parts.deferred, Ahead(self.graph, self.keeps)
         try:
             deferred.empty()
             made = self._model, self._inputs, self._rules, self.graph, self.keeps.shape, transaction.substitutes

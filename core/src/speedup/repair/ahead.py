@@ -9,11 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from speedup.graph import Graph
 from speedup.keep import KeepSets
+from speedup.locking import changed_axes, lock_call
 from speedup.mismatch import Mismatch
 from speedup.node import Node, Ref
 from speedup.repair.arguments import with_numbers
@@ -32,8 +35,8 @@ class Ahead:
         found: those that it has mended.
     """
 
-    def __init__(self, keeps: KeepSets) -> None:
-        self.keeps = keeps
+    def __init__(self, graph: Graph, keeps: KeepSets) -> None:
+        self.graph, self.keeps = graph, keeps
         self.found: list[Mismatch] = []
 
     def __call__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
@@ -43,7 +46,9 @@ class Ahead:
             return None
         refs = map(Ref, itertools.count())
         own_args, own_kwargs = replaced(torch.Tensor, lambda _: next(refs), (args, kwargs))
-        self.found.append(Mismatch(node, 0, own_args, own_kwargs, False, (), list))
+        why = "the code of the call holds a size"
+        lock = partial(lock_call, node, self.graph, self.keeps, changed_axes(node, self.keeps), why)
+        self.found.append(Mismatch(node, 0, own_args, own_kwargs, False, (), lock))
         return with_numbers(args, kwargs, wanted)
 
 

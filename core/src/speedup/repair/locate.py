@@ -84,7 +84,7 @@ def sites_within(node: Node, module: nn.Module) -> tuple[Any, ...]:
 def runs_of(node: Node, graph: Graph, module: nn.Module) -> list[Node]:
     """All runs of a call of ``module``: in a loop, in a module that is called twice, in a method that others call."""
     sites = sites_within(node, module)
-    alike = (n for n in graph.nodes if n.scope == node.scope and n.op is node.op)
+    alike = (n for n in graph.by_scope.get(node.scope, ()) if n.op is node.op)
     return [n for n in alike if n.sites[: len(sites)] == sites]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import reduce
 
 from speedup.errors import SpeedupError
@@ -99,7 +100,7 @@ def mend(job: Job, run: Trial, ahead: Look, steady: Callable[[Repairs], bool]) -
     if first is None:
         return {}, None
     trials = _Trials(run, ahead)
-    left: Mismatch | None = first
+    left: Mismatch = first
     for attributes in (True, False):
         repairs, found = _mend(job, trials, first, attributes)
         if found is None:
@@ -110,7 +111,21 @@ def mend(job: Job, run: Trial, ahead: Look, steady: Callable[[Repairs], bool]) -
             left = found
         if not any(r.attributes for r in repairs.values()):
             break
-    return {}, left
+    return {}, left if left.stage else replace(left, others=_hopeless(job, left, ahead({})))
+
+
+def _hopeless(job: Job, left: Mismatch, known: Sequence[Mismatch]) -> list[Mismatch]:
+    """Of the stale calls behind one that nothing repairs, those for which there is nothing to try either; of each line
+    the first, which is locked with the others."""
+    lines = {(left.node.op, left.node.sites)}
+    found = []
+    for each in known:
+        line = each.node.op, each.node.sites
+        if each.node.index > left.node.index and line not in lines:
+            lines.add(line)
+            if next(options(job, each, {}, True, alone=True), None) is None:
+                found.append(each)
+    return found
 
 
 def _mend(job: Job, trials: _Trials, found: Mismatch | None, attributes: bool) -> tuple[Repairs, Mismatch | None]:
