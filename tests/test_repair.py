@@ -240,6 +240,20 @@ def test_depth_costs_no_more_trials(trials: list[None]) -> None:
     assert counts[0] == counts[1]
 
 
+def test_depth_costs_no_more_trials_where_sizes_differ(trials: list[None]) -> None:
+    """Two attributes of each block, with other sizes in every second one."""
+    counts = []
+    for depth in (2, 6):
+        trials.clear()
+        gone = [tuple(4 * head + k for head in range(4) for k in range(1 + i % 2)) for i in range(depth)]
+        names = [(i, f"{i}.{m}.{p}") for i in range(depth) for m in "qkv" for p in ("weight", "bias")]
+        net = nn.Sequential(*(nets.SplitAttention() for _ in range(depth)))
+        small, _, _ = shrink(net, {name: gone[i] for i, name in names}, 2, 5, 8)
+        assert [(b.head_size, b.all_head_size) for b in small] == [(3, 12), (2, 8)] * (depth // 2)
+        counts.append(len(trials))
+    assert counts[0] == counts[1]
+
+
 def test_stale_sizes_at_many_lines_cost_no_more_trials(trials: list[None]) -> None:
     """Nor do stale numbers."""
     counts = []

@@ -62,26 +62,28 @@ def steps(
 
     Args:
         repairs, attributes: as for ``options``.
-        gentle: the number of the call from which on a module that has edits keeps its attributes, which edited calls
-            may read.
+        gentle: the number of the call from which on attributes change only where a module has no edits, which may be of
+            calls that read them, and once in each module.
     """
     seen: set[Any] = set()
-    changed: set[str] = set()  # modules of which an attribute changes: their other calls may follow it
+    changed: dict[str, set[str]] = {}  # attributes, by module: its other calls may follow them
     for each in found:
         node = each.node
-        call = node.scope, node.op, node.sites
-        if call in seen or node.scope in changed:
+        call, names = (node.scope, node.op, node.sites), changed.get(node.scope, set())
+        bold = gentle is None or node.index < gentle
+        if call in seen or (names and not bold):
             continue
         seen.add(call)
         before = repairs.get(node.scope, Repair())
-        free = attributes and (gentle is None or node.index < gentle or not before.edits)
-        option = next(options(job, each, repairs, free, alone=True), {})
+        option = next(options(job, each, repairs, attributes and (bold or not before.edits), alone=True), {})
         if set(option) != {node.scope}:
             continue
         made, known = option[node.scope], {edit for edit, _, _ in before.edits}
+        if names and (not made.attributes or not names.isdisjoint(made.attributes)):
+            continue
         own = replace(made, edits=tuple(e for e in made.edits if e[0] not in known))
         if made.attributes:
-            changed.add(node.scope)
+            changed[node.scope] = {*names, *made.attributes}
         if own.edits or own.attributes:
             repairs = joined(repairs, {node.scope: own})
             yield node, {node.scope: own}
