@@ -487,6 +487,20 @@ class Blocks(nn.Module):
         return self.head(x.mean(1))
 
 
+class Stations(nn.Module):
+    """Several lines of their own, each with a size; of what comes out numbers are made of sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.a(x).view(-1, 8))
+        x = torch.relu(self.b(x * x.shape[1] ** -0.5).view(-1, 8))
+        x = torch.relu(self.c(x * x.shape[1] ** -0.5).view(-1, 8))
+        return self.d(x * x.shape[1] ** -0.5)
+
+
 class CutFlat(nn.Module):
     """A position in an axis that holds channels and places at once."""
 

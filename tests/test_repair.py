@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import speedup
-from speedup import Plan, tries
+from speedup import Plan, settle, tries
 from speedup.repair import steady
 from speedup.testing import mask_indices, masked_copy, randomize
 from tests import repair_nets as nets
@@ -217,18 +217,93 @@ def test_heads_that_cannot_be_repaired_keep_nothing_else() -> None:
     assert "every run of the line keeps as many" in plan.explain("2.q")
 
 
-def test_depth_costs_no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = []
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One item for each run of a small model that does not make the calls that the plan has."""
+    made: list[None] = []
     original = tries.check
 
     def counted(*args: Any) -> Any:
-        counts[-1] += 1
+        made.append(None)
         return original(*args)
 
     monkeypatch.setattr(tries, "check", counted)
+    return made
+
+
+def test_depth_costs_no_more_trials(trials: list[None]) -> None:
+    counts = []
     for depth in (1, 6):
-        counts.append(0)
+        trials.clear()
         shrink(nets.Blocks(nets.OldAttention, depth), fused(HEADS, depth), 2, 5, 16)
+        counts.append(len(trials))
+    assert counts[0] == counts[1]
+
+
+def test_depth_costs_no_more_trials_where_sizes_differ(trials: list[None]) -> None:
+    """Two attributes of each block, with other sizes in every second one."""
+    counts = []
+    for depth in (2, 6):
+        trials.clear()
+        gone = [tuple(4 * head + k for head in range(4) for k in range(1 + i % 2)) for i in range(depth)]
+        names = [(i, f"{i}.{m}.{p}") for i in range(depth) for m in "qkv" for p in ("weight", "bias")]
+        net = nn.Sequential(*(nets.SplitAttention() for _ in range(depth)))
+        small, _, _ = shrink(net, {name: gone[i] for i, name in names}, 2, 5, 8)
+        assert [(b.head_size, b.all_head_size) for b in small] == [(3, 12), (2, 8)] * (depth // 2)
+        counts.append(len(trials))
+    assert counts[0] == counts[1]
+
+
+def test_stale_sizes_at_many_lines_cost_no_more_trials(trials: list[None]) -> None:
+    """Nor do stale numbers."""
+    counts = []
+    for lines in ("a", "ab", "abc"):
+        trials.clear()
+        gone = {f"{n}.{p}": (0, 3, *range(5, 5 + k)) for k, n in enumerate(lines) for p in ("weight", "bias")}
+        small, _, plan = shrink(nets.Stations(), gone, 2, 8)
+        assert small.d.weight.shape == (8, 8 if len(lines) < 3 else 4)
+        assert len(repaired(plan)) == 2 * len(lines)
+        counts.append(len(trials))
+    assert counts[1] == counts[2]
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One item for each round of planning."""
+    made: list[None] = []
+    original = settle.build
+
+    def counted(*args: Any, **options: Any) -> Any:
+        made.append(None)
+        return original(*args, **options)
+
+    monkeypatch.setattr(settle, "build", counted)
+    return made
+
+
+def test_uneven_runs_of_a_line_are_found_in_all_modules_at_once(rounds: list[None]) -> None:
+    counts = []
+    for depth in (1, 5):
+        rounds.clear()
+        net = nn.Sequential(*(nets.OpenSplitAttention() for _ in range(depth)))
+        small, _, _ = shrink(net, {f"{i}.{n}": d for i in range(depth) for n, d in QK.items()}, 2, 5, 8)
+        assert all(block.q.weight.shape == block.v.weight.shape for block in small)
+        counts.append(len(rounds))
+    assert counts[0] == counts[1]
+
+
+def test_lines_that_cannot_be_repaired_are_found_at_once(rounds: list[None]) -> None:
+    counts = []
+    for lines in (1, 5):
+        rounds.clear()
+        space: dict[str, Any] = {"nn": nn}
+        source = "def forward(self, x):\n"
+        source += "".join(f"    x = self[{i}](x).view(-1, 8).relu()\n" for i in range(lines))
+        exec(source + f"    return self[{lines}](x)\n", space)
+        net = type("Net", (nn.Sequential,), space)(*(nn.Linear(8, 8) for _ in range(lines + 1)))
+        small, _, _ = shrink(net, {f"{i}.{p}": (0, 3) for i in range(lines) for p in ("weight", "bias")}, 2, 8)
+        assert all(layer.weight.shape == (8, 8) for layer in small)
+        counts.append(len(rounds))
     assert counts[0] == counts[1]
 
 

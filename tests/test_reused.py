@@ -138,3 +138,31 @@ def test_another_bias_is_another_layer() -> None:
     net = randomize(Two())
     result = check_equal(net, (numbers(2, 4), numbers(2, 4)), mask_indices(net, {"first.weight": GONE}))
     assert result.shape("second.weight") == (4, 8)
+
+
+def test_each_call_is_looked_at_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loop(nn.Module):
+        def __init__(self, times: int) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 8)
+            self.times = times
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            for _ in range(self.times):
+                x = torch.sigmoid(self.second(x))
+            return x
+
+    asked: list[int] = []
+    original = speedup.Rule.uniform
+
+    def counted(rule: speedup.Rule, node: speedup.Node) -> bool:
+        asked[-1] += 1
+        return original(rule, node)
+
+    monkeypatch.setattr(speedup.Rule, "uniform", counted)
+    for times in (10, 40):
+        asked.append(0)
+        net = randomize(Loop(times)).double()
+        speedup.plan(net, numbers(2, 4), mask_indices(net, {"first.weight": GONE}))
+    assert asked[1] <= 4 * asked[0]

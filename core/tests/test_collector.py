@@ -1,7 +1,8 @@
-"""What becomes of Python's cyclic garbage collector while a plan is made."""
+"""What becomes of Python's cyclic garbage collector while a plan is made, or something else that takes long."""
 
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +52,16 @@ def test_objects_that_stay_are_not_looked_through_again_and_again() -> None:
 
     assert len(_collections(job.speedup_model)) < 10
     assert gc.get_threshold() == (50, 2, 2)
+
+
+def test_other_long_jobs_are_left_alone_too(tmp_path: Path) -> None:
+    net, x = Net(), torch.randn(2, 4)
+    small = speedup.plan(Net(), x, _MASKS).apply()
+    gc.set_threshold(50, 2, 2)
+
+    assert len(_collections(lambda: speedup.channel_groups(net, x))) < 10
+    assert len(_collections(lambda: speedup.save(small, tmp_path / "small"))) < 10
+    assert len(_collections(lambda: speedup.load(net, tmp_path / "small"))) < 10
 
 
 def test_after_an_error_the_collector_is_as_it_was() -> None:

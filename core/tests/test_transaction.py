@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 import speedup
 from speedup import Kept, Node, NodeKeep, Registry, Rule, SignatureError, default_registry
+from speedup.build import Parts
 from speedup.commit import Transaction
 from speedup.errors import CheckError, RuleError, SpeedupError
 from speedup.testing import mask_indices, masked_copy, randomize
@@ -450,3 +451,27 @@ def test_parts_that_give_something_else_are_not_taken() -> None:
         barriers = [n for n in plan.graph.nodes if n.is_barrier]
         assert [n.op_name for n in barriers] == (["torch.kron"] if error else [])
         assert all("another form" in n.note for n in barriers)
+
+
+def test_modules_of_other_types_are_looked_for_once() -> None:
+    walks = 0
+
+    class Walked(nn.Sequential):
+        def modules(self) -> Iterator[nn.Module]:
+            nonlocal walks
+            walks += 1
+            return super().modules()
+
+    norms = [nn.BatchNorm1d(4) for _ in range(3)]
+    net = Walked(*norms, nn.Sequential(norms[0], nn.Linear(4, 4)))
+    transaction = Transaction(net, Parts())
+    counts = []
+    for number in (1, 3):
+        walks = 0
+        transaction.put({str(i): nn.Identity() for i in range(number)})
+        counts.append(walks)
+        assert [type(m) for m in net[:3]] == [nn.Identity] * number + [nn.BatchNorm1d] * (3 - number)
+        assert net[3][0] is net[0], "a module that stands at two places"
+        transaction.undo()
+        assert list(net[:3]) == norms and net[3][0] is norms[0]
+    assert counts[0] == counts[1]

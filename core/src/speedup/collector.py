@@ -1,4 +1,4 @@
-"""Python's cyclic garbage collector, while a plan is made.
+"""Python's cyclic garbage collector, while a plan is made, or something else that takes long.
 
 A plan makes tens of thousands of small objects that live as long as it does. By its defaults the collector looks
 through them every 700, and through all that a process has imported whenever enough of them have stayed: 0.3 s at a

@@ -55,11 +55,15 @@ class Transaction:
         """Swap modules in, by path; on an error some of them may be in."""
         known = dict(walk.all_paths(self.model))
         targets = [(path, known[path], made) for path, made in modules.items()]
+        others: dict[int, nn.Module] = {}
         for path, old, made in targets:
             if isinstance(made, type(old)):
                 self._move_into(old, made)
             else:
-                self._put_in_place_of(path, old, made)
+                self._prepare(path, old, made)
+                others[id(old)] = made
+        if others:
+            self._put_in_place(others)
         walk.forget()
 
     def mark(self) -> tuple[int, int]:
@@ -99,15 +103,18 @@ class Transaction:
         for name in filterfalse(new.__contains__, new["_parameters"]):
             held.pop(name, None)  # an attribute of the name (``self.bias = None``) would hide what it has gained
 
-    def _put_in_place_of(self, path: str, old: nn.Module, made: nn.Module) -> None:
+    def _prepare(self, path: str, old: nn.Module, made: nn.Module) -> None:
+        """Before a module takes the place of one of another type."""
         if old is self.model:
             raise SpeedupError(f"the model itself cannot become a {type(made).__name__}; wrap it in a module")
         made.training = old.training
         self.placed.append((old, made))
         self.substitutes[id(made)] = type(old)
+
+    def _put_in_place(self, others: Mapping[int, nn.Module]) -> None:
+        """Exchange modules, by the identity of the old ones, wherever they stand."""
         for parent in self.model.modules():
-            names = [n for n, child in parent._modules.items() if child is old]
+            names = {n: others[id(child)] for n, child in parent._modules.items() if id(child) in others}
             if names:
                 self.saved.note(parent)
-                for name in names:
-                    parent._modules[name] = made
+                parent._modules.update(names)

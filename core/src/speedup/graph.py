@@ -6,6 +6,7 @@ or shared modules the model has.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
@@ -128,6 +129,14 @@ class Graph:
     few_will_do: bool = False
     standing: Standing | None = None
     reused_alike: frozenset[Value] = frozenset()
+
+    @cached_property
+    def by_scope(self) -> dict[str, list[Node]]:
+        """The calls in the forward of each module."""
+        found: dict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            found[node.scope].append(node)
+        return dict(found)
 
     @cached_property
     def together(self) -> dict[Value, list[Value]]:

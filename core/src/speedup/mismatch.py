@@ -46,6 +46,7 @@ class Mismatch:
         locks: what to keep whole when nothing else helps.
         tipped: whether it may come of a decision that rounding tips.
         raised: where Python code raised: modules and the names of their methods, the innermost first.
+        others: further calls that differ: of the same run, where it came to its end; else some that cannot be repaired.
     """
 
     node: Node
@@ -57,6 +58,7 @@ class Mismatch:
     locks: Callable[[], list[Lock]]
     tipped: bool = False
     raised: Sequence[tuple[str, str]] = ()
+    others: Sequence[Mismatch] = ()
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -134,7 +136,7 @@ def argument_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node]) -> M
             found.append(mismatch(old, new, False, lock))
     if not found:
         return None
-    return replace(found[0], locks=lambda: [lock for each in found for lock in each.locks()])
+    return replace(found[0], locks=lambda: [lock for each in found for lock in each.locks()], others=found[1:])
 
 
 def taken_mismatch(graph: Graph, keeps: KeepSets, nodes: Sequence[Node], taken: Sequence[Node]) -> Mismatch | None:

@@ -28,11 +28,13 @@ class Reused(NamedTuple):
     Attributes:
         first: the first of its calls.
         weight, bias: the operands that they share, by number.
+        calls: all of them.
     """
 
     first: Node
     weight: int
     bias: int
+    calls: frozenset[Node]
 
 
 def reused(node: Node) -> Reused | None:
@@ -52,7 +54,12 @@ def _reused(node: Node) -> Reused | None:
         return None
     (weight,) = weights
     calls = _calls(node, weight)
-    if len(calls) != len(set(calls)) or set(calls) != set(_calls(node, bias)) or node not in calls:
+    if node is not calls[0]:  # what they have in common is found once for all
+        found = reused(calls[0])
+        alike = found is not None and (found.weight, found.bias) == (weight, bias) and node in found.calls
+        return found if alike else None
+    own = frozenset(calls)
+    if len(calls) != len(own) or own != set(_calls(node, bias)):
         return None
     for call in calls:
         if call.rule is None or type(call.rule) is not type(rule) or len(call.operands) != len(node.operands):
@@ -67,7 +74,7 @@ def _reused(node: Node) -> Reused | None:
             return None
         if not call.rule.folds(call) or not call.rule.uniform(call):
             return None
-    return Reused(min(calls, key=lambda call: call.index), weight, bias)
+    return Reused(min(calls, key=lambda call: call.index), weight, bias, own)
 
 
 def _is_shared(value: Value | None) -> bool:

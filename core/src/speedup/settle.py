@@ -13,7 +13,7 @@ from speedup.build import Parts, build
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
-from speedup.locking import lock_uneven
+from speedup.locking import lock_all_uneven
 from speedup.made import Made
 from speedup.mismatch import Mismatch
 from speedup.order import arrange
@@ -124,7 +124,7 @@ def _mended(
         parts.deferred.fill_all()  # the models are compared at other sizes by runs of their own
         return steady(ways[0].elsewhere, tries.keeps, replace(parts, repairs=repairs), tries.run)
 
-    parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, holds)
+    parts.repairs, found = mend(Job(model, tries.graph, tries.keeps), tries, tries.ahead, holds)
     locks = [_locks(model, found, ways[0], keeps[0])]
     for way, kept in zip(ways[1:], keeps[1:], strict=True):
         with unwarned():
@@ -137,5 +137,5 @@ def _locks(model: nn.Module, found: Mismatch | None, way: Way, keeps: KeepSets) 
     """What is to stay for a call that differs from the plan: at first so much that all runs of its line are alike."""
     if found is None:
         return []
-    module = model.get_submodule(found.node.scope)
-    return lock_uneven(found.node, way.graph, keeps, module) or found.locks()
+    alike = (found, *found.others) if found.stage == 0 else (found,)
+    return [lock for each in alike for lock in lock_all_uneven(each.node, way.graph, keeps, model) or each.locks()]

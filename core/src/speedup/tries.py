@@ -18,9 +18,11 @@ from speedup.graph import Graph
 from speedup.keep import KeepSets
 from speedup.mismatch import Mismatch
 from speedup.registry import Registry
+from speedup.repair.ahead import Ahead
 from speedup.repair.parts import Repairs
 from speedup.steps import Steps
 from speedup.trace import trace
+from speedup.trace.replay import replay
 from speedup.verification import Inputs
 
 log = logging.getLogger("speedup")
@@ -67,6 +69,19 @@ class Tries:
         for node in decisions.taken:
             log.debug("rounding tips %s (%s)", node.label, node.where)
         return found
+
+    def ahead(self, repairs: Repairs) -> list[Mismatch]:
+        """Calls that hold stale sizes in the small model with these repairs, as far as one run tells."""
+        transaction = Transaction(self._model, replace(self._parts, repairs=repairs))
+        transaction.apply()
+        deferred, mended = self._parts.deferred, Ahead(self.graph, self.keeps)
+        try:
+            deferred.empty()
+            made = self._model, self._inputs, self._rules, self.graph, self.keeps.shape, transaction.substitutes
+            replay(*made, deferred, mended)
+        finally:
+            transaction.undo()
+        return mended.found
 
     def _attempt(self, parts: Parts, decisions: Decisions | None = None) -> Mismatch | None:
         transaction = Transaction(self._model, parts)

@@ -11,6 +11,7 @@ from torch import nn
 from speedup.arrays import Bools
 from speedup.ask import ask
 from speedup.auxiliary import widest_trace
+from speedup.collector import rarely_collected
 from speedup.errors import InputError
 from speedup.graph import Graph
 from speedup.groups.assemble import assemble
@@ -27,6 +28,7 @@ from speedup.rigid import rigid_axes
 from speedup.trace import sandbox
 
 
+@rarely_collected
 def channel_groups(model: nn.Module, dummy_input: Any, *, registry: Registry | None = None) -> ChannelGroups:
     """Find out which filters of a model can only go together.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,26 @@ def _numbers(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
     elif isinstance(value, dict):
         for name, item in value.items():
             yield from _numbers(item, (*path, name))
+
+
+def with_numbers(args: Sequence[Any], kwargs: dict[str, Any], new: Mapping[Path, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a call with other numbers at some places, or with more of them by name."""
+    added = {path[0]: n for path, n in new.items() if isinstance(path[0], str) and path[0] not in kwargs}
+    return _with(tuple(args), (), new), {**_with(kwargs, (), new), **added}
+
+
+def _with(value: Any, path: Path, new: Mapping[Path, Any]) -> Any:
+    if path in new:
+        return new[path]
+    if isinstance(value, slice):
+        parts = (("lower", value.start), ("upper", value.stop), ("step", value.step))
+        return slice(*(_with(part, (*path, name), new) for name, part in parts))
+    if isinstance(value, tuple | list):
+        items = [_with(item, (*path, i), new) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return {name: _with(item, (*path, name), new) for name, item in value.items()}
+    return value
 
 
 def expressions(place: Place, path: Path, node: Node) -> list[tuple[ast.expr, Path]]:

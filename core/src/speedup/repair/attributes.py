@@ -65,7 +65,7 @@ def mentioned(
         child: under which name the method's own module has this one, if it is another one.
     """
     seen = set()
-    for node in ast.walk(tree):
+    for node in place.found.nodes if tree is place.found.tree else ast.walk(tree):
         name = place.attribute(node, child)
         if name is not None and name not in seen:
             seen.add(name)

@@ -78,7 +78,7 @@ class Job:
 
     def _given_less(self, node: Node) -> list[tuple[Fraction, ...]]:
         """The share of the sizes that is left of what the forward around a call is given."""
-        near = (n for n in self.graph.nodes if n.scope == node.scope)
+        near = self.graph.by_scope.get(node.scope, ())
         given = next(filter(None, ([v for v in n.tensors if v in self.graph.from_input] for n in near)), [])
         kept = [self.keeps.shape(v) for v in given]
         return [tuple(map(Fraction, k, v.shape)) for k, v in zip(kept, given, strict=True) if 0 not in v.shape]

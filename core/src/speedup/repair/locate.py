@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import itertools
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,17 @@ def sites_within(node: Node, module: nn.Module) -> tuple[Any, ...]:
 def runs_of(node: Node, graph: Graph, module: nn.Module) -> list[Node]:
     """All runs of a call of ``module``: in a loop, in a module that is called twice, in a method that others call."""
     sites = sites_within(node, module)
-    alike = (n for n in graph.nodes if n.scope == node.scope and n.op is node.op)
+    alike = (n for n in graph.by_scope.get(node.scope, ()) if n.op is node.op)
     return [n for n in alike if n.sites[: len(sites)] == sites]
+
+
+def elsewhere(node: Node, graph: Graph) -> Iterator[Node]:
+    """The same call in other modules of the same class, later in the run: the first of its runs in each."""
+    seen = {node.scope}
+    for other in graph.nodes[node.index + 1 :]:
+        if other.scope not in seen and other.sites == node.sites and other.op is node.op:
+            seen.add(other.scope)
+            yield other
 
 
 def _place_in_callee(place: Place, cls: type, code: types.CodeType, instruction: int) -> Place | None:

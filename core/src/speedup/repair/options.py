@@ -16,7 +16,7 @@ from speedup.repair.arguments import Given, numbers
 from speedup.repair.attributes import held, repaired
 from speedup.repair.expressed import given_by, sources
 from speedup.repair.job import Job
-from speedup.repair.locate import Place, places_of
+from speedup.repair.locate import Place, elsewhere, places_of
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, Via, span_of
 from speedup.repair.stale import CALLEE, Stale, stale_numbers
@@ -25,12 +25,13 @@ from speedup.repair.unnamed import guesses, of_readers
 Call = tuple[Node, Place, nn.Module, list[Stale]]
 
 
-def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> Iterator[Repairs]:
+def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool, alone: bool = False) -> Iterator[Repairs]:
     """Repairs that may make the call as the plan wants it, the best first.
 
     Args:
         repairs: what is repaired already.
         attributes: whether attributes may change.
+        alone: leave the same call in other modules of its class as it is.
     """
     node = found.node
     module = job.model.get_submodule(node.scope)
@@ -54,7 +55,8 @@ def options(job: Job, found: Mismatch, repairs: Repairs, attributes: bool) -> It
                 yield from _options([(node, place, module, [rest])], repairs, attributes=False)
     else:
         for depth, place in enumerate(places_of(node, module)):
-            calls: list[Call] = [(node, place, module, stale), *_alike(job, found, stale, depth)]
+            others = () if alone else _alike(job, found, stale, depth)
+            calls: list[Call] = [(node, place, module, stale), *others]
             yield from _options(calls, repairs, attributes and not found.numbers)
     if attributes and not found.numbers:
         yield from of_readers(job, node, stale, repairs)
@@ -107,11 +109,7 @@ def _alike(job: Job, found: Mismatch, stale: list[Stale], depth: int) -> Iterato
     """The same call in other modules of the same class, later in the run, which holds the same numbers."""
     node = found.node
     paths = {s.path for s in stale}
-    seen = {node.scope}
-    for other in job.graph.nodes[node.index + 1 :]:
-        if other.scope in seen or other.sites != node.sites or other.op is not node.op:
-            continue
-        seen.add(other.scope)
+    for other in elsewhere(node, job.graph):
         ran = found.nodes[other.index] if other.index < len(found.nodes) else None
         args, kwargs = (ran.args, ran.kwargs) if ran is not None else (other.args, other.kwargs)
         if ran is None and job.twins(node, other):

@@ -247,11 +247,18 @@ def _unknown(name: str, edit: Edit) -> str:
     return f"{name} was rewritten for smaller sizes ({edit}), and its source is not at hand, or was changed since"
 
 
+def _may_hold(statement: ast.stmt, span: Span, tree: Def) -> bool:
+    """Whether a statement reaches over a line; of definitions, which may be decorated in front, that is left open."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or statement.end_lineno is None:
+        return True
+    return statement.lineno <= tree.lineno + span[0] <= statement.end_lineno
+
+
 def _with(function: types.FunctionType, steps: list[Step], edits: list[Edit]) -> types.FunctionType:
     def change(found: Definition, tree: Def) -> None:
         for span, make in steps:
             step = _Replace(span, make, tree)
-            tree.body = [step.visit(s) for s in tree.body]  # type: ignore[misc]
+            tree.body = [step.visit(s) if _may_hold(s, span, tree) else s for s in tree.body]  # type: ignore[misc]
             if not step.done:
                 raise SpeedupError(f"an edited expression is not found in {function.__qualname__}")
 

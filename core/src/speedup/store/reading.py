@@ -12,6 +12,7 @@ from torch import nn
 
 from speedup.attributes import INTERNAL
 from speedup.build import Parts
+from speedup.collector import rarely_collected
 from speedup.commit import Transaction
 from speedup.errors import StorageError
 from speedup.overlay import plain_class
@@ -27,6 +28,7 @@ _LIMIT = 10
 _ABSENT = "{} is not in the file"
 
 
+@rarely_collected
 def load(model: nn.Module, directory: str | os.PathLike[str], *, registry: Registry | None = None) -> nn.Module:
     """Make a freshly built original model the small one that ``speedup.save`` wrote, in place, and return it.
 

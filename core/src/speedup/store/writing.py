@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from speedup.atomic import replacing
+from speedup.collector import rarely_collected
 from speedup.errors import StorageError
 from speedup.masks.activations import MultiplyInput, MultiplyOutput
 from speedup.registry import Registry, default_registry
@@ -24,6 +25,7 @@ from speedup.store.record import names_in, record_of
 from speedup.store.tensors import safetensors_torch
 
 
+@rarely_collected
 def save(model: nn.Module, directory: str | os.PathLike[str], *, registry: Registry | None = None) -> Path:
     """Save a small model: ``model.safetensors`` with its weights and ``speedup.json`` with what changed.
 

@@ -45,7 +45,8 @@ class Factors:
         tensor, factor = args
         result: torch.Tensor = func(tensor, factor)
         last = self._nodes[-1]
-        first = next(n for n in self._nodes if ends_at(n.sites) == ends_at(last.sites) and n.scope == last.scope)
+        end = ends_at(last.sites)
+        first = next(n for n in self._nodes if n.scope == last.scope and ends_at(n.sites) == end)
         first.factor *= factor
         self._tensors.track(result, last.outputs[0])
         return result

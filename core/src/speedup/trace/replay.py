@@ -8,6 +8,7 @@ run is recorded then, and looked at closely.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ Shape = tuple[int, ...]
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 
+Mended = Callable[[Node, tuple[Any, ...], dict[str, Any]], Given | None]
+
 
 class _OtherwiseError(Exception):
     """The model does not do what is expected."""
@@ -68,6 +71,7 @@ def replay(
     shape_of: Callable[[Any], Shape],
     substitutes: Mapping[int, type[nn.Module]],
     deferred: Deferred,
+    mended: Mended | None = None,
 ) -> Replayed | None:
     """Run the small model; None where it makes other calls than the graph has, or where nothing can be said.
 
@@ -77,6 +81,8 @@ def replay(
         shape_of: the shape that a value of the graph is to have in the small model.
         substitutes: as for ``trace``.
         deferred: tensors that get their numbers when a call is made that reads them.
+        mended: for a call of a function that fails, or that gives other shapes: with which arguments it is made again,
+            and the run goes on. None where there are none.
     """
     if not _is_plain(graph) or on_meta(model) or now_told() is not None:
         return None
@@ -84,7 +90,7 @@ def replay(
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
         expand(model, registry)
         paths = {id(module): path for path, module in walk.named_modules(model)}
-        player = _Player(registry, substitutes, paths, graph, shape_of)
+        player = _Player(registry, substitutes, paths, graph, shape_of, mended)
         player.above, player.caches = called_above(model, registry), caches.of(walk.modules(model))
         player.deferred = deferred
         try:
@@ -130,10 +136,12 @@ class _Player(Calls):
         paths: Mapping[int, str],
         graph: Graph,
         shape_of: Callable[[Any], Shape],
+        mended: Mended | None,
     ) -> None:
         super().__init__(registry, substitutes, paths)
         self.claims = dict(graph.claims)
         self._shape_of = shape_of
+        self._mended = mended
         self._nodes = iter(graph.nodes)
         self.due = self._next()
         self.given_otherwise: dict[Node, Given] = {}
@@ -155,6 +163,30 @@ class _Player(Calls):
         module: nn.Module | None = None,
         held: dict[str, torch.Tensor] | None = None,
     ) -> Any:
+        try:
+            return self._made(op, rule, args, kwargs, call)
+        except Exception:
+            given = self._mended_arguments(op, args, kwargs) if module is None else None
+            if given is None:
+                raise
+        args, kwargs = given
+        return self._made(op, rule, args, kwargs, functools.partial(op, *args, **kwargs))
+
+    def _mended_arguments(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
+        due = self.due
+        return (
+            self._mended(due, args, kwargs) if self._mended is not None and due is not None and op is due.op else None
+        )
+
+    def _made(
+        self, op: Any, rule: Rule | None, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]
+    ) -> Any:
+        """Make a call and go on to the next one.
+
+        Raises:
+            _OtherwiseError: it is not the one that is due.
+            whatever the call raises.
+        """
         if transformed():
             raise _OtherwiseError
         away = self.look_away()
