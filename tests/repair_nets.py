@@ -510,30 +510,3 @@ class CutFlat(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.conv(x).flatten(1)[:, 23:]
-
-
-class Processor:
-    """Where diffusers has the forward of its attention: in an object that the module holds."""
-
-    def __call__(self, attn: Any, x: Tensor, causal: bool = False) -> Any:
-        q, k, v = attn.q(x), attn.k(x), attn.v(x)
-        width = k.shape[-1] // attn.heads
-        q, k, v = (t.view(len(x), -1, attn.heads, width).transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return attn.out(y.transpose(1, 2).reshape(len(x), -1, attn.heads * width))
-
-
-class OtherProcessor(Processor):
-    pass
-
-
-class HeldAttention(nn.Module):
-    """16 channels in 4 heads of 4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads, self.processor = 4, Processor()
-        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
-
-    def forward(self, x: Tensor, **options: Any) -> Any:
-        return self.processor(self, x, **options)

@@ -190,7 +190,7 @@ def passed(given: Given) -> Given:
         return given
     call, tree = caller.call, place.found.tree.args
     assert isinstance(call, ast.Call)
-    parameters = [a.arg for a in (*tree.posonlyargs, *tree.args)][int(place.bound or place.holder is not None) :]
+    parameters = [a.arg for a in (*tree.posonlyargs, *tree.args)][int(place.bound) :]
     named = [k.value for k in call.keywords if k.arg == name.id]
     if named:
         return Given(caller, named[0], given.rest)

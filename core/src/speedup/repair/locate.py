@@ -18,7 +18,6 @@ from speedup.repair.method import (
     called_function,
     first_parameter,
     function_inside,
-    holder_of,
     innermost,
     method_of,
     of_super,
@@ -40,7 +39,6 @@ class Place:
         direct: whether it is the recorded call itself, and not that of a helper that makes it.
         caller: where the method calls the function, None for the method itself.
         bound: whether the function that is called is the method of a class above.
-        holder: the class of the object that is called, where the function is its ``__call__``.
     """
 
     method: str
@@ -50,7 +48,6 @@ class Place:
     direct: bool
     caller: Place | None = None
     bound: bool = False
-    holder: type | None = None
 
     @property
     def self_name(self) -> str:
@@ -72,7 +69,7 @@ def places_of(node: Node, module: nn.Module) -> list[Place]:
     for number, (code, instruction) in enumerate(node.sites):
         place = _place(module, code, instruction, direct=number == 0)
         if place is not None:
-            inside = _place_in_callee(place, module, *node.sites[0]) if number else None
+            inside = _place_in_callee(place, original(type(module))[0], *node.sites[0]) if number else None
             return [place] if inside is None else [inside, place]
     return []
 
@@ -100,14 +97,11 @@ def elsewhere(node: Node, graph: Graph) -> Iterator[Node]:
             yield other
 
 
-def _place_in_callee(place: Place, module: nn.Module, code: types.CodeType, instruction: int) -> Place | None:
+def _place_in_callee(place: Place, cls: type, code: types.CodeType, instruction: int) -> Place | None:
     """Where the function that is called at a place makes a call itself."""
     if not isinstance(place.call, ast.Call) or not place.self_name:
         return None
-    holder = holder_of(module, place.self_name, place.call.func)
-    called: Any = holder.__call__ if holder is not None else None
-    if called is None:
-        called = called_function(place.function, place.call.func, original(type(module))[0])
+    called = called_function(place.function, place.call.func, cls)
     if called is None:
         return None
     for function in innermost(called):
@@ -117,7 +111,7 @@ def _place_in_callee(place: Place, module: nn.Module, code: types.CodeType, inst
         found = definition(function)
         call = _expression(found.nodes, code, instruction) if found is not None else None
         if found is not None and call is not None:
-            return Place(place.method, function, found, call, True, place, of_super(place.call.func), holder)
+            return Place(place.method, function, found, call, True, place, of_super(place.call.func))
     return None
 
 

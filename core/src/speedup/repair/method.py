@@ -65,15 +65,6 @@ def called_function(caller: types.FunctionType, name: ast.expr, cls: type) -> ty
     return found if isinstance(found, types.FunctionType) else None
 
 
-def holder_of(module: nn.Module, self_name: str, name: ast.expr) -> type | None:
-    """The class of the object that a method of a module calls by an expression such as ``self.processor``, where that
-    is no module: what runs is its ``__call__``. None for anything else."""
-    if not isinstance(name, ast.Attribute) or not isinstance(name.value, ast.Name) or name.value.id != self_name:
-        return None
-    kind = type(module.__dict__.get(name.attr))
-    return kind if isinstance(getattr(kind, "__call__", None), types.FunctionType) else None  # noqa: B004
-
-
 def of_super(name: ast.expr) -> bool:
     """Whether an expression is a method of the class above: ``super().forward``."""
     called = name.value if isinstance(name, ast.Attribute) else None

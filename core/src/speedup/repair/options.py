@@ -138,7 +138,7 @@ def _edit(stale: Stale, given: Given) -> Edit | None:
     if caller is not None:
         assert isinstance(caller.call, ast.Call)
         name = span_of(caller.call.func, caller.found.tree)
-        via = Via(caller.function.__qualname__, caller.found.digest, name, place.holder)
+        via = Via(caller.function.__qualname__, caller.found.digest, name)
     return Edit(
         method=place.method,
         function=place.function.__qualname__,

@@ -35,13 +35,11 @@ class Via:
     Attributes:
         function, digest: the name and a digest of the definition that makes the call.
         span: the place of the called function's name in it, as in ``Edit``.
-        holder: the class of the object that is called, where the function is its ``__call__``.
     """
 
     function: str
     digest: str
     span: Span
-    holder: type | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,8 @@ def edited(cls: type, name: str, edits: tuple[Edit, ...]) -> dict[str, Any]:
         steps = [_argument(e) for e in here]
         for via in dict.fromkeys(e.via for e in edits if e.via and (e.via.function, e.via.digest) == place):
             copy = f"_speedup_{name}_{len(members)}"
-            members[copy] = _callee(cls, function, via, [e for e in edits if e.via == via])
+            made, bound = _callee(cls, function, via, [e for e in edits if e.via == via])
+            members[copy] = made if bound else staticmethod(made)
             steps.append((via.span, partial(_own, copy, function)))
         held = exchanged(held, function, _with(function, steps, here))  # type: ignore[arg-type]
     return {**members, name: held}
@@ -231,33 +230,17 @@ def _defined(held: Any, name: str, digest: str) -> types.FunctionType | None:
     return None
 
 
-def _callee(cls: type, caller: types.FunctionType, via: Via, edits: list[Edit]) -> Any:
-    """What a class holds for a method to call at a place: a copy, with edits, of the function that it calls there."""
+def _callee(cls: type, caller: types.FunctionType, via: Via, edits: list[Edit]) -> tuple[types.FunctionType, bool]:
+    """A copy, with edits, of the function that a method of a class calls at a place; and whether it is the method of a
+    class above."""
     found = source.definition(caller)
     assert found is not None
     names = [n for n in found.nodes if isinstance(n, ast.expr) and span_of(n, found.tree) == via.span]
-    called: Any = via.holder.__call__ if via.holder is not None else None
-    if called is None and names:
-        called = called_function(caller, names[0], cls)
+    called = called_function(caller, names[0], cls) if names else None
     function = _defined(called, edits[0].function, edits[0].digest)
-    if not names or function is None:
+    if called is None or function is None:
         raise SpeedupError(_unknown(edits[0].function, edits[0]))
-    made = exchanged(called, function, _with(function, [_argument(e) for e in edits], edits))
-    if via.holder is not None:
-        assert isinstance(names[0], ast.Attribute)
-        return property(partial(_held, made, names[0].attr, via.holder))
-    return made if of_super(names[0]) else staticmethod(made)
-
-
-def _held(made: types.FunctionType, name: str, kind: type, module: Any) -> types.MethodType:
-    """The changed ``__call__`` of the object that a module holds."""
-    held = getattr(module, name)
-    if type(held) is not kind:
-        raise SpeedupError(
-            f"{name} is a {op_name(type(held))} now. The model was made small with a {op_name(kind)}, whose code was "
-            "changed for it: exchange it before the plan is made"
-        )
-    return types.MethodType(made, held)
+    return exchanged(called, function, _with(function, [_argument(e) for e in edits], edits)), of_super(names[0])
 
 
 def _unknown(name: str, edit: Edit) -> str:

@@ -45,7 +45,7 @@ def remade(module: nn.Module, layers: Sequence[dict[str, Any]], path: str, regis
     for layer in layers:
         ((kind, content),) = layer.items()
         if kind == "edits":
-            edits = tuple(_edit_from_json(e, known, path, module) for e in content)
+            edits = tuple(_edit_from_json(e, known, path) for e in content)
             try:
                 module.__class__ = rewritten(type(module), edits)
             except SpeedupError as error:
@@ -110,13 +110,10 @@ def _edit_to_json(edit: Edit, names: dict[int, str], path: str) -> dict[str, Any
     data["span"] = list(edit.span)
     if edit.via is not None:
         data["via"]["span"] = list(edit.via.span)
-        holder = data["via"].pop("holder")
-        if holder is not None:
-            data["via"]["holder"] = name_of(holder)
     return {**data, "old": to_json(edit.old), "new": to_json(edit.new)}
 
 
-def _edit_from_json(data: dict[str, Any], known: dict[str, Callable[..., Any]], path: str, module: nn.Module) -> Edit:
+def _edit_from_json(data: dict[str, Any], known: dict[str, Callable[..., Any]], path: str) -> Edit:
     via, callee = data["via"], data.get("callee")
     return Edit(
         **{
@@ -124,19 +121,7 @@ def _edit_from_json(data: dict[str, Any], known: dict[str, Callable[..., Any]], 
             "span": tuple(data["span"]),
             "old": from_json(data["old"]),
             "new": from_json(data["new"]),
-            "via": None if via is None else _via_from_json(via, path, module),
+            "via": None if via is None else Via(via["function"], via["digest"], tuple(via["span"])),
             "callee": None if callee is None else _known(known, callee, path, "calls"),
         }
     )
-
-
-def _via_from_json(data: dict[str, Any], path: str, module: nn.Module) -> Via:
-    name, holder = data.get("holder"), None
-    if name is not None:
-        # Of a class only the name is known, by which nothing is imported: the fresh module holds such an object.
-        holder = next((type(held) for held in vars(module).values() if name_of(type(held)) == name), None)
-        if holder is None:
-            raise StorageError(
-                f"{path or 'the model'} holds no {name}, whose code was changed for the saved model: build it as it was"
-            )
-    return Via(data["function"], data["digest"], tuple(data["span"]), holder)
