@@ -510,3 +510,20 @@ class CutFlat(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.conv(x).flatten(1)[:, 23:]
+
+
+def scaled_in_pieces(x: Tensor, net: Any) -> Any:
+    """Long inputs piece by piece: a function that calls itself, where no input of the tests is as long."""
+    if len(x) > 500:
+        return torch.cat([scaled_in_pieces(piece, net) for piece in x.split(500)])
+    y = net.one(x)
+    return net.two(y * (y.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt())
+
+
+class InPieces(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 10, bias=False), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return scaled_in_pieces(x, self)

@@ -462,6 +462,12 @@ def test_a_size_inside_a_function() -> None:
         assert isinstance(other, nets.Inside) and torch.equal(other(x), small(x))
 
 
+def test_a_function_that_calls_itself_is_not_copied() -> None:
+    small, masked, _ = shrink(nets.InPieces(), ONE, 2, 4)
+    x = torch.randn(501, 4, dtype=torch.float64)
+    assert torch.allclose(small(x), masked(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("heads", [(), (1,)])
 @pytest.mark.parametrize("stream", [(), (0, 5, 7, 15)])
 def test_attention_in_a_decorated_function(heads: tuple[int, ...], stream: tuple[int, ...]) -> None:

@@ -191,6 +191,26 @@ def in_edit(name: str, value: Any) -> Callable[[Any], None]:
     return lambda d: d["modules"]["attention"]["becomes"][0]["edits"][0].update({name: value})
 
 
+class Half(nn.Module):
+    """A size under the name of a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.half = nn.Linear(8, 8), nn.Linear(8, 8), 8  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.b(self.a(x).reshape(len(x), self.half))  # type: ignore[arg-type]
+        return result
+
+
+def test_a_size_under_the_name_of_a_method(tmp_path: Path) -> None:
+    model, mask, x = Half(), torch.ones(8, 8), torch.randn(2, 8)
+    mask[::2] = 0
+    small: Any = speedup.plan(model, x, {"a": {"weight": mask, "bias": mask[:, 0]}}).apply()
+    loaded: Any = speedup.load(Half(), speedup.save(small, tmp_path))
+    assert loaded.half == small.half == 4 and torch.equal(loaded(x), small(x))
+
+
 class Lazy(nn.Module):
     """A table that the first call makes, and a longer input a longer one; no checkpoint has it."""
 

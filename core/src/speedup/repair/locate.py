@@ -16,6 +16,7 @@ from speedup.graph import Graph
 from speedup.node import Node
 from speedup.repair.method import (
     called_function,
+    calls_itself,
     first_parameter,
     function_inside,
     innermost,
@@ -102,7 +103,7 @@ def _place_in_callee(place: Place, cls: type, code: types.CodeType, instruction:
     if not isinstance(place.call, ast.Call) or not place.self_name:
         return None
     called = called_function(place.function, place.call.func, cls)
-    if called is None:
+    if called is None or (not of_super(place.call.func) and calls_itself(called)):
         return None
     for function in innermost(called):
         # Itself, or the copy of it that an earlier edit made.

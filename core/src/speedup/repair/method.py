@@ -95,6 +95,22 @@ def named(function: types.FunctionType, name: ast.expr) -> Any:
     return _contents(cells[name.id]) if name.id in cells else function.__globals__.get(name.id)
 
 
+def calls_itself(function: types.FunctionType) -> bool:
+    """Whether a function, or one of its library that it names, names it again: a copy of it would call the original."""
+    seen, ahead = {function}, [function]
+    while ahead:
+        current = ahead.pop()
+        names = {name for code in nested(current.__code__) for name in (*code.co_names, *code.co_freevars)}
+        for other in (named(current, ast.Name(name)) for name in names):
+            if other is function:
+                return True
+            near = isinstance(other, types.FunctionType) and other.__module__ == function.__module__
+            if near and other not in seen:
+                seen.add(other)
+                ahead.append(other)
+    return False
+
+
 def first_parameter(tree: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     """The name of a function's first parameter, "" where it has none."""
     names = [a.arg for a in (*tree.args.posonlyargs, *tree.args.args)]

@@ -265,7 +265,8 @@ def _differences(path: str, module: nn.Module, change: Change) -> Iterable[str]:
         if shape != tensor.before:
             yield f"{_join(path, name)} is {_text(shape)}, and was {_text(tensor.before)}"
     for name, values in change.attributes.items():
-        if name in vars(nn.Module()) or callable(getattr(type(module), name, None)):
+        hides = callable(getattr(type(module), name, None)) and callable(vars(module).get(name, print))
+        if name in vars(nn.Module()) or hides:
             yield f"{name} of {where} is no attribute that a saved model may set"
         elif "before" in values:
             try:
