@@ -20,10 +20,7 @@ from speedup.deferred import Deferred
 from speedup.errors import CheckError, SpeedupError
 from speedup.graph import Graph
 from speedup.keep import KeepSets
-from speedup.locking import (
-    changed_axes,
-    lock_call,
-)
+from speedup.locking import changed_axes, lock_call
 from speedup.mismatch import Mismatch, argument_mismatch, returned_mismatch, size_mismatch, taken_mismatch
 from speedup.node import Node, Value
 from speedup.registry import Registry

@@ -15,7 +15,7 @@ from speedup.keep import KeepSets, Lock
 from speedup.kinds import Kind
 from speedup.node import Node, Value
 from speedup.repair.arguments import numbers
-from speedup.repair.locate import elsewhere, runs_of
+from speedup.repair.locate import in_other_modules, runs_of
 from speedup.repair.stale import counted_axes, missing
 
 
@@ -56,7 +56,7 @@ def lock_all_uneven(node: Node, graph: Graph, keeps: KeepSets, model: nn.Module)
     """As ``lock_uneven``, and for the same line in other modules of the same class: what one number cannot do here it
     cannot do there."""
     own = lock_uneven(node, graph, keeps, model.get_submodule(node.scope))
-    others = elsewhere(node, graph) if own else ()
+    others = in_other_modules(node, graph) if own else ()
     return own + [k for n in others for k in lock_uneven(n, graph, keeps, model.get_submodule(n.scope))]
 
 

@@ -56,26 +56,26 @@ Step = tuple[Node, Repairs]
 
 
 def steps(
-    job: Job, found: Sequence[Mismatch], repairs: Repairs, attributes: bool, gentle: int | None = None
+    job: Job, found: Sequence[Mismatch], repairs: Repairs, attributes: bool, careful_from: int | None = None
 ) -> Iterator[Step]:
     """The first that may repair each of some calls, where that is a change of the module that makes it.
 
     Args:
         repairs, attributes: as for ``options``.
-        gentle: the number of the call from which on attributes change only where a module has no edits, which may be of
-            calls that read them, and once in each module.
+        careful_from: the number of a call. From there on an attribute changes only in a module without edits, which may
+            be of calls that read it, and one in each module.
     """
     seen: set[Any] = set()
     changed: dict[str, set[str]] = {}  # attributes, by module: its other calls may follow them
     for each in found:
         node = each.node
         call, names = (node.scope, node.op, node.sites), changed.get(node.scope, set())
-        bold = gentle is None or node.index < gentle
-        if call in seen or (names and not bold):
+        free = careful_from is None or node.index < careful_from
+        if call in seen or (names and not free):
             continue
         seen.add(call)
         before = repairs.get(node.scope, Repair())
-        option = next(options(job, each, repairs, attributes and (bold or not before.edits), alone=True), {})
+        option = next(options(job, each, repairs, attributes and (free or not before.edits), alone=True), {})
         if set(option) != {node.scope}:
             continue
         made, known = option[node.scope], {edit for edit, _, _ in before.edits}

@@ -89,7 +89,7 @@ def runs_of(node: Node, graph: Graph, module: nn.Module) -> list[Node]:
     return [n for n in alike if n.sites[: len(sites)] == sites]
 
 
-def elsewhere(node: Node, graph: Graph) -> Iterator[Node]:
+def in_other_modules(node: Node, graph: Graph) -> Iterator[Node]:
     """The same call in other modules of the same class, later in the run: the first of its runs in each."""
     seen = {node.scope}
     for other in graph.nodes[node.index + 1 :]:

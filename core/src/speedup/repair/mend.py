@@ -56,14 +56,14 @@ class _Trials:
         if not self.looks:
             return repairs, found
         known = (found, *found.others) if found.stage else self._ahead(repairs)
-        gentle: int | None = None
+        careful_from: int | None = None
         chosen: list[Step] = []
         for _ in range(2):
-            chosen = list(steps(job, known, repairs, attributes, gentle))
+            chosen = list(steps(job, known, repairs, attributes, careful_from))
             better, then = self._tried(chosen, repairs, found)
             if then is None or then.stage > found.stage:
                 return _with(chosen, repairs), then
-            gentle = min([n.index for n, _ in chosen if n.scope == then.node.scope], default=then.node.index)
+            careful_from = min([n.index for n, _ in chosen if n.scope == then.node.scope], default=then.node.index)
             proven = [(node, step) for node, step in chosen if node.index < then.node.index]
             if better and len(proven) == len(chosen):
                 return _with(chosen, repairs), then

@@ -16,7 +16,7 @@ from speedup.repair.arguments import Given, numbers
 from speedup.repair.attributes import held, repaired
 from speedup.repair.expressed import given_by, sources
 from speedup.repair.job import Job
-from speedup.repair.locate import Place, elsewhere, places_of
+from speedup.repair.locate import Place, in_other_modules, places_of
 from speedup.repair.parts import Repair, Repairs, joined
 from speedup.repair.rewrite import Edit, Via, span_of
 from speedup.repair.stale import CALLEE, Stale, stale_numbers
@@ -109,7 +109,7 @@ def _alike(job: Job, found: Mismatch, stale: list[Stale], depth: int) -> Iterato
     """The same call in other modules of the same class, later in the run, which holds the same numbers."""
     node = found.node
     paths = {s.path for s in stale}
-    for other in elsewhere(node, job.graph):
+    for other in in_other_modules(node, job.graph):
         ran = found.nodes[other.index] if other.index < len(found.nodes) else None
         args, kwargs = (ran.args, ran.kwargs) if ran is not None else (other.args, other.kwargs)
         if ran is None and job.twins(node, other):

@@ -265,8 +265,9 @@ def _differences(path: str, module: nn.Module, change: Change) -> Iterable[str]:
         if shape != tensor.before:
             yield f"{_join(path, name)} is {_text(shape)}, and was {_text(tensor.before)}"
     for name, values in change.attributes.items():
-        hides = callable(getattr(type(module), name, None)) and callable(vars(module).get(name, print))
-        if name in vars(nn.Module()) or hides:
+        is_method = callable(getattr(type(module), name, None))
+        is_own = name in vars(module) and not callable(vars(module)[name])  # ``self.half = 8``
+        if name in vars(nn.Module()) or (is_method and not is_own):
             yield f"{name} of {where} is no attribute that a saved model may set"
         elif "before" in values:
             try:

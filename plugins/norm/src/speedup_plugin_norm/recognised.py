@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from speedup import Node
-from speedup_plugin_norm.compensated import (
-    PLAIN,
-    along,
-)
+from speedup_plugin_norm.compensated import PLAIN, along
 from speedup_plugin_norm.custom import Form, eps_of, form_of
 from speedup_plugin_norm.norms import GroupNorm, LayerNorm, RMSNorm, lines_of
-
-
-def over(node: Node, axis: int) -> str:
-    """The signature of a norm over the last axis or the second, with parameters that may have axes of size 1."""
-    value = "* c" if axis == -1 else "n c *"
-    return f"{value}, {', '.join(lines_of(node, 'c'))} -> {value}"
 
 
 def channel_of(node: Node, axis: int) -> int:
     value = node.operands[0]
     assert value is not None
     return along(axis, value.ndim)
+
+
+class OverOneAxis:
+    """Over the last axis or the second; parameters may have further axes of size 1."""
+
+    channel: Callable[[Node], int]
+
+    def signature(self, node: Node) -> str:
+        value = "* c" if self.channel(node) == -1 else "n c *"
+        return f"{value}, {', '.join(lines_of(node, 'c'))} -> {value}"
 
 
 class _Recognised:
@@ -67,12 +70,9 @@ class _Recognised:
         return self.form(node).spread
 
 
-class OtherLayerNorm(_Recognised, LayerNorm):
+class OtherLayerNorm(OverOneAxis, _Recognised, LayerNorm):
     name = "other layer_norm"
     kind = "layer"
-
-    def signature(self, node: Node) -> str:
-        return over(node, self.channel(node))
 
 
 class OffsetLayerNorm(OtherLayerNorm):
@@ -83,15 +83,12 @@ class OffsetLayerNorm(OtherLayerNorm):
     offset = 1.0
 
 
-class OtherRMSNorm(_Recognised, RMSNorm):
+class OtherRMSNorm(OverOneAxis, _Recognised, RMSNorm):
     """Torch's own has no bias, others may have one."""
 
     name = "other rms_norm"
     kind = "rms"
     operands = ("input", *PLAIN)
-
-    def signature(self, node: Node) -> str:
-        return over(node, self.channel(node))
 
 
 class OffsetRMSNorm(OtherRMSNorm):

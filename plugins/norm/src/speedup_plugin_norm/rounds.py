@@ -21,7 +21,7 @@ from speedup_plugin_norm.compensated import (
 from speedup_plugin_norm.counting import Counting
 from speedup_plugin_norm.norms import GroupNorm, LayerNorm, RMSNorm
 from speedup_plugin_norm.plain import plain
-from speedup_plugin_norm.recognised import channel_of, over
+from speedup_plugin_norm.recognised import OverOneAxis, channel_of
 
 _ON_META = "what it lost in an earlier round is on the meta device: load that model with weights"
 
@@ -44,15 +44,12 @@ class _Compensated(Counting):
         return float(node.arg("stat_eps"))
 
 
-class _CompensatedChannels(_Compensated):
+class _CompensatedChannels(OverOneAxis, _Compensated):
     """One over a single axis."""
 
     def claims(self, module: nn.Module) -> bool:
         names = self.operands[1:]
         return isinstance(module, self.forward) and tuple(module.stat_names[: len(names)]) == names
-
-    def signature(self, node: Node) -> str:
-        return over(node, self.channel(node))
 
     def stat_axis(self, node: Node) -> int:
         return int(node.arg("stat_axis"))
