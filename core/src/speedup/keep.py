@@ -245,14 +245,15 @@ class KeepSets:
         return cut_indices(mask, {a: indices for a, indices in known.indices.items() if mask.shape[a] > 1})
 
     def lacks_masked(self, value: Value) -> bool:
-        """Whether one look at the lines tells that nothing is kept of what is masked of a parameter."""
+        """Whether the lines tell that nothing is kept of what is masked of a parameter."""
         lines, masked = self.sets.lines.get(value), self.facts.masked.get(value)
         if lines is None or masked is None:
             return False
-        for axis, line in lines.items():
-            if masked.size == masked.shape[axis] and not some(masked.reshape(-1) & line):
-                return True
-        return False
+        left, shape = masked, masked.shape  # where any is masked of what is kept along the axes looked at so far
+        for axis, indices in lines.indices.items():
+            if shape[axis] > 1:
+                left = any_of(left.take(indices, axis), axis)
+        return not some(left)
 
     def forget(self) -> None:
         """Give back the memory of what was found on the way, and can be found again."""

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from speedup import walk
+from speedup.arrays import some
 from speedup.errors import InputError, MaskError
 from speedup.masks import hints
 from speedup.masks.names import Names
@@ -120,7 +121,7 @@ def fully_masked(masks: Mapping[str, torch.Tensor]) -> list[str]:
         ['a.weight']
     """
     weights = (name for name in masks if "bias" not in name.rpartition(".")[2])
-    return [name for name in weights if masks[name].numel() and not compact(masks[name]).any()]
+    return [name for name in weights if masks[name].numel() and not some(compact(masks[name]).numpy())]
 
 
 class Refused(Exception):
@@ -213,18 +214,33 @@ def _varying(entries: Any, steps: Sequence[int]) -> Any:
     """A mask (array or tensor, with its strides) without the axes along which it is the same, which cost as much as
     weights do: it broadcasts."""
     entries = entries[(*[_FIRST if step == 0 else _ALL for step in steps], ...)]
+    last = None
     if entries.ndim > 1 and entries.size and isinstance(entries, np.ndarray) and entries.flags.c_contiguous:
-        # Whole filters, as mostly: one pass in the order of memory.
-        filters = entries.reshape(len(entries), -1)
-        first = filters[:, :1]
-        if bool((filters[0] == first[0]).all()) and bool((filters == first).all()):
-            return first.reshape(len(entries), *[1] * (entries.ndim - 1))
-    for _, axis in sorted([(-size, a) for a, size in enumerate(entries.shape) if size > 1]):
+        last = _last_varying(entries)
+        entries = entries[(..., *[_FIRST] * (entries.ndim - 1 - last))]
+    for _, axis in sorted([(-size, a) for a, size in enumerate(entries.shape) if size > 1 and a != last]):
         lines = entries.swapaxes(0, axis)
         # Most that differ do so at once. NaN is like nothing.
         if bool((lines[0] == lines[1]).all()) and bool((lines == lines[0]).all()):
             entries = lines[:1].swapaxes(0, axis)
     return entries
+
+
+def _last_varying(entries: Any) -> int:
+    """The last axis along which an array varies; -1 where it is the same everywhere.
+
+    Whole filters, or whole kernels of them, as mostly: one pass in the order of memory finds where an entry differs
+    from the one before, and it is the same within all blocks of a size if that is at their borders alone.
+    """
+    flat = entries.reshape(-1)
+    changes = flat[1:] != flat[:-1]
+    total = np.count_nonzero(changes)
+    block = flat.size
+    for axis in range(-1, entries.ndim):
+        if block == 1 or np.count_nonzero(changes[block - 1 :: block]) == total:
+            return axis
+        block //= entries.shape[axis + 1]
+    raise AssertionError("blocks of one entry are all the same")
 
 
 def _as_tensor(mask: object) -> torch.Tensor:
