@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from speedup import walk
-from speedup.arrays import Bools, Indices, equal
+from speedup.arrays import Bools, Indices, any_of, equal
 from speedup.cutting import taken
 from speedup.masks import compact
 
@@ -137,11 +137,12 @@ class Masking:
         return (gone, np.flatnonzero(first)) if 1 < len(gone) < len(first) else None
 
     def _line(self, parameter: torch.Tensor, axis: int) -> Bools | None:
-        """The mask of a parameter by indices of an axis, if it says no more; None if it does."""
+        """By indices of an axis, whether the mask of a parameter keeps anything there; None where it has none."""
         mask = self.mask_of(parameter)
-        if mask is None or parameter.layout is not torch.strided or mask.shape[axis] != mask.numel():
+        if mask is None or parameter.layout is not torch.strided:
             return None
-        return np.asarray(mask.cpu().numpy()).reshape(-1)
+        entries = mask.cpu().numpy()
+        return any_of(entries, tuple([a for a in range(entries.ndim) if a != axis])).reshape(-1)
 
     @contextlib.contextmanager
     def sparing(self) -> Iterator[None]:
@@ -172,17 +173,19 @@ class Masking:
 
     @contextlib.contextmanager
     def chosen(self, axes: Mapping[torch.Tensor, int], indices: Indices, gone: int) -> Iterator[None]:
-        """While this is open, parameters are those indices of theirs, of which the first ones are masked as a whole and
-        the others not at all.
+        """While this is open, parameters are those indices of theirs, masked, of which the first ones are 0.
 
         Args:
             axes: along which axis.
-            gone: how many are masked.
+            gone: how many are masked as a whole.
         """
 
         def some(parameter: torch.Tensor, axis: int) -> torch.Tensor:
-            found = taken(parameter.data, axis, indices)
+            found, mask = taken(parameter.data, axis, indices), self._masks[id(parameter)]
             found.narrow(axis, 0, gone).zero_()
+            if mask.numel() > mask.shape[axis]:
+                rest = found.narrow(axis, gone, len(indices) - gone)
+                masked(rest, _of_all(mask, axis, indices[gone:]), out=rest)
             return found
 
         with self._standing_in(axes, some):
@@ -251,6 +254,13 @@ def masked(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = 
     else:
         torch.bitwise_and(tensor.view(kind), bits.to(kind), out=made.view(kind))
     return made
+
+
+def _of_all(mask: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
+    """What a mask says of some indices of an axis: once, where it is the same of all of them."""
+    entries = mask.cpu().numpy().take(indices, axis)
+    first = entries.take([0], axis)
+    return torch.from_numpy(first if (entries == first).all() else entries)
 
 
 def _state(tensor: torch.Tensor) -> State:
