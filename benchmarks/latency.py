@@ -1,17 +1,20 @@
 """Latency of the small model beside the masked model and the ideal, and of what makes it faster than its sizes.
 
 The ideal has the small model's widths and none of what made it exact: layers of the plain classes, with biases only
-where the original has them. All run in turn, every other time the other way round. What is compared is divided round
-by round, and the medians count, so that whatever else the machine does hits both alike. In one thread the seconds are
+where the original has them. All run in turn, in orders in which each follows each of the others equally often: whoever
+runs behind a larger model finds the caches full of it. What is compared is divided round by round, and the medians
+count, so that whatever else the machine does hits both alike. In one thread the seconds are
 of the processor: what other programs take of it does not count, though their use of the caches does.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import coverage
@@ -69,10 +72,9 @@ def measure(
     with torch.inference_mode():
         for run in ready.values():
             run(x), run(x)
-        start = time.perf_counter()
-        while len(found["small"]) < 5 or (time.perf_counter() - start < seconds and len(found["small"]) < rounds):
-            # There and back, as whoever runs behind a larger model finds the caches full of it.
-            for n in list(ready) if len(found["small"]) % 2 == 0 else list(ready)[::-1]:
+        start, turns = time.perf_counter(), itertools.cycle(orders(list(ready)))
+        while len(found["small"]) < 6 or (time.perf_counter() - start < seconds and len(found["small"]) < rounds):
+            for n in next(turns):
                 before = clock()
                 ready[n](x)
                 found[n].append(clock() - before)
@@ -83,6 +85,18 @@ def measure(
         pairs["last / ideal last"] = ratio(found["last"], found["ideal last"])
     seconds_of = {n: statistics.median(times) for n, times in found.items()}
     return {"name": name, "how": how, "rounds": len(found["small"]), **seconds_of, **pairs}
+
+
+def orders(names: Sequence[str]) -> list[list[str]]:
+    """Orders of an even number of names in which each follows each of the others once: a Williams design.
+
+    Example:
+        >>> orders("abcd")
+        [['a', 'b', 'd', 'c'], ['b', 'c', 'a', 'd'], ['c', 'd', 'b', 'a'], ['d', 'a', 'c', 'b']]
+    """
+    count = len(names)
+    first = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]
+    return [[names[(start + step) % count] for step in first] for start in range(count)]
 
 
 def ratio(first: list[float], second: list[float]) -> float:
