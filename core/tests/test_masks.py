@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import time
@@ -119,6 +120,24 @@ def test_other_kinds_of_arrays_and_tensors() -> None:
     keep = normalize_masks(layer, {"": {"weight": row}})["weight"]
     assert torch.equal(keep, row.bool())
     assert compact(keep).tolist() == [[True, False, True]]  # one row stands for both
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32, torch.float16])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)])
+@pytest.mark.parametrize("axes", [a for n in range(5) for a in itertools.combinations(range(4), n)])
+def test_a_mask_is_as_small_as_what_it_says(axes: tuple[int, ...], order: tuple[int, ...], dtype: torch.dtype) -> None:
+    layer = nn.Conv2d(4, 5, (2, 3))
+    shape = (5, 4, 2, 3)
+    small = [n if a in axes else 1 for a, n in enumerate(shape)]
+    told = torch.zeros(small, dtype=torch.bool)
+    told.view(-1)[:: 2 if len(axes) < 2 else 3] = True  # differs along each of its axes
+    back = [order.index(a) for a in range(4)]
+    mask = told.expand(shape).permute(order).contiguous().permute(back).to(dtype)
+    keep = normalize_masks(layer, {"": {"weight": mask}})["weight"]
+    assert torch.equal(keep, told.expand(shape)) and keep.shape == shape
+    assert list(compact(keep).shape) == [
+        n if torch.unique(told, dim=a).shape[a] > 1 else 1 for a, n in enumerate(small)
+    ]
 
 
 def test_nothing_is_shared_with_or_changed_in_what_was_passed() -> None:

@@ -26,6 +26,7 @@ _Axes: TypeAlias = tuple[int, ...]
 
 ZERO = np.zeros(())  # with an array a call of NumPy takes half the time that it takes with a number
 _FEW = 4096  # entries, up to which counting them all is faster than looking for one
+_MANY, _SHORT = 1 << 14, 64  # entries of an array, and along axes of which it has so many times fewer
 _WRITEABLE = 0x400  # NPY_ARRAY_WRITEABLE
 
 
@@ -51,21 +52,28 @@ def equal(a: Bools, b: Bools) -> bool:
 
 def any_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     """Where any entry along ``axes`` is true; these axes keep size 1."""
-    if axes == ():
-        return array
-    shape = array.shape
-    wide = tuple([a for a in ((axes,) if isinstance(axes, int) else axes) if shape[a] != 1])
-    result: Bools = np.logical_or.reduce(array, axis=wide, keepdims=True) if wide else array
-    return result
+    return array if axes == () else _joined(np.logical_or, array, axes)
 
 
 def all_of(array: Bools, axes: int | tuple[int, ...]) -> Bools:
     """Where every entry along ``axes`` is true; these axes keep size 1."""
-    if axes == ():
-        return array
+    return array if axes == () else _joined(np.logical_and, array, axes)
+
+
+def _joined(join: np.ufunc, array: Bools, axes: int | tuple[int, ...]) -> Bools:
+    """What an operation makes of all entries along ``axes``; these axes keep size 1."""
     shape = array.shape
     wide = tuple([a for a in ((axes,) if isinstance(axes, int) else axes) if shape[a] != 1])
-    result: Bools = np.logical_and.reduce(array, axis=wide, keepdims=True) if wide else array
+    if not wide:
+        return array
+    if array.size > _MANY and 0 < prod([shape[a] for a in wide]) <= _SHORT:
+        # NumPy goes through each few entries by itself: index by index takes a fifth of the time. The last axis first,
+        # as it mostly lies next in memory: what is left of it lies evenly.
+        for axis in sorted(wide, reverse=True):
+            before = (slice(None),) * axis
+            array = functools.reduce(join, [array[(*before, slice(i, i + 1))] for i in range(shape[axis])])
+        return array
+    result: Bools = join.reduce(array, axis=wide, keepdims=True)
     return result
 
 

@@ -59,7 +59,7 @@ def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.T
     axes = [axis for axis, kept in indices.items() if len(kept) < shape[axis]]
     if len(axes) == 1:
         return take(tensor, axes[0], indices[axes[0]])
-    if len(axes) == 2 and by_numpy(tensor):
+    if len(axes) == 2 and _is_cut_by_numpy(tensor):
         first, second = sorted(axes)
         return _take_both(tensor, (first, indices[first]), (second, indices[second]))
     for axis in sorted(axes, key=lambda axis: len(indices[axis]) / shape[axis]):
@@ -76,7 +76,7 @@ def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor
 
 def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     """Some indices of an axis, as a new tensor."""
-    if tensor.numel() <= _FEW or not by_numpy(tensor):
+    if tensor.numel() <= _FEW or not _is_cut_by_numpy(tensor):
         at = torch.from_numpy(indices)
         return tensor.detach().index_select(axis, at if tensor.is_cpu else at.to(tensor.device))
     given = tensor.detach().numpy()
@@ -137,6 +137,11 @@ def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 def by_numpy(tensor: torch.Tensor) -> bool:
     """Whether NumPy is some times faster than torch."""
     return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
+
+
+def _is_cut_by_numpy(tensor: torch.Tensor) -> bool:
+    """The same for cuts, masks among them."""
+    return by_numpy(tensor) or (tensor.is_cpu and tensor.dtype is torch.bool)
 
 
 def _shape(shape: tuple[int, ...], *lines: Line) -> tuple[int, ...]:

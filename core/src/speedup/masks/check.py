@@ -215,9 +215,9 @@ def _varying(entries: Any, steps: Sequence[int]) -> Any:
     weights do: it broadcasts."""
     entries = entries[(*[_FIRST if step == 0 else _ALL for step in steps], ...)]
     last = None
-    if entries.ndim > 1 and entries.size and isinstance(entries, np.ndarray) and entries.flags.c_contiguous:
+    if entries.ndim > 1 and isinstance(entries, np.ndarray) and entries.size and entries.flags.c_contiguous:
         last = _last_varying(entries)
-        entries = entries[(..., *[_FIRST] * (entries.ndim - 1 - last))]
+        entries = entries[(*[_ALL] * (last + 1), *[_FIRST] * (entries.ndim - 1 - last))]
     for _, axis in sorted([(-size, a) for a, size in enumerate(entries.shape) if size > 1 and a != last]):
         lines = entries.swapaxes(0, axis)
         # Most that differ do so at once. NaN is like nothing.
