@@ -143,6 +143,31 @@ def test_a_gate_is_asked_for_beside_its_value_and_masking_both_helps() -> None:
     assert plan(forward, {"a.weight": (1, 7)}, **layers).report.reasons == []
 
 
+OUTSIDE = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("where", ["scale", "scales", "a tensor from outside of the model"])
+def test_a_tensor_that_is_no_buffer_is_named_and_can_become_one(where: str) -> None:
+    def reasons(register: bool) -> list[Reason]:
+        def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+            scale = vars(m)["scales"][0] if where == "scales" else getattr(m, "scale", OUTSIDE)
+            result: torch.Tensor = m.get_submodule("b")(m.get_submodule("a")(x) * scale)
+            return result
+
+        model = randomize(Net(forward, a=linear(4, 6), b=linear(6, 2))).eval()
+        if register:
+            model.register_buffer("scale", OUTSIDE.clone(), persistent=False)
+        else:
+            vars(model)[where] = OUTSIDE.clone() if where == "scale" else [OUTSIDE.clone()]
+        return speedup.plan(model, torch.randn(2, 4), mask_indices(model, {"a.weight": (1,)})).report.reasons
+
+    (reason,) = reasons(register=False)
+    assert reason.kind is Kind.ATTRIBUTE and reason.why.startswith(f"joined with {where}, which")
+    assert "register_buffer" in reason.advice
+    if where == "scale":
+        assert reasons(register=True) == []
+
+
 def test_a_softmax_reads_all_of_its_axis() -> None:
     def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = m.get_submodule("b")(m.get_submodule("a")(x).softmax(-1))

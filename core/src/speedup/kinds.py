@@ -12,6 +12,7 @@ class Kind(StrEnum):
         NEEDED: it is read and not constant.
         OUTPUT: it is of an output of the model.
         INPUT: it comes from outside the model.
+        ATTRIBUTE: it is of a tensor that the model reads and has as no parameter or buffer.
         BARRIER: a call without a rule makes or reads it.
         DATA: code that depends on the data of the input may read it.
         SIZE: the code of a call holds a size that could not be repaired.
@@ -29,6 +30,7 @@ class Kind(StrEnum):
     NEEDED = "needed"
     OUTPUT = "output"
     INPUT = "input"
+    ATTRIBUTE = "attribute"
     BARRIER = "barrier"
     DATA = "data"
     SIZE = "size"

@@ -149,6 +149,10 @@ _ADVICE: dict[Kind, Callable[[Sequence[Kept]], str]] = {
         "Outputs keep their shape. Leave the layer that makes them unmasked, or cut the output yourself before."
     ),
     Kind.INPUT: lambda _: "Inputs come as they are. Masks that meet them cannot take anything away.",
+    Kind.ATTRIBUTE: lambda _: (
+        "Register it as a buffer, self.register_buffer(name, tensor, persistent=False): buffers are cut, and move "
+        "along with the model."
+    ),
     Kind.RUNS: lambda _: (
         "One number in the code says how large these are in every run of the line: mask as many in each."
     ),

@@ -119,7 +119,8 @@ def _kept(name: str, indices: list[int], parameters: int, root: Root, keeps: Kee
 
 
 def _rigid(node: Node, keeps: KeepSets) -> tuple[Kind, str, Node] | None:
-    """The barrier or the input of the model that reaches a call; None where the call itself reads all of an axis."""
+    """The barrier, or the tensor that no call makes, that reaches a call; None where the call itself reads all of an
+    axis."""
     queue, seen = [node], {node}
     while queue:
         at = queue.pop(0)
@@ -128,7 +129,10 @@ def _rigid(node: Node, keeps: KeepSets) -> tuple[Kind, str, Node] | None:
                 continue
             before = value.producer
             if before is None:
-                return Kind.INPUT, "joined with an input of the model, which comes as it is", at
+                if value.kind == "input":
+                    return Kind.INPUT, "joined with an input of the model, which comes as it is", at
+                name = value.names[0] if value.names else "a tensor from outside of the model"
+                return Kind.ATTRIBUTE, f"joined with {name}, which is neither a parameter nor a buffer", at
             if before.rule is None:
                 return Kind.BARRIER, f"made by {before.op_name}, which no rule knows", before
             if before not in seen and not weighs(before):
