@@ -468,6 +468,32 @@ class SplitAttention(nn.Module):
         return self.out(y.view(y.size()[:-2] + (self.all_head_size,)))  # noqa: RUF005
 
 
+class Processor:
+    """As in diffusers: an object that makes the calls of an attention, with one size of the keys for all."""
+
+    def __call__(self, attention: ProcessedAttention, x: Tensor) -> Tensor:
+        size = attention.k(x).shape[-1] // attention.heads
+
+        def split(y: Tensor) -> Tensor:
+            return y.view(x.shape[0], -1, attention.heads, size).transpose(1, 2)
+
+        q, k, v = split(attention.q(x)), split(attention.k(x)), split(attention.v(x))
+        y = (q @ k.transpose(-1, -2) * 0.25).softmax(-1) @ v
+        return attention.out(y.transpose(1, 2).reshape(x.shape[0], -1, attention.heads * size))
+
+
+class ProcessedAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.q, self.k, self.v = nn.Linear(8, 32), nn.Linear(8, 32), nn.Linear(8, 32)
+        self.out = nn.Linear(32, 8)
+        self.processor = Processor()
+
+    def forward(self, x: Tensor) -> Any:
+        return x + self.processor(self, x)
+
+
 class OpenSplitAttention(SplitAttention):
     """One size of the heads is left open already."""
 

@@ -292,6 +292,49 @@ def test_uneven_runs_of_a_line_are_found_in_all_modules_at_once(rounds: list[Non
     assert counts[0] == counts[1]
 
 
+def test_what_a_call_has_the_size_of_another_tensor_from_is_evened(rounds: list[None]) -> None:
+    """Heads of values that keep more than those of keys, whose size the code takes for both, in all modules at once."""
+    lost = {"q": (0, 1, 2), "k": (0, 1, 2), "v": (3,)}  # of the 8 of each head
+    counts = []
+    for depth in (1, 5):
+        rounds.clear()
+        gone = {
+            f"{i}.{name}.{p}": tuple(8 * head + k for head in range(4) for k in each)
+            for i in range(depth)
+            for name, each in lost.items()
+            for p in ("weight", "bias")
+        }
+        small, _, plan = shrink(nn.Sequential(*(nets.ProcessedAttention() for _ in range(depth))), gone, 2, 5, 8)
+        assert {getattr(block, n).weight.shape for block in small for n in "qkv"} == {(28, 8)}
+        assert all(block.out.weight.shape == (8, 28) for block in small)
+        assert any("calls of one forward share a size" in reason.why for reason in plan.report.reasons)
+        counts.append(len(rounds))
+    assert counts[0] == counts[1]
+
+
+def test_what_a_call_may_have_its_size_from_is_sought_in_its_own_forward_first() -> None:
+    """Not in all that is made before it."""
+
+    class Counted:
+        def __call__(self, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            hidden = net.get_submodule("up")(x)
+            result: torch.Tensor = net.get_submodule("down")(hidden)
+            return result.view(x.shape[0], -1, hidden.shape[-1] // 3).flatten(1)
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.held = nn.Linear(8, 12), nn.Linear(12, 8), Counted()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.held(self, x)
+
+    net = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8), Inner())
+    gone = {f"{n}.{p}": (0, 1, 2) for n in ("0", "3.up") for p in ("weight", "bias")}
+    small, _, _ = shrink(net, gone, 2, 8)
+    assert small[0].weight.shape == (7, 8) and small[3].up.weight.shape == (12, 8)
+
+
 def test_lines_that_cannot_be_repaired_are_found_at_once(rounds: list[None]) -> None:
     counts = []
     for lines in (1, 5):

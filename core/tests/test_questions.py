@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+
+import packaging.version
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from speedup.questions import Questions, questions
+from speedup.questions import Questions, code_of, questions
+from speedup.registry import default_registry
+from speedup.trace.run import trace
 
 
 def pads(x):
@@ -189,6 +196,33 @@ def test_attributes_may_hold_limits():
             return x if x.shape[1] > self.window else x + 1
 
     assert questions([Net.forward.__code__]) == Questions((), frozenset({"window"}))
+
+
+def asks_for_the_number_of_axes(x):
+    n, c = x.shape[:2]
+    x = x.view(n, c, -1)
+    rank, also = x.ndim, x.dim()
+    if rank == 4 or also == 2:
+        x = x.flatten(2)
+    return x
+
+
+def test_the_number_of_axes_is_no_size():
+    assert questions([asks_for_the_number_of_axes.__code__]) is None
+
+
+class Asking(nn.Module):
+    def forward(self, x):
+        names = [n for n, _ in inspect.signature(math.prod).parameters.items()]
+        if packaging.version.Version("1.0") >= packaging.version.Version("2.0") or "x" in names:
+            return x
+        return x + 1 if is_large(x.shape[1], 3) else x
+
+
+def test_what_python_and_other_packages_decide_is_not_asked_for():
+    model = Asking()
+    files = {code.co_filename for code in code_of(model, trace(model, (torch.randn(2, 3),), {}, default_registry()))}
+    assert files == {__file__}
 
 
 def test_lambdas_without_the_function_around_them_may_ask_for_anything():

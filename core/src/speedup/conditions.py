@@ -102,7 +102,7 @@ class Conditions:
         while before != len(names) + len(attributes):
             before = len(names) + len(attributes)
             for targets, value in self.assigned:
-                if any(_is_size(n, names, attributes, lists) for n in ast.walk(value)):
+                if any(_is_size(n, names, attributes, lists) for n in _within(value)):
                     for target in targets:
                         names |= {n.id for n in _bound(target) if isinstance(n, ast.Name)}
                         attributes |= {n.attr for n in _bound(target) if isinstance(n, ast.Attribute)}
@@ -251,6 +251,23 @@ def _parts(test: ast.expr) -> Iterator[ast.expr]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _OF_OBJECTS:
             continue
         waiting += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)]
+
+
+def _within(value: ast.AST) -> Iterator[ast.AST]:
+    """All that stands in an expression, but for what is asked for its number of axes."""
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        if not _is_rank(node):
+            yield node
+            waiting += ast.iter_child_nodes(node)
+
+
+def _is_rank(node: ast.AST) -> bool:
+    """Whether it is the number of axes of a tensor."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Attribute) and node.func.attr in ("dim", "ndimension") and not node.args
+    return isinstance(node, ast.Attribute) and node.attr == "ndim"
 
 
 def _is_size(node: ast.AST, names: Collection[str], attributes: Collection[str], lists: bool = True) -> bool:

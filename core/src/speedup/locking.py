@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from speedup.arrays import along
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
@@ -16,7 +16,7 @@ from speedup.kinds import Kind
 from speedup.node import Node, Value
 from speedup.repair.arguments import numbers
 from speedup.repair.locate import in_other_modules, runs_of
-from speedup.repair.stale import counted_axes, missing
+from speedup.repair.stale import counted_axes, missing, same_number, stale_numbers
 
 
 class UnsteadyError(CheckError):
@@ -60,18 +60,50 @@ def lock_all_uneven(node: Node, graph: Graph, keeps: KeepSets, model: nn.Module)
     return own + [k for n in others for k in lock_uneven(n, graph, keeps, model.get_submodule(n.scope))]
 
 
+def lock_following(
+    node: Node, graph: Graph, keeps: KeepSets, args: Sequence[Any] | None, kwargs: dict[str, Any] | None
+) -> list[Lock]:
+    """Locks where a call is given the size of another tensor, which keeps another number of indices (heads of values
+    that are as large as those of keys): like calls of the same forward keep equally many. None where it is not so.
+
+    Args:
+        args, kwargs: of the call as the small model makes it.
+    """
+    if args is None or kwargs is None or len(node.outputs) != 1:
+        return []
+    before = dict(numbers(node.args, node.kwargs))
+    stale = stale_numbers(node, keeps, args, kwargs, node)
+    if not any(s.now is not None and s.path in before and not same_number(s.now, before[s.path]) for s in stale):
+        return []
+    own, kept = node.outputs[0], keeps.shape(node.outputs[0])
+    wanted = {s.wanted for s in stale}
+    alike = [n for n in graph.by_scope[node.scope] if n.op_name == node.op_name and len(n.outputs) == 1]
+    why = f"calls of one forward share a size ({node.where})"
+    locks = []
+    for axis in [a for a, size in enumerate(kept) if size in wanted]:
+        values = [v for n in alike if (v := n.outputs[0]).ndim == own.ndim and v.shape[axis] == own.shape[axis]]
+        locks += list(_lock_alike(values, axis, keeps, why))
+    return locks
+
+
 def _lock_even(values: Sequence[Value], keeps: KeepSets, why: str) -> Iterator[Lock]:
     """Locks with which tensors of one shape keep equally many indices along each axis."""
     if len({v.shape for v in values}) > 1 or any(v.is_source for v in values):
         return
-    for axis, size in enumerate(values[0].shape):
-        kept = [keeps.shape(v)[axis] for v in values]
-        for value, count in zip(values, kept, strict=True):
-            gone = np.flatnonzero(~along(keeps.sets[value], axis))[: max(kept) - count]
-            entries = np.isin(np.arange(size), gone).reshape([-1 if a == axis else 1 for a in range(value.ndim)])
-            lock = Lock(value.number, None, why, entries, Kind.RUNS)
-            if not keeps.holds(lock):
-                yield lock
+    for axis in range(values[0].ndim):
+        yield from _lock_alike(values, axis, keeps, why)
+
+
+def _lock_alike(values: Sequence[Value], axis: int, keeps: KeepSets, why: str) -> Iterator[Lock]:
+    """Locks with which tensors keep equally many indices along an axis that is as long in all of them: the first ones
+    more of those that went, in each line where lines differ."""
+    kept = [keeps.shape(v)[axis] for v in values]
+    for value, count in zip(values, kept, strict=True):
+        keep = keeps.sets[value]
+        gone = ~np.broadcast_to(keep, [value.shape[a] if a == axis else s for a, s in enumerate(keep.shape)])
+        lock = Lock(value.number, None, why, gone & (np.cumsum(gone, axis=axis) <= max(kept) - count), Kind.RUNS)
+        if not keeps.holds(lock):
+            yield lock
 
 
 def lock_for_missing(node: Node, keeps: KeepSets) -> Callable[[], list[Lock]] | None:
@@ -147,12 +179,14 @@ def lock_call(
 
 
 def lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: frozenset[tuple[int, int]]) -> list[Lock]:
-    """Lock earlier tensors whose shape the call may have been given: those with its size, else all; parameters last."""
+    """Lock earlier tensors whose shape the call may have been given: those with its size, else those that the same
+    forward has made, else all; parameters last."""
     smaller = [v for v in graph.values if not keeps.whole(v)]
     made = [v for v in smaller if v.producer is not None]
     before = [v for v in made if v.producer is not None and v.producer.index < node.index]
     alike = [v for v in before if sizes & set(zip(v.shape, keeps.shape(v), strict=True))]
-    chosen = alike or before or made or smaller
+    near = [v for v in before if v.producer is not None and v.producer.scope == node.scope]
+    chosen = alike or near or before or made or smaller
     if not chosen:
         raise UnsteadyError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
     return [Lock(v.number, None, f"{why} ({node.where})") for v in chosen]

@@ -19,7 +19,7 @@ from torch import nn
 
 from speedup.conditions import Conditions, conditions, decides, is_of_self, limits_in
 from speedup.graph import Graph
-from speedup.trace.source import names_in, of_user
+from speedup.trace.source import is_installed, names_in, of_user
 
 _MOST = 300  # functions that are looked at
 
@@ -85,13 +85,31 @@ def code_of(model: nn.Module, graph: Graph) -> set[CodeType]:
     # A module that is called may make no call at this size.
     functions = [f for name, each in methods.items() for f in each if name == "forward" or f.__code__ in found]
     seen = {f.__code__ for f in functions}
+    packages = {_package(f) for f in functions}
+    passed = set[CodeType]()
     while functions and len(seen) < _MOST:
         function = functions.pop()
         for other in _named(function, methods):
-            if other.__code__ not in seen and of_user(other.__code__):
-                seen.add(other.__code__)
+            code = other.__code__
+            if code in seen or code in passed:
+                continue
+            if of_user(code) and (not is_installed(code) or _package(other) in packages or _knows_torch(other)):
+                seen.add(code)
                 functions.append(other)
+            else:
+                passed.add(code)  # it compares versions, say, or reads texts
     return found | seen
+
+
+def _package(function: FunctionType) -> str:
+    return str(function.__module__).partition(".")[0]
+
+
+def _knows_torch(function: FunctionType) -> bool:
+    """Whether the file of a function has anything of torch."""
+    kinds = ModuleType, type, FunctionType
+    held = [h for h in function.__globals__.values() if isinstance(h, kinds)]
+    return any((h.__name__ if isinstance(h, ModuleType) else str(h.__module__)).startswith("torch") for h in held)
 
 
 def _functions(kind: type) -> Iterator[FunctionType]:
@@ -108,7 +126,7 @@ def _named(function: FunctionType, methods: Mapping[str, Collection[FunctionType
     names = set(names_in(function.__code__))
     there = [function.__globals__.get(name) for name in names]
     there += [vars(m).get(name) for m in there if isinstance(m, ModuleType) for name in names]
-    for name in names:
+    for name in names - {"__init__"}:  # modules are there by now
         yield from methods.get(name, ())
     for held in there:
         if isinstance(held, FunctionType):

@@ -79,10 +79,15 @@ def other_ways(elsewhere: Elsewhere) -> list[Resized]:
     def run(case: Case) -> Graph | Glance | None:
         return without.get(case.name) if contentless is not None else elsewhere.glance(case)
 
+    def is_taken(case: Case) -> bool:
+        """Whether the model takes a case; of sizes that it has taken nothing more is seen."""
+        known = {tuple(t.shape for t in tensors_in(each.case.inputs)) for each in seen}
+        return tuple(t.shape for t in tensors_in(case.inputs)) in known or look(case, elsewhere.sketch(case))
+
     elsewhere.at_sizes(lambda case: look(case, run(case)))
     numbers = (*asked.limits, *_held(elsewhere.model, asked.attributes))
     are_cheap = contentless is not None or not elsewhere.is_heavy
-    at_limits(elsewhere.inputs, numbers if are_cheap else None, lambda case: look(case, elsewhere.sketch(case)))
+    at_limits(elsewhere.inputs, numbers if are_cheap else None, is_taken)
     runs = [(case.inputs, elsewhere.run(case, claimed=True)) for case in _few(seen, usual, between, elsewhere.inputs)]
     ways = [
         Resized(inputs, other, [n for n in other.nodes if n.line not in usual])

@@ -13,7 +13,7 @@ from speedup.build import Parts, build
 from speedup.errors import CheckError
 from speedup.graph import Graph
 from speedup.keep import KeepSets, Lock
-from speedup.locking import lock_all_uneven
+from speedup.locking import lock_all_uneven, lock_following
 from speedup.made import Made
 from speedup.mismatch import Mismatch
 from speedup.order import arrange
@@ -137,5 +137,12 @@ def _locks(model: nn.Module, found: Mismatch | None, way: Way, keeps: KeepSets) 
     """What is to stay for a call that differs from the plan: at first so much that all runs of its line are alike."""
     if found is None:
         return []
-    alike = (found, *found.others) if found.stage == 0 else (found,)
-    return [lock for each in alike for lock in lock_all_uneven(each.node, way.graph, keeps, model) or each.locks()]
+    locks: list[Lock] = []
+    locked = set[int]()  # calls of a line are mostly locked together
+    for each in (found, *found.others) if found.stage == 0 else (found,):
+        if locked.isdisjoint(v.number for v in each.node.outputs):
+            even = lock_all_uneven(each.node, way.graph, keeps, model)
+            more = even or lock_following(each.node, way.graph, keeps, each.args, each.kwargs) or each.locks()
+            locked.update(lock.value for lock in more)
+            locks += more
+    return locks

@@ -101,6 +101,7 @@ def mend(job: Job, run: Trial, ahead: Look, steady: Callable[[Repairs], bool]) -
         return {}, None
     trials = _Trials(run, ahead)
     left: Mismatch = first
+    so_far: Repairs = {}
     for attributes in (True, False):
         repairs, found = _mend(job, trials, first, attributes)
         if found is None:
@@ -108,23 +109,25 @@ def mend(job: Job, run: Trial, ahead: Look, steady: Callable[[Repairs], bool]) -
                 return repairs, None
             log.debug("the repairs do not hold at other sizes: %s", repairs)
         elif left is first or found.progress > first.progress:
-            left = found
+            left, so_far = found, repairs
         if not any(r.attributes for r in repairs.values()):
             break
-    return {}, left if left.stage else replace(left, others=_hopeless(job, left, ahead({})))
+    return {}, left if left.stage else replace(left, others=_hopeless(job, left, ahead(so_far)))
 
 
 def _hopeless(job: Job, left: Mismatch, known: Sequence[Mismatch]) -> list[Mismatch]:
-    """Of the stale calls behind one that nothing repairs, those for which there is nothing to try either; of each line
-    the first, which is locked with the others."""
-    lines = {(left.node.op, left.node.sites)}
+    """Of the stale calls behind one that nothing repairs, those in its line, and in lines for which there is nothing to
+    try either."""
+    hopeless = {(left.node.op, left.node.sites): True}
     found = []
     for each in known:
         line = each.node.op, each.node.sites
-        if each.node.index > left.node.index and line not in lines:
-            lines.add(line)
-            if next(options(job, each, {}, True, alone=True), None) is None:
-                found.append(each)
+        if each.node.index <= left.node.index:
+            continue
+        if line not in hopeless:
+            hopeless[line] = next(options(job, each, {}, True, alone=True), None) is None
+        if hopeless[line]:
+            found.append(each)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any
@@ -17,6 +18,8 @@ _TORCH_MODULES = os.path.join(_TORCH, "nn", "modules") + os.sep
 _MODULE_CALL = frozenset({"_call_impl", "_wrapped_call_impl", "call_module"})
 _DEEP = 8  # frames of helper functions between a forward and the torch call
 
+_PYTHON = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = f"{os.sep}site-packages{os.sep}"  # these may lie among Python's own
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 # What is known of files, as there are many frames in few files: whether they are torch's or ours, of those whose lines
 # stand for others, or the user's.
@@ -40,8 +43,14 @@ def _kind(file: str) -> int:
 
 
 def of_user(code: CodeType) -> bool:
-    """Whether code is neither torch's nor ours."""
-    return (_KINDS.get(code.co_filename) or _kind(code.co_filename)) == _USERS
+    """Whether code is neither torch's, nor ours, nor Python's own."""
+    file = code.co_filename
+    return (_KINDS.get(file) or _kind(file)) == _USERS and not (file.startswith(_PYTHON) and _INSTALLED not in file)
+
+
+def is_installed(code: CodeType) -> bool:
+    """Whether code is of a package that was installed."""
+    return _INSTALLED in code.co_filename
 
 
 def names_in(code: CodeType) -> Iterator[str]:
