@@ -134,7 +134,8 @@ def _mended(
 
 
 def _locks(model: nn.Module, found: Mismatch | None, way: Way, keeps: KeepSets) -> list[Lock]:
-    """What is to stay for a call that differs from the plan: at first so much that all runs of its line are alike."""
+    """What is to stay for a call that differs from the plan: at first so much that all runs of its line are alike, then
+    that all tensors keep as many that it has one size for."""
     if found is None:
         return []
     locks: list[Lock] = []
