@@ -312,8 +312,8 @@ def test_what_a_call_has_the_size_of_another_tensor_from_is_evened(rounds: list[
     assert counts[0] == counts[1]
 
 
-def test_what_a_call_may_have_its_size_from_is_sought_in_its_own_forward_first() -> None:
-    """Not in all that is made before it."""
+def test_what_a_call_may_have_its_size_from_is_sought_in_its_own_forward_first(rounds: list[None]) -> None:
+    """Not in all that is made before it; and in all modules at once."""
 
     class Counted:
         def __call__(self, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -329,10 +329,16 @@ def test_what_a_call_may_have_its_size_from_is_sought_in_its_own_forward_first()
         def forward(self, x: torch.Tensor) -> Any:
             return self.held(self, x)
 
-    net = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8), Inner())
-    gone = {f"{n}.{p}": (0, 1, 2) for n in ("0", "3.up") for p in ("weight", "bias")}
-    small, _, _ = shrink(net, gone, 2, 8)
-    assert small[0].weight.shape == (7, 8) and small[3].up.weight.shape == (12, 8)
+    counts = []
+    for depth in (1, 5):
+        rounds.clear()
+        net = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8), *(Inner() for _ in range(depth)))
+        names = ["0", *(f"{3 + i}.up" for i in range(depth))]
+        small, _, _ = shrink(net, {f"{n}.{p}": (0, 1, 2) for n in names for p in ("weight", "bias")}, 2, 8)
+        assert small[0].weight.shape == (7, 8)
+        assert all(block.up.weight.shape == (12, 8) for block in small[3:])
+        counts.append(len(rounds))
+    assert counts[0] == counts[1]
 
 
 def test_lines_that_cannot_be_repaired_are_found_at_once(rounds: list[None]) -> None:

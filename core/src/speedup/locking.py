@@ -163,8 +163,7 @@ def lock_call(
     """
     locks = []
     for other in graph.nodes:
-        same = other is node or (node.where and other.where == node.where and other.op_name == node.op_name)
-        if not same or len(other.outputs) != len(node.outputs):
+        if not _is_same_line(other, node) or len(other.outputs) != len(node.outputs):
             continue
         reason = f"{why} ({other.where})"
         if at is not None and at[1] is not None:
@@ -178,14 +177,20 @@ def lock_call(
     return new
 
 
+def _is_same_line(other: Node, node: Node) -> bool:
+    """Whether a call is made by the same line as another one."""
+    return other is node or (node.where != "" and other.where == node.where and other.op_name == node.op_name)
+
+
 def lock_before(node: Node, graph: Graph, keeps: KeepSets, why: str, sizes: frozenset[tuple[int, int]]) -> list[Lock]:
     """Lock earlier tensors whose shape the call may have been given: those with its size, else those that the same
-    forward has made, else all; parameters last."""
+    forward has made, for all calls of the line at once, else all; parameters last."""
     smaller = [v for v in graph.values if not keeps.whole(v)]
     made = [v for v in smaller if v.producer is not None]
     before = [v for v in made if v.producer is not None and v.producer.index < node.index]
     alike = [v for v in before if sizes & set(zip(v.shape, keeps.shape(v), strict=True))]
-    near = [v for v in before if v.producer is not None and v.producer.scope == node.scope]
+    ends = {n.scope: n.index for n in graph.nodes if _is_same_line(n, node)}  # the last ones
+    near = [v for v in made if v.producer is not None and v.producer.index < ends.get(v.producer.scope, 0)]
     chosen = alike or near or before or made or smaller
     if not chosen:
         raise UnsteadyError(f"{node.label} differs in two runs of the model with everything kept: {why} ({node.where})")
