@@ -3,8 +3,8 @@
 The ideal has the small model's widths and none of what made it exact: layers of the plain classes, with biases only
 where the original has them. All run in turn, in orders in which each follows each of the others equally often: whoever
 runs behind a larger model finds the caches full of it. What is compared is divided round by round, and the medians
-count, so that whatever else the machine does hits both alike. In one thread the seconds are
-of the processor: what other programs take of it does not count, though their use of the caches does.
+count, so that whatever else the machine does hits both alike. In one thread the seconds are of the processor: what
+other programs take of it does not count, though their use of the caches does.
 """
 
 from __future__ import annotations

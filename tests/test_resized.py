@@ -12,6 +12,7 @@ from torch import nn
 
 import speedup
 import speedup.build
+import speedup.elsewhere
 import speedup.solve
 from speedup.testing import check_equal, mask_indices, randomize
 
@@ -484,3 +485,26 @@ def test_a_power_in_a_function_of_torch():
     masks = mask_indices(net, {"a.weight": [0, 1]})
     small = check_equal(net, (torch.randn(2, 4), torch.randn(2, 3)), masks, [(torch.randn(5, 4), torch.randn(5, 3))])
     assert small.shape("a.weight") == (4, 4) and small.shape("b.weight") == (3, 4)
+
+
+def test_sizes_that_the_model_was_seen_to_take_are_not_tried_again(monkeypatch):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(y + 1 if x.shape[1] > 12 else y)
+
+    tried, glance = [], speedup.elsewhere.glance
+
+    def noted(model, inputs, *more):
+        tried.append(inputs[0][0].shape)
+        return glance(model, inputs, *more)
+
+    monkeypatch.setattr(speedup.elsewhere, "glance", noted)
+    model = randomize(Tokens()).eval()
+    speedup.plan(model, torch.randn(2, 6, 4), mask_indices(model, {"a.weight": GONE}))
+    taken = [shape for shape in tried if shape[-1] == 4]
+    assert (2, 12, 4) in taken and len(taken) == len(set(taken))

@@ -130,14 +130,12 @@ def test_a_mask_is_as_small_as_what_it_says(axes: tuple[int, ...], order: tuple[
     shape = (5, 4, 2, 3)
     small = [n if a in axes else 1 for a, n in enumerate(shape)]
     told = torch.zeros(small, dtype=torch.bool)
-    told.view(-1)[:: 2 if len(axes) < 2 else 3] = True  # differs along each of its axes
+    told.view(-1)[0] = True  # differs along each of its axes
     back = [order.index(a) for a in range(4)]
     mask = told.expand(shape).permute(order).contiguous().permute(back).to(dtype)
     keep = normalize_masks(layer, {"": {"weight": mask}})["weight"]
     assert torch.equal(keep, told.expand(shape)) and keep.shape == shape
-    assert list(compact(keep).shape) == [
-        n if torch.unique(told, dim=a).shape[a] > 1 else 1 for a, n in enumerate(small)
-    ]
+    assert list(compact(keep).shape) == small
 
 
 def test_nothing_is_shared_with_or_changed_in_what_was_passed() -> None:

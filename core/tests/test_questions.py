@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 
-import packaging.version
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import nn
 
 from speedup.questions import Questions, code_of, questions
@@ -214,7 +214,7 @@ def test_the_number_of_axes_is_no_size():
 class Asking(nn.Module):
     def forward(self, x):
         names = [n for n, _ in inspect.signature(math.prod).parameters.items()]
-        if packaging.version.Version("1.0") >= packaging.version.Version("2.0") or "x" in names:
+        if Version("1.0") >= Version("2.0") or "x" in names:
             return x
         return x + 1 if is_large(x.shape[1], 3) else x
 

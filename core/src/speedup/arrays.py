@@ -26,7 +26,7 @@ _Axes: TypeAlias = tuple[int, ...]
 
 ZERO = np.zeros(())  # with an array a call of NumPy takes half the time that it takes with a number
 _FEW = 4096  # entries, up to which counting them all is faster than looking for one
-_MANY, _SHORT = 1 << 14, 64  # entries of an array, and along axes of which it has so many times fewer
+_MANY, _SHORT = 1 << 14, 64  # entries of an array, from which on, and of axes, up to which, see ``_joined``
 _WRITEABLE = 0x400  # NPY_ARRAY_WRITEABLE
 
 

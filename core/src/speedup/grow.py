@@ -95,7 +95,8 @@ def _require_whole(keeps: KeepSets) -> None:
         if value.is_output:
             stays(value, "an output of the model keeps its shape", made, Kind.OUTPUT)
         elif made is None and not value.is_source:
-            stays(value, f"{value.kind} of the model: it comes as it is", None, Kind.INPUT)
+            why, kind = what_comes(value)
+            stays(value, why, None, kind)
         elif made is not None and made.rule is None:
             stays(value, f"made by {made.op_name}, which no rule knows", made, Kind.BARRIER)
         if branch is not None and value in uncertain:
@@ -105,6 +106,14 @@ def _require_whole(keeps: KeepSets) -> None:
         for node, number in value.uses:
             if node.rule is None or number < 0:
                 stays(value, f"read by {node.op_name}, which no rule knows", node, Kind.BARRIER)
+
+
+def what_comes(value: Value) -> tuple[str, Kind]:
+    """What a tensor is that no call makes, and that is neither a parameter nor a buffer: it comes as it is."""
+    if value.kind == "input":
+        return "an input of the model, which comes as it is", Kind.INPUT
+    name = value.names[0] if value.names else "a tensor from outside of the model"
+    return f"{name}, which is neither a parameter nor a buffer", Kind.ATTRIBUTE
 
 
 def _require_needed(keeps: KeepSets) -> None:

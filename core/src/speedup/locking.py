@@ -72,17 +72,20 @@ def lock_following(
     if args is None or kwargs is None or len(node.outputs) != 1:
         return []
     before = dict(numbers(node.args, node.kwargs))
-    stale = stale_numbers(node, keeps, args, kwargs, node)
-    if not any(s.now is not None and s.path in before and not same_number(s.now, before[s.path]) for s in stale):
-        return []
-    own, kept = node.outputs[0], keeps.shape(node.outputs[0])
-    wanted = {s.wanted for s in stale}
-    alike = [n for n in graph.by_scope[node.scope] if n.op_name == node.op_name and len(n.outputs) == 1]
+    # A number that is neither what it was nor what the plan wants is made of something else that became smaller.
+    wanted = {
+        s.wanted
+        for s in stale_numbers(node, keeps, args, kwargs, node)
+        if s.now is not None and s.path in before and not same_number(s.now, before[s.path])
+    }
+    (own,) = node.outputs
+    alike = [n.outputs[0] for n in graph.by_scope[node.scope] if n.op_name == node.op_name and len(n.outputs) == 1]
     why = f"calls of one forward share a size ({node.where})"
-    locks = []
-    for axis in [a for a, size in enumerate(kept) if size in wanted]:
-        values = [v for n in alike if (v := n.outputs[0]).ndim == own.ndim and v.shape[axis] == own.shape[axis]]
-        locks += list(_lock_alike(values, axis, keeps, why))
+    locks: list[Lock] = []
+    for axis, size in enumerate(own.shape):
+        if keeps.shape(own)[axis] in wanted:
+            values = [v for v in alike if v.ndim == own.ndim and v.shape[axis] == size]
+            locks += _lock_alike(values, axis, keeps, why)
     return locks
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from speedup import walk
-from speedup.arrays import Bools, Indices, any_of, equal
+from speedup.arrays import Bools, Indices, along, compact_axes, equal
 from speedup.cutting import taken
 from speedup.masks import compact
 
@@ -141,8 +141,7 @@ class Masking:
         mask = self.mask_of(parameter)
         if mask is None or parameter.layout is not torch.strided:
             return None
-        entries = mask.cpu().numpy()
-        return any_of(entries, tuple([a for a in range(entries.ndim) if a != axis])).reshape(-1)
+        return along(mask.cpu().numpy(), axis)
 
     @contextlib.contextmanager
     def sparing(self) -> Iterator[None]:
@@ -185,7 +184,9 @@ class Masking:
             found.narrow(axis, 0, gone).zero_()
             if mask.numel() > mask.shape[axis]:
                 rest = found.narrow(axis, gone, len(indices) - gone)
-                masked(rest, _of_all(mask, axis, indices[gone:]), out=rest)
+                entries = mask.cpu().numpy().take(indices[gone:], axis)
+                (entries,) = compact_axes(entries, axes=(axis,))  # mostly: the same of all of them
+                masked(rest, torch.from_numpy(entries), out=rest)
             return found
 
         with self._standing_in(axes, some):
@@ -254,13 +255,6 @@ def masked(tensor: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = 
     else:
         torch.bitwise_and(tensor.view(kind), bits.to(kind), out=made.view(kind))
     return made
-
-
-def _of_all(mask: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
-    """What a mask says of some indices of an axis: once, where it is the same of all of them."""
-    entries = mask.cpu().numpy().take(indices, axis)
-    first = entries.take([0], axis)
-    return torch.from_numpy(first if (entries == first).all() else entries)
 
 
 def _state(tensor: torch.Tensor) -> State:

@@ -86,19 +86,25 @@ def code_of(model: nn.Module, graph: Graph) -> set[CodeType]:
     functions = [f for name, each in methods.items() for f in each if name == "forward" or f.__code__ in found]
     seen = {f.__code__ for f in functions}
     packages = {_package(f) for f in functions}
-    passed = set[CodeType]()
+    asked = set(seen)
     while functions and len(seen) < _MOST:
         function = functions.pop()
         for other in _named(function, methods):
-            code = other.__code__
-            if code in seen or code in passed:
-                continue
-            if of_user(code) and (not is_installed(code) or _package(other) in packages or _knows_torch(other)):
-                seen.add(code)
+            if other.__code__ not in asked and _may_have_sizes(other, packages):
+                seen.add(other.__code__)
                 functions.append(other)
-            else:
-                passed.add(code)  # it compares versions, say, or reads texts
+            asked.add(other.__code__)
     return found | seen
+
+
+def _may_have_sizes(function: FunctionType, packages: Collection[str]) -> bool:
+    """Not so what Python itself brings, and packages that compare versions, say, or read texts.
+
+    Args:
+        packages: those that the modules of the model come from.
+    """
+    code = function.__code__
+    return of_user(code) and (not is_installed(code) or _package(function) in packages or _knows_torch(function))
 
 
 def _package(function: FunctionType) -> str:

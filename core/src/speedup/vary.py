@@ -47,6 +47,11 @@ class Case:
     samples: int = 1
     resized: bool = True
 
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Of its tensors."""
+        return [t.shape for t in tensors_in(self.inputs)]
+
     def comparable(
         self, outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], sized: Sequence[bool] | None = None
     ) -> bool:

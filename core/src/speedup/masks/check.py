@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from speedup import walk
-from speedup.arrays import some
+from speedup.arrays import count, some
 from speedup.errors import InputError, MaskError
 from speedup.masks import hints
 from speedup.masks.names import Names
@@ -234,13 +234,12 @@ def _last_varying(entries: Any) -> int:
     """
     flat = entries.reshape(-1)
     changes = flat[1:] != flat[:-1]
-    total = np.count_nonzero(changes)
-    block = flat.size
-    for axis in range(-1, entries.ndim):
-        if block == 1 or np.count_nonzero(changes[block - 1 :: block]) == total:
-            return axis
-        block //= entries.shape[axis + 1]
-    raise AssertionError("blocks of one entry are all the same")
+    total, block = count(changes), flat.size
+    for axis, size in enumerate(entries.shape):
+        if count(changes[block - 1 :: block]) == total:
+            return axis - 1
+        block //= size
+    return int(entries.ndim) - 1
 
 
 def _as_tensor(mask: object) -> torch.Tensor:

@@ -16,6 +16,7 @@ from speedup.arrays import Bools, all_of, along, any_of
 from speedup.barriers import command_for
 from speedup.errors import SignatureError
 from speedup.graph import Graph
+from speedup.grow import what_comes
 from speedup.infer import unseen
 from speedup.keep import Event, KeepSets
 from speedup.kinds import Kind
@@ -129,10 +130,8 @@ def _rigid(node: Node, keeps: KeepSets) -> tuple[Kind, str, Node] | None:
                 continue
             before = value.producer
             if before is None:
-                if value.kind == "input":
-                    return Kind.INPUT, "joined with an input of the model, which comes as it is", at
-                name = value.names[0] if value.names else "a tensor from outside of the model"
-                return Kind.ATTRIBUTE, f"joined with {name}, which is neither a parameter nor a buffer", at
+                what, kind = what_comes(value)
+                return kind, f"joined with {what}", at
             if before.rule is None:
                 return Kind.BARRIER, f"made by {before.op_name}, which no rule knows", before
             if before not in seen and not weighs(before):
