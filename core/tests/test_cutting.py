@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -48,3 +49,19 @@ def test_two_cuts_leave_no_more_between_them_than_a_block() -> None:
     finally:
         tracemalloc.stop()
     assert small.nbytes <= peak < small.nbytes + 2**20
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("shape", [(96, 80), (2, 96, 80), (40, 30, 3, 3), (1600, 1600)])
+def test_what_is_large_is_the_same_as_one_by_one(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    numbers = torch.arange(math.prod(shape)) % 251
+    tensor = (numbers % 2 == 0 if dtype is torch.bool else numbers.to(torch.uint8).to(dtype)).reshape(shape)
+    for way in (tensor, tensor.transpose(0, -1)):
+        for axes in ((0,), (1,), (0, 1), (way.ndim - 2, way.ndim - 1)):
+            indices = {a: np.flatnonzero(np.arange(way.shape[a]) % 3 > 0) for a in axes}
+            wanted = way
+            for axis, kept in indices.items():
+                wanted = torch.stack([wanted.select(axis, int(k)) for k in kept], axis)
+            made = cut_indices(way, indices)
+            assert made.dtype == dtype
+            assert torch.equal(made.contiguous().view(torch.uint8), wanted.contiguous().view(torch.uint8))

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from speedup.arrays import Bools, Indices, along, any_of
 from speedup.regular import kept_shape, ragged_axes, varied
@@ -15,6 +16,12 @@ Line: TypeAlias = tuple[int, Indices]  # an axis, and what is kept of it
 
 _FEW = 1 << 12  # entries, up to which the way to NumPy and back takes longer than what torch does
 _BLOCK = 1 << 18  # bytes of what two cuts in turn leave between them: what a core has at hand
+# By type, one of the same width that NumPy has, too.
+_OF_NUMPY = {
+    **{t: t for t in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)},
+    **{t: t for t in (torch.float16, torch.float32, torch.float64)},
+    **{torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8},
+}
 
 
 def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
@@ -59,7 +66,7 @@ def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.T
     axes = [axis for axis, kept in indices.items() if len(kept) < shape[axis]]
     if len(axes) == 1:
         return take(tensor, axes[0], indices[axes[0]])
-    if len(axes) == 2 and _is_cut_by_numpy(tensor):
+    if len(axes) == 2 and _is_cut_by_numpy(tensor, max(axes)):
         first, second = sorted(axes)
         return _take_both(tensor, (first, indices[first]), (second, indices[second]))
     for axis in sorted(axes, key=lambda axis: len(indices[axis]) / shape[axis]):
@@ -76,18 +83,19 @@ def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor
 
 def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     """Some indices of an axis, as a new tensor."""
-    if tensor.numel() <= _FEW or not _is_cut_by_numpy(tensor):
+    if tensor.numel() <= _FEW or not _is_cut_by_numpy(tensor, axis):
         at = torch.from_numpy(indices)
         return tensor.detach().index_select(axis, at if tensor.is_cpu else at.to(tensor.device))
-    given = tensor.detach().numpy()
+    given = _entries(tensor)
     made = room((*given.shape[:axis], len(indices), *given.shape[axis + 1 :]), given.dtype)
-    return torch.from_numpy(given.take(indices, axis, out=made, mode="clip"))  # "raise" would fill a buffer first
+    given.take(indices, axis, out=made, mode="clip")  # "raise" would fill a buffer first
+    return torch.from_numpy(made).view(tensor.dtype)
 
 
 def take_into(room: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indices) -> None:
     """As ``take``, into a contiguous tensor that is there."""
-    if by_numpy(tensor):
-        tensor.detach().numpy().take(indices, axis, out=room.numpy(), mode="clip")
+    if _is_cut_by_numpy(tensor, axis):
+        _entries(tensor).take(indices, axis, out=_entries(room), mode="clip")
     else:
         torch.index_select(tensor, axis, torch.from_numpy(indices).to(tensor.device), out=room)
 
@@ -103,14 +111,14 @@ def taken(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
 def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
     """Some indices of two axes, block by block, as they lie in memory: what the first
     cut leaves is never there as a whole."""
-    given = np.ascontiguousarray(tensor.detach().numpy())  # else each block would make it so
+    given = np.ascontiguousarray(_entries(tensor))  # else each block would make it so
     made = room(_shape(given.shape, first, second), given.dtype)
     (axis, indices), (other, others) = first, second
     step = max(1, _BLOCK * given.shape[axis] // max(given.nbytes, 1))
     for at in range(0, len(indices), step):
         block = given.take(indices[at : at + step], axis)
         block.take(others, other, out=made[(slice(None),) * axis + (slice(at, at + step),)], mode="clip")
-    return torch.from_numpy(made)
+    return torch.from_numpy(made).view(tensor.dtype)
 
 
 def laid_out_like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -139,9 +147,17 @@ def by_numpy(tensor: torch.Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
 
 
-def _is_cut_by_numpy(tensor: torch.Tensor) -> bool:
-    """The same for cuts, masks among them."""
-    return by_numpy(tensor) or (tensor.is_cpu and tensor.dtype is torch.bool)
+def _is_cut_by_numpy(tensor: torch.Tensor, axis: int) -> bool:
+    """The same for cuts along an axis: along the first one torch takes whole lines of narrow types as fast, along the
+    others it has a way of its own for few types."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return plain and tensor.is_cpu and tensor.dtype in _OF_NUMPY and (axis > 0 or by_numpy(tensor))
+
+
+def _entries(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The entries of a tensor that is cut by NumPy, as it knows them."""
+    found: np.ndarray[Any, Any] = tensor.detach().view(_OF_NUMPY[tensor.dtype]).numpy()
+    return found
 
 
 def _shape(shape: tuple[int, ...], *lines: Line) -> tuple[int, ...]:
