@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from speedup.axes import parse
 from speedup.errors import SignatureError, SpeedupError
-from speedup.layout import Layout
+from speedup.layout import Layout, of_form
+from speedup.pattern import Pattern, pattern_of
 
 CONV = "n (g i) ~2, (g o) i ~2, (g o)? -> n (g o) ~2"
 
@@ -221,3 +223,45 @@ def test_the_size_of_a_mixed_axis_may_be_given() -> None:
     assert layout.sizes["i"] == 3 and layout.contracted == {"i"} and len(layout.mixed) == 2
     with pytest.raises(SignatureError, match="should be"):
         parse("(~g=4 i) -> i").bind([(10,)], [(2,)])
+
+
+FORMS = ("n c *, c?, c? -> n c *", "n (g i) ~1, (g o) i ~1, (g o)? -> n (g o) ~1", "* i, o i, o? -> * o", "*, ... -> *")
+
+
+@given(st.sampled_from(FORMS), st.lists(st.integers(1, 3), min_size=8, max_size=8), st.integers(0, 1))
+def test_what_layouts_of_a_form_share_is_what_each_finds_alone(text: str, sizes: list[int], larger: int) -> None:
+    n, g, i, o, h, k, c, w = sizes
+    signature = parse(text.replace("(g i)", f"(g={g} i)"))
+
+    def bound(by: int) -> Layout:
+        more = [s + by * (s > 1) for s in (n, i, o, h, c, w)]
+        n_, i_, o_, h_, c_, w_ = more
+        shapes: dict[str, tuple[list[Any], list[Any]]] = {
+            FORMS[0]: ([(n_, c_, h_), (c_,), None], [(n_, c_, h_)]),
+            FORMS[1]: ([(n_, g * i_, h_), (g * o_, i_, k), (g * o_,)], [(n_, g * o_, h_)]),
+            FORMS[2]: ([(n_, h_, i_), (o_, i_), None], [(n_, h_, o_)]),
+            FORMS[3]: ([(n_, h_), (1, h_), (h_,)], [(n_, h_)]),
+        }
+        return signature.bind(*shapes[text])
+
+    first, second = bound(0), bound(larger)
+    assert second.form is first.form
+    ones = {name: size == 1 for name, size in second.sizes.items()}
+    assert {name: size == 1 for name, size in second.form.sizes.items()} == ones
+    shared = {name: kind for name, kind in vars(Layout).items() if isinstance(kind, of_form)}
+    assert len(shared) > 5
+    for name, kind in shared.items():
+        assert getattr(second, name) == kind.func(second), name
+    rigid = tuple(tuple(False for _ in dims or ()) for dims in second.operands)
+    held, own = pattern_of(second, rigid, ()), Pattern(second, rigid, ())
+    assert {**vars(held), "pairs": [vars(p) for p in held.pairs]} == {
+        **vars(own),
+        "pairs": [vars(p) for p in own.pairs],
+    }
+
+
+def test_a_size_that_becomes_1_makes_another_form() -> None:
+    signature = parse("n c *, c -> n c *")
+    wide, one = (signature.bind([(2, c, 4), (c,)], [(2, c, 4)]) for c in (3, 1))
+    assert wide.form is not one.form
+    assert signature.bind([(2, 5, 4), (5,)], [(2, 5, 4)]).form is wide.form

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -14,6 +15,21 @@ from speedup.cached import cached_property
 
 Shape = tuple[int, ...]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+if TYPE_CHECKING:
+    of_form = cached_property
+else:
+
+    class of_form(cached_property):
+        """A cached property for which no size matters but whether it is 1: the form has it for all its layouts."""
+
+        def __get__(self, layout: Layout | None, owner: type | None = None) -> Any:
+            if layout is None:
+                return self
+            form = layout.form
+            found = self.func(layout) if form is layout else getattr(form, self.attrname)
+            layout.__dict__[self.attrname] = found
+            return found
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,14 @@ class Layout:
     _found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     _to: dict[tuple[int, Shape], Any] = field(default_factory=dict, repr=False, compare=False)
     _from: dict[tuple[int, Shape], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def form(self) -> Layout:
+        """The first layout with the same names in the same places, of which the same have size 1: a model has many
+        calls that are alike but for their sizes."""
+        sizes = tuple([min(size, 2) for size in self.sizes.values()])
+        key = self.names, sizes, self.operands, self.n_inputs, self.mixed, self.contracted
+        return _FORMS.setdefault(key, self)
 
     @property
     def n_outputs(self) -> int:
@@ -62,47 +86,47 @@ class Layout:
         """The axes in named space that are no shared names of operand ``k``."""
         return self._private_by_operand[k]
 
-    @cached_property
+    @of_form
     def factors(self) -> tuple[int, ...]:
         """The inputs that are multiplied: those with contracted names."""
         return tuple([k for k in range(self.n_inputs) if self.names_of(k) & self.contracted])
 
-    @cached_property
+    @of_form
     def addends(self) -> tuple[int, ...]:
         """The other inputs that are there, which are added where some are multiplied."""
         return tuple([k for k in self.inputs if k not in self.factors])
 
-    @cached_property
+    @of_form
     def inputs(self) -> tuple[int, ...]:
         """The inputs that are there."""
         return tuple([k for k in range(self.n_inputs) if self.operands[k] is not None])
 
-    @cached_property
+    @of_form
     def passing(self) -> frozenset[int]:
         """The inputs that have the axes of the only output, none of them mixed: entry for entry one belongs to one."""
         if self.n_outputs != 1 or self.mixed:
             return frozenset()
         return frozenset(k for k in range(self.n_inputs) if self.operands[k] == self.operands[-1])
 
-    @cached_property
+    @of_form
     def contracted_axes(self) -> tuple[int, ...]:
         """The positions of contracted names in named space."""
         return self.axes(self.contracted)
 
-    @cached_property
+    @of_form
     def mixed_axes(self) -> tuple[int, ...]:
         """The positions of mixed names in named space."""
         return self.axes(self.mixed)
 
-    @cached_property
+    @of_form
     def _names_by_operand(self) -> list[frozenset[str]]:
         return [frozenset(n for dim in dims or () for n in dim) for dims in self.operands]
 
-    @cached_property
+    @of_form
     def _shared_by_operand(self) -> list[frozenset[str]]:
         return [names - self.mixed for names in self._names_by_operand]
 
-    @cached_property
+    @of_form
     def _private_by_operand(self) -> list[tuple[int, ...]]:
         return [self.axes(set(self.names) - shared) for shared in self._shared_by_operand]
 
@@ -163,6 +187,10 @@ class Layout:
             found = self._found[kind, key] = find()
             return found
 
+    def once_of_form(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
+        """As ``once``, of what no size matters for but whether it is 1: found once for all layouts of a form."""
+        return self.form.once(kind, key, find)
+
     def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int] | None, Shape]:
         """The shape in which each name has an axis, how to transpose it (None: not at all), and that in named space."""
         dims = self.operands[k]
@@ -196,6 +224,9 @@ class Layout:
             at += len(dim)
         plain = wide == factored and _in_place(order, sizes)
         return None if plain else order, factored, wide, shape
+
+
+_FORMS: WeakValueDictionary[Any, Layout] = WeakValueDictionary()
 
 
 def _in_place(order: Sequence[int], sizes: Sequence[int]) -> bool:

@@ -174,8 +174,10 @@ class Movement(CoordinateRule):
         found: list[list[bool]] = [[] for _ in origin.source.shape]
         mixed = {a for a, size in enumerate(origin.source.shape) if size > 1}
         varies = [{a for a, size in enumerate(c.shape) if size > 1} for c in origin.coordinates]
-        for k in np.unique(origin.source[origin.source >= 0]).tolist():
+        for k in range(len(rigid)):
             here = origin.source == k
+            if not some(here):
+                continue
             differs: list[list[bool]] = [[] for _ in found]
             for axis, fixed in enumerate(rigid[k]):
                 c = origin.coordinates[axis]
