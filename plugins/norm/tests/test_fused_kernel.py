@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -86,3 +87,34 @@ def test_weights_of_another_type_are_brought_to_that_of_the_input(dtype: torch.d
     a, b = both(norm, torch.randn(3, 6))
     assert a.dtype == b.dtype == torch.float32
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"elementwise_affine": False}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("removed", [1, 5, 12, 13, 50])
+def test_half_precision_is_rounded_once(options: Given, dtype: torch.dtype, removed: int) -> None:
+    """By the kernel over zeros where few went, else in float32."""
+    norm = made({"removed": removed}, **options).to(dtype)
+    x = (torch.randn(3, 4, 6) + 0.5).to(dtype)
+    numbers: Any = copy.deepcopy(norm).double()
+    with torch.no_grad():
+        wanted, found = plain(numbers, x.double()), norm(x)
+    assert found.dtype == dtype and found.is_contiguous()
+    # The bias may take away most of what is scaled: what is rounded is the sum.
+    assert ((found.double() - wanted).abs() <= torch.finfo(dtype).eps * (0.51 * wanted.abs()) + 1e-5).all()
+
+
+@pytest.mark.parametrize(
+    ("removed", "rows", "runs"),
+    [(5, 2, ["layer_norm"]), (13, 2, ["native_layer_norm"]), (5, 2**15, ["native_layer_norm"])],
+)
+def test_few_zeros_of_half_precision_are_written_out(
+    removed: int, rows: int, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    for place, name in ((compensated.torch, "native_layer_norm"), (compensated.F, "layer_norm")):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *a, real=real, name=name: called.append(name) or real(*a))
+    with torch.no_grad():
+        made({"removed": removed}).bfloat16()(torch.randn(rows, 6).bfloat16())
+    assert called == runs
