@@ -2,6 +2,7 @@
 
 ./scripts/bench                                             # all of it
 ./scripts/bench transformation --models resnet50 swin_t
+./scripts/bench transformation --models all --masks pruned --threads 2
 ./scripts/bench latency --compile --batches 1 64 --dtypes float32 bfloat16
 ./scripts/bench --write docs/benchmarks.md --json bench.json
 """
@@ -52,7 +53,8 @@ def alone(threads: int, work: Callable[..., Any], *arguments: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure (default: all)")
-    parser.add_argument("--models", nargs="+", help="builders of torchvision")
+    parser.add_argument("--models", nargs="+", help="builders of torchvision; 'all': its classifiers")
+    parser.add_argument("--masks", default="aligned", choices=transformation.MASKS, help="for the transformation")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1])
@@ -66,8 +68,9 @@ def main() -> None:
     texts: dict[str, str] = {}
     if "transformation" in parts:
         rows = figures["transformation"] = []
-        for name in options.models or transformation.MODELS:
-            rows.append(alone(options.threads, transformation.measure, name, options.repeats))
+        every = transformation.classifiers() if options.models == ["all"] else options.models
+        for name in every or transformation.MODELS:
+            rows.append(alone(options.threads, transformation.measure, name, options.repeats, options.masks))
             print(transformation.table(rows[-1:]).splitlines()[-1], flush=True)
         texts["transformation"] = f"{transformation.summary(rows)}\n\n{transformation.table(rows)}"
     if "latency" in parts:

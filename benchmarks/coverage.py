@@ -71,8 +71,9 @@ def unaligned(model: nn.Module, seed: int = 0) -> Masks:
     return masks
 
 
-def smallest(model: nn.Module) -> Masks:
-    """The third of the output indices of every layer whose weights are the smallest, by their absolute sum."""
+def smallest(model: nn.Module, part: int = 3) -> Masks:
+    """One of so many parts (a third) of the output indices of every layer: whose weights have the smallest absolute
+    sums."""
     masks: Masks = {}
     for name, module in model.named_modules():
         axis = _output_axis(module)
@@ -80,22 +81,22 @@ def smallest(model: nn.Module) -> Masks:
             weight = module.weight.detach()
             size = weight.abs().sum([a for a in range(weight.ndim) if a != axis])
             line = torch.ones(len(size), dtype=torch.bool)
-            line[size.argsort()[: len(size) // 3]] = False
+            line[size.argsort()[: len(size) // part]] = False
             masks[name] = _entry(module, line, axis)
         elif isinstance(module, nn.RNNBase):
-            masks.update(_hidden(name, module))
+            masks.update(_hidden(name, module, part))
     return masks
 
 
-def _hidden(name: str, module: nn.RNNBase) -> Masks:
-    """The third of the hidden units of every layer whose weights are the smallest, over all gates."""
+def _hidden(name: str, module: nn.RNNBase, part: int) -> Masks:
+    """As ``smallest``, of the hidden units of every layer, over all gates."""
     own = dict(module.named_parameters())
     masks: dict[str, torch.Tensor] = {}
     for layer in range(module.num_layers):
         both = [own[f"weight_{kind}_l{layer}"].detach().abs().sum(1) for kind in ("ih", "hh")]
         size = sum(both).reshape(-1, module.hidden_size).sum(0)
         line = torch.ones(module.hidden_size, dtype=torch.bool)
-        line[size.argsort()[: module.hidden_size // 3]] = False
+        line[size.argsort()[: module.hidden_size // part]] = False
         for parameter, tensor in own.items():
             if parameter.endswith(f"_l{layer}"):
                 rows = line.repeat(tensor.shape[0] // module.hidden_size)
