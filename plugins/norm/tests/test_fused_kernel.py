@@ -91,10 +91,17 @@ def test_weights_of_another_type_are_brought_to_that_of_the_input(dtype: torch.d
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"elementwise_affine": False}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("removed", [1, 5, 12, 13, 50])
-def test_half_precision_is_rounded_once(options: Given, dtype: torch.dtype, removed: int) -> None:
-    """By the kernel over zeros where few went, else in float32."""
-    norm = made({"removed": removed}, **options).to(dtype)
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"removed": count} for count in (1, 5, 12, 13, 50)),
+        {"removed": 5, "removed_spread": 3.0},
+        {"removed": 5, "removed_mean": 1.5},
+    ],
+)
+def test_half_precision_is_rounded_once(options: Given, dtype: torch.dtype, given: Given) -> None:
+    """By the kernel over zeros where these alone went, and few; else in float32."""
+    norm = made(given, **options).to(dtype)
     x = (torch.randn(3, 4, 6) + 0.5).to(dtype)
     numbers: Any = copy.deepcopy(norm).double()
     with torch.no_grad():
