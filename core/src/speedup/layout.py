@@ -58,6 +58,10 @@ class Layout:
         key = self.names, sizes, self.operands, self.n_inputs, self.mixed, self.contracted
         return _FORMS.setdefault(key, self)
 
+    @cached_property
+    def _found_of_form(self) -> dict[Any, Any]:
+        return self.form._found
+
     @property
     def n_outputs(self) -> int:
         return len(self.operands) - self.n_inputs
@@ -189,7 +193,12 @@ class Layout:
 
     def once_of_form(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
         """As ``once``, of what no size matters for but whether it is 1: found once for all layouts of a form."""
-        return self.form.once(kind, key, find)
+        known = self._found_of_form
+        try:
+            return known[kind, key]
+        except KeyError:
+            found = known[kind, key] = find()
+            return found
 
     def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int] | None, Shape]:
         """The shape in which each name has an axis, how to transpose it (None: not at all), and that in named space."""
