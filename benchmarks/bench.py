@@ -71,7 +71,8 @@ def main() -> None:
         every = transformation.classifiers() if options.models == ["all"] else options.models
         for name in every or transformation.MODELS:
             rows.append(alone(options.threads, transformation.measure, name, options.repeats, options.masks))
-            print(transformation.table(rows[-1:]).splitlines()[-1], flush=True)
+            lines = transformation.table(rows[-1:]).splitlines()[2:] or [transformation.summary(rows[-1:])]
+            print(*lines, sep="\n", flush=True)
         texts["transformation"] = f"{transformation.summary(rows)}\n\n{transformation.table(rows)}"
     if "latency" in parts:
         rows = figures["latency"] = []

@@ -15,7 +15,7 @@ import itertools
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def classifiers() -> list[str]:
     return [name for name in names if not name.startswith(LEFT_OUT)]
 
 
-def masks_of(kind: str, model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+def masks_of(kind: str, model: nn.Module, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
     """Masks of a model.
 
     Args:
@@ -57,12 +57,13 @@ def masks_of(kind: str, model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, 
             columns of each weight, written out entry by entry.
     """
     if kind == "pruned":
-        return {**speedup.prune_masks(model, inputs, "l1", 0.5)}
-    return {**(coverage.smallest(model, 2) if kind == "alone" else coverage.aligned(model))}
+        return speedup.prune_masks(model, inputs, "l1", 0.5)
+    return coverage.smallest(model, 2) if kind == "alone" else coverage.aligned(model)
 
 
 def measure(name: str, repeats: int = 3, kind: str = "aligned") -> dict[str, Any]:
-    """Seconds and peak memory of both on one model of torchvision; None where Torch-Pruning fails."""
+    """Seconds and peak memory of both on one model of torchvision; None where Torch-Pruning fails, and no more than the
+    reason where we refuse."""
     warnings.simplefilter("ignore")
     model, inputs = models.make_random(name)
     masks = masks_of(kind, model, inputs)
@@ -71,21 +72,24 @@ def measure(name: str, repeats: int = 3, kind: str = "aligned") -> dict[str, Any
     forward = time.process_time() - start
     models.warm_up()
     # First of all, while no memory of earlier runs is at hand that would hide what is needed.
-    peak = _peak(lambda: speedup.ModelSpeedup(copy.deepcopy(model), inputs, masks).speedup_model(), model)
+    try:
+        peak = _peak(lambda: speedup.ModelSpeedup(copy.deepcopy(model), inputs, masks).speedup_model(), model)
+    except speedup.SpeedupError as error:
+        return {"name": name, "masks": kind, "refused": _in_short(error)}
     subject = copy.deepcopy(model)
     tensors = _tensor_peak(lambda: speedup.ModelSpeedup(subject, inputs, masks).speedup_model())
-    ours, theirs = [], []
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
     failure = "out of memory" if name in OURS_ONLY else None
-    clocks: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(repeats):
-        seconds, clock, small = _timed(lambda m: speedup.ModelSpeedup(m, inputs, masks).speedup_model(), model)
-        ours.append(seconds), clocks["ours"].append(clock)
+        seconds, small = _timed(lambda m: speedup.ModelSpeedup(m, inputs, masks).speedup_model(), model)
+        ours.append(seconds)
         if failure is None:
             try:
-                seconds, clock, _ = _timed(lambda m: _torch_pruning(m, inputs[0]), model)
-                theirs.append(seconds), clocks["theirs"].append(clock)
+                theirs.append(_timed(lambda m: _torch_pruning(m, inputs[0]), model)[0])
             except Exception as error:
-                failure = f"{type(error).__name__}: {error}".split("\n")[0][:100]
+                failure = _in_short(error)
+                theirs.clear()
     kept = sum(p.numel() for p in small.parameters())
     size = sum(t.numel() * t.element_size() for t in small.state_dict().values())
     del small
@@ -95,9 +99,10 @@ def measure(name: str, repeats: int = 3, kind: str = "aligned") -> dict[str, Any
         "parameters": sum(p.numel() for p in model.parameters()),
         "kept": kept / sum(p.numel() for p in model.parameters()),
         "forward": forward,
-        "ours": statistics.median(ours),
-        "theirs": statistics.median(theirs) if theirs and failure is None else None,
-        "clocks": {who: statistics.median(found) for who, found in clocks.items() if found and failure is None},
+        "ours": _median(ours, 0),
+        "theirs": _median(theirs, 0),
+        "ours_by_clock": _median(ours, 1),
+        "theirs_by_clock": _median(theirs, 1),
         "failure": failure,
         "small_bytes": size,
         "extra_peak_bytes": peak,
@@ -106,13 +111,21 @@ def measure(name: str, repeats: int = 3, kind: str = "aligned") -> dict[str, Any
     }
 
 
-def _timed(work: Callable[[nn.Module], Any], model: nn.Module) -> tuple[float, float, Any]:
-    """Seconds of the processor, seconds by the clock, and what comes out."""
+def _timed(work: Callable[[nn.Module], Any], model: nn.Module) -> tuple[tuple[float, float], Any]:
+    """Seconds of the processor and by the clock, and what comes out."""
     subject = copy.deepcopy(model)
     gc.collect()
     start, clock = time.process_time(), time.perf_counter()
     result = work(subject)
-    return time.process_time() - start, time.perf_counter() - clock, result
+    return (time.process_time() - start, time.perf_counter() - clock), result
+
+
+def _median(times: Sequence[tuple[float, float]], which: int) -> float | None:
+    return statistics.median(each[which] for each in times) if times else None
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0][:100]
 
 
 def _torch_pruning(model: nn.Module, example: torch.Tensor) -> None:
@@ -171,7 +184,7 @@ def table(results: list[dict[str, Any]]) -> str:
     heads = ("model", "parameters", "kept", "one forward, s", "speedup, s", "Torch-Pruning, s", "ratio")
     heads += ("tensors", "of a forward", "resident")
     rows = [f"| {' | '.join(heads)} |", f"|---{'|---:' * (len(heads) - 1)}|"]
-    for r in results:
+    for r in _done(results):
         ours = f"{r['ours']:.2f}"
         theirs = f"{r['theirs']:.2f}" if r["theirs"] else "fails"
         ratio = f"{r['ours'] / r['theirs']:.2f}" if r["theirs"] else ""
@@ -182,16 +195,24 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def _done(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [r for r in results if "refused" not in r]
+
+
 def summary(results: list[dict[str, Any]]) -> str:
+    refused = "".join(f" Refused: {r['name']} ({r['refused']})." for r in results if "refused" in r)
+    results = _done(results)
+    if not results:
+        return refused.strip()
     ratios = sorted(r["ours"] / r["theirs"] for r in results if r["theirs"])
     seconds = sorted(r["ours"] for r in results)
     text = f"Median {statistics.median(seconds):.2f} s of CPU time per model."
     if ratios:
-        clocks = sorted(r["clocks"]["ours"] / r["clocks"]["theirs"] for r in results if r["theirs"])
+        clocks = sorted(r["ours_by_clock"] / r["theirs_by_clock"] for r in results if r["theirs"])
         text += f" Ratio to Torch-Pruning: median {statistics.median(ratios):.2f}, worst {ratios[-1]:.2f};"
         text += f" by the clock {statistics.median(clocks):.2f} and {clocks[-1]:.2f}."
     tensors = sorted(r["extra_tensor_bytes"] / r["small_bytes"] for r in results)
     text += f" Extra memory in sizes of the small model: tensors median {statistics.median(tensors):.2f},"
     text += f" worst {tensors[-1]:.2f}"
     resident = [r["extra_peak_bytes"] / r["small_bytes"] for r in results if r["extra_peak_bytes"] is not None]
-    return text + (f"; resident median {statistics.median(resident):.2f}." if resident else ".")
+    return text + (f"; resident median {statistics.median(resident):.2f}." if resident else ".") + refused

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import speedup
 from speedup.axes import parse
 from speedup.errors import SignatureError, SpeedupError
 from speedup.layout import Layout, of_form
-from speedup.pattern import Pattern, pattern_of
+from speedup.testing import randomize
 
 CONV = "n (g i) ~2, (g o) i ~2, (g o)? -> n (g o) ~2"
 
@@ -225,39 +229,27 @@ def test_the_size_of_a_mixed_axis_may_be_given() -> None:
         parse("(~g=4 i) -> i").bind([(10,)], [(2,)])
 
 
-FORMS = ("n c *, c?, c? -> n c *", "n (g i) ~1, (g o) i ~1, (g o)? -> n (g o) ~1", "* i, o i, o? -> * o", "*, ... -> *")
+SHAPES = {
+    "n c *, c?, c? -> n c *": lambda g, n, i, o, h: ([(n, i, h), (i,), None], [(n, i, h)]),
+    "n (g i) ~1, (g o) i ~1, (g o)? -> n (g o) ~1": lambda g, n, i, o, h: (
+        [(n, g * i, h), (g * o, i, 2), (g * o,)],
+        [(n, g * o, h)],
+    ),
+    "* i, o i, o? -> * o": lambda g, n, i, o, h: ([(n, h, i), (o, i), None], [(n, h, o)]),
+    "*, ... -> *": lambda g, n, i, o, h: ([(n, h), (1, h), (h,)], [(n, h)]),
+}
 
 
-@given(st.sampled_from(FORMS), st.lists(st.integers(1, 3), min_size=8, max_size=8), st.integers(0, 1))
-def test_what_layouts_of_a_form_share_is_what_each_finds_alone(text: str, sizes: list[int], larger: int) -> None:
-    n, g, i, o, h, k, c, w = sizes
-    signature = parse(text.replace("(g i)", f"(g={g} i)"))
-
-    def bound(by: int) -> Layout:
-        more = [s + by * (s > 1) for s in (n, i, o, h, c, w)]
-        n_, i_, o_, h_, c_, w_ = more
-        shapes: dict[str, tuple[list[Any], list[Any]]] = {
-            FORMS[0]: ([(n_, c_, h_), (c_,), None], [(n_, c_, h_)]),
-            FORMS[1]: ([(n_, g * i_, h_), (g * o_, i_, k), (g * o_,)], [(n_, g * o_, h_)]),
-            FORMS[2]: ([(n_, h_, i_), (o_, i_), None], [(n_, h_, o_)]),
-            FORMS[3]: ([(n_, h_), (1, h_), (h_,)], [(n_, h_)]),
-        }
-        return signature.bind(*shapes[text])
-
-    first, second = bound(0), bound(larger)
+@given(st.sampled_from(list(SHAPES)), st.lists(st.integers(1, 3), min_size=5, max_size=5))
+def test_what_layouts_of_a_form_share_is_what_each_finds_alone(text: str, sizes: list[int]) -> None:
+    signature, (groups, *others) = parse(text.replace("(g i)", f"(g={sizes[0]} i)")), sizes
+    larger = [size + (size > 1) for size in others]
+    first, second = (signature.bind(*SHAPES[text](groups, *each)) for each in (others, larger))
     assert second.form is first.form
-    ones = {name: size == 1 for name, size in second.sizes.items()}
-    assert {name: size == 1 for name, size in second.form.sizes.items()} == ones
     shared = {name: kind for name, kind in vars(Layout).items() if isinstance(kind, of_form)}
     assert len(shared) > 5
     for name, kind in shared.items():
         assert getattr(second, name) == kind.func(second), name
-    rigid = tuple(tuple(False for _ in dims or ()) for dims in second.operands)
-    held, own = pattern_of(second, rigid, ()), Pattern(second, rigid, ())
-    assert {**vars(held), "pairs": [vars(p) for p in held.pairs]} == {
-        **vars(own),
-        "pairs": [vars(p) for p in own.pairs],
-    }
 
 
 def test_a_size_that_becomes_1_makes_another_form() -> None:
@@ -265,3 +257,63 @@ def test_a_size_that_becomes_1_makes_another_form() -> None:
     wide, one = (signature.bind([(2, c, 4), (c,)], [(2, c, 4)]) for c in (3, 1))
     assert wide.form is not one.form
     assert signature.bind([(2, 5, 4), (5,)], [(2, 5, 4)]).form is wide.form
+
+
+class Various(nn.Module):
+    """Layers of several kinds, each in two sizes, so that their layouts are of one form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in ((3, 8), (8, 12)))
+        self.norms = nn.ModuleList(map(nn.BatchNorm2d, (8, 12)))
+        self.depthwise = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, groups=c) for c in (8, 12))
+        self.grouped = nn.ModuleList(nn.Conv2d(c, c, 1, groups=2) for c in (8, 12))
+        self.tokens = nn.ModuleList(nn.Linear(i, o) for i, o in ((12, 16), (16, 24)))
+        self.lines = nn.ModuleList(map(nn.LayerNorm, (16, 24)))
+        self.attend = nn.MultiheadAttention(24, 2, batch_first=True)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv, norm, depthwise, grouped in zip(self.convs, self.norms, self.depthwise, self.grouped, strict=True):
+            x = torch.relu(norm(conv(x)))
+            x = torch.cat([depthwise(x), grouped(x)], 1).mul(0.5).chunk(2, 1)[0] + x
+        x = x.flatten(2).transpose(1, 2)
+        for linear, norm in zip(self.tokens, self.lines, strict=True):
+            x = norm(torch.sigmoid(linear(x)))
+        return self.head((x + self.attend(x, x, x)[0]).mean(1))
+
+
+def test_what_is_found_once_for_a_form_is_what_each_layout_would_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked of layouts while a model is planned."""
+    once, shared = Layout.once, set[str]()
+
+    def compared(layout: Layout, kind: str, key: Any, find: Callable[[], Any]) -> Any:
+        known = (kind, key) in layout._found
+        found = once(layout, kind, key, find)
+        if known:
+            assert _told(find()) == _told(found), kind
+            shared.add(kind)
+        return found
+
+    monkeypatch.setattr(Layout, "once", compared)
+    model = randomize(Various()).eval()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n != "head"}
+    masks = {n: {"weight": torch.ones_like(m.weight)} for n, m in layers.items()}
+    for mask in masks.values():
+        mask["weight"][::2] = 0
+    before = sum(p.numel() for p in model.parameters())
+    small = speedup.ModelSpeedup(model, torch.randn(2, 3, 4, 4), masks).speedup_model()
+    assert sum(p.numel() for p in small.parameters()) < 0.75 * before
+    assert shared >= {"ties", "rigid", "parts", "box", "with", "derived", "terms", "beside", "bias axes"}
+
+
+def _told(found: Any) -> Any:
+    """What something found says, to be compared."""
+    if isinstance(found, np.ndarray):
+        return found.shape, found.tolist()
+    if isinstance(found, list | tuple):
+        return [_told(each) for each in found]
+    if isinstance(found, dict):
+        return {key: _told(value) for key, value in found.items()}
+    own = getattr(found, "__dict__", None)
+    return found if own is None or isinstance(found, Layout | type) else (type(found), _told(own))

@@ -113,7 +113,7 @@ def _bias_axes(node: Node) -> tuple[list[int], list[int]]:
     """The axes of the output's weight-born names, in the order of the output; and with the others behind them."""
     layout = node.layout
     own = tuple([k for k in range(layout.n_inputs) if _takes(node, k)])
-    found: tuple[list[int], list[int]] = layout.once_of_form("bias axes", own, lambda: _axes_of(layout, own))
+    found: tuple[list[int], list[int]] = layout.form.once("bias axes", own, lambda: _axes_of(layout, own))
     return found
 
 

@@ -21,7 +21,7 @@ def multiply_accumulates(node: Node, shapes: Sequence[tuple[int, ...] | None]) -
         return 0
     weight = factors[1]
     window = 1
-    summed = layout.once_of_form("terms", weight, lambda: _summed_axes(layout, weight))
+    summed = layout.form.once("terms", weight, lambda: _summed_axes(layout, weight))
     for size, (is_whole, is_one, terms) in zip(shapes[weight] or (), summed, strict=True):
         if is_whole and (size > 1 or is_one):  # else it may be broadcast
             window *= size

@@ -16,11 +16,12 @@ Line: TypeAlias = tuple[int, Indices]  # an axis, and what is kept of it
 
 _FEW = 1 << 12  # entries, up to which the way to NumPy and back takes longer than what torch does
 _BLOCK = 1 << 18  # bytes of what two cuts in turn leave between them: what a core has at hand
-# By type, one of the same width that NumPy has, too.
-_OF_NUMPY = {
-    **{t: t for t in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)},
-    **{t: t for t in (torch.float16, torch.float32, torch.float64)},
-    **{torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8},
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# As which type NumPy is shown entries: one of the same width where it has none of their own.
+_SHOWN = {dtype: dtype for dtype in (*_INTEGERS, torch.float16, torch.float32, torch.float64)} | {
+    torch.bfloat16: torch.int16,
+    torch.float8_e4m3fn: torch.uint8,
+    torch.float8_e5m2: torch.uint8,
 }
 
 
@@ -109,8 +110,8 @@ def taken(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
 
 
 def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
-    """Some indices of two axes, block by block, as they lie in memory: what the first
-    cut leaves is never there as a whole."""
+    """Some indices of two axes, block by block, as they lie in memory: what the first cut leaves is never there as a
+    whole."""
     given = np.ascontiguousarray(_entries(tensor))  # else each block would make it so
     made = room(_shape(given.shape, first, second), given.dtype)
     (axis, indices), (other, others) = first, second
@@ -148,15 +149,15 @@ def by_numpy(tensor: torch.Tensor) -> bool:
 
 
 def _is_cut_by_numpy(tensor: torch.Tensor, axis: int) -> bool:
-    """The same for cuts along an axis: along the first one torch takes whole lines of narrow types as fast, along the
-    others it has a way of its own for few types."""
+    """Whether NumPy is some times faster along an axis than torch, which takes whole lines along the first one as fast
+    where entries are narrow, and along the others has a way of its own for few types."""
     plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return plain and tensor.is_cpu and tensor.dtype in _OF_NUMPY and (axis > 0 or by_numpy(tensor))
+    return plain and tensor.is_cpu and tensor.dtype in _SHOWN and (axis > 0 or by_numpy(tensor))
 
 
 def _entries(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The entries of a tensor that is cut by NumPy, as it knows them."""
-    found: np.ndarray[Any, Any] = tensor.detach().view(_OF_NUMPY[tensor.dtype]).numpy()
+    """The entries of a tensor that is cut by NumPy, as NumPy is shown them."""
+    found: np.ndarray[Any, Any] = tensor.detach().view(_SHOWN[tensor.dtype]).numpy()
     return found
 
 

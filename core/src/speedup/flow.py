@@ -174,7 +174,7 @@ def _hiding(rule: Rule, node: Node) -> Mapping[int, Sequence[int]]:
     if not rule.annihilates:
         return _NONE
     names = node.operand_names
-    known: dict[int, list[int]] = node.layout.once_of_form("hiding", (rule, names), lambda: _find_hiding(rule, node))
+    known: dict[int, list[int]] = node.layout.form.once("hiding", (rule, names), lambda: _find_hiding(rule, node))
     return known
 
 

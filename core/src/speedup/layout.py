@@ -53,14 +53,11 @@ class Layout:
     @cached_property
     def form(self) -> Layout:
         """The first layout with the same names in the same places, of which the same have size 1: a model has many
-        calls that are alike but for their sizes."""
+        calls that are alike but for their sizes. What no size matters for but whether it is 1, is found by its
+        ``once``."""
         sizes = tuple([min(size, 2) for size in self.sizes.values()])
         key = self.names, sizes, self.operands, self.n_inputs, self.mixed, self.contracted
         return _FORMS.setdefault(key, self)
-
-    @cached_property
-    def _found_of_form(self) -> dict[Any, Any]:
-        return self.form._found
 
     @property
     def n_outputs(self) -> int:
@@ -189,15 +186,6 @@ class Layout:
             return self._found[kind, key]
         except KeyError:
             found = self._found[kind, key] = find()
-            return found
-
-    def once_of_form(self, kind: str, key: Any, find: Callable[[], Any]) -> Any:
-        """As ``once``, of what no size matters for but whether it is 1: found once for all layouts of a form."""
-        known = self._found_of_form
-        try:
-            return known[kind, key]
-        except KeyError:
-            found = known[kind, key] = find()
             return found
 
     def _way_to(self, k: int, sizes: Shape) -> tuple[list[int], list[int] | None, Shape]:

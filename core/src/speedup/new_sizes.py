@@ -33,7 +33,7 @@ def _axis_size(node: Node, sets: Sequence[Bools], name: str) -> int:
         raise RuleError(f"the signature has no axis {name!r}; it has {', '.join(layout.sizes)}")
     if full == 1:
         return full
-    axis, known = layout.once_of_form("with", name, lambda: _places(layout, name))
+    axis, known = layout.form.once("with", name, lambda: _places(layout, name))
     operands = node.operands
     # Weights last: their sets are products, which are written out only where nothing else has the name.
     for weights in (False, True):

@@ -30,7 +30,7 @@ def rigid_names(layout: Layout, rigid: Sequence[Sequence[bool] | None]) -> froze
 
 def rigid_flags(layout: Layout, rigid: tuple[tuple[bool, ...], ...]) -> tuple[tuple[bool, ...], ...]:
     """Per output and axis, whether it can never lose an index, given the same for the operands."""
-    found: tuple[tuple[bool, ...], ...] = layout.once_of_form("rigid", rigid, lambda: _rigid_flags(layout, rigid))
+    found: tuple[tuple[bool, ...], ...] = layout.form.once("rigid", rigid, lambda: _rigid_flags(layout, rigid))
     return found
 
 
@@ -42,7 +42,7 @@ def _rigid_flags(layout: Layout, rigid: Flags) -> tuple[tuple[bool, ...], ...]:
 
 def pattern_of(layout: Layout, rigid: Flags, derived: Collection[int]) -> Pattern:
     """The pattern of a call, given the derived operands and by operand and axis whether it can never lose an index."""
-    found: Pattern = layout.once_of_form("ties", (rigid, frozenset(derived)), lambda: Pattern(layout, rigid, derived))
+    found: Pattern = layout.form.once("ties", (rigid, frozenset(derived)), lambda: Pattern(layout, rigid, derived))
     return found
 
 

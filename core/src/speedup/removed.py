@@ -153,7 +153,7 @@ def _removed_of(node: Node, operand: _Operand, named: Bools, used: Bools) -> Rem
 def beside(layout: Layout, k: int, weight: int | None) -> tuple[int, ...]:
     """The axes of operand ``k`` that the weight does not have, in named space."""
     own = layout.names_of(weight) if weight is not None else frozenset()
-    axes: tuple[int, ...] = layout.once_of_form("beside", (k, weight), lambda: layout.axes(layout.names_of(k) - own))
+    axes: tuple[int, ...] = layout.form.once("beside", (k, weight), lambda: layout.axes(layout.names_of(k) - own))
     return axes
 
 

@@ -45,7 +45,7 @@ def derived_operands(node: Node) -> set[int]:
     """Weights that this call alone reads and whose every name another operand or output has."""
     layout = node.layout
     own = frozenset([k for k, v in enumerate(node.operands) if v is not None and v.is_source and v.is_of_one_call])
-    return set(layout.once_of_form("derived", own, lambda: _derived_operands(layout, own))) if own else set()
+    return set(layout.form.once("derived", own, lambda: _derived_operands(layout, own))) if own else set()
 
 
 def _derived_operands(layout: Layout, own: Collection[int]) -> list[int]:
@@ -62,7 +62,7 @@ def derive(node: Node, k: int, sets: Sequence[Bools]) -> Bools:
 def derive_parts(node: Node, k: int, derived: Collection[int], sets: Sequence[Bools]) -> list[Bools]:
     """The factors of ``derive``, each over the axes of operand ``k``."""
     layout = node.layout
-    ways: list[tuple[int, tuple[int, ...]]] = layout.once_of_form("parts", k, lambda: _ways_to(layout, k))
+    ways: list[tuple[int, tuple[int, ...]]] = layout.form.once("parts", k, lambda: _ways_to(layout, k))
     return [layout.from_named(k, any_of(layout.to_named(p, sets[p]), away)) for p, away in ways if p not in derived]
 
 
@@ -77,7 +77,7 @@ def box_of(node: Node, k: int, derived: Collection[int], sets: Sequence[Bools]) 
     not tell it: it varies along several axes, or nothing is kept."""
     layout = node.layout
     lines = Lines()
-    for p, axes in layout.once_of_form("box", k, lambda: _axes_to(layout, k)):
+    for p, axes in layout.form.once("box", k, lambda: _axes_to(layout, k)):
         if p in derived:
             continue
         keep = sets[p]
@@ -275,7 +275,7 @@ def _sharing(layout: Layout, k: int) -> dict[str, list[frozenset[str]]]:
         others = [layout.names_of(q) for q in range(len(layout.operands)) if q != k]
         return {name: [own for own in others if name in own] for name in layout.names_of(k) - outer}
 
-    found: dict[str, list[frozenset[str]]] = layout.once_of_form("sharing", k, find)
+    found: dict[str, list[frozenset[str]]] = layout.form.once("sharing", k, find)
     return found
 
 

@@ -32,8 +32,9 @@ CARRIED = ("removed_by", "removed_shares", "removed_rows")
 HALF = (torch.float16, torch.bfloat16)
 EITHER = 0
 """The axis of the channels of a module that takes images, (n, c, h, w), and tokens, (..., c)."""
-_PADDED = 2  # zeros for each channel that is left, up to which to write them takes less than to do without
 _AT_ONCE = 1 << 18  # numbers that several passes are made over while they are in the cache
+# Zeros for each channel that is left, and numbers in all, up to which to write the zeros out takes less than passes.
+_FEW_ZEROS, _FEW = 2, _AT_ONCE // 2
 
 
 def along(axis: int, ndim: int) -> int:
@@ -175,9 +176,9 @@ def corrected(
         assert made is not None
         return made.view(x.shape)
     dtype = x.dtype
-    zeros = not (gone_mean or gone_spread) and 0 < gone <= _PADDED * left and x.numel() <= _AT_ONCE // 2
-    if zeros and dtype in HALF and all(t is None or t.dtype == dtype for t in (weight, bias)):
-        return padded(x, weight, bias, eps, gone)
+    few_zeros = 0 < gone <= _FEW_ZEROS * left and x.numel() <= _FEW and not (gone_mean or gone_spread)
+    if few_zeros and dtype in HALF and all(t is None or t.dtype == dtype for t in (weight, bias)):
+        return _padded(x, weight, bias, eps, gone)
     if dtype in HALF:
         dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
         x = x.float()
@@ -199,14 +200,12 @@ def corrected(
     return y if y.dtype == dtype else y.to(dtype)
 
 
-def padded(
+def _padded(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, gone: int
 ) -> torch.Tensor:
-    """The kernel over the last axis and as many zeros as went: of little it takes less time than the small calls of all
-    that would otherwise be made in a wider type."""
-    wide = [t if t is None else F.pad(t, (0, gone)) for t in (x, weight, bias)]
-    assert wide[0] is not None
-    return F.pad(F.layer_norm(wide[0], (x.shape[-1] + gone,), wide[1], wide[2], eps), (0, -gone))
+    """The kernel over the last axis and as many zeros as went, for little that would else be made in a wider type."""
+    weight, bias = (t if t is None else F.pad(t, (0, gone)) for t in (weight, bias))
+    return F.pad(F.layer_norm(F.pad(x, (0, gone)), (x.shape[-1] + gone,), weight, bias, eps), (0, -gone))
 
 
 class LayerNormForward(Compensated):
