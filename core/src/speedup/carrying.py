@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from speedup.arrays import Bools, Floats, Indices
-from speedup.cutting import by_numpy, take
-from speedup.kept import kept_of
+from speedup.cutting import by_numpy, room_like, take, take_into
 from speedup.layout import Layout
 from speedup.node import Node, Value
 from speedup.order import in_order
@@ -56,7 +55,7 @@ def carry(node: Node, gone: Removed, rows: Rows, keeps: KeepSets, bias: bool) ->
     at = np.searchsorted(weight.columns, targets)
     ways = []
     with np.errstate(invalid="ignore", over="ignore"):  # a weight may have anything
-        for part, new in weight.parts(sources, max(len(sources), len(targets))):
+        for part, new in weight.parts(sources):
             # By way of one column per unknown.
             way = matmul(going, weight.factored(part))
             carriers = weight.factored(take(new, weight.axes.axis, at))
@@ -180,7 +179,7 @@ class _Weight:
         axes: its axes.
         is_cut: whether only what is kept is made: it is a box, and groups and parts of axes stay whole.
         columns: the indices of the contracted name that are made.
-        new: what is made; first what is kept as it is.
+        new: what is made; ``parts`` puts there what is kept, as it is.
         shape: that of what is made, with the axes that the weight has.
     """
 
@@ -203,34 +202,34 @@ class _Weight:
         self._by_numpy = by_numpy(self._whole)
         self._mask = by_names(layout, k, value.mask if value.is_source else None)
         self.columns = self._at(axes.axis)
-        made = kept_of(keeps, value) if self.is_cut else self._read({})
-        self.shape = made.shape if self.is_cut else torch.Size(value.shape)
-        if made is self._whole:
-            made = made.clone()
-        self.new = made.reshape([len(self._kept[a]) if a in self._kept else s for a, s in enumerate(axes.sizes)])
+        self.shape = keeps.shape(value) if self.is_cut else tuple(value.shape)
+        self.new = room_like(self._whole, [len(self._at(a)) for a in range(len(axes.sizes))])
 
     def _at(self, axis: int) -> Indices:
         """The indices of an axis that are made."""
         return self._kept[axis] if axis in self._kept else np.arange(self._whole.shape[axis])
 
-    def parts(self, columns: Indices, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Some columns of some rows that are made; and where these rows are made.
+    def parts(self, columns: Indices) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Some columns, by index of the contracted name, of some rows that are made; and these rows, in their place.
 
-        Args:
-            columns: indices of the contracted name.
-            most: how many columns are computed with at a time.
+        A row is read once: for what is kept of it, and for what is computed with.
         """
-        axis, rest = self.axes.axis, self.axes.rest
-        chosen = self._kept | {axis: columns}
-        if not rest:
-            yield self._read(chosen), self.new
+        if not self.axes.rest:
+            yield self._part(self._read({}), columns, self.new), self.new
             return
-        first = rest[0]
-        at = self._at(first)
-        step = max(1, AT_ONCE * len(at) * self.new.shape[axis] // max(1, self.new.numel() * most))
+        axis, first = self.axes.axis, self.axes.rest[0]
+        at, lines = self._at(first), {a: indices for a, indices in self._kept.items() if a != axis}
+        row = self.new.numel() // max(1, len(at) * self.new.shape[axis]) * self._whole.shape[axis]
+        step = max(1, 2 * AT_ONCE // max(1, row))
         for start in range(0, len(at), step):
             rows = at[start : start + step]
-            yield self._read(chosen | {first: rows}), self.new.narrow(first, start, len(rows))
+            new = self.new.narrow(first, start, len(rows))
+            yield self._part(self._read(lines | {first: rows}), columns, new), new
+
+    def _part(self, rows: torch.Tensor, columns: Indices, new: torch.Tensor) -> torch.Tensor:
+        """Put what is kept of some rows in its place; some columns of them."""
+        take_into(new, rows, self.axes.axis, self.columns)
+        return take(rows, self.axes.axis, columns)
 
     def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
         return masked_part(self._whole, self._mask, chosen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +16,8 @@ from speedup.regular import kept_shape, ragged_axes, varied
 Line: TypeAlias = tuple[int, Indices]  # an axis, and what is kept of it
 
 _FEW = 1 << 12  # entries, up to which the way to NumPy and back takes longer than what torch does
-_BLOCK = 1 << 18  # bytes of what two cuts in turn leave between them: what a core has at hand
+_MANY = 1 << 16  # entries, up to which memory of torch is as good as that of NumPy
+_BLOCK = 1 << 20  # bytes of what two cuts in turn leave between them: what cores have at hand
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # As which type NumPy is shown entries: one of the same width where it has none of their own.
 _SHOWN = {dtype: dtype for dtype in (*_INTEGERS, torch.float16, torch.float32, torch.float64)} | {
@@ -23,6 +25,7 @@ _SHOWN = {dtype: dtype for dtype in (*_INTEGERS, torch.float16, torch.float32, t
     torch.float8_e4m3fn: torch.uint8,
     torch.float8_e5m2: torch.uint8,
 }
+_NUMPY = {dtype: torch.empty(0, dtype=shown).numpy().dtype for dtype, shown in _SHOWN.items()}
 
 
 def cut(tensor: torch.Tensor, keep: Bools) -> torch.Tensor:
@@ -67,7 +70,7 @@ def cut_indices(tensor: torch.Tensor, indices: Mapping[int, Indices]) -> torch.T
     axes = [axis for axis, kept in indices.items() if len(kept) < shape[axis]]
     if len(axes) == 1:
         return take(tensor, axes[0], indices[axes[0]])
-    if len(axes) == 2 and _is_cut_by_numpy(tensor, max(axes)):
+    if len(axes) == 2 and tensor.nbytes > _BLOCK and _is_plain(tensor):
         first, second = sorted(axes)
         return _take_both(tensor, (first, indices[first]), (second, indices[second]))
     for axis in sorted(axes, key=lambda axis: len(indices[axis]) / shape[axis]):
@@ -84,21 +87,37 @@ def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor
 
 def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     """Some indices of an axis, as a new tensor."""
-    if tensor.numel() <= _FEW or not _is_cut_by_numpy(tensor, axis):
+    by_torch = _is_cut_by_torch(tensor, axis)
+    if tensor.numel() <= (_MANY if by_torch else _FEW) or not _is_plain(tensor):
         at = torch.from_numpy(indices)
         return tensor.detach().index_select(axis, at if tensor.is_cpu else at.to(tensor.device))
-    given = _entries(tensor)
-    made = room((*given.shape[:axis], len(indices), *given.shape[axis + 1 :]), given.dtype)
-    given.take(indices, axis, out=made, mode="clip")  # "raise" would fill a buffer first
-    return torch.from_numpy(made).view(tensor.dtype)
+    made = _room(_shape(tensor.shape, (axis, indices)), tensor.dtype)
+    _take_into(made, tensor.detach(), axis, indices, by_torch)
+    return made
 
 
-def take_into(room: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indices) -> None:
+def take_into(made: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indices) -> None:
     """As ``take``, into a contiguous tensor that is there."""
-    if _is_cut_by_numpy(tensor, axis):
-        _entries(tensor).take(indices, axis, out=_entries(room), mode="clip")
-    else:
-        torch.index_select(tensor, axis, torch.from_numpy(indices).to(tensor.device), out=room)
+    _take_into(made, tensor.detach(), axis, indices, _is_cut_by_torch(tensor, axis) or not _is_plain(tensor))
+
+
+def _take_into(made: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indices, by_torch: bool) -> None:
+    if not by_torch:
+        _entries(tensor).take(indices, axis, out=_entries(made), mode="clip")  # "raise" would fill a buffer first
+        return
+    if axis > 0 and tensor.is_contiguous() and made.is_contiguous():
+        # As fast as said below only along the first axis, or the second one.
+        new = int(prod(tensor.shape[:axis]) > 1)
+        tensor, made, axis = tensor.flatten(0, axis - new), made.flatten(0, axis - new), new
+    at = torch.from_numpy(indices)
+    torch.index_select(tensor, axis, at if tensor.is_cpu else at.to(tensor.device), out=made)
+
+
+def _is_cut_by_torch(tensor: torch.Tensor, axis: int) -> bool:
+    """Whether torch is at least as fast as NumPy: it takes whole lines in several threads, and has a way of its own for
+    single entries of float32."""
+    shape = tensor.shape
+    return axis == 0 or prod(shape[:axis]) == 1 or (tensor.dtype is torch.float32 and prod(shape[axis + 1 :]) == 1)
 
 
 def taken(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
@@ -112,14 +131,18 @@ def taken(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
 def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
     """Some indices of two axes, block by block, as they lie in memory: what the first cut leaves is never there as a
     whole."""
-    given = np.ascontiguousarray(_entries(tensor))  # else each block would make it so
-    made = room(_shape(given.shape, first, second), given.dtype)
+    given = tensor.detach().contiguous()  # else each block would make it so
+    made = _room(_shape(given.shape, first, second), given.dtype)
     (axis, indices), (other, others) = first, second
     step = max(1, _BLOCK * given.shape[axis] // max(given.nbytes, 1))
+    block, by_torch = None, [_is_cut_by_torch(given, a) for a in (axis, other)]
     for at in range(0, len(indices), step):
-        block = given.take(indices[at : at + step], axis)
-        block.take(others, other, out=made[(slice(None),) * axis + (slice(at, at + step),)], mode="clip")
-    return torch.from_numpy(made).view(tensor.dtype)
+        some = indices[at : at + step]
+        if block is None or len(some) < step:  # the last one has less
+            block = _room(_shape(given.shape, (axis, some)), given.dtype)
+        _take_into(block, given, axis, some, by_torch[0])
+        _take_into(made.narrow(axis, at, len(some)), block, other, others, by_torch[1])
+    return made
 
 
 def laid_out_like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -143,20 +166,28 @@ def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return np.empty(shape, dtype)
 
 
+def room_like(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Room for a tensor of the type of another one."""
+    return _room(shape, tensor.dtype) if _is_plain(tensor) else tensor.new_empty(shape)
+
+
+def _room(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(room(tuple(shape), _NUMPY[dtype])).view(dtype)
+
+
 def by_numpy(tensor: torch.Tensor) -> bool:
     """Whether NumPy is some times faster than torch."""
     return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
 
 
-def _is_cut_by_numpy(tensor: torch.Tensor, axis: int) -> bool:
-    """Whether NumPy is some times faster along an axis than torch, which takes whole lines along the first one as fast
-    where entries are narrow, and along the others has a way of its own for few types."""
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether NumPy can be shown the entries of a tensor."""
     plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return plain and tensor.is_cpu and tensor.dtype in _SHOWN and (axis > 0 or by_numpy(tensor))
+    return plain and tensor.is_cpu and tensor.dtype in _SHOWN
 
 
 def _entries(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The entries of a tensor that is cut by NumPy, as NumPy is shown them."""
+    """The entries of a plain tensor, as NumPy is shown them."""
     found: np.ndarray[Any, Any] = tensor.detach().view(_SHOWN[tensor.dtype]).numpy()
     return found
 
