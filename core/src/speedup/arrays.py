@@ -26,7 +26,8 @@ _Axes: TypeAlias = tuple[int, ...]
 
 ZERO = np.zeros(())  # with an array a call of NumPy takes half the time that it takes with a number
 _FEW = 4096  # entries, up to which counting them all is faster than looking for one
-_MANY, _SHORT = 1 << 14, 64  # entries of an array, from which on, and of axes, up to which, see ``_joined``
+_MANY = 1 << 14  # entries of an array, from which on it matters in which order they are joined
+_SHORT, _NARROW = 16, 64  # entries of an axis, and of what lies within one of its indices, see ``_joined_along``
 _WRITEABLE = 0x400  # NPY_ARRAY_WRITEABLE
 
 
@@ -66,14 +67,26 @@ def _joined(join: np.ufunc, array: Bools, axes: int | tuple[int, ...]) -> Bools:
     wide = tuple([a for a in ((axes,) if isinstance(axes, int) else axes) if shape[a] != 1])
     if not wide:
         return array
-    if array.size > _MANY and 0 < prod([shape[a] for a in wide]) <= _SHORT:
-        # NumPy goes through each few entries by itself: index by index takes a fifth of the time. The last axis first,
-        # as it mostly lies next in memory: what is left of it lies evenly.
-        for axis in sorted(wide, reverse=True):
-            before = (slice(None),) * axis
-            array = functools.reduce(join, [array[(*before, slice(i, i + 1))] for i in range(shape[axis])])
+    if array.size > _MANY:
+        for axis in sorted(wide, reverse=True):  # the last one mostly lies next in memory: what is left lies evenly
+            array = _joined_along(join, array, axis)
         return array
     result: Bools = join.reduce(array, axis=wide, keepdims=True)
+    return result
+
+
+def _joined_along(join: np.ufunc, array: Bools, axis: int) -> Bools:
+    """The same of one axis of a large array: NumPy goes through each few entries that lie in a row by themselves."""
+    size, within, before = array.shape[axis], prod(array.shape[axis + 1 :]), (slice(None),) * axis
+    if 0 < size <= _SHORT:  # index by index
+        return functools.reduce(join, [array[(*before, slice(i, i + 1))] for i in range(size)])
+    if size > 0 and 1 < within <= _NARROW:  # one half with the other one, again and again
+        while size > 1:
+            half = (size + 1) // 2
+            array = join(array[(*before, slice(half))], array[(*before, slice(size - half, size))])
+            size = half
+        return array
+    result: Bools = join.reduce(array, axis=axis, keepdims=True)
     return result
 
 

@@ -133,11 +133,12 @@ def kept_shape(keep: Bools, shape: tuple[int, ...]) -> tuple[int, ...]:
     if keep.size > 1 and keep.size in keep.shape:  # it varies along one axis
         axis = keep.shape.index(keep.size)
         return (*shape[:axis], count(keep), *shape[axis + 1 :])
-    sizes = [count(along(keep, a)) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
+    ragged: dict[int, int] = {}
     for axis in ragged_axes(keep):
-        sizes[axis] = int(keep.sum(axis=axis).max())
+        ragged[axis] = int(keep.sum(axis=axis).max())
         keep = any_of(keep, axis)
-    return tuple(sizes)
+    sizes = [count(along(keep, a)) if keep.shape[a] > 1 else shape[a] for a in range(keep.ndim)]
+    return tuple([ragged.get(a, size) for a, size in enumerate(sizes)])
 
 
 class Lines(dict[int, Bools]):

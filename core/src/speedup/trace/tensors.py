@@ -172,7 +172,7 @@ class Tensors:
             for tensor, value in self.alive()
             if id(tensor) not in known and memory_of(tensor) in memories
         ]
-        if not known.isdisjoint(self.sources):
+        if not self.sources.keys().isdisjoint(known):
             self._stored = None  # ``x.data = y`` gives it another memory
         for memory in memories:
             near += [
