@@ -164,26 +164,21 @@ def corrected(
     Args:
         gone, gone_mean, gone_spread: how many were removed, their mean and sum of squared deviations.
     """
-    left = x.shape[-1]
-    step = max(1, _AT_ONCE // left)
-    if type(x) is torch.Tensor and x.numel() > step * left:
-        rows = x.reshape(-1, left)
-        made: torch.Tensor | None = None
-        for start in range(0, len(rows), step):
-            part = corrected(rows[start : start + step], weight, bias, eps, gone, gone_mean, gone_spread)
-            made = part.new_empty(rows.shape) if made is None else made
-            made[start : start + step] = part
-        assert made is not None
-        return made.view(x.shape)
-    dtype = x.dtype
-    few_zeros = 0 < gone <= _FEW_ZEROS * left and x.numel() <= _FEW and not (gone_mean or gone_spread)
-    if few_zeros and dtype in HALF and all(t is None or t.dtype == dtype for t in (weight, bias)):
-        return _padded(x, weight, bias, eps, gone)
+    left, dtype = x.shape[-1], x.dtype
+    if x.numel() > max(_AT_ONCE, left) and type(x) is torch.Tensor:
+        return _in_parts(x, weight, bias, eps, gone, gone_mean, gone_spread)
     if dtype in HALF:
-        dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
+        if 0 < gone <= _FEW_ZEROS * left and x.numel() <= _FEW and not (gone_mean or gone_spread):
+            if all([t is None or t.dtype == dtype for t in (weight, bias)]):
+                return _padded(x, weight, bias, eps, gone)
+        if weight is not None and weight.dtype != dtype:
+            dtype = torch.promote_types(dtype, weight.dtype)
         x = x.float()
     # The kernel takes one type. An original with a forward of its own may bring weights to that of the input.
-    weight, bias = (t if t is None or t.dtype == x.dtype else t.to(x.dtype) for t in (weight, bias))
+    if weight is not None and weight.dtype != x.dtype:
+        weight = weight.to(x.dtype)
+    if bias is not None and bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
     if not gone:
         return F.layer_norm(x, (left,), weight, bias, eps).to(dtype)
     total = left + gone
@@ -191,21 +186,37 @@ def corrected(
     y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, (eps + gone_spread / total) / p)
     u = (mean - gone_mean if gone_mean else mean).mul_(inverse)
     whole, unit = u.square().add_(1 / q).rsqrt_(), (p * q) ** -0.5
-    shift = u.mul_(whole)
-    if bias is None:
-        y = y.mul_(whole).add_(shift if weight is None else shift * weight, alpha=q).mul_(unit)
-    else:
-        ones = bias.new_ones(()) if weight is None else weight
-        y = torch.addcmul(bias, shift, ones, value=q * unit).addcmul_(y, whole, value=unit)
+    y = y.add_(u, alpha=q) if weight is None else y.addcmul_(u, weight, value=q)
+    y = y.mul_(whole.mul_(unit)) if bias is None else torch.addcmul(bias, y, whole, value=unit)
     return y if y.dtype == dtype else y.to(dtype)
+
+
+def _in_parts(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """As ``corrected``, some positions at a time: several passes are made over each while it is in the cache."""
+    left = x.shape[-1]
+    rows, step = x.reshape(-1, left), max(1, _AT_ONCE // left)
+    made: torch.Tensor | None = None
+    for start in range(0, len(rows), step):
+        part = corrected(rows[start : start + step], *arguments)
+        made = part.new_empty(rows.shape) if made is None else made
+        made[start : start + step] = part
+    assert made is not None
+    return made.view(x.shape)
 
 
 def _padded(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, gone: int
 ) -> torch.Tensor:
     """The kernel over the last axis and as many zeros as went, for little that would else be made in a wider type."""
-    weight, bias = (t if t is None else F.pad(t, (0, gone)) for t in (weight, bias))
-    return F.pad(F.layer_norm(F.pad(x, (0, gone)), (x.shape[-1] + gone,), weight, bias, eps), (0, -gone))
+    left = x.shape[-1]
+    total = left + gone
+    if weight is not None and bias is not None:  # one call for both: how the zeros are scaled does not matter
+        scales = torch.cat([weight, bias] * (gone // left + 2))
+        weight, bias = scales.narrow(0, 0, total), scales.narrow(0, left, total)
+    else:
+        weight, bias = (t if t is None else torch.constant_pad_nd(t, (0, gone)) for t in (weight, bias))
+    y = F.layer_norm(torch.constant_pad_nd(x, (0, gone)), (total,), weight, bias, eps)
+    return y.narrow(-1, 0, left).contiguous()
 
 
 class LayerNormForward(Compensated):
