@@ -168,9 +168,9 @@ def corrected(
     if x.numel() > max(_AT_ONCE, left) and type(x) is torch.Tensor:
         return _in_parts(x, weight, bias, eps, gone, gone_mean, gone_spread)
     if dtype in HALF:
-        if 0 < gone <= _FEW_ZEROS * left and x.numel() <= _FEW and not (gone_mean or gone_spread):
-            if all([t is None or t.dtype == dtype for t in (weight, bias)]):
-                return _padded(x, weight, bias, eps, gone)
+        few_zeros = 0 < gone <= _FEW_ZEROS * left and x.numel() <= _FEW and not (gone_mean or gone_spread)
+        if few_zeros and all([t is None or t.dtype == dtype for t in (weight, bias)]):
+            return _padded(x, weight, bias, eps, gone)
         if weight is not None and weight.dtype != dtype:
             dtype = torch.promote_types(dtype, weight.dtype)
         x = x.float()
