@@ -48,7 +48,7 @@ def test_two_cuts_leave_no_more_between_them_than_a_block() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert small.nbytes <= peak < small.nbytes + 2**20 + 2**14
+    assert small.nbytes <= peak < small.nbytes + cutting._BLOCK + 2**14
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.complex64, torch.float8_e4m3fn])

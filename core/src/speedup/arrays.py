@@ -78,9 +78,9 @@ def _joined(join: np.ufunc, array: Bools, axes: int | tuple[int, ...]) -> Bools:
 def _joined_along(join: np.ufunc, array: Bools, axis: int) -> Bools:
     """The same of one axis of a large array: NumPy goes through each few entries that lie in a row by themselves."""
     size, within, before = array.shape[axis], prod(array.shape[axis + 1 :]), (slice(None),) * axis
-    if 0 < size <= _SHORT:  # index by index
+    if size <= _SHORT:  # index by index
         return functools.reduce(join, [array[(*before, slice(i, i + 1))] for i in range(size)])
-    if size > 0 and 1 < within <= _NARROW:  # one half with the other one, again and again
+    if 1 < within <= _NARROW:  # one half with the other one, again and again
         while size > 1:
             half = (size + 1) // 2
             array = join(array[(*before, slice(half))], array[(*before, slice(size - half, size))])

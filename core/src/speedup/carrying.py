@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from speedup.arrays import Bools, Floats, Indices
-from speedup.cutting import by_numpy, room_like, take, take_into
+from speedup.cutting import by_numpy, new_empty, take, take_into
 from speedup.layout import Layout
 from speedup.node import Node, Value
 from speedup.order import in_order
@@ -203,7 +203,7 @@ class _Weight:
         self._mask = by_names(layout, k, value.mask if value.is_source else None)
         self.columns = self._at(axes.axis)
         self.shape = keeps.shape(value) if self.is_cut else tuple(value.shape)
-        self.new = room_like(self._whole, [len(self._at(a)) for a in range(len(axes.sizes))])
+        self.new = new_empty(self._whole, [len(self._at(a)) for a in range(len(axes.sizes))])
 
     def _at(self, axis: int) -> Indices:
         """The indices of an axis that are made."""
@@ -214,22 +214,23 @@ class _Weight:
 
         A row is read once: for what is kept of it, and for what is computed with.
         """
+        axis = self.axes.axis
+        for rows, new in self._rows():
+            take_into(new, rows, axis, self.columns)
+            yield take(rows, axis, columns), new
+
+    def _rows(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The rows that are made, whole, some at a time; and where they are made."""
         if not self.axes.rest:
-            yield self._part(self._read({}), columns, self.new), self.new
+            yield self._read({}), self.new
             return
         axis, first = self.axes.axis, self.axes.rest[0]
-        at, lines = self._at(first), {a: indices for a, indices in self._kept.items() if a != axis}
-        row = self.new.numel() // max(1, len(at) * self.new.shape[axis]) * self._whole.shape[axis]
-        step = max(1, 2 * AT_ONCE // max(1, row))
+        at, kept = self._at(first), {a: indices for a, indices in self._kept.items() if a != axis}
+        size = prod([self._whole.shape[a] if a == axis else n for a, n in enumerate(self.new.shape) if a != first])
+        step = max(1, 2 * AT_ONCE // max(1, size))  # mostly half of a row is computed with
         for start in range(0, len(at), step):
             rows = at[start : start + step]
-            new = self.new.narrow(first, start, len(rows))
-            yield self._part(self._read(lines | {first: rows}), columns, new), new
-
-    def _part(self, rows: torch.Tensor, columns: Indices, new: torch.Tensor) -> torch.Tensor:
-        """Put what is kept of some rows in its place; some columns of them."""
-        take_into(new, rows, self.axes.axis, self.columns)
-        return take(rows, self.axes.axis, columns)
+            yield self._read(kept | {first: rows}), self.new.narrow(first, start, len(rows))
 
     def _read(self, chosen: Mapping[int, Indices]) -> torch.Tensor:
         return masked_part(self._whole, self._mask, chosen)

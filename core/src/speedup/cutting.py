@@ -87,22 +87,18 @@ def gather(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor
 
 def take(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     """Some indices of an axis, as a new tensor."""
-    by_torch = _is_cut_by_torch(tensor, axis)
-    if tensor.numel() <= (_MANY if by_torch else _FEW) or not _is_plain(tensor):
+    if tensor.numel() <= (_MANY if _is_cut_by_torch(tensor, axis) else _FEW) or not _is_plain(tensor):
         at = torch.from_numpy(indices)
         return tensor.detach().index_select(axis, at if tensor.is_cpu else at.to(tensor.device))
-    made = _room(_shape(tensor.shape, (axis, indices)), tensor.dtype)
-    _take_into(made, tensor.detach(), axis, indices, by_torch)
+    made = new_empty(tensor, _shape(tensor.shape, (axis, indices)))
+    take_into(made, tensor, axis, indices)
     return made
 
 
 def take_into(made: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indices) -> None:
-    """As ``take``, into a contiguous tensor that is there."""
-    _take_into(made, tensor.detach(), axis, indices, _is_cut_by_torch(tensor, axis) or not _is_plain(tensor))
-
-
-def _take_into(made: torch.Tensor, tensor: torch.Tensor, axis: int, indices: Indices, by_torch: bool) -> None:
-    if not by_torch:
+    """As ``take``, into a tensor that is there."""
+    tensor = tensor.detach()
+    if not _is_cut_by_torch(tensor, axis) and _is_plain(tensor):
         _entries(tensor).take(indices, axis, out=_entries(made), mode="clip")  # "raise" would fill a buffer first
         return
     if axis > 0 and tensor.is_contiguous() and made.is_contiguous():
@@ -132,16 +128,16 @@ def _take_both(tensor: torch.Tensor, first: Line, second: Line) -> torch.Tensor:
     """Some indices of two axes, block by block, as they lie in memory: what the first cut leaves is never there as a
     whole."""
     given = tensor.detach().contiguous()  # else each block would make it so
-    made = _room(_shape(given.shape, first, second), given.dtype)
+    made = new_empty(given, _shape(given.shape, first, second))
     (axis, indices), (other, others) = first, second
     step = max(1, _BLOCK * given.shape[axis] // max(given.nbytes, 1))
-    block, by_torch = None, [_is_cut_by_torch(given, a) for a in (axis, other)]
+    block = None
     for at in range(0, len(indices), step):
         some = indices[at : at + step]
         if block is None or len(some) < step:  # the last one has less
-            block = _room(_shape(given.shape, (axis, some)), given.dtype)
-        _take_into(block, given, axis, some, by_torch[0])
-        _take_into(made.narrow(axis, at, len(some)), block, other, others, by_torch[1])
+            block = new_empty(given, _shape(given.shape, (axis, some)))
+        take_into(block, given, axis, some)
+        take_into(made.narrow(axis, at, len(some)), block, other, others)
     return made
 
 
@@ -166,13 +162,11 @@ def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return np.empty(shape, dtype)
 
 
-def room_like(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Room for a tensor of the type of another one."""
-    return _room(shape, tensor.dtype) if _is_plain(tensor) else tensor.new_empty(shape)
-
-
-def _room(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(room(tuple(shape), _NUMPY[dtype])).view(dtype)
+def new_empty(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """As ``tensor.new_empty(shape)``, in ``room`` where that can be."""
+    if not _is_plain(tensor):
+        return tensor.new_empty(shape)
+    return torch.from_numpy(room(tuple(shape), _NUMPY[tensor.dtype])).view(tensor.dtype)
 
 
 def by_numpy(tensor: torch.Tensor) -> bool:
