@@ -93,7 +93,7 @@ def test_the_files_are_readable(saved: Path) -> None:
     told = json.loads((saved / "speedup.json").read_text())
     assert (told["format"], told["version"]) == ("speedup", 1)
     assert told["modules"]["lstm"]["attributes"] == {"hidden_size": {"before": 10, "after": 8}}
-    assert told["modules"]["norm"]["becomes"] == [{"overlay": "norm.LayerNormForward"}]
+    assert told["modules"]["norm"]["becomes"] == [{"overlay": "norm.ZerosForward"}]
     assert told["provenance"]["rounds"][0]["parameters"][0] == 4664
     assert load_file(saved / "model.safetensors")["up.weight"].shape == (14, 13, 1)
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import wrap_torch_function
 
-from speedup_plugin_norm.compensated import HALF, corrected, is_plain, normalized
+from speedup_plugin_norm.compensated import normalized
+from speedup_plugin_norm.inference import HALF, counted, is_plain
 
 
 @wrap_torch_function(lambda input, *_, **__: (input,))
@@ -30,8 +31,8 @@ def layer_norm(
 ) -> torch.Tensor:
     """As ``F.layer_norm`` over the last axis, of ``total`` channels at first."""
     gone = total - input.shape[-1]
-    if eps > 0 and is_plain():
-        return corrected(input, weight, bias, eps, gone, gone_mean, gone_spread)
+    if eps > 0 and is_plain(input):
+        return counted(input, weight, bias, eps, gone, gone_mean, gone_spread)
     y = normalized(_wide(input), (-1,), eps, gone, gone_mean, gone_spread).to(input.dtype)
     return _scaled(y, weight, bias, (-1,))
 

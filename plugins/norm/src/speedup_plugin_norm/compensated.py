@@ -18,6 +18,7 @@ per position. They are of a subclass of the class that they replace, with the sa
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,16 +26,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup import Overlay, overlaid, plain_class
+from speedup_plugin_norm.inference import HALF, counted, is_plain
 
 PLAIN = ("weight", "bias")
 REMOVED = ("removed", "removed_mean", "removed_spread")
 CARRIED = ("removed_by", "removed_shares", "removed_rows")
-HALF = (torch.float16, torch.bfloat16)
+_USUAL = {
+    **{"stat_axis": -1, "removed_mean": 0.0, "removed_spread": 0.0, "stat_tail": (), "stat_offset": 0.0},
+    **{"stat_names": PLAIN, "stat_spread": "var", "stat_total": None},
+}
 EITHER = 0
 """The axis of the channels of a module that takes images, (n, c, h, w), and tokens, (..., c)."""
-_AT_ONCE = 1 << 18  # numbers that several passes are made over while they are in the cache
-# Zeros for each channel that is left, and numbers in all, up to which to write the zeros out takes less than passes.
-_FEW_ZEROS, _FEW = 2, _AT_ONCE // 2
 
 
 def along(axis: int, ndim: int) -> int:
@@ -137,88 +139,6 @@ def normalized(
     return result
 
 
-def is_plain() -> bool:
-    """Whether nothing but an answer is asked for.
-
-    A compiler fuses the plain calls better by itself. ``torch.jit.trace`` compares what it records with gradients with
-    what it records without, and is to see the same calls.
-    """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return not torch.is_grad_enabled() and not recorded
-
-
-def corrected(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-    gone: int,
-    gone_mean: float,
-    gone_spread: float,
-) -> torch.Tensor:
-    """The kernel over the last axis, corrected for what was removed. It gives no gradients of its statistics.
-
-    With u = (mean_kept - m) / kernel's deviation, of which the eps is such that p times its square is eps + s / N more
-    than p · var_kept: y = (kernel(x) + weight · q · u) / sqrt(p + p · q · u²) + bias, in few passes and small calls.
-
-    Args:
-        gone, gone_mean, gone_spread: how many were removed, their mean and sum of squared deviations.
-    """
-    left, dtype = x.shape[-1], x.dtype
-    if x.numel() > max(_AT_ONCE, left) and type(x) is torch.Tensor:
-        return _in_parts(x, weight, bias, eps, gone, gone_mean, gone_spread)
-    if dtype in HALF:
-        few_zeros = 0 < gone <= _FEW_ZEROS * left and x.numel() <= _FEW and not (gone_mean or gone_spread)
-        if few_zeros and all([t is None or t.dtype == dtype for t in (weight, bias)]):
-            return _padded(x, weight, bias, eps, gone)
-        if weight is not None and weight.dtype != dtype:
-            dtype = torch.promote_types(dtype, weight.dtype)
-        x = x.float()
-    # The kernel takes one type. An original with a forward of its own may bring weights to that of the input.
-    if weight is not None and weight.dtype != x.dtype:
-        weight = weight.to(x.dtype)
-    if bias is not None and bias.dtype != x.dtype:
-        bias = bias.to(x.dtype)
-    if not gone:
-        return F.layer_norm(x, (left,), weight, bias, eps).to(dtype)
-    total = left + gone
-    p, q = left / total, gone / total
-    y, mean, inverse = torch.native_layer_norm(x, (left,), weight, None, (eps + gone_spread / total) / p)
-    u = (mean - gone_mean if gone_mean else mean).mul_(inverse)
-    whole, unit = u.square().add_(1 / q).rsqrt_(), (p * q) ** -0.5
-    y = y.add_(u, alpha=q) if weight is None else y.addcmul_(u, weight, value=q)
-    y = y.mul_(whole.mul_(unit)) if bias is None else torch.addcmul(bias, y, whole, value=unit)
-    return y if y.dtype == dtype else y.to(dtype)
-
-
-def _in_parts(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    """As ``corrected``, some positions at a time: several passes are made over each while it is in the cache."""
-    left = x.shape[-1]
-    rows, step = x.reshape(-1, left), max(1, _AT_ONCE // left)
-    made: torch.Tensor | None = None
-    for start in range(0, len(rows), step):
-        part = corrected(rows[start : start + step], *arguments)
-        made = part.new_empty(rows.shape) if made is None else made
-        made[start : start + step] = part
-    assert made is not None
-    return made.view(x.shape)
-
-
-def _padded(
-    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, gone: int
-) -> torch.Tensor:
-    """The kernel over the last axis and as many zeros as went, for little that would else be made in a wider type."""
-    left = x.shape[-1]
-    total = left + gone
-    if weight is not None and bias is not None:  # one call for both: how the zeros are scaled does not matter
-        scales = torch.cat([weight, bias] * (gone // left + 2))
-        weight, bias = scales.narrow(0, 0, total), scales.narrow(0, left, total)
-    else:
-        weight, bias = (t if t is None else torch.constant_pad_nd(t, (0, gone)) for t in (weight, bias))
-    y = F.layer_norm(torch.constant_pad_nd(x, (0, gone)), (total,), weight, bias, eps)
-    return y.narrow(-1, 0, left).contiguous()
-
-
 class LayerNormForward(Compensated):
     """Over one axis, see ``along``."""
 
@@ -227,15 +147,40 @@ class LayerNormForward(Compensated):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         axis = along(self.stat_axis, x.ndim)
         last = self.stat_eps > 0 and axis in (-1, x.ndim - 1) and self.stat_spread == "var"
-        if last and not self.is_carried and is_plain():
+        if last and not self.is_carried and is_plain(x):
             weight, bias = (t if t is None or t.ndim == 1 else t.reshape(-1) for t in _scale_of(self))
             gone = self.gone(x.shape[-1])
-            return self.behind(corrected(x, weight, bias, self.stat_eps, gone, self.removed_mean, self.removed_spread))
+            return self.behind(counted(x, weight, bias, self.stat_eps, gone, self.removed_mean, self.removed_spread))
         wide = x.float() if x.dtype in HALF else x
         y = self.normalize(wide, (axis,)).to(x.dtype)
         shape = [-1 if a == axis % x.ndim else 1 for a in range(x.ndim)]
         result = self.finish(y, shape)
         return result if x.dtype in HALF else result.to(x.dtype)
+
+
+class ZerosForward(LayerNormForward):
+    """What most become: over the last axis, with no more than a weight and a bias, and all that went were zeros.
+
+    Little is looked up and called before the numbers are: when a norm is reached, nothing of it is in the caches.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not is_plain(x):
+            return super().forward(x)
+        parameters = vars(self)["_parameters"]
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # it is computed from others since
+            weight, bias = self.weight, self.bias
+        return counted(x, weight, bias, self.stat_eps, self.removed)
+
+    @staticmethod
+    def fits(module: nn.Module, numbers: Mapping[str, Any]) -> bool:
+        """Whether it is what a module becomes that is compensated with these numbers."""
+        scale = vars(module)["_parameters"]
+        usual = all(numbers[name] == value for name, value in _USUAL.items()) and numbers["stat_eps"] > 0
+        held = all(name in scale and (scale[name] is None or scale[name].ndim == 1) for name in PLAIN)
+        return usual and held and not numbers.keys() & set(CARRIED)
 
 
 class RMSNormForward(Compensated):

@@ -21,6 +21,7 @@ from speedup_plugin_norm.compensated import (
     GroupNormForward,
     LayerNormForward,
     RMSNormForward,
+    ZerosForward,
     compensate,
 )
 from speedup_plugin_norm.counting import Counting
@@ -33,7 +34,7 @@ class LayerNorm(Counting):
     knows_width = True
     combines = True
     counting = (calls.layer_norm,)
-    makes = (LayerNormForward, calls.layer_norm)
+    makes = (LayerNormForward, ZerosForward, calls.layer_norm)
     call = "input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True"
 
     def signature(self, node: Node) -> str:
@@ -76,19 +77,18 @@ class LayerNorm(Counting):
         found = self.carried(node, keep, self.earlier(node))
         if not count.any() and found is None:
             return module
-        return compensate(
-            module,
-            LayerNormForward,
-            stat_axis=self.stat_axis(node),
-            stat_eps=self.eps(node),
-            removed=int(count[0]),
+        numbers = {
+            "stat_axis": self.stat_axis(node),
+            "stat_eps": self.eps(node),
+            "removed": int(count[0]),
             **self._numbers(node, found, float(mean[0]), float(spread[0])),
-            stat_tail=self.tail(node),
-            stat_offset=self.added(node),
-            stat_names=self.operands[1:],
-            stat_spread=self.spread(node),
-            stat_total=self.total(node),
-        )
+            "stat_tail": self.tail(node),
+            "stat_offset": self.added(node),
+            "stat_names": self.operands[1:],
+            "stat_spread": self.spread(node),
+            "stat_total": self.total(node),
+        }
+        return compensate(module, ZerosForward if ZerosForward.fits(module, numbers) else LayerNormForward, **numbers)
 
     def earlier(self, node: Node) -> Gone:
         """What went in earlier rounds."""

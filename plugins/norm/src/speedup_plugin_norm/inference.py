@@ -1,0 +1,116 @@
+"""Layer norms over the last axis and what was removed, where nothing but an answer is asked for.
+
+In few passes and few calls: when a norm is reached, the layer before it has left nothing of it in the caches, neither
+the numbers nor what is called, and each call takes several times as long as it does by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import constant_pad_nd as pad
+from torch import is_grad_enabled
+from torch._C import _get_tracing_state as is_traced
+from torch.compiler import is_dynamo_compiling
+from torch.linalg import vector_norm
+
+HALF = (torch.float16, torch.bfloat16)
+_AT_ONCE = 1 << 20  # numbers that several passes are made over before the next: of more, new memory is touched in each
+# Zeros for each channel that is left, and numbers in all, up to which to write the zeros out takes less than passes: of
+# half precision more, which passes would have to be made over in a wider type.
+_FEW_ZEROS, _FEW, _FEW_HALF = 2, 1 << 13, 1 << 17
+
+
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether nothing but an answer is asked for.
+
+    A compiler fuses the plain calls better by itself. ``torch.jit.trace`` compares what it records with gradients with
+    what it records without, and is to see the same calls. Exporters bring tensors of a class of their own.
+    """
+    return type(x) is torch.Tensor and not (is_grad_enabled() or is_dynamo_compiling() or is_traced())
+
+
+def counted(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    gone: int,
+    gone_mean: float = 0.0,
+    gone_spread: float = 0.0,
+) -> torch.Tensor:
+    """The layer norm over the last axis and what was removed; no gradients are to be taken.
+
+    Args:
+        gone, gone_mean, gone_spread: how many were removed, their mean and sum of squared deviations.
+    """
+    left, dtype, count = x.shape[-1], x.dtype, x.numel()
+    if count > _AT_ONCE and count > left:
+        return _in_parts(x, weight, bias, eps, gone, gone_mean, gone_spread)
+    few = count <= (_FEW_HALF if dtype in HALF else _FEW) and 0 < gone <= _FEW_ZEROS * left
+    alike = (weight is None or weight.dtype == dtype) and (bias is None or bias.dtype == dtype)
+    if few and alike and gone_mean == gone_spread == 0:
+        return _padded(x, weight, bias, eps, gone)
+    if dtype in HALF and weight is not None and weight.dtype != dtype:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    return _added_up(x, weight, bias, eps, gone, gone_mean, gone_spread).to(dtype)
+
+
+def _in_parts(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """As ``counted``, some positions at a time: several passes are made over each while it is in the cache."""
+    left = x.shape[-1]
+    rows, step = x.reshape(-1, left), max(1, _AT_ONCE // left)
+    made: torch.Tensor | None = None
+    for start in range(0, len(rows), step):
+        part = counted(rows[start : start + step], *arguments)
+        made = part.new_empty(rows.shape) if made is None else made
+        made[start : start + step] = part
+    assert made is not None
+    return made.view(x.shape)
+
+
+def _padded(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, gone: int
+) -> torch.Tensor:
+    """By the kernel, over as many zeros as went, for little that would else be made in a wider type."""
+    zeros, total = (0, gone), x.shape[-1] + gone
+    weight = weight if weight is None else pad(weight, zeros)
+    bias = bias if bias is None else pad(bias, zeros)
+    return pad(torch.native_layer_norm(pad(x, zeros), (total,), weight, bias, eps)[0], (0, -gone))
+
+
+def _added_up(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    gone: int,
+    gone_mean: float,
+    gone_spread: float,
+) -> torch.Tensor:
+    """By sums over what is left, in float32 at least: over all N channels, of which R went and were zeros,
+
+        N · variance = Σ (x - mean)² + R · mean²
+
+    The kernel's own result would have to be corrected in as many passes as all of it takes here, and ``var_mean`` takes
+    ten times as long as these sums.
+    """
+    wide = x.float() if x.dtype in HALF else x
+    # An original with a forward of its own may bring weights to the type of the input.
+    weight = weight if weight is None else weight.to(wide)
+    bias = bias if bias is None else bias.to(wide)
+    if not gone:
+        return F.layer_norm(wide, x.shape[-1:], weight, bias, eps)
+    if gone_mean:
+        wide = wide - gone_mean  # all are moved, so that zeros went
+    total, wide = x.shape[-1] + gone, wide.contiguous()
+    sums = wide.sum(-1, True)
+    y = wide.sub(sums, alpha=1 / total) if wide is x else wide.sub_(sums, alpha=1 / total)
+    squares = torch.addcmul(vector_norm(y, 2, -1, True).square(), sums, sums, value=gone / total**2)
+    y = y.mul_(squares.add_(eps * total + gone_spread).rsqrt_())
+    root = total**0.5
+    if weight is not None:
+        return y.mul_(root) * weight if bias is None else torch.addcmul(bias, y, weight, value=root)
+    return y.mul_(root) if bias is None else torch.add(bias, y, alpha=root)
