@@ -151,6 +151,21 @@ def test_transforms_of_functions(way: str, kind: str, dtype: torch.dtype, monkey
         assert torch.allclose(found.double(), wanted.double(), rtol=1e-12, atol=near)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_that_go_forward(way: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are taken where gradients are off, too."""
+    for name, value in WAYS[way].items():
+        monkeypatch.setattr(inference, name, value)
+    norm = made(KINDS[kind])
+    x, away = torch.randn(2, 4, 6, dtype=torch.float64)
+    step = 1e-6
+    with torch.no_grad():
+        _, found = torch.func.jvp(norm, (x,), (away,))
+        wanted = (norm(x + step * away) - norm(x - step * away)) / (2 * step)
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "other",
     [

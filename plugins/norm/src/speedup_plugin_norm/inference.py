@@ -11,16 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import constant_pad_nd as pad
-from torch import is_grad_enabled
+from torch import get_num_threads, is_grad_enabled
 from torch._C import _get_tracing_state as is_traced
 from torch.compiler import is_dynamo_compiling
 from torch.linalg import vector_norm
 
 HALF = (torch.float16, torch.bfloat16)
-_AT_ONCE = 1 << 20  # numbers that several passes are made over before the next: of more, new memory is touched in each
-# Zeros for each channel that is left, and numbers in all, up to which to write the zeros out takes less than passes: of
-# half precision more, which passes would have to be made over in a wider type.
-_FEW_ZEROS, _FEW, _FEW_HALF = 2, 1 << 13, 1 << 17
+_AT_ONCE = 1 << 20  # numbers that several passes are made over: of more, each touches memory that is new
+# Zeros for each channel that is left, and numbers for each thread, up to which to write the zeros out takes less than
+# passes: of half precision more, which passes would have to be made over in a wider type.
+_FEW_ZEROS, _FEW, _FEW_HALF = 2, 1 << 13, 3 << 14
 
 
 def is_plain(x: torch.Tensor) -> bool:
@@ -49,7 +49,7 @@ def counted(
     left, dtype, count = x.shape[-1], x.dtype, x.numel()
     if count > _AT_ONCE and count > left:
         return _in_parts(x, weight, bias, eps, gone, gone_mean, gone_spread)
-    few = count <= (_FEW_HALF if dtype in HALF else _FEW) and 0 < gone <= _FEW_ZEROS * left
+    few = count <= (_FEW_HALF if dtype in HALF else _FEW) * get_num_threads() and 0 < gone <= _FEW_ZEROS * left
     alike = (weight is None or weight.dtype == dtype) and (bias is None or bias.dtype == dtype)
     if few and alike and gone_mean == gone_spread == 0:
         return _padded(x, weight, bias, eps, gone)
@@ -59,7 +59,7 @@ def counted(
 
 
 def _in_parts(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    """As ``counted``, some positions at a time: several passes are made over each while it is in the cache."""
+    """As ``counted``, some positions at a time, so that the passes use the same memory again."""
     left = x.shape[-1]
     rows, step = x.reshape(-1, left), max(1, _AT_ONCE // left)
     made: torch.Tensor | None = None
@@ -99,8 +99,8 @@ def _added_up(
     """
     wide = x.float() if x.dtype in HALF else x
     # An original with a forward of its own may bring weights to the type of the input.
-    weight = weight if weight is None else weight.to(wide)
-    bias = bias if bias is None else bias.to(wide)
+    weight = weight if weight is None else weight.to(wide.dtype)
+    bias = bias if bias is None else bias.to(wide.dtype)
     if not gone:
         return F.layer_norm(wide, x.shape[-1:], weight, bias, eps)
     if gone_mean:
