@@ -6,13 +6,8 @@ squared deviations s. Then over all N
     mean = (n · mean_kept + R · m) / N
     N · var = n · (var_kept + (mean_kept - mean)²) + s + R · (m - mean)²
 
-which is what these modules compute. Written with the shares p = n / N and q = R / N it is
-
-    var = p · var_kept + p · q · (mean_kept - m)² + s / N
-    x - mean = (x - mean_kept) + q · (mean_kept - m)
-
-so that a layer norm over what is left, torch's own kernel, needs only be scaled and shifted once more, by two numbers
-per position. They are of a subclass of the class that they replace, with the same parameters.
+which is what these modules compute; where no gradients are asked for, layer norms do it as ``inference`` has it. They
+are of a subclass of the class that they replace, with the same parameters.
 """
 
 from __future__ import annotations
@@ -31,10 +26,6 @@ from speedup_plugin_norm.inference import HALF, counted, is_plain
 PLAIN = ("weight", "bias")
 REMOVED = ("removed", "removed_mean", "removed_spread")
 CARRIED = ("removed_by", "removed_shares", "removed_rows")
-_USUAL = {
-    **{"stat_axis": -1, "removed_mean": 0.0, "removed_spread": 0.0, "stat_tail": (), "stat_offset": 0.0},
-    **{"stat_names": PLAIN, "stat_spread": "var", "stat_total": None},
-}
 EITHER = 0
 """The axis of the channels of a module that takes images, (n, c, h, w), and tokens, (..., c)."""
 
@@ -156,6 +147,13 @@ class LayerNormForward(Compensated):
         shape = [-1 if a == axis % x.ndim else 1 for a in range(x.ndim)]
         result = self.finish(y, shape)
         return result if x.dtype in HALF else result.to(x.dtype)
+
+
+# What ``ZerosForward`` does not ask for again.
+_USUAL = {
+    **{"stat_axis": -1, "removed_mean": 0.0, "removed_spread": 0.0, "stat_tail": (), "stat_offset": 0.0},
+    **{"stat_names": PLAIN, "stat_spread": "var", "stat_total": None},
+}
 
 
 class ZerosForward(LayerNormForward):
