@@ -1,4 +1,4 @@
-"""Layer norms that count what was removed, where no gradients are asked for: in few passes."""
+"""Layer norms that count what was removed, where no gradients are asked for."""
 
 from __future__ import annotations
 
@@ -33,6 +33,23 @@ WAYS = {  # how many numbers, of which kind, are worth what: see ``inference``
 }
 
 
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way of computing them, whatever the numbers and threads."""
+    for name, value in WAYS[request.param].items():
+        monkeypatch.setattr(inference, name, value)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which way was taken: ``_padded``, or ``vector_norm`` for sums."""
+    names: list[str] = []
+    for name in ("_padded", "vector_norm"):
+        real = getattr(inference, name)
+        monkeypatch.setattr(inference, name, lambda *a, real=real, name=name: names.append(name) or real(*a))
+    return names
+
+
 def made(given: Given, weight: bool = True, **options: Any) -> nn.Module:
     norm = nn.LayerNorm(6, **options).double()
     if not weight:
@@ -56,15 +73,11 @@ def plain(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return result.detach()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("given", KINDS.values(), ids=list(KINDS))
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"weight": False}, {"elementwise_affine": False}], ids=str)
 @pytest.mark.parametrize("change", [lambda x: x, lambda x: 1e3 * x + 1e4, lambda x: 1e-6 * x, lambda x: x[0]])
-def test_the_answer_is_that_of_plain_calls(
-    way: str, given: Given, options: Given, change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in WAYS[way].items():
-        monkeypatch.setattr(inference, name, value)
+def test_the_answer_is_that_of_plain_calls(given: Given, options: Given, change: Callable[..., Any]) -> None:
     norm = made(given, **options)
     x = change(torch.randn(3, 4, 6, dtype=torch.float64))
     before = x.clone()
@@ -75,11 +88,9 @@ def test_the_answer_is_that_of_plain_calls(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("given", KINDS.values(), ids=list(KINDS))
-@pytest.mark.parametrize("way", WAYS)
-def test_of_inputs_as_they_come(way: str, given: Given, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("way")
+def test_of_inputs_as_they_come(given: Given, dtype: torch.dtype) -> None:
     """Transposed, expanded, and empty ones; they stay what they were, and the answer is contiguous, as the kernel's."""
-    for name, value in WAYS[way].items():
-        monkeypatch.setattr(inference, name, value)
     norm = made(given).to(dtype)
     for x in (torch.randn(6, 4, 3).permute(2, 1, 0), torch.randn(1, 4, 6).expand(3, 4, 6), torch.randn(0, 4, 6)):
         x = x.to(dtype)
@@ -89,25 +100,21 @@ def test_of_inputs_as_they_come(way: str, given: Given, dtype: torch.dtype, monk
         assert torch.allclose(a.float(), b.float(), rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 0.1)
 
 
-def test_only_where_nothing_but_an_answer_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-    for name in ("_padded", "_added_up"):
-        real = getattr(inference, name)
-        monkeypatch.setattr(inference, name, lambda *a, real=real, name=name: called.append(name) or real(*a))
+def test_only_where_nothing_but_an_answer_is_asked_for(ran: list[str]) -> None:
     x = torch.randn(2, 6, dtype=torch.float64)
-    for kind, way in (("zeros", "_padded"), ("constants", "_added_up")):
-        called.clear()
+    for kind, way in (("zeros", "_padded"), ("constants", "vector_norm")):
+        ran.clear()
         norm = made(KINDS[kind])
         both(norm, x)
-        assert called == [way]
+        assert ran == [way]
         with torch.no_grad():
             norm(x.as_subclass(Marked))
             torch.jit.trace(norm, (x,), check_trace=False)
             torch.export.export(norm, (x,))
-        assert called == [way]
+        assert ran == [way]
     norm.stat_eps = 0.0  # type: ignore[assignment]
     both(norm, x)
-    assert called == [way], "an eps of 0 leaves no number to divide by where all that is left is the same"
+    assert ran == [way], "an eps of 0 leaves no number to divide by where all that is left is the same"
 
 
 class Marked(torch.Tensor):
@@ -133,13 +140,11 @@ def test_a_weight_that_is_computed_from_others(kind: str) -> None:
     assert torch.allclose(a, b, rtol=1e-12)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_transforms_of_functions(way: str, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transforms_of_functions(kind: str, dtype: torch.dtype) -> None:
     """Ensembles by ``vmap``, over inputs, parameters or both."""
-    for name, value in WAYS[way].items():
-        monkeypatch.setattr(inference, name, value)
     norms = [made(KINDS[kind]).to(dtype) for _ in range(3)]
     parameters, buffers = torch.func.stack_module_state(norms)
     x = torch.randn(3, 4, 6).to(dtype)
@@ -154,12 +159,10 @@ def test_transforms_of_functions(way: str, kind: str, dtype: torch.dtype, monkey
         assert torch.allclose(found.double(), wanted.double(), rtol=1e-12, atol=near)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", KINDS)
-def test_derivatives_that_go_forward(way: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_derivatives_that_go_forward(kind: str) -> None:
     """They are taken where gradients are off, too."""
-    for name, value in WAYS[way].items():
-        monkeypatch.setattr(inference, name, value)
     norm = made(KINDS[kind])
     x, away = torch.randn(2, 4, 6, dtype=torch.float64)
     step = 1e-6
@@ -254,23 +257,29 @@ def test_half_precision_is_rounded_once(options: Given, dtype: torch.dtype, give
 
 
 @pytest.mark.parametrize(
-    ("removed", "rows", "dtype", "way"),
+    ("removed", "rows", "dtype", "threads", "how"),
     [
-        (5, 2, torch.bfloat16, "_padded"),
-        (5, 2**11, torch.bfloat16, "_padded"),
-        (13, 2, torch.bfloat16, "_added_up"),
-        (5, 2**15, torch.bfloat16, "_added_up"),
-        (5, 2, torch.float32, "_padded"),
-        (5, 2**11, torch.float32, "_added_up"),
+        (5, 2, torch.bfloat16, 1, "_padded"),
+        (5, 2**13, torch.bfloat16, 1, "_padded"),
+        (5, 2**13 + 1, torch.bfloat16, 1, "vector_norm"),
+        (5, 2**13 + 1, torch.bfloat16, 2, "_padded"),
+        (12, 2, torch.bfloat16, 1, "_padded"),
+        (13, 2, torch.bfloat16, 1, "vector_norm"),
+        (5, 2, torch.float32, 1, "_padded"),
+        (5, 2**11, torch.float32, 1, "vector_norm"),
+        (5, 2**11, torch.float32, 2, "_padded"),
     ],
 )
 def test_few_zeros_are_written_out(
-    removed: int, rows: int, dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch
+    removed: int,
+    rows: int,
+    dtype: torch.dtype,
+    threads: int,
+    how: str,
+    ran: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    called: list[str] = []
-    for name in ("_padded", "_added_up"):
-        real = getattr(inference, name)
-        monkeypatch.setattr(inference, name, lambda *a, real=real, name=name: called.append(name) or real(*a))
+    monkeypatch.setattr(inference, "get_num_threads", lambda: threads)
     with torch.no_grad():
         made({"removed": removed}).to(dtype)(torch.randn(rows, 6).to(dtype))
-    assert called == [way]
+    assert ran == [how]

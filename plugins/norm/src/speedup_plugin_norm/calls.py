@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.overrides import wrap_torch_function
 
 from speedup_plugin_norm.compensated import normalized
-from speedup_plugin_norm.inference import HALF, counted, is_plain
+from speedup_plugin_norm.inference import counting_layer_norm, is_inference, widened
 
 
 @wrap_torch_function(lambda input, *_, **__: (input,))
@@ -31,9 +31,9 @@ def layer_norm(
 ) -> torch.Tensor:
     """As ``F.layer_norm`` over the last axis, of ``total`` channels at first."""
     gone = total - input.shape[-1]
-    if eps > 0 and is_plain(input):
-        return counted(input, weight, bias, eps, gone, gone_mean, gone_spread)
-    y = normalized(_wide(input), (-1,), eps, gone, gone_mean, gone_spread).to(input.dtype)
+    if eps > 0 and is_inference(input):
+        return counting_layer_norm(input, weight, bias, eps, gone, gone_mean, gone_spread)
+    y = normalized(widened(input), (-1,), eps, gone, gone_mean, gone_spread).to(input.dtype)
     return _scaled(y, weight, bias, (-1,))
 
 
@@ -72,14 +72,10 @@ def group_norm(
 ) -> torch.Tensor:
     """As ``F.group_norm``, of ``total`` channels in each group at first."""
     left = input.shape[1] // num_groups
-    grouped = _wide(input).reshape(input.shape[0], num_groups, left, -1)
+    grouped = widened(input).reshape(input.shape[0], num_groups, left, -1)
     y = normalized(grouped, (2, 3), eps, total - left, gone_mean, gone_spread, positions=grouped.shape[3])
     y = y.reshape(input.shape).to(input.dtype)
     return _scaled(y, weight, bias, (-1, *(1,) * (input.ndim - 2)))
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.float() if x.dtype in HALF else x
 
 
 def _scaled(

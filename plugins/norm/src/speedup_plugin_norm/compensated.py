@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedup import Overlay, overlaid, plain_class
-from speedup_plugin_norm.inference import HALF, counted, is_plain
+from speedup_plugin_norm.inference import HALF, counting_layer_norm, is_inference, widened
 
 PLAIN = ("weight", "bias")
 REMOVED = ("removed", "removed_mean", "removed_spread")
@@ -138,11 +138,11 @@ class LayerNormForward(Compensated):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         axis = along(self.stat_axis, x.ndim)
         last = self.stat_eps > 0 and axis in (-1, x.ndim - 1) and self.stat_spread == "var"
-        if last and not self.is_carried and is_plain(x):
+        if last and not self.is_carried and is_inference(x):
             weight, bias = (t if t is None or t.ndim == 1 else t.reshape(-1) for t in _scale_of(self))
-            gone = self.gone(x.shape[-1])
-            return self.behind(counted(x, weight, bias, self.stat_eps, gone, self.removed_mean, self.removed_spread))
-        wide = x.float() if x.dtype in HALF else x
+            gone = self.gone(x.shape[-1]), self.removed_mean, self.removed_spread
+            return self.behind(counting_layer_norm(x, weight, bias, self.stat_eps, *gone))
+        wide = widened(x)
         y = self.normalize(wide, (axis,)).to(x.dtype)
         shape = [-1 if a == axis % x.ndim else 1 for a in range(x.ndim)]
         result = self.finish(y, shape)
@@ -163,14 +163,14 @@ class ZerosForward(LayerNormForward):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not is_plain(x):
+        if not is_inference(x):
             return super().forward(x)
         parameters = vars(self)["_parameters"]
         try:
             weight, bias = parameters["weight"], parameters["bias"]
         except KeyError:  # it is computed from others since
             weight, bias = self.weight, self.bias
-        return counted(x, weight, bias, self.stat_eps, self.removed)
+        return counting_layer_norm(x, weight, bias, self.stat_eps, self.removed)
 
     @staticmethod
     def fits(module: nn.Module, numbers: Mapping[str, Any]) -> bool:
@@ -190,7 +190,7 @@ class RMSNormForward(Compensated):
     stat_axis: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float() if x.dtype in HALF else x
+        wide = widened(x)
         axis = along(self.stat_axis, x.ndim)
         total = x.shape[axis] + self.gone(x.shape[axis])
         squares = wide.square().sum(axis, keepdim=True) + self.removed_spread
@@ -204,7 +204,7 @@ class GroupNormForward(Compensated):
     num_groups: int = 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float() if x.dtype in HALF else x
+        wide = widened(x)
         grouped = wide.reshape(x.shape[0], self.num_groups, x.shape[1] // self.num_groups, -1)
         y = self.normalize(grouped, (2, 3), grouped.shape[3]).reshape(x.shape).to(x.dtype)
         return self.finish(y, [1, -1] + [1] * (x.ndim - 2))

@@ -24,9 +24,8 @@ from torch import nn
 from speedup import Bools, Kept, Node, NodeFacts
 from speedup_plugin_norm.compensated import Compensated, compensate
 from speedup_plugin_norm.custom import tail_of, takes_one
+from speedup_plugin_norm.inference import widened
 from speedup_plugin_norm.zeros import ZerosGo
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class DeviationForward(Compensated):
 
 def divided(module: Any, x: torch.Tensor, form: Deviation, eps: float, removed: int) -> torch.Tensor:
     """What the layer computes where ``removed`` channels of every group were 0."""
-    wide = x.float() if x.dtype in _HALF else x
+    wide = widened(x)
     grouped, over = wide, [form.axis]
     if form.groups:
         grouped = wide.reshape(x.shape[0], form.groups, x.shape[1] // form.groups, *x.shape[2:])

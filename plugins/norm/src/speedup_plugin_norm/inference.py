@@ -1,7 +1,7 @@
 """Layer norms over the last axis and what was removed, where nothing but an answer is asked for.
 
-In few passes and few calls: when a norm is reached, the layer before it has left nothing of it in the caches, neither
-the numbers nor what is called, and each call takes several times as long as it does by itself.
+When a norm is reached, the layer before it has left nothing of it in the caches, neither numbers nor what is called: a
+call takes several times as long as it does by itself. So this is one function, and asks little.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import constant_pad_nd as pad
 from torch import get_num_threads, is_grad_enabled
-from torch._C import _get_tracing_state as is_traced
+from torch._C import (
+    _get_tracing_state as is_traced,  # as ``nn.Module`` asks; ``torch.jit.is_tracing`` is two calls more
+)
 from torch.compiler import is_dynamo_compiling
 from torch.linalg import vector_norm
 
@@ -22,7 +24,12 @@ _AT_ONCE = 1 << 20  # numbers that several passes are made over: of more, each t
 _FEW_ZEROS, _FEW, _FEW_HALF = 2, 1 << 13, 3 << 14
 
 
-def is_plain(x: torch.Tensor) -> bool:
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return x.float() if x.dtype in HALF else x
+
+
+def is_inference(x: torch.Tensor) -> bool:
     """Whether nothing but an answer is asked for.
 
     A compiler fuses the plain calls better by itself. ``torch.jit.trace`` compares what it records with gradients with
@@ -31,7 +38,7 @@ def is_plain(x: torch.Tensor) -> bool:
     return type(x) is torch.Tensor and not (is_grad_enabled() or is_dynamo_compiling() or is_traced())
 
 
-def counted(
+def counting_layer_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
@@ -41,6 +48,12 @@ def counted(
     gone_spread: float = 0.0,
 ) -> torch.Tensor:
     """The layer norm over the last axis and what was removed; no gradients are to be taken.
+
+    By sums over what is left, in float32 at least. Over all N channels, of which R went and were zeros,
+
+        N · variance = Σ (x - mean)² + R · mean²
+
+    Torch's kernel takes longer for its mean and variance than these sums do, and would have to be corrected.
 
     Args:
         gone, gone_mean, gone_spread: how many were removed, their mean and sum of squared deviations.
@@ -52,18 +65,36 @@ def counted(
     alike = (weight is None or weight.dtype == dtype) and (bias is None or bias.dtype == dtype)
     if few and alike and gone_mean == gone_spread == 0:
         return _padded(x, weight, bias, eps, gone)
-    if dtype in HALF and weight is not None and weight.dtype != dtype:
-        dtype = torch.promote_types(dtype, weight.dtype)
-    return _added_up(x, weight, bias, eps, gone, gone_mean, gone_spread).to(dtype)
+    wide = widened(x)
+    if weight is not None:
+        if dtype in HALF and weight.dtype != dtype:
+            dtype = torch.promote_types(dtype, weight.dtype)
+        # An original with a forward of its own may bring weights to the type of the input.
+        weight = weight.to(wide.dtype)
+    if bias is not None:
+        bias = bias.to(wide.dtype)
+    if gone_mean:
+        wide = wide - gone_mean  # all are moved, so that zeros went
+    total, wide = left + gone, wide.contiguous()
+    sums = wide.sum(-1, True)
+    y = wide.sub(sums, alpha=1 / total) if wide is x else wide.sub_(sums, alpha=1 / total)
+    squares = torch.addcmul(vector_norm(y, 2, -1, True).square(), sums, sums, value=gone / total**2)
+    y = y.mul_(squares.add_(eps * total + gone_spread).rsqrt_())
+    root = total**0.5
+    if weight is not None:
+        y = y.mul_(root) * weight if bias is None else torch.addcmul(bias, y, weight, value=root)
+    else:
+        y = y.mul_(root) if bias is None else torch.add(bias, y, alpha=root)
+    return y.to(dtype)
 
 
 def _in_parts(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    """As ``counted``, some positions at a time, so that the passes use the same memory again."""
+    """The same, some positions at a time, so that the passes use the same memory again."""
     left = x.shape[-1]
     rows, step = x.reshape(-1, left), max(1, _AT_ONCE // left)
     made: torch.Tensor | None = None
     for start in range(0, len(rows), step):
-        part = counted(rows[start : start + step], *arguments)
+        part = counting_layer_norm(rows[start : start + step], *arguments)
         made = part.new_empty(rows.shape) if made is None else made
         made[start : start + step] = part
     assert made is not None
@@ -73,41 +104,8 @@ def _in_parts(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
 def _padded(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, gone: int
 ) -> torch.Tensor:
-    """By the kernel, over as many zeros as went, for little that would else be made in a wider type."""
+    """The same by torch's kernel, over as many zeros as went."""
     zeros, total = (0, gone), x.shape[-1] + gone
     weight = weight if weight is None else pad(weight, zeros)
     bias = bias if bias is None else pad(bias, zeros)
     return pad(torch.native_layer_norm(pad(x, zeros), (total,), weight, bias, eps)[0], (0, -gone))
-
-
-def _added_up(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-    gone: int,
-    gone_mean: float,
-    gone_spread: float,
-) -> torch.Tensor:
-    """By sums over what is left, in float32 at least: over all N channels, of which R went and were zeros,
-
-        N · variance = Σ (x - mean)² + R · mean²
-
-    The kernel's own result would have to be corrected in as many passes as all of it takes here, and ``var_mean`` takes
-    ten times as long as these sums.
-    """
-    wide = x.float() if x.dtype in HALF else x
-    # An original with a forward of its own may bring weights to the type of the input.
-    weight = weight if weight is None else weight.to(wide.dtype)
-    bias = bias if bias is None else bias.to(wide.dtype)
-    if gone_mean:
-        wide = wide - gone_mean  # all are moved, so that zeros went
-    total, wide = x.shape[-1] + gone, wide.contiguous()
-    sums = wide.sum(-1, True)
-    y = wide.sub(sums, alpha=1 / total) if wide is x else wide.sub_(sums, alpha=1 / total)
-    squares = torch.addcmul(vector_norm(y, 2, -1, True).square(), sums, sums, value=gone / total**2)
-    y = y.mul_(squares.add_(eps * total + gone_spread).rsqrt_())
-    root = total**0.5
-    if weight is not None:
-        return y.mul_(root) * weight if bias is None else torch.addcmul(bias, y, weight, value=root)
-    return y.mul_(root) if bias is None else torch.add(bias, y, alpha=root)
